@@ -1,0 +1,341 @@
+"""The configuration: one strict model per stage, one complete YAML per run, every mistake reported at once.
+
+The settings of a stage are part of the key of its artifact. `machine`, `tracking`, `store`, `project` and the
+paths under `data` are not: they say where and how fast, not what.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Arm = Literal["mae", "scratch", "linear_probe", "hog"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Confidence = Annotated[float, Field(gt=0.5, lt=1)]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message lists every problem with its line."""
+
+
+class Settings(BaseModel):
+    """Strict and immutable: unknown keys, wrong types and impossible values are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+# ---------------------------------------------------------------- the dataset card
+
+
+class CardLabel(Settings):
+    """What the label means and which values of the label column stand for it."""
+
+    name: str = Field(description="the condition, as a reader would say it")
+    definition: str = Field(description="what makes a patient positive")
+    reference_standard: str = Field(description="who decided, how, blinded to what")
+    positive: list[str] = Field(min_length=1, description="values of the label column that mean positive")
+    negative: list[str] = Field(min_length=1, description="values of the label column that mean negative")
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> CardLabel:
+        both = sorted(set(self.positive) & set(self.negative))
+        if both:
+            raise ValueError(f"values listed as positive and as negative: {both}")
+        return self
+
+
+class CardColumns(Settings):
+    """Columns of the label table. Exactly one of the first four joins a row to images."""
+
+    path: str | None = Field(None, description="path of the image inside its source")
+    patient_id: str | None = Field(None, description="patient identifier; joins when no other column does")
+    study_instance_uid: str | None = None
+    sop_instance_uid: str | None = None
+    label: str = "label"
+
+    @property
+    def join(self) -> str:
+        """The field that joins labels to images: the finest one named."""
+        for field in ("path", "sop_instance_uid", "study_instance_uid", "patient_id"):
+            if getattr(self, field) is not None:
+                return field
+        raise ValueError("no join column")  # unreachable: validated below
+
+    @model_validator(mode="after")
+    def _joins(self) -> CardColumns:
+        if not any((self.path, self.patient_id, self.study_instance_uid, self.sop_instance_uid)):
+            raise ValueError("name at least one of path, patient_id, study_instance_uid, sop_instance_uid")
+        return self
+
+
+class IntendedUse(Settings):
+    """What the report says a model from this dataset is for, and what it is not for."""
+
+    condition: str
+    population: str
+    user: str
+    place: str = Field(description="place in the pathway")
+    not_for: list[str] = Field(default_factory=list)
+
+
+class Card(Settings):
+    """A dataset: what it is, where it comes from, what its label means, what is known to be wrong with it."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="lower-case identifier")
+    title: str
+    source: str
+    licence: str
+    attribution: str
+    label: CardLabel
+    columns: CardColumns
+    identifiers: Literal["real", "synthetic"] = Field(
+        description="synthetic: headers are made up, so a published pseudonymisation key does no harm"
+    )
+    synthetic: str = Field("nothing", description="what in the data is made up")
+    intended_use: IntendedUse
+    known_traps: list[str] = Field(default_factory=list)
+
+
+# ---------------------------------------------------------------- where and how fast (not part of any key)
+
+
+class Data(Settings):
+    """Where the studies and labels are. Relative paths are relative to the config file."""
+
+    studies: list[Path] = Field(min_length=1, description="folders, zip archives or single files")
+    labels: Path = Field(description="CSV or Parquet; columns named in the card")
+    card: Path
+    key_file: Path = Field(description="secret key of the pseudonyms; created on first use outside the data")
+
+
+class Tracking(Settings):
+    """The MLflow server."""
+
+    uri: str | None = Field(None, description="any MLflow tracking URI; null = SQLite inside the store")
+
+
+class Machine(Settings):
+    """Hardware to use."""
+
+    workers: int = Field(2, ge=1, description="processes for reading studies")
+    backend: Literal["processes", "dask"] = Field("processes", description="where these workers run")
+    scheduler: str | None = Field(None, description="address of the Dask scheduler; null = a local cluster")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the GPU if there is one")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = all cores")
+
+
+# ---------------------------------------------------------------- one model per stage
+
+
+class IngestSettings(Settings):
+    """What is accepted, and the thresholds of the quality checks."""
+
+    max_file_mb: float = Field(512.0, gt=0, description="larger files are quarantined unread, MB")
+    max_pixels_mb: float = Field(512.0, gt=0, description="larger decoded images are quarantined, MB")
+    timeout_s: float = Field(120.0, gt=0, description="seconds a worker may take for a batch of files, per file")
+    modalities: list[str] = Field(default_factory=list, description="accepted DICOM modalities; empty = any image")
+    burned_in_annotation: Literal["quarantine", "accept"] = Field(
+        "quarantine", description="images whose header says that text is burned into the pixels"
+    )
+    secondary_capture: Literal["quarantine", "accept"] = Field(
+        "quarantine", description="secondary captures and screenshots, which often show names"
+    )
+    min_side: int = Field(32, ge=1, description="smallest accepted height and width, pixels")
+    max_aspect: float = Field(4.0, ge=1, description="longer side / shorter side above which an image is flagged")
+    max_clipped: Share = Field(0.25, description="share of pixels at one extreme value above which it is flagged")
+    batch_size: int = Field(200, ge=1, description="files per batch; a finished batch survives a kill")
+
+
+class SplitFractions(Settings):
+    """Share of labelled patients per split; unlabelled patients go to `pretrain`."""
+
+    train: Share = 0.5
+    tune: Share = 0.1
+    calibration: Share = 0.2
+    test: Share = 0.2
+
+    @model_validator(mode="after")
+    def _sum(self) -> SplitFractions:
+        total = self.train + self.tune + self.calibration + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"fractions must add up to 1, not {total:g}")
+        empty = [name for name, share in self if share == 0]
+        if empty:
+            raise ValueError(f"every split needs patients; {', '.join(empty)} has share 0")
+        return self
+
+
+class SplitSettings(Settings):
+    """How patients are divided. Assignment is a pure function of seed and patient: adding one moves no other."""
+
+    seed: int = 17
+    fractions: SplitFractions = Field(default_factory=SplitFractions)
+
+
+class PreprocessSettings(Settings):
+    """From decoded image to array: one definition for training and prediction."""
+
+    image_size: list[int] = Field([224, 224], min_length=2, max_length=3, description="pixels, slowest axis first")
+    spacing_mm: list[float] | None = Field(None, description="resample volumes to this spacing first, mm; null = keep")
+    lower_percentile: float = Field(0.5, ge=0, lt=50, description="grey value mapped to 0, percentile of the image")
+    upper_percentile: float = Field(99.5, gt=50, le=100, description="grey value mapped to 255, percentile of the image")
+    shard_size: int = Field(1024, ge=1, description="images per array file")
+
+    @field_validator("image_size")
+    @classmethod
+    def _size(cls, value: list[int]) -> list[int]:
+        if any(side < 16 for side in value):
+            raise ValueError("every side must be at least 16 pixels")
+        return value
+
+
+class EncoderSettings(Settings):
+    """The vision transformer."""
+
+    patch_size: list[int] = Field([16, 16], min_length=2, max_length=3, description="pixels per axis")
+    width: int = Field(384, ge=16, description="hidden size of the encoder")
+    depth: int = Field(12, ge=1, description="transformer blocks of the encoder")
+    heads: int = Field(6, ge=1, description="attention heads of the encoder")
+
+    @model_validator(mode="after")
+    def _divides(self) -> EncoderSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+
+class PretrainSettings(Settings):
+    """The masked autoencoder (He et al. 2021)."""
+
+    seed: int = 17
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    decoder_width: int = Field(256, ge=16)
+    decoder_depth: int = Field(4, ge=1)
+    decoder_heads: int = Field(8, ge=1)
+    mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of patches the encoder does not see")
+    normalise_targets: bool = Field(True, description="predict each patch after removing its mean and spread")
+    decoded_share: float = Field(1.0, gt=0, le=1, description="share of masked patches that are decoded per step")
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(64, ge=1, description="images per step")
+    base_learning_rate: float = Field(1.5e-4, gt=0, description="per 256 images; scaled by batch size / 256")
+    min_learning_rate: float = Field(1e-4, ge=0, description="floor of the scaled peak rate, for small batches")
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_epochs: float = Field(10.0, ge=0)
+    crop_min: float = Field(0.5, gt=0, le=1, description="smallest share of the area kept by the random crop")
+    flip_horizontal: bool = Field(False, description="off by default: laterality matters")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 only on hardware that has it")
+    checkpoint_every_epochs: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> PretrainSettings:
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(f"decoder_width {self.decoder_width} must be a multiple of decoder_heads")
+        return self
+
+
+class FinetuneSettings(Settings):
+    """The classifiers: same patients, same budget for every arm."""
+
+    arms: list[Arm] = Field(["mae", "scratch", "linear_probe", "hog"], min_length=1)
+    seeds: list[int] = Field([1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean")
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(5e-4, gt=0, description="peak rate of arms mae and scratch")
+    probe_learning_rate: float = Field(1e-2, gt=0, description="peak rate of arm linear_probe")
+    layer_decay: float = Field(0.75, gt=0, le=1, description="rate multiplier per block, counted from the head")
+    weight_decay: float = Field(0.05, ge=0)
+    drop_path: float = Field(0.1, ge=0, lt=1, description="share of residual branches dropped in the last block")
+    warmup_epochs: float = Field(5.0, ge=0)
+    crop_min: float = Field(0.8, gt=0, le=1)
+    rotate_degrees: float = Field(7.0, ge=0, le=45)
+    intensity: float = Field(0.1, ge=0, le=0.5, description="random brightness and contrast, share of the range")
+    flip_horizontal: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+    hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
+
+    @field_validator("arms", "seeds")
+    @classmethod
+    def _distinct(cls, value: list) -> list:
+        if len(set(value)) != len(value):
+            raise ValueError("values must be distinct")
+        return value
+
+
+class ScoreSettings(Settings):
+    """Scores of every arm and seed on tune, calibration and test."""
+
+    batch_size: int = Field(64, ge=1)
+
+
+class CalibrateSettings(Settings):
+    """The reported model, its calibrator and its operating threshold."""
+
+    arm: Arm = Field("mae", description="the model reported; chosen before calibration, never on calibration data")
+    models_compared: int = Field(1, ge=1, description="models compared on calibration data; divides the confidence")
+    aggregation: Literal["max", "mean"] = Field("max", description="patient's score from those of their images")
+    recall_target: float = Field(0.95, gt=0, lt=1)
+    confidence: Confidence = 0.95
+
+
+class EvaluateSettings(Settings):
+    """The locked test set."""
+
+    seed: int = 17
+    level: Confidence = Field(0.95, description="confidence level of intervals")
+    prevalences: list[float] = Field([0.005, 0.02, 0.05, 0.1, 0.2], min_length=1, description="for consequences per 1,000")
+    headline_prevalence: float = Field(0.05, gt=0, lt=1, description="prevalence used on page one")
+    min_subgroup_positives: int = Field(10, ge=2, description="below this, counts only")
+    calibration_bins: int = Field(10, ge=2, description="equal-mass bins of the reliability diagram")
+
+    @field_validator("prevalences")
+    @classmethod
+    def _open(cls, value: list[float]) -> list[float]:
+        if any(not 0 < p < 1 for p in value):
+            raise ValueError("prevalences lie strictly between 0 and 1")
+        return value
+
+
+class ReportSettings(Settings):
+    """What the report is called and who answers for it."""
+
+    title: str
+    contact: str = Field("not stated", description="who answers questions about this report")
+    examples: int = Field(4, ge=0, le=12, description="most confident misses and false alarms shown, each")
+
+
+class Config(Settings):
+    """A complete run."""
+
+    project: str = Field(pattern=r"^[a-z0-9_]+$", description="name of the MLflow experiment and of the report folder")
+    store: Path = Field(Path("../store"), description="folder of artifacts")
+    reports: Path = Field(Path("../reports"), description="folder of finished reports")
+    data: Data
+    tracking: Tracking = Field(default_factory=Tracking)
+    machine: Machine = Field(default_factory=Machine)
+    ingest: IngestSettings = Field(default_factory=IngestSettings)
+    split: SplitSettings = Field(default_factory=SplitSettings)
+    preprocess: PreprocessSettings = Field(default_factory=PreprocessSettings)
+    pretrain: PretrainSettings = Field(default_factory=PretrainSettings)
+    finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
+    score: ScoreSettings = Field(default_factory=ScoreSettings)
+    calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    report: ReportSettings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        problems = []
+        size, patch = self.preprocess.image_size, self.pretrain.encoder.patch_size
+        if len(size) != len(patch):
+            problems.append(f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}")
+        elif any(s % p for s, p in zip(size, patch, strict=True)):
+            problems.append(f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}")
+        if self.calibrate.arm not in self.finetune.arms:
+            problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

@@ -1,0 +1,1 @@
+"""Pixels in, checked arrays out."""

@@ -1,0 +1,1 @@
+"""The masked autoencoder, the classifiers and their training."""

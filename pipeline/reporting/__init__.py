@@ -1,0 +1,1 @@
+"""Renders finished numbers as PDF and HTML; computes none."""

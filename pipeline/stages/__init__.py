@@ -1,0 +1,1 @@
+"""The nine stages: one file each, one public function each. They meet only through artifacts."""

@@ -1,0 +1,1 @@
+"""Metrics, intervals, calibration and the recall certificate: pure functions of numpy arrays."""

@@ -1,0 +1,1 @@
+"""Versioned artifacts, their tables, their lineage, and MLflow as the index over them."""

@@ -1,0 +1,276 @@
+"""Every table that flows between stages: its columns, their types, units and meaning, named once.
+
+Reading and writing check them: a missing, extra or mistyped column stops the stage with its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.store.files import atomic
+
+TEXT = pa.string()
+INTEGER = pa.int64()
+NUMBER = pa.float64()
+YES_NO = pa.bool_()
+NUMBERS = pa.list_(pa.float64())
+
+SPLITS = ("pretrain", "train", "tune", "calibration", "test")
+
+
+class TableError(ValueError):
+    """A table's columns or values are not what its definition says."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: name, Arrow type, meaning with unit, and whether a value may be missing."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A named list of columns, and the columns that its rows are ordered by."""
+
+    name: str
+    columns: tuple[Column, ...]
+    order: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, nullability included."""
+        return pa.schema([pa.field(c.name, c.type, nullable=c.optional) for c in self.columns])
+
+
+IMAGES = Table(
+    "images",
+    (
+        Column("image_id", TEXT, "pseudonym of the image: keyed hash of its SOP Instance UID, or of its content"),
+        Column("patient_id", TEXT, "pseudonym of the patient: keyed hash"),
+        Column("study_id", TEXT, "pseudonym of the study: keyed hash"),
+        Column("source_id", TEXT, "keyed hash of the file's path inside its source; paths carry names"),
+        Column("sha256", TEXT, "SHA-256 of the source file's bytes"),
+        Column("pixel_sha256", TEXT, "SHA-256 of the decoded display pixels and their shape"),
+        Column("format", TEXT, "dicom, nifti or raster"),
+        Column("modality", TEXT, "DICOM modality, e.g. DX, CR, MR; empty when unknown"),
+        Column("site", TEXT, "pseudonym of the institution; empty when unknown"),
+        Column("view", TEXT, "view position from a closed list, e.g. PA; empty when unknown"),
+        Column("laterality", TEXT, "L, R, B or empty"),
+        Column("body_part", TEXT, "body part from a closed list; OTHER; empty when unknown"),
+        Column("rows", INTEGER, "image height in pixels"),
+        Column("columns", INTEGER, "image width in pixels"),
+        Column("slices", INTEGER, "number of slices; 1 for a 2-D image"),
+        Column("spacing_mm", NUMBERS, "spacing per axis in mm, slowest axis first; missing when unknown", optional=True),
+        Column("photometric", TEXT, "photometric interpretation as stored; empty outside DICOM"),
+        Column("polarity_fixed", YES_NO, "grey values were inverted once, so that bone and dense tissue are bright"),
+        Column("bits_stored", INTEGER, "bits stored per sample"),
+        Column("manufacturer", TEXT, "manufacturer from a closed list; OTHER; empty when unknown"),
+        Column("sex", TEXT, "F, M, O or empty"),
+        Column("age_years", NUMBER, "age at the study in years, 90 standing for 90 and above", optional=True),
+        Column("study_day", INTEGER, "days since the patient's first study", optional=True),
+        Column("quality_flags", TEXT, "comma-separated quality flags; empty when none"),
+    ),
+    order=("image_id",),
+)
+
+QUARANTINE = Table(
+    "quarantine",
+    (
+        Column("source_id", TEXT, "keyed hash of the file's path inside its source"),
+        Column("sha256", TEXT, "SHA-256 of the file's bytes; empty when it could not be read"),
+        Column("reason", TEXT, "reason from the closed list in imaging/verdicts.py"),
+        Column("detail", TEXT, "fixed words, sizes and tag numbers; never text from a header"),
+    ),
+    order=("source_id",),
+)
+
+SPLIT = Table(
+    "split",
+    (
+        Column("image_id", TEXT, "pseudonym of the image"),
+        Column("patient_id", TEXT, "pseudonym of the patient"),
+        Column("label", INTEGER, "1 positive, 0 negative; missing when unlabelled", optional=True),
+        Column("label_source", TEXT, "which table and column gave the label; empty when unlabelled"),
+        Column("split", TEXT, "pretrain, train, tune, calibration or test"),
+        Column("unit", TEXT, "smallest patient pseudonym among the patients that must stay together"),
+    ),
+    order=("image_id",),
+)
+
+INDEX = Table(
+    "index",
+    (
+        Column("image_id", TEXT, "pseudonym of the image"),
+        Column("patient_id", TEXT, "pseudonym of the patient"),
+        Column("label", INTEGER, "1 positive, 0 negative; missing when unlabelled", optional=True),
+        Column("shard", TEXT, "file name of the array"),
+        Column("row", INTEGER, "row in that array"),
+        Column("padding", NUMBERS, "padding in pixels before and after each axis, slowest axis first"),
+    ),
+    order=("shard", "row"),
+)
+
+SCORES = Table(
+    "scores",
+    (
+        Column("image_id", TEXT, "pseudonym of the image"),
+        Column("patient_id", TEXT, "pseudonym of the patient"),
+        Column("arm", TEXT, "mae, scratch, linear_probe or hog"),
+        Column("seed", INTEGER, "training seed"),
+        Column("logit", NUMBER, "raw model output, natural-log odds before calibration; higher is more suspicious"),
+        Column("label", INTEGER, "1 positive, 0 negative"),
+    ),
+    order=("arm", "seed", "image_id"),
+)
+
+SWEEP = Table(
+    "sweep",
+    (
+        Column("threshold", NUMBER, "logit; refer when the patient's score is at least this"),
+        Column("probability", NUMBER, "calibrated probability at that score"),
+        Column("true_positive", INTEGER, "patients with the condition, referred"),
+        Column("false_positive", INTEGER, "patients without the condition, referred"),
+        Column("true_negative", INTEGER, "patients without the condition, not referred"),
+        Column("false_negative", INTEGER, "patients with the condition, missed"),
+        Column("recall", NUMBER, "true positives / all with the condition", optional=True),
+        Column("recall_low", NUMBER, "lower Wilson limit", optional=True),
+        Column("recall_high", NUMBER, "upper Wilson limit", optional=True),
+        Column("certified_recall", NUMBER, "recall certified with the stated confidence at this threshold", optional=True),
+        Column("specificity", NUMBER, "true negatives / all without the condition", optional=True),
+        Column("specificity_low", NUMBER, "lower Wilson limit", optional=True),
+        Column("specificity_high", NUMBER, "upper Wilson limit", optional=True),
+        Column("ppv", NUMBER, "positive predictive value at the prevalence of these patients", optional=True),
+        Column("npv", NUMBER, "negative predictive value at the prevalence of these patients", optional=True),
+        Column("referral_rate", NUMBER, "share of all patients referred"),
+        Column("operating_point", YES_NO, "the certified operating threshold"),
+    ),
+    order=("threshold",),
+)
+
+SUBGROUPS = Table(
+    "subgroups",
+    (
+        Column("attribute", TEXT, "sex, age band, view, manufacturer, site"),
+        Column("group", TEXT, "value of the attribute; 'unknown' when missing"),
+        Column("patients", INTEGER, "patients in the group"),
+        Column("positives", INTEGER, "of these, with the condition"),
+        Column("referred", INTEGER, "patients referred at the operating threshold", optional=True),
+        *(
+            Column(f"{metric}{limit}", NUMBER, f"{metric}{limit.replace('_', ' ')}", optional=True)
+            for metric in ("recall", "specificity", "auc")
+            for limit in ("", "_low", "_high")
+        ),
+        Column("note", TEXT, "why a number is missing; empty otherwise"),
+    ),
+    order=("attribute", "group"),
+)
+
+COMPARISON = Table(
+    "comparison",
+    (
+        Column("arm", TEXT, "model compared"),
+        Column("seeds", INTEGER, "training seeds averaged"),
+        Column("patients", INTEGER, "test patients, the same for every arm"),
+        Column("positives", INTEGER, "of these, with the condition"),
+        Column("auc", NUMBER, "area under the ROC curve", optional=True),
+        Column("auc_low", NUMBER, "lower limit", optional=True),
+        Column("auc_high", NUMBER, "upper limit", optional=True),
+        Column("auc_seed_min", NUMBER, "lowest AUC of a single seed", optional=True),
+        Column("auc_seed_max", NUMBER, "highest AUC of a single seed", optional=True),
+        Column("difference", NUMBER, "AUC of the reported arm minus this arm's, paired", optional=True),
+        Column("difference_low", NUMBER, "lower limit, paired DeLong", optional=True),
+        Column("difference_high", NUMBER, "upper limit, paired DeLong", optional=True),
+        Column("p", NUMBER, "two-sided p, paired DeLong", optional=True),
+        Column("reported", YES_NO, "the arm that was calibrated and is reported"),
+    ),
+    order=("arm",),
+)
+
+CURVES = Table(
+    "curves",
+    (
+        Column("curve", TEXT, "roc, precision_recall, reliability_before, reliability_after"),
+        Column("arm", TEXT, "model"),
+        Column("x", NUMBER, "false-positive rate, recall, or mean predicted probability"),
+        Column("y", NUMBER, "recall, precision, or observed share with the condition"),
+        Column("y_low", NUMBER, "lower limit where one exists", optional=True),
+        Column("y_high", NUMBER, "upper limit where one exists", optional=True),
+        Column("n", INTEGER, "patients behind the point, where they differ by point", optional=True),
+    ),
+    order=(),
+)
+
+PATIENT_SCORES = Table(
+    "patient_scores",
+    (
+        Column("patient_id", TEXT, "pseudonym of the patient"),
+        Column("arm", TEXT, "model"),
+        Column("score", NUMBER, "logit of the patient: mean over seeds, then aggregated over images"),
+        Column("probability", NUMBER, "calibrated probability; reported arm only", optional=True),
+        Column("label", INTEGER, "1 positive, 0 negative"),
+        Column("referred", YES_NO, "score at or above the operating threshold; reported arm only", optional=True),
+    ),
+    order=("arm", "patient_id"),
+)
+
+
+def write_table(path: Path, frame: pd.DataFrame, table: Table) -> None:
+    """Write `frame` as Parquet after checking columns, types and missing values; rows are ordered as the table says.
+
+    Raises TableError with every problem found.
+    """
+    problems = _column_problems(list(frame.columns), table)
+    problems += [
+        f"{c.name}: {int(frame[c.name].isna().sum())} missing values"
+        for c in table.columns
+        if not c.optional and c.name in frame and frame[c.name].isna().any()
+    ]
+    if problems:
+        raise TableError(f"{table.name}: " + "; ".join(problems))
+    ordered = frame.sort_values(list(table.order), kind="stable") if table.order else frame
+    try:
+        content = pa.Table.from_pandas(ordered[list(frame.columns)], schema=table.schema, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        # Arrow's message can quote the offending cell, which may be identifying.
+        raise TableError(f"{table.name}: a column has values of another type than its definition") from error
+    with atomic(path) as temporary:
+        pq.write_table(content, temporary, compression="zstd")
+
+
+def read_table(path: Path, table: Table) -> pd.DataFrame:
+    """Read a Parquet file and check that it has exactly the table's columns and types.
+
+    Raises TableError when it has not.
+    """
+    content = pq.read_table(path)
+    problems = _column_problems(content.column_names, table)
+    problems += [
+        f"{c.name}: {content.schema.field(c.name).type} instead of {c.type}"
+        for c in table.columns
+        if c.name in content.column_names and content.schema.field(c.name).type != c.type
+    ]
+    if problems:
+        raise TableError(f"{path.name} is not a table of {table.name}: " + "; ".join(problems))
+    frame = content.to_pandas()
+    for column in table.columns:
+        # A missing value would otherwise turn integers into floats and booleans into objects.
+        nullable = {INTEGER: pd.Int64Dtype(), YES_NO: pd.BooleanDtype()}.get(column.type)
+        if column.optional and nullable is not None:
+            frame[column.name] = content[column.name].to_pandas(types_mapper=lambda _, kind=nullable: kind)
+    return frame
+
+
+def _column_problems(names: list[str], table: Table) -> list[str]:
+    expected = [c.name for c in table.columns]
+    return [f"column {name} is missing" for name in expected if name not in names] + [
+        f"column {name} is not defined" for name in names if name not in expected
+    ]
