@@ -6,12 +6,10 @@ paths under `data` are not: they say where and how fast, not what.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Arm = Literal["mae", "scratch", "linear_probe", "hog"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -182,7 +180,9 @@ class PreprocessSettings(Settings):
     image_size: list[int] = Field([224, 224], min_length=2, max_length=3, description="pixels, slowest axis first")
     spacing_mm: list[float] | None = Field(None, description="resample volumes to this spacing first, mm; null = keep")
     lower_percentile: float = Field(0.5, ge=0, lt=50, description="grey value mapped to 0, percentile of the image")
-    upper_percentile: float = Field(99.5, gt=50, le=100, description="grey value mapped to 255, percentile of the image")
+    upper_percentile: float = Field(
+        99.5, gt=50, le=100, description="grey value mapped to 255, percentile of the image"
+    )
     shard_size: int = Field(1024, ge=1, description="images per array file")
 
     @field_validator("image_size")
@@ -286,7 +286,9 @@ class EvaluateSettings(Settings):
 
     seed: int = 17
     level: Confidence = Field(0.95, description="confidence level of intervals")
-    prevalences: list[float] = Field([0.005, 0.02, 0.05, 0.1, 0.2], min_length=1, description="for consequences per 1,000")
+    prevalences: list[float] = Field(
+        [0.005, 0.02, 0.05, 0.1, 0.2], min_length=1, description="for consequences per 1,000"
+    )
     headline_prevalence: float = Field(0.05, gt=0, lt=1, description="prevalence used on page one")
     min_subgroup_positives: int = Field(10, ge=2, description="below this, counts only")
     calibration_bins: int = Field(10, ge=2, description="equal-mass bins of the reliability diagram")

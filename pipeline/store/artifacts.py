@@ -77,6 +77,7 @@ class Inputs:
     studies: tuple[Path, ...] = ()
     labels: Path | None = None
     secret: bytes = b""
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.
@@ -102,5 +103,75 @@ class Inputs:
         return self.artifacts[stage].key
 
     def record(self, stage: str) -> dict[str, Any]:
-        """Return the record of an earlier stage's artifact: settings, versions, hashes, warnings, wall time."""
-        return self.artifacts[stage].record
+        """Return the record of an earlier stage's artifact: settings, versions, hashes, warnings, wall time.
+
+        `kept` says why an artifact made by earlier code was used all the same; it is empty otherwise.
+        """
+        return {**self.artifacts[stage].record, "kept": self.kept.get(stage, "")}
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder that holds all artifacts."""
+
+    root: Path
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """Return the published artifact, or None."""
+        path = self.root / stage / key
+        return Artifact(stage, key, path) if (path / RECORD).is_file() else None
+
+    def partial(self, stage: str, key: str) -> Path:
+        """Return the folder in which an artifact is made."""
+        return self.root / stage / f"{key}.partial"
+
+    def all(self, stage: str) -> list[Artifact]:
+        """Return every published artifact of a stage, newest first."""
+        found = [Artifact(stage, path.parent.name, path.parent) for path in (self.root / stage).glob(f"*/{RECORD}")]
+        published = [artifact for artifact in found if "." not in artifact.key]
+        return sorted(published, key=lambda artifact: (artifact.record["created"], artifact.key), reverse=True)
+
+    @contextmanager
+    def lock(self, stage: str, key: str, waiting: Any = None) -> Iterator[None]:
+        """Hold the artifact's lock; the kernel frees it when the process dies. `waiting()` is called once if it is taken."""
+        (self.root / stage).mkdir(parents=True, exist_ok=True)
+        held = FileLock(self.root / stage / f"{key}.lock")
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            if waiting is not None:
+                waiting()
+            held.acquire()
+        try:
+            yield
+        finally:
+            held.release()
+
+    def begin(self, stage: str, key: str) -> Path:
+        """Return the work folder of an artifact, with what an interrupted run finished and without its torn files."""
+        work = self.partial(stage, key)
+        work.mkdir(parents=True, exist_ok=True)
+        for torn in work.rglob(".*.tmp*"):
+            torn.unlink()
+        return work
+
+    def publish(self, stage: str, key: str, record: Mapping[str, Any]) -> Artifact:
+        """Hash and flush every file of the work folder, write artifact.json and rename the folder into place."""
+        work, final = self.partial(stage, key), self.root / stage / key
+        names = sorted(str(path.relative_to(work)) for path in work.rglob("*") if path.is_file())
+        names = [name for name in names if name != RECORD]
+        for name in names:
+            with (work / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        write_json(work / RECORD, {**record, "files": {name: sha256_file(work / name) for name in names}})
+        if final.exists():
+            shutil.rmtree(final)
+        work.rename(final)
+        flush_directory(final.parent)
+        return Artifact(stage, key, final)
+
+    def discard(self, stage: str, key: str) -> None:
+        """Remove an artifact and its unfinished work, so that it is made anew."""
+        for path in (self.root / stage / key, self.partial(stage, key)):
+            if path.exists():
+                shutil.rmtree(path)

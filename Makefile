@@ -1,0 +1,42 @@
+# make demo   from a fresh machine to the demo's report      make test   the tests
+# make lint   style and types                                make lock   new constraints.txt
+SHELL := /bin/bash
+VENV  ?= .venv
+PY    := $(VENV)/bin/python
+PYTHON ?= python3
+# Build of torch on machines with internet: auto (looks for a GPU), cpu, cu126, cu128, cu130 …
+TORCH ?= auto
+# A folder of wheels, when pip is configured with one, offers its own build of torch and is taken instead.
+FIND_LINKS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+TORCH_SOURCE := $(if $(FIND_LINKS),UV_FIND_LINKS="$(FIND_LINKS)",UV_TORCH_BACKEND=$(TORCH))
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+# Without .pyc files every command spends seconds compiling the same libraries again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint lock
+.SILENT:
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/maescreen run configs/demo.yaml
+
+test: $(VENV)/.installed
+	$(PY) -m pytest -q
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check 'uv>=0.8,<1'
+	$(TORCH_SOURCE) $(VENV)/bin/uv pip install -q --python $(PY) -c constraints.txt -e '.[dev,codecs,cluster]'
+	touch $@
+
+# Pins that fit every platform: packages of one torch build are left out, so that any build can be taken.
+TORCH_VERSION ?= 2.13.0
+lock: $(VENV)/.installed
+	$(TORCH_SOURCE) $(VENV)/bin/uv pip compile -q --universal --no-header --no-annotate --all-extras --python-version 3.11 \
+	  -c <(echo torch==$(TORCH_VERSION)) --no-emit-index-url --no-emit-find-links pyproject.toml \
+	  | grep -Ev '^(nvidia-|cuda-|triton)' | sed -E 's/^torch==([0-9.]+)[^ ]*( .*)?$$/torch==\1/' | sort -u > constraints.txt

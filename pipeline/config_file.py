@@ -1,0 +1,199 @@
+"""From a YAML file and `section.key=value` overrides to a checked Config and Card, or one error that lists it all."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import Card, Config, ConfigError
+
+MAX_BYTES = 1_000_000
+COMMAND_LINE = "command line"
+
+Loc = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses aliases and duplicate keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key, _ in node.value if keys.count(key.value) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice.value} stands twice", twice.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
+    """Read a config, apply overrides, read its card and check that the files it names exist.
+
+    Relative paths in the config become absolute, taken from the folder of the config file.
+    Raises ConfigError listing every problem, each with file, line and what is allowed.
+    """
+    content, lines = _read(path)
+    problems = _override(content, lines, overrides or [])
+    config = _validate(Config, content, lines, path, problems)
+    card = None
+    if config is not None:
+        config = _absolute(config, path.resolve().parent)
+        problems += _missing_files(config, path, lines)
+        if config.data.card.is_file():
+            card_content, card_lines = _read(config.data.card)
+            card = _validate(Card, card_content, card_lines, config.data.card, problems)
+    if problems or config is None or card is None:
+        raise ConfigError("\n".join(problems))
+    return config, card
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({type(error).__name__})") from error
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES} characters; this is not a configuration")
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}:{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections like 'data:' and 'pretrain:'")
+    lines: dict[Loc, int] = {}
+    _number(node, (), lines)
+    return content, lines
+
+
+def _number(node: Any, loc: Loc, lines: dict[Loc, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[(*loc, key.value)] = key.start_mark.line + 1
+            _number(value, (*loc, key.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*loc, index)] = value.start_mark.line + 1
+            _number(value, (*loc, index), lines)
+
+
+def _override(content: dict[str, Any], lines: dict[Loc, int], overrides: list[str]) -> list[str]:
+    problems = []
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        *sections, last = dotted.split(".")
+        node: Any = content
+        for section in sections:
+            node = node.setdefault(section, {}) if isinstance(node, dict) else None
+        if not equals or not isinstance(node, dict):
+            problems.append(f"{COMMAND_LINE}: {override!r}: expected section.key=value")
+            continue
+        try:
+            node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+        except yaml.YAMLError:
+            problems.append(f"{COMMAND_LINE}: {override!r}: the value is not YAML")
+        lines[(*sections, last)] = 0
+    return problems
+
+
+def _validate(model: type, content: dict, lines: dict[Loc, int], path: Path, problems: list[str]) -> Any:
+    try:
+        # Through JSON, where strict mode still takes a string as a path but no string as a number.
+        return model.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            problems.append(_describe(model, detail, lines, path))
+        return None
+
+
+def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: Path) -> str:
+    loc: Loc = detail["loc"]
+    known = next((loc[:end] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
+    place = f"{path}" if known is None else f"{path}:{lines[known]}" if lines[known] else COMMAND_LINE
+    name = ".".join(map(str, loc))
+    if detail["type"] == "missing":
+        return f"{place}: {name} is missing"
+    if detail["type"] == "extra_forbidden":
+        siblings = _fields(model, loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), siblings, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings)}"
+        return f"{place}: {name} is not a setting; {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = detail["input"]
+    got = f" (got {given!r})" if not isinstance(given, dict) else ""
+    return f"{place}: {name or 'config'}: {message}{got}"
+
+
+def _fields(model: type[BaseModel], loc: Loc) -> list[str]:
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return sorted(model.model_fields)
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    data = config.data
+
+    def here(path: Path) -> Path:
+        return (folder / path.expanduser()).resolve()
+
+    return config.model_copy(
+        update={
+            "store": here(config.store),
+            "reports": here(config.reports),
+            "data": data.model_copy(
+                update={
+                    "studies": [here(path) for path in data.studies],
+                    "labels": here(data.labels),
+                    "card": here(data.card),
+                    "key_file": here(data.key_file),
+                }
+            ),
+        }
+    )
+
+
+def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
+    named: list[tuple[Loc, Path]] = [(("data", "studies", i), p) for i, p in enumerate(config.data.studies)]
+    named += [(("data", "labels"), config.data.labels), (("data", "card"), config.data.card)]
+    return [
+        f"{path}:{lines.get(loc, '?')}: {'.'.join(map(str, loc))}: no such file or folder: {file}"
+        for loc, file in named
+        if not file.exists()
+    ]
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to `section.key: value`; lists become one JSON text."""
+    if isinstance(settings, dict):
+        return {
+            name: value
+            for key, item in settings.items()
+            for name, value in flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: json.dumps(settings) if isinstance(settings, list) else settings}

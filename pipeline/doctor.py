@@ -1,0 +1,121 @@
+"""What this machine has: versions, device, codecs, disk, store. Each finding says what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pipeline.store.lineage import package_versions
+
+FREE_GB_WANTED = 5.0
+CODECS = {
+    "pylibjpeg": "pylibjpeg",
+    "pylibjpeg-libjpeg": "libjpeg",
+    "pylibjpeg-openjpeg": "openjpeg",
+    "pyjpegls": "jpeg_ls",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    state: Literal["ok", "note", "problem"]
+    detail: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the check as plain data."""
+        return asdict(self)
+
+
+def examine(store: Path, tracking_uri: str | None = None) -> list[Check]:
+    """Look at everything; nothing is changed."""
+    return [
+        _python(),
+        *_versions(),
+        _device(),
+        *_codecs(),
+        _disk(store),
+        _store(store),
+        _tracking(store, tracking_uri),
+    ]
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _versions() -> list[Check]:
+    return [
+        Check(name, "problem" if version == "not installed" else "ok", version)
+        for name, version in package_versions().items()
+    ]
+
+
+def _device() -> Check:
+    import torch
+
+    cores = os.cpu_count()
+    if torch.cuda.is_available():
+        bf16 = "bf16 supported" if torch.cuda.is_bf16_supported() else "no bf16: keep precision: fp32"
+        return Check("device", "ok", f"{torch.cuda.get_device_name()}, {bf16}; {cores} CPU cores")
+    return Check("device", "note", f"no GPU that torch can use; {cores} CPU cores, keep precision: fp32")
+
+
+def _codecs() -> list[Check]:
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID, AllTransferSyntaxes
+
+    checks = []
+    missing = []
+    for syntax in AllTransferSyntaxes:
+        try:
+            decoder = get_decoder(syntax)
+        except NotImplementedError:
+            continue
+        if not decoder.is_available:
+            missing.append(UID(syntax).name)
+    total = len(AllTransferSyntaxes)
+    if missing:
+        detail = f'not decoded: {", ".join(missing)}; install them with: pip install "maescreen[codecs]"'
+        checks.append(Check("transfer syntaxes", "note", detail))
+    else:
+        checks.append(Check("transfer syntaxes", "ok", f"every one of {total} that pydicom knows to decode"))
+    for package in CODECS:
+        try:
+            checks.append(Check(package, "ok", metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            checks.append(Check(package, "note", "not installed"))
+    return checks
+
+
+def _disk(store: Path) -> Check:
+    folder = next(path for path in (store, *store.parents) if path.exists())
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    state = "ok" if free_gb >= FREE_GB_WANTED else "problem"
+    return Check("disk", state, f"{free_gb:.0f} GB free where the store is")
+
+
+def _store(store: Path) -> Check:
+    if not store.exists():
+        return Check("store", "note", "not made yet; the first run makes it")
+    if not os.access(store, os.W_OK):
+        return Check("store", "problem", "cannot be written by this user")
+    artifacts = len(list(store.glob("*/*/artifact.json")))
+    unfinished = len(list(store.glob("*/*.partial")))
+    return Check("store", "ok", f"{artifacts} artifacts, {unfinished} unfinished")
+
+
+def _tracking(store: Path, uri: str | None) -> Check:
+    if uri is None and not (store / "mlflow.db").exists():
+        return Check("tracking", "note", "SQLite in the store, made by the first run")
+    from pipeline.store.tracking import reachable
+
+    problem = reachable(store, uri)
+    return Check("tracking", "problem" if problem else "ok", problem or "answers; telemetry is off")

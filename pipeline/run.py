@@ -1,0 +1,451 @@
+"""The pipeline: nine stages in order, what each may read, what has to run and why, and running it.
+
+Nothing here knows how a stage works. A stage is a function `stage(settings, inputs, work, log)` that meets the
+others only through the files named in STAGES.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config import Card, Config
+from pipeline.config_file import flatten
+from pipeline.store.artifacts import RECORD, Artifact, Inputs, Store
+from pipeline.store.files import read_json, sha256_file, sha256_json
+from pipeline.store.lineage import artifact_key, code_digests, git_commit, package_versions, studies_digest
+from pipeline.store.runlog import RunLog
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the files of earlier stages that it may read, and the sources from outside the store."""
+
+    name: str
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    costly: bool = False
+
+
+STAGES = (
+    Stage("ingest", sources=("studies", "patients", "columns", "key"), costly=True),
+    Stage("split", {"ingest": ("images.parquet",)}, sources=("labels", "label", "columns", "key")),
+    Stage("preprocess", {"ingest": ("images.parquet",), "split": ("split.parquet",)}, costly=True),
+    Stage(
+        "pretrain",
+        {"preprocess": ("summary.json", "index_train.*", "train-*", "index_pretrain.*", "pretrain-*")},
+        costly=True,
+    ),
+    Stage(
+        "finetune",
+        {
+            "pretrain": ("encoder.safetensors", "model.json"),
+            "preprocess": ("summary.json", "index_train.*", "train-*", "index_tune.*", "tune-*"),
+        },
+        costly=True,
+    ),
+    Stage(
+        "score",
+        {
+            "finetune": ("*",),
+            "preprocess": (
+                "summary.json",
+                *(f"{p}{s}{q}" for s in ("tune", "calibration", "test") for p, q in (("index_", ".*"), ("", "-*"))),
+            ),  # fmt: skip
+        },
+    ),
+    Stage("calibrate", {"score": ("scores_calibration.parquet",), "finetune": ("summary.json",)}),
+    Stage(
+        "evaluate",
+        {
+            "score": ("scores_calibration.parquet", "scores_test.parquet"),
+            "calibrate": ("*",),
+            "ingest": ("images.parquet",),
+            "split": ("split.parquet",),
+        },
+    ),
+    Stage(
+        "report",
+        {
+            "ingest": ("*",),
+            "split": ("*",),
+            "preprocess": ("summary.json", "index_test.*", "test-*"),
+            "pretrain": ("*.json", "*.png"),
+            "finetune": ("*.json",),
+            "score": ("summary.json",),
+            "calibrate": ("*",),
+            "evaluate": ("*",),
+        },
+        sources=("card",),
+    ),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+class RunError(RuntimeError):
+    """The run cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the plan says about one stage."""
+
+    stage: Stage
+    key: str
+    action: Literal["reuse", "run", "stop"]
+    reason: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    sources: Mapping[str, str]
+    code: Mapping[str, str]
+    kept: str = ""
+    anew: bool = False
+
+    def line(self) -> str:
+        """Return the line that the plan prints."""
+        why = f": {self.reason}" if self.reason else ""
+        return f"{self.stage.name:<10} {self.key}  {self.action}{why}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: its artifacts by stage, the gate's failures, and the finished report."""
+
+    artifacts: Mapping[str, Artifact]
+    failures: Sequence[Mapping[str, str]]
+    report: Path | None
+    comparison: str
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def plan(
+    config: Config, card: Card, secret: bytes, *, keep: Sequence[str] = (), rebuild: Sequence[str] = ()
+) -> list[Step]:
+    """Return, for each stage in order, its key and whether it is reused or must run, with the reason."""
+    store = Store(config.store)
+    available = _sources(config, card, secret)
+    keys: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    steps = []
+    for stage in STAGES:
+        sources = {name: available[name] for name in stage.sources}
+        if stage.name == "report":
+            sources |= {f"kept.{name}": reason for name, reason in kept.items()}
+        settings = getattr(config, stage.name).model_dump(mode="json")
+        inputs = {name: keys[name] for name in stage.reads}
+        code = code_digests(f"pipeline.stages.{stage.name}")
+        key = artifact_key(stage.name, settings, inputs, sources, sha256_json(code))
+        step = Step(stage, key, "run", "", settings, inputs, sources, code)
+        anew = stage.name in rebuild or any(earlier.anew for earlier in steps if earlier.stage.name in inputs)
+        step = _decide(step, store, stage.name in keep, anew)
+        keys[stage.name] = step.key
+        if step.kept:
+            kept[stage.name] = step.kept
+        steps.append(step)
+    return steps
+
+
+def _sources(config: Config, card: Card, secret: bytes) -> dict[str, str]:
+    """Return the digest of each thing from outside the store, as fine as the stages use it."""
+    from pipeline.imaging import labels, pseudonyms
+
+    return {
+        "studies": studies_digest(config.data.studies, secret, config.store / "source_hashes.json"),
+        "patients": labels.patients_digest(config.data.labels, card.columns.path, card.columns.patient_id),
+        "labels": sha256_file(config.data.labels),
+        "label": sha256_json(card.label.model_dump()),
+        "columns": sha256_json(card.columns.model_dump()),
+        "key": pseudonyms.fingerprint(secret),
+        "card": sha256_json(card.model_dump()),
+    }
+
+
+def _decide(step: Step, store: Store, keep: bool, anew: bool) -> Step:
+    name = step.stage.name
+    if store.find(name, step.key) is not None:
+        return replace(step, anew=True, reason="made anew, as asked") if anew else replace(step, action="reuse")
+    nearest, changes = _nearest(step, store)
+    if nearest is None:
+        reason = "no earlier artifact"
+    else:
+        reason = "; ".join(f"{what} changed ({detail})" for what, detail in changes.items())
+    only_code = nearest is not None and set(changes) == {"code"}
+    if keep:
+        if not only_code or nearest is None:
+            raise RunError(f"--keep {name}: not only its code changed ({reason})")
+        return replace(step, key=nearest.key, action="reuse", reason=f"kept although {reason}", kept=reason)
+    if only_code and step.stage.costly and not anew and not store.partial(name, step.key).exists():
+        reason += (
+            f"; add --keep {name} to use the artifact made by the earlier code, or --rebuild {name} to make it anew"
+        )
+        return replace(step, action="stop", reason=reason)
+    if store.partial(name, step.key).exists():
+        reason = "goes on with unfinished work"
+    return replace(step, reason=reason, anew=anew)
+
+
+def _nearest(step: Step, store: Store) -> tuple[Artifact | None, dict[str, str]]:
+    """Return the earlier artifact of this stage that differs in the fewest respects, and these respects."""
+    best: tuple[Artifact | None, dict[str, str]] = (None, {})
+    for artifact in store.all(step.stage.name):
+        changes = _changes(step, artifact.record)
+        if best[0] is None or len(changes) < len(best[1]):
+            best = (artifact, changes)
+    return best
+
+
+def _changes(step: Step, record: Mapping[str, Any]) -> dict[str, str]:
+    before, now = flatten(record["settings"]), flatten(dict(step.settings))
+    settings = [
+        f"{k} {before.get(k, 'unset')} → {now.get(k, 'unset')}"
+        for k in sorted(before | now)
+        if before.get(k) != now.get(k)
+    ]
+    changes = {
+        "settings": settings,
+        "input": _different(record["inputs"], step.inputs),
+        "source": _different(record["sources"], step.sources),
+        "code": _different(record["code"], step.code),
+    }
+    return {what: ", ".join(names) for what, names in changes.items() if names}
+
+
+def _different(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name in sorted({**before, **now}) if before.get(name) != now.get(name)]
+
+
+# ---------------------------------------------------------------- running
+
+
+def run(
+    config: Config,
+    card: Card,
+    secret: bytes,
+    *,
+    until: str = NAMES[-1],
+    only: str | None = None,
+    keep: Sequence[str] = (),
+    rebuild: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> Result:
+    """Run what has to run up to stage `until`, or the stage `only`, and index it in MLflow.
+
+    Raises RunError when a costly stage would run only because its code changed, or when `only` lacks an input.
+    """
+    from pipeline.store.tracking import Tracker, closing, comparison_fragment
+
+    store = Store(config.store)
+    steps = plan(config, card, secret, keep=keep, rebuild=rebuild)
+    steps = steps[: NAMES.index(only or until) + 1]
+    for step in steps:
+        say(step.line())
+    _refuse(steps, store, only)
+    for step in steps:
+        if step.anew:
+            with store.lock(step.stage.name, step.key):
+                store.discard(step.stage.name, step.key)
+    tracker = Tracker(config.project, config.store, config.tracking.uri)
+    wanted = [step for step in steps if only in (None, step.stage.name)]
+    if only is not None:
+        artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+        return _result(config, artifacts, comparison_fragment(tracker.experiment_id), None)
+    name = f"{config.project} {steps[-1].key[:8]}"
+    run_id = tracker.open("pipeline", f"{steps[-1].stage.name}/{steps[-1].key}", name)
+    with closing(tracker, run_id):
+        tracker.parameters(run_id, _parameters(config))
+        artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+        _index_pipeline(tracker, run_id, artifacts)
+    report = _deliver(config, artifacts.get("report"))
+    return _result(config, artifacts, comparison_fragment(tracker.experiment_id), report)
+
+
+def _refuse(steps: Sequence[Step], store: Store, only: str | None) -> None:
+    if only is None:
+        stopped = [step for step in steps if step.action == "stop"]
+    else:
+        stopped = [step for step in steps if step.action == "stop" and step.stage.name == only]
+        missing = [step.stage.name for step in steps[:-1] if store.find(step.stage.name, step.key) is None]
+        if missing:
+            raise RunError(
+                f"{only} needs {', '.join(missing)}, not made yet; run: maescreen run CONFIG --until {missing[-1]}"
+            )
+    if stopped:
+        raise RunError("\n".join(f"{step.stage.name}: {step.reason}" for step in stopped))
+
+
+def _make(
+    wanted: Sequence[Step],
+    steps: Sequence[Step],
+    config: Config,
+    card: Card,
+    secret: bytes,
+    store: Store,
+    tracker: Any,
+) -> dict[str, Artifact]:
+    artifacts = {s.stage.name: a for s in steps if (a := store.find(s.stage.name, s.key)) is not None}
+    kept = {step.stage.name: step.kept for step in steps if step.kept}
+    for step in wanted:
+        inputs = Inputs(
+            card=card,
+            machine=config.machine,
+            artifacts={name: artifacts[name] for name in step.stage.reads},
+            readable=step.stage.reads,
+            studies=tuple(config.data.studies),
+            labels=config.data.labels,
+            secret=secret,
+            kept=kept,
+        )
+        settings = getattr(config, step.stage.name)
+        artifacts[step.stage.name] = _build(step, settings, inputs, config.project, store, tracker)
+    return artifacts
+
+
+def _build(step: Step, settings: Any, inputs: Inputs, project: str, store: Store, tracker: Any) -> Artifact:
+    name, key = step.stage.name, step.key
+    log = RunLog(name)
+    with store.lock(name, key, waiting=lambda: log.info("another run is making this artifact; waiting for it")):
+        artifact = store.find(name, key)
+        if artifact is None:
+            artifact = _execute(step, settings, inputs, project, store, tracker, log)
+        _index_stage(tracker, artifact)
+    return artifact
+
+
+def _execute(
+    step: Step, settings: Any, inputs: Inputs, project: str, store: Store, tracker: Any, log: RunLog
+) -> Artifact:
+    from pipeline.store.tracking import closing
+
+    name, key = step.stage.name, step.key
+    run_id = tracker.open("stage", f"{name}/{key}", f"{name} {key[:8]}")
+    log.sink = lambda values, at: tracker.metrics(run_id, values, at)
+    function = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
+    started = time.monotonic()
+    with closing(tracker, run_id):
+        function(settings, inputs, store.begin(name, key), log)
+        seconds = time.monotonic() - started
+        artifact = store.publish(
+            name,
+            key,
+            {
+                "stage": name,
+                "key": key,
+                "project": project,
+                "settings": step.settings,
+                "inputs": step.inputs,
+                "sources": step.sources,
+                "code": step.code,
+                "git_commit": git_commit(),
+                "versions": package_versions(),
+                "device": _device(inputs.machine.device),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(seconds, 1),
+                "warnings": log.warnings,
+                "mlflow_run_id": run_id,
+            },
+        )
+    log.info(f"done in {seconds:.0f} s")
+    return artifact
+
+
+def _device(wanted: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch is None or wanted == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return str(torch.cuda.get_device_name())
+
+
+# ---------------------------------------------------------------- the index
+
+
+def _parameters(config: Config) -> dict[str, Any]:
+    return flatten({name: getattr(config, name).model_dump(mode="json") for name in NAMES})
+
+
+def _index_stage(tracker: Any, artifact: Artifact) -> None:
+    """Make sure MLflow has the finished run of an artifact, also when a kill came between publishing and indexing."""
+    key = f"{artifact.stage}/{artifact.key}"
+    if key in tracker.indexed("stage"):
+        return
+    run_id = tracker.open("stage", key, f"{artifact.stage} {artifact.key[:8]}")
+    record = artifact.record
+    tracker.parameters(run_id, flatten({artifact.stage: record["settings"]}))
+    tracker.datasets(run_id, {**record["sources"], **record["inputs"]})
+    tracker.metrics(run_id, {"seconds": record["seconds"]})
+    tracker.files(run_id, artifact.path, [RECORD, *record["files"]])
+    tracker.finish(run_id, {"git_commit": record["git_commit"], "device": record["device"]})
+
+
+def _index_pipeline(tracker: Any, run_id: str, artifacts: Mapping[str, Artifact]) -> None:
+    """Put the headline numbers, the sweep, the report and the stage runs on the pipeline run."""
+    import pyarrow.parquet as pq
+
+    runs = {f"stage.{name}": tracker.find("stage", f"{name}/{a.key}") or "" for name, a in artifacts.items()}
+    tracker.tags(run_id, runs | {f"key.{name}": a.key for name, a in artifacts.items()})
+    tracker.datasets(run_id, {k: v for name in ("ingest", "split") if name in artifacts
+                              for k, v in artifacts[name].record["sources"].items()})  # fmt: skip
+    tracker.metrics(run_id, headline(artifacts))
+    if "calibrate" in artifacts:
+        tracker.table(run_id, pq.read_table(artifacts["calibrate"].file("sweep.parquet")).to_pydict(), "sweep.json")
+    if "report" in artifacts:
+        report = artifacts["report"]
+        tracker.files(run_id, report.path, list(report.record["files"]))
+
+
+def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
+    """Return the numbers that runs are compared by, each interval as name, name_low and name_high."""
+    numbers: dict[str, Any] = {}
+    if "calibrate" in artifacts:
+        threshold = read_json(artifacts["calibrate"].file("threshold.json"))
+        numbers |= {
+            name: threshold[name] for name in ("certified_recall", "misses_allowed", "misses_seen", "threshold")
+        }
+    if "evaluate" in artifacts:
+        metrics = read_json(artifacts["evaluate"].file("metrics.json"))
+        numbers |= {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
+        numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
+        numbers["test_brier"] = metrics["calibration"]["after"]["brier"]
+        point = metrics["operating_point"] or {}
+        numbers |= {
+            f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point
+        }
+        numbers["gate_failures"] = float(len(gate_failures(artifacts)))
+    flat: dict[str, float] = {}
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        else:
+            flat[name] = value
+    return {name: float(value) for name, value in flat.items() if value is not None}
+
+
+def gate_failures(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    """Return the findings that forbid using the operating point."""
+    last = artifacts.get("evaluate") or artifacts.get("calibrate")
+    findings = read_json(last.file("findings.json")) if last else []
+    return [finding for finding in findings if finding["level"] == "fail"]
+
+
+def _deliver(config: Config, report: Artifact | None) -> Path | None:
+    """Copy the finished report beside the other reports of the project; return the PDF's path."""
+    import shutil
+
+    if report is None:
+        return None
+    folder = config.reports / f"{config.project}-{report.key[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("report.html", "report.json", "report.pdf"):
+        shutil.copyfile(report.file(name), folder / name)
+    return folder / "report.pdf"
+
+
+def _result(config: Config, artifacts: Mapping[str, Artifact], comparison: str, report: Path | None) -> Result:
+    return Result(artifacts, gate_failures(artifacts), report, comparison)

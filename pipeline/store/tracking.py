@@ -1,0 +1,224 @@
+"""MLflow, the index over the store and the window for people. The only module that imports it.
+
+One experiment per project holds two kinds of run, told apart by the tag `maescreen.kind`: a *stage* run per built
+artifact, and a *pipeline* run per `maescreen run`, the one that people compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+# Hospital networks must not see traffic that nobody asked for; set before mlflow is imported.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ["MLFLOW_TRUNCATE_LONG_VALUES"] = "false"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+BATCH = 1000  # metrics per request, the limit of MLflow's API
+PARAM_BATCH = 100
+LARGEST_ARTIFACT_BYTES = 8_000_000
+UNTRACKED_SUFFIXES = {".npy", ".safetensors"}  # arrays and weights stay in the store
+KIND, KEY, INDEXED = "maescreen.kind", "maescreen.key", "maescreen.indexed"
+PROCESS, BOOT = "maescreen.process", "maescreen.boot"
+
+
+class TrackingError(RuntimeError):
+    """The tracking server cannot be used."""
+
+
+def default_uri(store: Path) -> str:
+    """Return the URI of the SQLite database inside the store, absolute so that no working directory gets its own."""
+    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+
+
+class Tracker:
+    """Writes the runs of one project."""
+
+    def __init__(self, project: str, store: Path, uri: str | None = None) -> None:
+        """Open (or create, once, under a lock) the database and the experiment.
+
+        Raises TrackingError when the server cannot be reached.
+        """
+        store.mkdir(parents=True, exist_ok=True)
+        self.uri = uri or default_uri(store)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        artifacts = None if uri else (store.resolve() / "mlflow-artifacts" / project).as_uri()
+        try:
+            # Several processes that open a fresh SQLite database at once destroy it for good.
+            with FileLock(store / "mlflow.init.lock"):
+                self.client = mlflow.MlflowClient(tracking_uri=self.uri)
+                experiment = self.client.get_experiment_by_name(project)
+                self.experiment_id = (
+                    experiment.experiment_id if experiment else self.client.create_experiment(project, artifacts)
+                )
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"the MLflow server cannot be used ({type(error).__name__}): check tracking.uri"
+            ) from error
+        self._close_runs_of_dead_processes()
+
+    def open(self, kind: str, key: str, name: str) -> str:
+        """Return the id of the run for `key`, re-opened when an earlier process began or finished it."""
+        now = {PROCESS: str(os.getpid()), BOOT: _boot(), INDEXED: "no"}
+        found = self._search(f"tags.`{KIND}` = '{kind}' and tags.`{KEY}` = '{key}'")
+        if found:
+            run_id = found[0].info.run_id
+            self.client.update_run(run_id, status="RUNNING")
+            self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in now.items()])
+            return run_id
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={KIND: kind, KEY: key, **now})
+        return run.info.run_id
+
+    def find(self, kind: str, key: str) -> str | None:
+        """Return the id of the run for `key`, or None."""
+        found = self._search(f"tags.`{KIND}` = '{kind}' and tags.`{KEY}` = '{key}'")
+        return found[0].info.run_id if found else None
+
+    def close(self, run_id: str, status: str = "FINISHED") -> None:
+        """Mark a run as FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status=status)
+
+    def finish(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Tag a run as completely indexed and close it."""
+        self.tags(run_id, {**tags, INDEXED: "yes"})
+        self.close(run_id)
+
+    def indexed(self, kind: str) -> set[str]:
+        """Return the keys whose runs were closed with everything that belongs to them."""
+        query = f"tags.`{KIND}` = '{kind}' and tags.`{INDEXED}` = 'yes' and attributes.status = 'FINISHED'"
+        return {run.data.tags[KEY] for run in self._search(query)}
+
+    def parameters(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """Log settings; a value that was logged before stays."""
+        known = self.client.get_run(run_id).data.params
+        fresh = [Param(key, str(value)) for key, value in values.items() if key not in known]
+        for start in range(0, len(fresh), PARAM_BATCH):
+            self.client.log_batch(run_id, params=fresh[start : start + PARAM_BATCH])
+
+    def metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Log several metrics of one step in one request."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+    def tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def datasets(self, run_id: str, digests: Mapping[str, str]) -> None:
+        """Log input datasets by name with our own digest; MLflow's own hashes only the first 10,000 rows."""
+        inputs = [
+            DatasetInput(Dataset(name=name, digest=digest[:32], source_type="maescreen", source="{}"), tags=[])
+            for name, digest in digests.items()
+        ]
+        self.client.log_inputs(run_id, datasets=inputs)
+
+    def files(self, run_id: str, folder: Path, names: Sequence[str]) -> None:
+        """Copy the small files of an artifact to the run: JSON, tables, pictures, reports."""
+        for name in names:
+            path = folder / name
+            if path.suffix not in UNTRACKED_SUFFIXES and path.stat().st_size <= LARGEST_ARTIFACT_BYTES:
+                parent = str(Path(name).parent)
+                self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
+
+    def table(self, run_id: str, columns: Mapping[str, list], name: str) -> None:
+        """Log a table that the UI shows sortable."""
+        self.client.log_table(run_id, dict(columns), name)
+
+    def pipeline_runs(self) -> list[dict[str, Any]]:
+        """Return id, key, parameters, metrics and tags of every pipeline run, newest first."""
+        return [
+            {
+                "run_id": run.info.run_id,
+                "key": run.data.tags.get(KEY),
+                "status": run.info.status,
+                "parameters": dict(run.data.params),
+                "metrics": dict(run.data.metrics),
+                "tags": dict(run.data.tags),
+            }
+            for run in self._search(f"tags.`{KIND}` = 'pipeline'")
+        ]
+
+    def _search(self, query: str) -> list[Run]:
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], query, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _close_runs_of_dead_processes(self) -> None:
+        for run in self._search("attributes.status = 'RUNNING'"):
+            boot, process = run.data.tags.get(BOOT), run.data.tags.get(PROCESS, "0")
+            # Another machine may share the server: only processes of this boot can be known to be dead.
+            if boot == _boot() and not psutil.pid_exists(int(process)):
+                self.client.set_terminated(run.info.run_id, status="KILLED")
+
+
+@contextlib.contextmanager
+def closing(tracker: Tracker, run_id: str) -> Iterator[None]:
+    """Close the run as FINISHED, KILLED on Ctrl-C, or FAILED on any other exception."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.close(run_id, "KILLED")
+        raise
+    except BaseException:
+        tracker.close(run_id, "FAILED")
+        raise
+    tracker.close(run_id)
+
+
+def comparison_fragment(experiment_id: str) -> str:
+    """Return the part of the UI's address that opens the runs of an experiment side by side."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+
+
+def serve(store: Path, uri: str | None, port: int) -> None:
+    """Run the MLflow UI on loopback until it is stopped."""
+    import subprocess
+    import sys
+
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", uri or default_uri(store), "--workers", "1"]
+    command += ["--default-artifact-root", (store.resolve() / "mlflow-artifacts").as_uri()]
+    subprocess.run(command, env=environment, check=False)
+
+
+def _boot() -> str:
+    """Return an identifier of this machine's current boot, without a host name."""
+    return str(int(psutil.boot_time()))
+
+
+def reachable(store: Path, uri: str | None) -> str:
+    """Return why the tracking server cannot be used, or an empty text."""
+    try:
+        mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        return f"does not answer ({type(error).__name__})"
+    return ""
+
+
+def experiment_id(project: str, store: Path, uri: str | None) -> str | None:
+    """Return the id of a project's experiment, or None when nothing was run yet."""
+    experiment = mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).get_experiment_by_name(project)
+    return experiment.experiment_id if experiment else None

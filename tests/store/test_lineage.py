@@ -1,0 +1,121 @@
+"""A key changes exactly when something that can change the result changes."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.store import lineage
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch) -> Path:
+    """A package of a stage, the helper that it imports, one that only its types need, and a stranger."""
+    root = tmp_path / "pipeline"
+    for name, text in {
+        "stages/fit.py": (
+            "from typing import TYPE_CHECKING\nfrom pipeline.models import line\n"
+            "if TYPE_CHECKING:\n    from pipeline.config import Settings\n"
+            'def fit(x):\n    """Fit."""\n    return line.slope(x)\n'
+        ),
+        "models/line.py": "def slope(x):\n    # first difference\n    return x[1] - x[0]\n",
+        "models/curve.py": "def bend(x):\n    return 2\n",
+        "config.py": "class Settings:\n    pass\n",
+        "models/weights.txt": "1\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setattr(lineage, "PACKAGE_FOLDER", root)
+    return root
+
+
+def digests() -> dict[str, str]:
+    lineage._module.cache_clear()
+    return lineage.code_digests("pipeline.stages.fit")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_only_what_the_stage_uses_at_run_time_counts(package):
+    assert set(digests()) == {"stages.fit", "models.line", "models/weights.txt"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("models/line.py", "# first difference", "# the slope of two points"),
+        ("stages/fit.py", '"""Fit."""', '"""Fit a line to two points."""'),
+        ("models/line.py", "x[1] - x[0]", "(x[1]  -  x[0])"),
+        ("models/curve.py", "return 2", "return 3"),
+        ("config.py", "pass", "seed = 1"),
+    ],
+)
+def test_what_cannot_change_the_result_changes_no_digest(package, file, old, new):
+    before = digests()
+    edit(package / file, old, new)
+    assert digests() == before
+
+
+def test_edited_arithmetic_changes_the_digest_of_its_module_alone(package):
+    before = digests()
+    edit(package / "models/line.py", "x[1] - x[0]", "x[0] - x[1]")
+    after = digests()
+    assert {name for name in after if after[name] != before[name]} == {"models.line"}
+
+
+def test_edited_data_file_counts(package):
+    before = digests()
+    edit(package / "models/weights.txt", "1", "2")
+    assert digests() != before
+
+
+def test_key_depends_on_every_part():
+    whole = ("fit", {"a": 1}, {"split": "k"}, {"labels": "l"}, "code")
+    key = lineage.artifact_key(*whole)
+    changed = ("cut", {"a": 2}, {"split": "m"}, {"labels": "n"}, "edoc")
+    keys = {lineage.artifact_key(*whole[:i], changed[i], *whole[i + 1 :]) for i in range(len(whole))}
+    assert len(keys | {key}) == 6
+    assert lineage.artifact_key(*whole) == key
+
+
+def write_studies(root: Path) -> None:
+    (root / "Mueller^Anna").mkdir(parents=True)
+    (root / "Mueller^Anna" / "1.dcm").write_bytes(b"one")
+    (root / "2.dcm").write_bytes(b"two")
+
+
+def test_moving_an_archive_changes_nothing(tmp_path):
+    write_studies(tmp_path / "a")
+    before = lineage.studies_digest([tmp_path / "a"], b"k" * 32, tmp_path / "cache.json")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert lineage.studies_digest([tmp_path / "b"], b"k" * 32, tmp_path / "cache.json") == before
+
+
+def test_changed_renamed_or_added_files_change_the_digest(tmp_path):
+    write_studies(tmp_path / "a")
+    seen = {lineage.studies_digest([tmp_path / "a"], b"k" * 32, None)}
+    (tmp_path / "a/2.dcm").write_bytes(b"too")
+    seen.add(lineage.studies_digest([tmp_path / "a"], b"k" * 32, None))
+    (tmp_path / "a/2.dcm").rename(tmp_path / "a/3.dcm")
+    seen.add(lineage.studies_digest([tmp_path / "a"], b"k" * 32, None))
+    (tmp_path / "a/4.dcm").write_bytes(b"four")
+    seen.add(lineage.studies_digest([tmp_path / "a"], b"k" * 32, None))
+    assert len(seen) == 4
+
+
+def test_unchanged_files_are_not_read_again_and_the_cache_holds_no_path(tmp_path, monkeypatch):
+    write_studies(tmp_path / "a")
+    cache = tmp_path / "cache.json"
+    first = lineage.studies_digest([tmp_path / "a"], b"k" * 32, cache)
+    read = []
+    monkeypatch.setattr(lineage, "sha256_file", lambda path: read.append(path.name) or "0" * 64)
+    assert lineage.studies_digest([tmp_path / "a"], b"k" * 32, cache) == first
+    assert read == []
+    os.utime(tmp_path / "a/2.dcm", ns=(1, 1))
+    lineage.studies_digest([tmp_path / "a"], b"k" * 32, cache)
+    assert read == ["2.dcm"]
+    assert b"Mueller" not in cache.read_bytes()

@@ -1,0 +1,75 @@
+"""A table is what its definition says, or the stage stops with the column's name."""
+
+import pandas as pd
+import pytest
+
+from pipeline.store.tables import IMAGES, INDEX, SCORES, Table, TableError, read_table, write_table
+
+
+def scores() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "image_id": ["b", "a"],
+            "patient_id": ["p", "q"],
+            "arm": "mae",
+            "seed": 1,
+            "logit": [0.5, -1.0],
+            "label": [1, 0],
+        }
+    )
+
+
+def test_round_trip_keeps_types_and_orders_rows(tmp_path):
+    write_table(tmp_path / "s.parquet", scores(), SCORES)
+    back = read_table(tmp_path / "s.parquet", SCORES)
+    assert back.image_id.tolist() == ["a", "b"]
+    assert back.label.tolist() == [0, 1]
+    assert back.label.dtype == "int64"
+
+
+def test_missing_labels_stay_missing_and_integers_stay_integers(tmp_path):
+    frame = pd.DataFrame(
+        {"image_id": ["a", "b"], "patient_id": ["p", "q"], "label": pd.array([1, None], dtype="Int64"),
+         "shard": "x.npy", "row": [0, 1], "padding": [[0.0], [0.0]]}
+    )  # fmt: skip
+    write_table(tmp_path / "i.parquet", frame, INDEX)
+    label = read_table(tmp_path / "i.parquet", INDEX).label
+    assert label.dtype == "Int64"
+    assert label[0] == 1
+    assert label.isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="logit"), "column logit is missing"),
+        (lambda f: f.assign(extra=1), "column extra is not defined"),
+        (lambda f: f.assign(label=[1, None]), "label: 1 missing values"),
+        (lambda f: f.assign(logit=["Meier", "Huber"]), "another type"),
+    ],
+)
+def test_wrong_tables_are_refused_without_quoting_cells(tmp_path, change, message):
+    with pytest.raises(TableError, match=message) as error:
+        write_table(tmp_path / "s.parquet", change(scores()), SCORES)
+    assert "Meier" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_foreign_table_is_not_read(tmp_path):
+    write_table(tmp_path / "s.parquet", scores(), SCORES)
+    with pytest.raises(TableError, match="column view is missing"):
+        read_table(tmp_path / "s.parquet", IMAGES)
+
+
+def test_same_rows_same_bytes(tmp_path):
+    write_table(tmp_path / "1.parquet", scores(), SCORES)
+    write_table(tmp_path / "2.parquet", scores().iloc[::-1], SCORES)
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+
+
+def test_every_column_has_a_meaning():
+    import pipeline.store.tables as module
+
+    for table in vars(module).values():
+        if isinstance(table, Table):
+            assert all(column.meaning for column in table.columns)

@@ -1,0 +1,89 @@
+"""MLflow as an index: safe to create at once, one run per artifact, dead runs closed."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.tracking import BOOT, PROCESS, Tracker, closing
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory) -> Path:
+    """A store whose database was made by four processes at once."""
+    store = tmp_path_factory.mktemp("fresh")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.store.tracking import Tracker\n"
+        "t = Tracker('p', Path(sys.argv[1])); t.close(t.open('stage', sys.argv[2], sys.argv[2]))"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(store), f"ingest/{i}"]) for i in range(4)]
+    assert [process.wait() for process in processes] == [0, 0, 0, 0]
+    return store
+
+
+@pytest.fixture
+def tracker(fresh_store, tmp_path) -> Tracker:
+    shutil.copytree(fresh_store, tmp_path / "store")
+    return Tracker("p", tmp_path / "store")
+
+
+def test_four_processes_open_a_fresh_database_at_once(fresh_store):
+    tracker = Tracker("p", fresh_store)
+    assert all(tracker.find("stage", f"ingest/{i}") for i in range(4))
+
+
+def test_a_run_is_reopened_not_duplicated(tracker):
+    first = tracker.open("stage", "fit/k", "fit k")
+    with pytest.raises(KeyboardInterrupt), closing(tracker, first):
+        raise KeyboardInterrupt
+    assert tracker.client.get_run(first).info.status == "KILLED"
+    assert tracker.open("stage", "fit/k", "fit k") == first
+    assert tracker.client.get_run(first).info.status == "RUNNING"
+
+
+def test_a_run_counts_as_indexed_only_when_it_was_finished_last(tracker):
+    run_id = tracker.open("stage", "fit/k", "fit k")
+    tracker.finish(run_id, {})
+    assert "fit/k" in tracker.indexed("stage")
+    tracker.open("stage", "fit/k", "fit k")
+    assert "fit/k" not in tracker.indexed("stage")
+
+
+def test_runs_of_dead_processes_are_closed_at_the_next_start(tracker, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    run_id = tracker.open("stage", "fit/k", "fit k")
+    tracker.tags(run_id, {PROCESS: str(dead.pid)})
+    elsewhere = tracker.open("stage", "fit/other", "fit other")
+    tracker.tags(elsewhere, {PROCESS: str(dead.pid), BOOT: "another machine"})
+    again = Tracker("p", tmp_path / "store")
+    assert again.client.get_run(run_id).info.status == "KILLED"
+    assert again.client.get_run(elsewhere).info.status == "RUNNING"
+
+
+def test_parameters_metrics_datasets_and_tables_arrive(tracker, tmp_path):
+    run_id = tracker.open("pipeline", "report/k", "p")
+    with closing(tracker, run_id):
+        tracker.parameters(run_id, {f"pretrain.setting_{i}": i for i in range(250)})
+        tracker.metrics(run_id, {"test_auc": 0.9, "test_auc_low": 0.8}, step=3)
+        tracker.datasets(run_id, {"labels": "ab" * 32})
+        tracker.table(run_id, {"threshold": [0.1, 0.2], "recall": [1.0, 0.9]}, "sweep.json")
+        (tmp_path / "report.pdf").write_bytes(b"%PDF")
+        (tmp_path / "weights.safetensors").write_bytes(b"w")
+        tracker.files(run_id, tmp_path, ["report.pdf", "weights.safetensors"])
+    run = tracker.client.get_run(run_id)
+    assert len(run.data.params) == 250
+    assert run.data.metrics == {"test_auc": 0.9, "test_auc_low": 0.8}
+    assert run.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:32]
+    assert {file.path for file in tracker.client.list_artifacts(run_id)} == {"sweep.json", "report.pdf"}
+    assert [found["run_id"] for found in tracker.pipeline_runs()] == [run_id]
+
+
+def test_nothing_of_the_machine_or_the_user_is_tagged(tracker):
+    run = tracker.client.get_run(tracker.open("stage", "fit/k", "fit k"))
+    assert run.info.user_id == "unknown"
+    assert socket.gethostname() not in str(run.data.tags)
+    assert str(Path.cwd()) not in str(run.data.tags)

@@ -1,0 +1,121 @@
+"""A configuration is right as a whole, or every mistake in it is named with its line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import Config, ConfigError
+from pipeline.config_file import flatten, load
+
+CARD = """
+name: tiny
+title: Tiny
+source: made up
+licence: none
+attribution: none
+identifiers: synthetic
+label: {name: x, definition: x, reference_standard: x, positive: ['1'], negative: ['0']}
+columns: {path: path, label: label}
+intended_use: {condition: x, population: x, user: x, place: x}
+"""
+CONFIG = """\
+project: tiny
+data:
+  studies: [studies]
+  labels: labels.csv
+  card: card.yaml
+  key_file: key
+pretrain:
+  mask_ratio: 0.75
+  base_learning_rate: 1e-3
+report:
+  title: Tiny
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    (tmp_path / "card.yaml").write_text(CARD)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
+    (folder / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(folder / "run.yaml", list(overrides))
+    return str(error.value).splitlines()
+
+
+def test_relative_paths_are_relative_to_the_config_file(folder, monkeypatch):
+    monkeypatch.chdir("/")
+    config, card = load(folder / "run.yaml")
+    assert config.data.studies == [folder / "studies"]
+    assert card.label.positive == ["1"]
+
+
+def test_scientific_notation_is_a_number(folder):
+    assert load(folder / "run.yaml")[0].pretrain.base_learning_rate == 1e-3
+
+
+def test_override_replaces_one_setting(folder):
+    config, _ = load(folder / "run.yaml", ["pretrain.mask_ratio=0.6", "finetune.seeds=[4, 5]"])
+    assert (config.pretrain.mask_ratio, config.finetune.seeds) == (0.6, [4, 5])
+
+
+def test_every_mistake_is_reported_at_once_with_its_line_and_what_is_allowed(folder):
+    text = (
+        CONFIG.replace("mask_ratio: 0.75", "mask_ratoi: 0.75\n  epochs: many\n  precision: fp8")
+        + "split:\n  seed: 1.5\n"
+    )
+    found = problems(folder, text, "calibrate.confidence=2")
+    assert len(found) == 5
+    assert any(":8: pretrain.mask_ratoi is not a setting; did you mean mask_ratio?" in line for line in found)
+    assert any(":9: pretrain.epochs: input should be a valid integer (got 'many')" in line for line in found)
+    assert any(":10: pretrain.precision: input should be 'fp32' or 'bf16'" in line for line in found)
+    assert any(":15: split.seed" in line for line in found)
+    assert any(line.startswith("command line: calibrate.confidence: input should be less than 1") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("mask_ratio: 0.75", "mask_ratio: 1.0"), "less than 1"),
+        (("mask_ratio: 0.75", "mask_ratio: yes"), "valid number"),
+        (("title: Tiny", "titel: Tiny"), "did you mean title?"),
+        (("project: tiny", "project: Tiny Project"), "pattern"),
+        (("labels: labels.csv", "labels: lables.csv"), "no such file"),
+        (("mask_ratio: 0.75", "mask_ratio: 0.75\n  mask_ratio: 0.6"), "stands twice"),
+        (("mask_ratio: 0.75", "encoder: {patch_size: [15, 15]}"), "must be a multiple of"),
+        (("mask_ratio: 0.75", "encoder: {width: 100, heads: 3}"), "multiple of heads"),
+        (("mask_ratio: 0.75", "mask_ratio: *anchor"), "aliases are not allowed"),
+    ],
+)
+def test_impossible_values_are_refused(folder, change, message):
+    assert message in "\n".join(problems(folder, CONFIG.replace(*change)))
+
+
+def test_a_mistake_in_the_card_names_the_card(folder):
+    (folder / "card.yaml").write_text(CARD.replace("positive: ['1']", "positive: ['0']"))
+    (line,) = problems(folder, CONFIG)
+    assert "card.yaml:8: label: values listed as positive and as negative: ['0']" in line
+
+
+def test_empty_split_is_refused(folder):
+    text = CONFIG + "split:\n  fractions: {train: 0.8, tune: 0.0, calibration: 0.1, test: 0.1}\n"
+    assert "tune has share 0" in "\n".join(problems(folder, text))
+
+
+def test_every_setting_has_a_meaning_in_the_committed_configs():
+    """Committed configs name only real settings, and the large ones name every setting of every stage."""
+    for path in sorted(Path(__file__).parents[1].glob("configs/*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        assert set(config) <= set(Config.model_fields), path.name
+        assert path.read_text().startswith("#"), f"{path.name}: command, hardware, time and result stand at its top"
+
+
+def test_flatten_names_every_leaf():
+    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": "x"}) == {"a.b": 1, "a.c": "[1, 2]", "d": "x"}
