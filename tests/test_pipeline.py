@@ -1,0 +1,176 @@
+"""From DICOM to report, and what is reused, made again, refused and kept afterwards."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.run import NAMES, STAGES, RunError, plan, run
+from pipeline.store import lineage
+from pipeline.store.artifacts import Store, StoreError
+
+FOLLOWING = {name: NAMES[NAMES.index(name) :] for name in NAMES}
+
+
+def actions(project, *overrides, **choices) -> dict[str, str]:
+    return {step.stage.name: step.action for step in plan(*project.load(*overrides), **choices)}
+
+
+def reasons(project, *overrides, **choices) -> dict[str, str]:
+    return {step.stage.name: step.reason for step in plan(*project.load(*overrides), **choices)}
+
+
+def expect(made_again: tuple[str, ...], action: str = "run") -> dict[str, str]:
+    return {name: action if name in made_again else "reuse" for name in NAMES}
+
+
+def artifact(project, stage: str):
+    (found,) = Store(project.store).all(stage)
+    return found
+
+
+def test_every_stage_leaves_one_complete_artifact(finished):
+    for name in NAMES:
+        assert artifact(finished, name).record["files"]
+    assert not list(finished.store.glob("*/*.partial"))
+
+
+def test_the_same_command_again_reuses_all_nine_stages(finished):
+    assert actions(finished) == expect(())
+
+
+def test_a_changed_setting_runs_its_stage_and_what_follows(finished):
+    assert actions(finished, "pretrain.mask_ratio=0.6") == expect(FOLLOWING["pretrain"])
+    assert reasons(finished, "pretrain.mask_ratio=0.6")["pretrain"] == "settings changed (mask_ratio 0.75 → 0.6)"
+    assert reasons(finished, "pretrain.mask_ratio=0.6")["finetune"] == "input changed (pretrain)"
+
+
+def test_where_and_how_fast_are_not_part_of_any_key(finished, tmp_path):
+    moved = finished.copy(tmp_path / "elsewhere")
+    assert actions(moved, "machine.workers=1", "machine.threads=1") == expect(())
+
+
+def test_one_corrected_label_runs_split_and_what_follows(finished, tmp_path):
+    project = finished.copy(tmp_path / "corrected")
+    rows = project.labels.read_text().splitlines()
+    rows[1] = rows[1].replace(",normal", ",x").replace(",pneumonia", ",normal").replace(",x", ",pneumonia")
+    project.labels.write_text("\n".join(rows) + "\n")
+    assert actions(project) == expect(FOLLOWING["split"])
+    assert reasons(project)["split"] == "source changed (labels)"
+
+
+def test_a_corrected_card_text_renders_the_report_again_and_nothing_else(finished, tmp_path):
+    project = finished.copy(tmp_path / "card")
+    card = project.folder / "card.yaml"
+    card.write_text(re.sub(r"(?m)^title: .*", "title: Another title", card.read_text()))
+    assert actions(project) == expect(("report",))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A copy of the package's source that tests may edit; only its digest is taken."""
+    shutil.copytree(lineage.PACKAGE_FOLDER, tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(lineage, "PACKAGE_FOLDER", tmp_path / "pipeline")
+    lineage._module.cache_clear()
+    yield tmp_path / "pipeline"
+    lineage._module.cache_clear()
+
+
+def test_an_edited_comment_runs_nothing(finished, package):
+    for path in package.rglob("*.py"):
+        path.write_text(path.read_text() + "\n# a remark\n")
+    assert actions(finished) == expect(())
+
+
+@pytest.mark.parametrize(
+    "module", ["statistics/threshold.py", "imaging/transforms.py", "models/mae.py", "store/tables.py"]
+)
+def test_an_edited_helper_runs_exactly_the_stages_that_import_it_and_what_follows(finished, package, module):
+    importers = [
+        name for name in NAMES if module[:-3].replace("/", ".") in lineage.code_digests(f"pipeline.stages.{name}")
+    ]
+    assert importers
+    assert len(importers) < len(NAMES) or module == "store/tables.py"
+    (package / module).write_text((package / module).read_text() + "\nEDITED = 1 + 1\n")
+    lineage._module.cache_clear()
+    changed = {name for name, why in reasons(finished).items() if "code changed" in why}
+    assert changed == set(importers)
+    affected = [s.name for s in STAGES if s.name in importers or set(s.reads) & set(importers)]
+    assert all(action != "reuse" for name, action in actions(finished).items() if name in affected)
+    first = importers[0]
+    assert actions(finished)[first] == ("stop" if next(s for s in STAGES if s.name == first).costly else "run")
+
+
+def test_a_costly_stage_whose_code_changed_stops_the_run_and_offers_both_ways(finished, package):
+    (package / "models/mae.py").write_text((package / "models/mae.py").read_text() + "\nEDITED = 1\n")
+    lineage._module.cache_clear()
+    with pytest.raises(RunError, match=r"code changed \(models.mae\).*--keep pretrain.*--rebuild pretrain"):
+        run(*finished.load(), say=lambda line: None)
+    kept = actions(finished, keep=["pretrain"])
+    assert kept == expect(("report",))
+    assert reasons(finished, keep=["pretrain"])["report"].startswith("source changed (kept.pretrain)")
+    assert actions(finished, rebuild=["pretrain"]) == expect(FOLLOWING["pretrain"])
+
+
+def test_keeping_a_stage_whose_settings_changed_is_refused(finished):
+    with pytest.raises(RunError, match="--keep pretrain: not only its code changed"):
+        actions(finished, "pretrain.mask_ratio=0.6", keep=["pretrain"])
+
+
+def test_a_single_stage_needs_its_inputs(finished):
+    with pytest.raises(RunError, match=r"score needs pretrain, finetune.*--until finetune"):
+        run(*finished.load("pretrain.mask_ratio=0.6"), only="score", say=lambda line: None)
+
+
+def test_a_single_stage_runs_alone(finished, tmp_path):
+    project = finished.copy(tmp_path / "alone")
+    before = artifact(project, "evaluate").record["files"]
+    Store(project.store).discard("evaluate", artifact(project, "evaluate").key)
+    run(*project.load(), only="evaluate", say=lambda line: None)
+    assert artifact(project, "evaluate").record["files"] == before
+
+
+def test_a_flipped_bit_in_an_artifact_stops_what_reads_it(finished, tmp_path):
+    project = finished.copy(tmp_path / "flipped")
+    scores = artifact(project, "score").path / "scores_test.parquet"
+    content = bytearray(scores.read_bytes())
+    content[len(content) // 2] ^= 1
+    scores.write_bytes(bytes(content))
+    Store(project.store).discard("evaluate", artifact(project, "evaluate").key)
+    with pytest.raises(StoreError, match=r"scores_test.parquet has changed since it was made"):
+        run(*project.load(), say=lambda line: None)
+
+
+def test_report_metrics_and_mlflow_say_the_same(finished):
+    from pipeline.run import headline
+    from pipeline.store.tracking import Tracker
+
+    artifacts = {name: artifact(finished, name) for name in NAMES}
+    metrics = json.loads((artifacts["evaluate"].path / "metrics.json").read_text())
+    (pipeline,) = Tracker("mini", finished.store).pipeline_runs()
+    assert pipeline["status"] == "FINISHED"
+    numbers = headline(artifacts)
+    assert pipeline["metrics"] == pytest.approx(numbers, abs=1e-12)
+    assert numbers["test_auc"] == metrics["discrimination"]["auc"]["value"]
+    assert pipeline["parameters"]["pretrain.mask_ratio"] == "0.75"
+    assert {f"stage.{name}" for name in NAMES} <= set(pipeline["tags"])
+
+
+def test_every_metric_of_the_report_carries_interval_and_n(finished):
+    def intervals(node):
+        if isinstance(node, dict):
+            if "value" in node and "method" in node:
+                yield node
+            else:
+                for item in node.values():
+                    yield from intervals(item)
+        elif isinstance(node, list):
+            for item in node:
+                yield from intervals(item)
+
+    metrics = json.loads((artifact(finished, "evaluate").path / "metrics.json").read_text())
+    found = list(intervals(metrics))
+    assert len(found) > 20
+    assert all({"low", "high", "level", "n"} <= set(one) for one in found)
