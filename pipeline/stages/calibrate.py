@@ -1,0 +1,180 @@
+"""calibrate: scores of the calibration patients → calibrator, certified threshold, table of operating points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy.special import expit
+
+from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.errors import NotEnoughData, collect_warnings
+from pipeline.statistics.gate import Finding, assess_discrimination
+from pipeline.statistics.patients import Patients, patient_table, patients_of, scores_sha256
+from pipeline.statistics.sweep import sweep_thresholds, threshold_sweep
+from pipeline.statistics.threshold import Certificate, certify_threshold, shared_confidence
+from pipeline.store.files import read_json, write_json
+from pipeline.store.tables import PATIENT_SCORES, SCORES, SWEEP, read_table, write_table
+
+if TYPE_CHECKING:
+    from pipeline.config import CalibrateSettings
+    from pipeline.store.artifacts import Inputs
+    from pipeline.store.runlog import RunLog
+
+
+def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
+    """Fit the calibrator and certify the threshold of the reported model on patients it was not trained on.
+
+    Leaves calibrator.json, threshold.json, sweep.parquet, patient_scores.parquet and findings.json in `work`.
+    Too few positives for a certificate is a result: `certified` false, and the finding `not_certified`. Too
+    few for a calibrator raises NotEnoughData; scores that are not finite or not complete raise ValueError.
+    """
+    scores = read_table(inputs.file("score", "scores_calibration.parquet"), SCORES)
+    patients = patients_of(scores, settings.arm, settings.aggregation)
+    trained = read_json(inputs.file("finetune", "summary.json"))
+    certificate: Certificate | None = None
+    refusal = ""
+    with collect_warnings() as warned:
+        calibrator = LogisticCalibrator.fit(patients.y, patients.s)
+        try:
+            certificate = certify_threshold(
+                patients.y,
+                patients.s,
+                settings.recall_target,
+                settings.confidence,
+                patient_id=patients.ids,
+                n_models=settings.models_compared,
+            )
+        except NotEnoughData as error:
+            refusal = _refusal(settings, error)
+            outcome = _uncertified(settings, patients, error)
+        else:
+            outcome = certificate.to_dict()
+
+    threshold = certificate.threshold if certificate else None
+    sweep = _sweep(settings, patients, calibrator, threshold)
+    findings = _findings(patients, calibrator, threshold, sweep, refusal)
+    message = _promise(certificate) if certificate else refusal
+    write_json(work / "calibrator.json", calibrator.to_dict())
+    write_json(
+        work / "threshold.json",
+        {
+            "certified": certificate is not None,
+            **outcome,
+            "probability": None if threshold is None else float(calibrator.predict([threshold])[0]),
+            "arm": settings.arm,
+            "seeds": list(patients.seeds),
+            "aggregation": settings.aggregation,
+            "model_sha256": _model_hashes(trained, settings.arm, patients.seeds),
+            "data_sha256": scores_sha256(scores, settings.arm),
+            "message": message,
+            "warnings": [str(warning) for warning in warned],
+        },
+    )
+    write_table(work / "sweep.parquet", sweep, SWEEP)
+    table = patient_table(settings.arm, patients, calibrator.predict(patients.s), threshold)
+    write_table(work / "patient_scores.parquet", table, PATIENT_SCORES)
+    write_json(work / "findings.json", [finding.to_dict() for finding in findings])
+
+    log.info(message)
+    for warning in warned:
+        log.warn(str(warning))
+    for finding in findings:
+        (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
+    log.metrics({"positives": int(patients.y.sum()), **(_headline(certificate) if certificate else {})}, 0)
+
+
+def _refusal(settings: CalibrateSettings, error: NotEnoughData) -> str:
+    shared = ""
+    if settings.models_compared > 1:
+        used = shared_confidence(settings.confidence, settings.models_compared)
+        shared = f" ({100 * used:.4g} % for each of the {settings.models_compared} models compared)"
+    return (
+        f"recall {settings.recall_target:g} with {100 * settings.confidence:g} % confidence{shared} needs at least"
+        f" {error.needed} positive patients in the calibration split; there are {error.positives}"
+        f" (at most {error.certifiable_recall:.3f} can be certified)."
+        " Lower calibrate.recall_target or add patients."
+    )
+
+
+def _uncertified(settings: CalibrateSettings, patients: Patients, error: NotEnoughData) -> dict[str, Any]:
+    """Return the fields of a certificate, with nothing where a threshold would be needed."""
+    nothing = ("threshold", "threshold_hex", "misses_allowed", "misses_seen", "certified_recall")
+    return {
+        **dict.fromkeys((*nothing, "recall", "specificity", "referral_rate")),
+        "recall_target": settings.recall_target,
+        "confidence": settings.confidence,
+        "confidence_used": shared_confidence(settings.confidence, settings.models_compared),
+        "models_compared": settings.models_compared,
+        "positives": error.positives,
+        "negatives": len(patients.y) - error.positives,
+        "certifiable_recall": error.certifiable_recall,
+        "positives_needed": error.needed,
+    }
+
+
+def _promise(c: Certificate) -> str:
+    shared = "" if c.models_compared == 1 else f", shared out over {c.models_compared} models compared,"
+    return (
+        f"with {100 * c.confidence:g} % confidence{shared} at least {c.recall_target:.1%} of patients with the"
+        f" condition who are like the {c.positives} positive calibration patients are referred:"
+        f" {c.misses_seen} of these were missed, {c.misses_allowed} were allowed"
+    )
+
+
+def _model_hashes(trained: dict[str, Any], arm: str, seeds: tuple[int, ...]) -> dict[str, str]:
+    models = trained["arms"].get(arm, {}).get("seeds", {})
+    if sorted(models) != sorted(map(str, seeds)):
+        raise ValueError(
+            f"arm {arm} was trained with seeds {', '.join(sorted(models)) or 'none'} but scored with"
+            f" {', '.join(map(str, seeds))}; rebuild with --rebuild score"
+        )
+    return {seed: models[seed]["model_sha256"] for seed in sorted(models, key=int)}
+
+
+def _sweep(
+    settings: CalibrateSettings, patients: Patients, calibrator: LogisticCalibrator, threshold: float | None
+) -> pd.DataFrame:
+    confidence = shared_confidence(settings.confidence, settings.models_compared)
+    thresholds = sweep_thresholds(patients.y, patients.s, threshold)
+    sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence)
+    operating = sweep["threshold"].eq(threshold) if threshold is not None else False
+    return sweep.assign(probability=calibrator.predict(sweep["threshold"]), operating_point=operating)
+
+
+def _findings(
+    patients: Patients,
+    calibrator: LogisticCalibrator,
+    threshold: float | None,
+    sweep: pd.DataFrame,
+    refusal: str,
+) -> list[Finding]:
+    findings = [Finding("not_certified", "fail", "calibration", refusal)] if refusal else []
+    if calibrator.flat:
+        flat = "scores do not rise with the condition: calibrated, every patient gets the prevalence"
+        findings.append(Finding("calibration_reversed", "fail", "calibration", flat))
+    if patients.conflicts:
+        mixed = f"{patients.conflicts} patients have images of both labels; each counts as positive"
+        findings.append(Finding("conflicting_labels", "info", "calibration", mixed))
+    return findings + assess_discrimination(
+        patients.y,
+        patients.s,
+        calibrator.predict(patients.s),
+        threshold,
+        raw=expit(patients.s),
+        sweep=sweep,
+        on="calibration",
+    )
+
+
+def _headline(c: Certificate) -> dict[str, float]:
+    rates = {"recall": c.recall, "specificity": c.specificity, "referral_rate": c.referral_rate}
+    return {
+        "certified_recall": c.certified_recall,
+        "misses_allowed": c.misses_allowed,
+        "misses_seen": c.misses_seen,
+        **{f"calibration_{name}": rate.value for name, rate in rates.items()},
+        **{f"calibration_{name}_low": rate.low for name, rate in rates.items()},
+        **{f"calibration_{name}_high": rate.high for name, rate in rates.items()},
+    }

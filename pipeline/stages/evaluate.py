@@ -1,0 +1,272 @@
+"""evaluate: the locked test set, once → every number of the report, each with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scipy.special import expit
+
+from pipeline.statistics.arms import comparison_table, pretraining_benefit
+from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.curves import curve_table
+from pipeline.statistics.discrimination import auc_value, average_precision, roc_auc
+from pipeline.statistics.errors import collect_warnings
+from pipeline.statistics.gate import Finding, assess_discrimination, compare_tables
+from pipeline.statistics.intervals import proportion_ci
+from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
+from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap, scores_sha256
+from pipeline.statistics.reliability import calibration_summary
+from pipeline.statistics.shift import assess_image_counts, assess_shift, score_shift
+from pipeline.statistics.subgroups import ATTRIBUTES, patient_attributes, subgroup_table
+from pipeline.statistics.sweep import threshold_sweep
+from pipeline.statistics.threshold import recall_bounds, verify_threshold
+from pipeline.store.files import read_json, write_json
+from pipeline.store.tables import (
+    COMPARISON,
+    CURVES,
+    IMAGES,
+    PATIENT_SCORES,
+    SCORES,
+    SPLIT,
+    SUBGROUPS,
+    SWEEP,
+    read_table,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    from pipeline.config import EvaluateSettings
+    from pipeline.store.artifacts import Inputs
+    from pipeline.store.runlog import RunLog
+
+
+def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
+    """Judge the reported model, its calibrator and its frozen threshold on the test patients, beside every arm.
+
+    Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet and
+    findings.json (those of the calibration patients first) in `work`. Raises ValueError when a patient is in
+    two splits, when scores are not finite or not complete, or when the arms were not scored on the same
+    patients.
+    """
+    scores = {
+        name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in ("calibration", "test")
+    }
+    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
+    _check_partitions(read_table(inputs.file("split", "split.parquet"), SPLIT), scores, images)
+    frozen = read_json(inputs.file("calibrate", "threshold.json"))
+    calibrator = LogisticCalibrator.from_dict(read_json(inputs.file("calibrate", "calibrator.json")))
+    threshold = float.fromhex(frozen["threshold_hex"]) if frozen["certified"] else None
+    arm, how = frozen["arm"], frozen["aggregation"]
+    calibration = patients_of(scores["calibration"], arm, how)
+    arms = {name: patients_of(scores["test"], name, how) for name in sorted(set(scores["test"]["arm"]))}
+    if arm not in arms or list(arms[arm].seeds) != frozen["seeds"]:
+        raise ValueError(f"the test scores lack seeds of arm {arm} that the threshold was certified for")
+    test = arms[arm]
+    calibrated = calibrator.predict(test.s)
+
+    with collect_warnings() as warned:
+        comparison = comparison_table(arms, _seed_aucs(scores["test"], arms, how), arm, settings.level)
+        sentence = pretraining_benefit(arms, settings.level)
+        metrics: dict[str, Any] = {
+            "arm": arm,
+            "seeds": list(test.seeds),
+            "aggregation": how,
+            **_metrics(settings, test, calibration, calibrator, frozen, threshold),
+            "comparison_sentence": sentence,
+        }
+        of_test = images[images["image_id"].isin(scores["test"]["image_id"])]
+        curves = curve_table(arms, arm, expit(test.s), calibrated, settings.calibration_bins, settings.level)
+        subgroups = _subgroups(settings, test, of_test, threshold)
+    findings = [
+        *(Finding(**item) for item in read_json(inputs.file("calibrate", "findings.json"))),
+        *_table_findings(inputs, scores["calibration"], calibration, calibrator, frozen),
+        *_test_findings(settings, test, calibrator, threshold, metrics),
+        *assess_shift(
+            score_shift(calibration.s, test.s),
+            images[images["image_id"].isin(scores["calibration"]["image_id"])],
+            of_test,
+        ),
+        *(assess_image_counts(of_test) if how == "max" else []),
+    ]
+
+    others = [patient_table(name, p, None, None) for name, p in arms.items() if name != arm]
+    patient_scores = pd.concat([patient_table(arm, test, calibrated, threshold), *others], ignore_index=True)
+
+    write_json(work / "metrics.json", metrics)
+    write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
+    write_table(work / "comparison.parquet", comparison, COMPARISON)
+    write_table(work / "curves.parquet", curves, CURVES)
+    write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)
+    write_json(work / "findings.json", [finding.to_dict() for finding in findings])
+    log.info(sentence)
+    for warning in warned:
+        log.warn(str(warning))
+    for finding in findings:
+        if finding.on == "test":
+            (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
+    log.metrics(_headline(metrics, comparison), 0)
+
+
+def _check_partitions(split: pd.DataFrame, scores: Mapping[str, pd.DataFrame], images: pd.DataFrame) -> None:
+    """Raise ValueError unless patients are in one split each and the scores are those of their split's images."""
+    refuse_overlap({str(name): rows["patient_id"] for name, rows in split.groupby("split")})
+    refuse_overlap({f"the {name} scores": rows["patient_id"] for name, rows in scores.items()})
+    problems = []
+    for name, rows in scores.items():
+        labelled = split[(split["split"] == name) & split["label"].notna()]
+        expected, scored = set(labelled["image_id"]), set(rows["image_id"])
+        counts = {
+            f"images of {name} are not scored": len(expected - scored),
+            f"images scored as {name} are not labelled images of that split": len(scored - expected),
+            f"images scored as {name} are not in images.parquet": len(scored - set(images["image_id"])),
+        }
+        problems += [f"{count} {what}" for what, count in counts.items() if count]
+    if problems:
+        raise ValueError("scores do not fit the split: " + "; ".join(problems) + "; rebuild with --rebuild score")
+
+
+def _seed_aucs(scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any) -> dict[str, list[float]]:
+    return {
+        name: [auc_value(one.y, one.s) for one in (patients_of(scores, name, how, seed) for seed in arm.seeds)]
+        for name, arm in arms.items()
+    }
+
+
+def _metrics(
+    settings: EvaluateSettings,
+    test: Patients,
+    calibration: Patients,
+    calibrator: LogisticCalibrator,
+    frozen: Mapping[str, Any],
+    threshold: float | None,
+) -> dict[str, Any]:
+    level, seed = settings.level, settings.seed
+    counts = None if threshold is None else confusion(test.y, test.s, threshold)
+    prevalences = sorted({*settings.prevalences, settings.headline_prevalence})
+    rows = [at_prevalence(counts, pi, level=level, seed=seed) for pi in prevalences] if counts else []
+    probabilities = {"before": expit(test.s), "after": calibrator.predict(test.s)}
+    measures = {
+        when: {
+            name: interval.to_dict()
+            for name, interval in calibration_summary(test.y, p, settings.calibration_bins, level, seed=seed).items()
+        }
+        for when, p in probabilities.items()
+    }
+    prevalence = {
+        name: proportion_ci(int(patients.y.sum()), len(patients.y), level).to_dict()
+        for name, patients in (("calibration", calibration), ("test", test))
+    }
+    return {
+        "patients": len(test.y),
+        "positives": int(test.y.sum()),
+        "images": test.images,
+        "prevalence": prevalence["test"],
+        "discrimination": {
+            "auc": roc_auc(test.y, test.s, level).to_dict(),
+            "average_precision": average_precision(test.y, test.s, level, seed=seed).to_dict(),
+        },
+        "operating_point": None if threshold is None else _operating_point(test, frozen, threshold, calibrator, level),
+        "consequences": [row.to_dict() for row in rows],
+        "headline_prevalence": settings.headline_prevalence,
+        "calibration": {"bins": settings.calibration_bins, **measures},
+        "shift": {
+            "prevalence_calibration": prevalence["calibration"],
+            "prevalence_test": prevalence["test"],
+            "score_ks": score_shift(calibration.s, test.s).to_dict(),
+        },
+    }
+
+
+def _operating_point(
+    test: Patients,
+    frozen: Mapping[str, Any],
+    threshold: float,
+    calibrator: LogisticCalibrator,
+    level: float,
+) -> dict[str, Any]:
+    counts = confusion(test.y, test.s, threshold)
+    target, confidence = frozen["recall_target"], frozen["confidence"]
+    verified = {"verification": None, "recall_lower_one_sided": None, "recall_upper_one_sided": None}
+    if counts.positives:
+        lower, upper = recall_bounds(counts.tp, counts.positives, confidence)
+        verified = {
+            "verification": verify_threshold(test.y, test.s, threshold, target, confidence),
+            "recall_lower_one_sided": lower,
+            "recall_upper_one_sided": upper,
+        }
+    return {
+        "threshold": threshold,
+        "probability": float(calibrator.predict([threshold])[0]),
+        "counts": counts.to_dict(),
+        **{name: interval.to_dict() for name, interval in operating_metrics(counts, level).items()},
+        **verified,
+    }
+
+
+def _subgroups(
+    settings: EvaluateSettings, test: Patients, images: pd.DataFrame, threshold: float | None
+) -> pd.DataFrame:
+    patients = pd.DataFrame({"label": test.y, "score": test.s}, index=test.ids).join(patient_attributes(images))
+    return subgroup_table(patients, ATTRIBUTES, threshold, settings.min_subgroup_positives, settings.level)
+
+
+def _table_findings(
+    inputs: Inputs,
+    scores: pd.DataFrame,
+    calibration: Patients,
+    calibrator: LogisticCalibrator,
+    frozen: Mapping[str, Any],
+) -> list[Finding]:
+    """Compare the stored sweep with the one that the calibration scores give now."""
+    stored = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
+    again = threshold_sweep(
+        calibration.y, calibration.s, stored["threshold"], confidence=frozen["confidence_used"]
+    ).assign(probability=calibrator.predict(stored["threshold"]))
+    findings = compare_tables(stored, again)
+    if scores_sha256(scores, frozen["arm"]) != frozen["data_sha256"]:
+        other = "the calibration scores are not those that the threshold was certified on (SHA-256 differs)"
+        findings.append(Finding("table_inconsistent", "fail", "calibration", other))
+    return findings
+
+
+def _test_findings(
+    settings: EvaluateSettings,
+    test: Patients,
+    calibrator: LogisticCalibrator,
+    threshold: float | None,
+    metrics: Mapping[str, Any],
+) -> list[Finding]:
+    findings = assess_discrimination(
+        test.y,
+        test.s,
+        calibrator.predict(test.s),
+        threshold,
+        raw=expit(test.s),
+        on="test",
+        level=settings.level,
+    )
+    point = metrics["operating_point"]
+    if point and point["verification"] == "contradicted":
+        found = f"{point['counts']['tp']} of {metrics['positives']} patients with the condition were referred"
+        message = f"the certified recall did not hold on the test patients: {found}"
+        findings.append(Finding("recall_contradicted", "warn", "test", message))
+    return findings
+
+
+def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str, float]:
+    point = metrics["operating_point"] or {}
+    intervals = {
+        "test_auc": metrics["discrimination"]["auc"],
+        "test_average_precision": metrics["discrimination"]["average_precision"],
+        "test_brier": metrics["calibration"]["after"]["brier"],
+        "test_ece": metrics["calibration"]["after"]["ece"],
+        **{f"test_{name}": point[name] for name in ("recall", "specificity", "ppv", "npv", "referral_rate") if point},
+    }
+    values = {f"auc_{arm}": float(auc) for arm, auc in zip(comparison["arm"], comparison["auc"], strict=True)}
+    for name, interval in intervals.items():
+        values |= {name: interval["value"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+    # A tracker has no word for a number that does not exist.
+    return {name: value for name, value in values.items() if value == value}

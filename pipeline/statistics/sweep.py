@@ -1,0 +1,73 @@
+"""The table of operating points: what each threshold would find and cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.statistics.intervals import proportion_ci
+from pipeline.statistics.metrics import Counts
+from pipeline.statistics.patients import validate
+from pipeline.statistics.threshold import certifiable_recall
+
+
+def sweep_thresholds(y: Any, s: Any, operating: float | None = None, limit: int = 90) -> np.ndarray:
+    """Return the thresholds that matter, rising: every score of a positive patient, where recall changes.
+
+    Between two of them the higher always refers fewer for the same recall. The lowest score (refer everyone)
+    and `operating` are added. When there are more than `limit`, the lowest half of `limit` is kept whole,
+    since screening works there, and the rest is thinned evenly.
+    """
+    clean = validate(y, s)
+    scores = np.unique(clean.s[clean.y == 1])
+    if len(scores) > limit:
+        half = limit // 2
+        kept = np.round(np.linspace(half, len(scores) - 1, limit - half)).astype(int)
+        scores = np.concatenate([scores[:half], scores[kept]])
+    extra = [clean.s.min()] if operating is None else [clean.s.min(), operating]
+    return np.unique(np.concatenate([scores, extra]))
+
+
+def threshold_sweep(
+    y: Any, s: Any, thresholds: Any = None, *, confidence: float = 0.95, level: float = 0.95
+) -> pd.DataFrame:
+    """Return one row per threshold with counts, recall, specificity, predictive values and referral rate.
+
+    Limits are Wilson's at `level`; `certified_recall` is the one-sided Clopper-Pearson lower bound at
+    `confidence`, valid for a threshold chosen before looking. Predictive values are at the prevalence of
+    these patients. Undefined numbers are NaN.
+    """
+    clean = validate(y, s)
+    thresholds = sweep_thresholds(y, s) if thresholds is None else np.asarray(thresholds, np.float64)
+    positives, negatives = np.sort(clean.s[clean.y == 1]), np.sort(clean.s[clean.y == 0])
+    missed, cleared = (np.searchsorted(group, thresholds, side="left") for group in (positives, negatives))
+    counts = [
+        Counts(tp=len(positives) - int(fn), fp=len(negatives) - int(tn), tn=int(tn), fn=int(fn))
+        for fn, tn in zip(missed, cleared, strict=True)
+    ]
+    return pd.DataFrame([_row(float(t), c, confidence, level) for t, c in zip(thresholds, counts, strict=True)])
+
+
+def _row(threshold: float, c: Counts, confidence: float, level: float) -> dict[str, float | int]:
+    return {
+        "threshold": threshold,
+        "true_positive": c.tp,
+        "false_positive": c.fp,
+        "true_negative": c.tn,
+        "false_negative": c.fn,
+        **_limits("recall", c.tp, c.positives, level),
+        "certified_recall": certifiable_recall(c.positives, c.fn, confidence) if c.positives else np.nan,
+        **_limits("specificity", c.tn, c.negatives, level),
+        "ppv": c.tp / (c.tp + c.fp) if c.tp + c.fp else np.nan,
+        "npv": c.tn / (c.tn + c.fn) if c.tn + c.fn else np.nan,
+        "referral_rate": (c.tp + c.fp) / c.n,
+    }
+
+
+def _limits(name: str, k: int, n: int, level: float) -> dict[str, float]:
+    if n == 0:
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+    interval = proportion_ci(k, n, level)
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -1,0 +1,200 @@
+"""calibrate: what it leaves, what it promises, what it refuses."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.statistics.errors import NotEnoughData
+from pipeline.statistics.metrics import confusion
+from pipeline.statistics.threshold import certifiable_recall
+from pipeline.store.artifacts import StoreError
+from pipeline.store.files import sha256_file
+from pipeline.store.tables import PATIENT_SCORES, SCORES, SWEEP, read_table
+
+FILES = ("calibrator.json", "threshold.json", "sweep.parquet", "patient_scores.parquet", "findings.json")
+
+
+def hashes(cohort):
+    return {name: sha256_file(cohort.path("calibrate", name)) for name in FILES}
+
+
+def test_it_leaves_five_files_and_a_certificate(cohort):
+    made = cohort(patients={"calibration": 240}).run("calibrate")
+    assert sorted(p.name for p in (made.folder / "calibrate").iterdir()) == sorted([*FILES, "artifact.json"])
+    threshold = made.json("calibrate", "threshold.json")
+    assert threshold["certified"] is True
+    assert (threshold["arm"], threshold["seeds"], threshold["aggregation"]) == ("mae", [1, 2, 3], "max")
+    assert (threshold["positives"], threshold["negatives"], threshold["misses_allowed"]) == (120, 120, 1)
+    assert float.fromhex(threshold["threshold_hex"]) == threshold["threshold"]
+    assert threshold["certified_recall"] == certifiable_recall(120, 1, 0.95) >= 0.95
+    assert threshold["model_sha256"] == {str(k): f"mae-{k}".ljust(64, "0") for k in (1, 2, 3)}
+    assert len(threshold["data_sha256"]) == 64
+    assert made.json("calibrate", "findings.json") == []
+    assert made.json("calibrate", "calibrator.json")["n_positive"] == 120
+
+
+def test_patients_are_scored_by_the_mean_of_seeds_and_referred_at_the_threshold(cohort):
+    made = cohort(patients={"calibration": 240}).run("calibrate")
+    threshold = made.json("calibrate", "threshold.json")["threshold"]
+    patients = read_table(made.path("calibrate", "patient_scores.parquet"), PATIENT_SCORES).set_index("patient_id")
+    scores = read_table(made.path("score", "scores_calibration.parquet"), SCORES)
+    expected = scores[scores["arm"] == "mae"].groupby("patient_id")["logit"].mean()
+    assert patients["score"].to_numpy() == pytest.approx(expected.loc[patients.index].to_numpy())
+    assert (patients["referred"] == (patients["score"] >= threshold)).all()
+    assert patients["probability"].between(0, 1, inclusive="neither").all()
+    assert patients.sort_values("score")["probability"].is_monotonic_increasing
+
+
+def test_several_images_of_a_patient_count_once(cohort):
+    made = cohort(patients={"calibration": 150}, images_per_patient=3).run("calibrate", aggregation="mean")
+    assert made.json("calibrate", "threshold.json")["positives"] == 75
+    patients = made.table("calibrate", "patient_scores.parquet").set_index("patient_id")["score"]
+    scores = made.table("score", "scores_calibration.parquet")
+    expected = scores[scores["arm"] == "mae"].groupby("patient_id")["logit"].mean()
+    assert patients.to_numpy() == pytest.approx(expected.loc[patients.index].to_numpy())
+    highest = made.run("calibrate", aggregation="max").table("calibrate", "patient_scores.parquet")
+    assert (highest["score"].to_numpy() > patients.to_numpy()).all()
+
+
+def test_the_sweep_is_short_consistent_and_marks_one_operating_point(cohort):
+    made = cohort(patients={"calibration": 600}).run("calibrate")
+    sweep = read_table(made.path("calibrate", "sweep.parquet"), SWEEP)
+    patients = made.table("calibrate", "patient_scores.parquet")
+    assert len(sweep) < 100
+    (operating,) = sweep[sweep["operating_point"]].itertuples()
+    threshold = made.json("calibrate", "threshold.json")
+    assert operating.threshold == threshold["threshold"]
+    assert operating.certified_recall == threshold["certified_recall"]
+    assert operating.probability == threshold["probability"]
+    assert operating.recall == threshold["recall"]["value"]
+    for row in sweep.iloc[::20].itertuples():
+        counts = confusion(patients["label"], patients["score"], row.threshold)
+        assert (row.true_positive, row.false_positive) == (counts.tp, counts.fp)
+
+
+def test_too_few_positives_finish_without_a_threshold_and_say_what_is_needed(cohort):
+    made = cohort(patients={"calibration": 82}).run("calibrate")
+    threshold = made.json("calibrate", "threshold.json")
+    assert threshold["message"] == (
+        "recall 0.95 with 95 % confidence needs at least 59 positive patients in the calibration split;"
+        " there are 41 (at most 0.930 can be certified). Lower calibrate.recall_target or add patients."
+    )
+    assert threshold["certified"] is False
+    empty = ("threshold", "threshold_hex", "probability", "recall", "specificity", "certified_recall", "misses_allowed")
+    assert all(threshold[name] is None for name in empty)
+    assert (threshold["positives_needed"], threshold["positives"], threshold["negatives"]) == (59, 41, 41)
+    assert [(f["code"], f["level"]) for f in made.json("calibrate", "findings.json")] == [("not_certified", "fail")]
+    assert made.table("calibrate", "patient_scores.parquet")["referred"].isna().all()
+    assert not made.table("calibrate", "sweep.parquet")["operating_point"].any()
+    lowered = made.run("calibrate", recall_target=0.9).json("calibrate", "threshold.json")
+    assert lowered["certified"] is True
+
+
+def test_a_threshold_file_has_the_same_fields_certified_or_not(cohort):
+    made = cohort(patients={"calibration": 82})
+    refused = made.run("calibrate").json("calibrate", "threshold.json")
+    certified = made.run("calibrate", recall_target=0.9).json("calibrate", "threshold.json")
+    assert refused.keys() == certified.keys()
+
+
+def test_models_compared_cost_confidence_and_the_message_says_so(cohort):
+    made = cohort(patients={"calibration": 130})
+    assert made.run("calibrate").json("calibrate", "threshold.json")["certified"]
+    shared = made.run("calibrate", models_compared=2).json("calibrate", "threshold.json")
+    assert shared["confidence_used"] == pytest.approx(0.975)
+    assert "95 % confidence (97.5 % for each of the 2 models compared) needs at least 72" in shared["message"]
+
+
+def test_permuted_labels_close_the_gate(cohort):
+    made = cohort(patients={"calibration": 240}, arms={"mae": 0.0, "hog": 1.0}).run("calibrate")
+    failed = {f["code"] for f in made.json("calibrate", "findings.json") if f["level"] == "fail"}
+    assert "no_discrimination" in failed
+    assert made.run("calibrate", arm="hog").json("calibrate", "findings.json") == []
+
+
+def test_scores_upside_down_are_reversed_and_calibrated_flat(cohort):
+    made = cohort(patients={"calibration": 240}, arms={"mae": -2.0}).run("calibrate")
+    failed = {f["code"] for f in made.json("calibrate", "findings.json") if f["level"] == "fail"}
+    assert {"calibration_reversed", "reversed", "no_discrimination"} <= failed
+    assert made.json("calibrate", "calibrator.json")["flat"] is True
+
+
+def test_patients_with_images_of_both_labels_are_counted(cohort):
+    made = cohort(patients={"calibration": 150}, images_per_patient=2)
+    scores = made.table("score", "scores_calibration.parquet")
+    negative = sorted(set(scores[scores["label"] == 0]["patient_id"]))[:3]
+    firsts = scores[scores["patient_id"].isin(negative)].groupby("patient_id")["image_id"].min()
+    scores.loc[scores["image_id"].isin(firsts), "label"] = 1
+    made.write_scores("calibration", scores)
+    made.run("calibrate")
+    assert made.json("calibrate", "threshold.json")["positives"] == 78
+    assert {"3 patients have images of both labels; each counts as positive"} <= {
+        f["message"] for f in made.json("calibrate", "findings.json") if f["code"] == "conflicting_labels"
+    }
+
+
+def test_the_same_scores_in_any_order_give_the_same_bytes(cohort):
+    made = cohort(patients={"calibration": 240}, images_per_patient=2).run("calibrate")
+    first = hashes(made)
+    shuffled = made.table("score", "scores_calibration.parquet").sample(frac=1, random_state=1)
+    made.write_scores("calibration", shuffled)
+    assert hashes(made.run("calibrate")) == first
+
+
+def test_a_changed_score_changes_the_hash_of_the_data(cohort):
+    made = cohort(patients={"calibration": 240})
+    before = made.run("calibrate").json("calibrate", "threshold.json")["data_sha256"]
+    scores = made.table("score", "scores_calibration.parquet")
+    scores.loc[scores.index[scores["arm"] == "mae"][0], "logit"] += 1e-12
+    made.write_scores("calibration", scores)
+    assert made.run("calibrate").json("calibrate", "threshold.json")["data_sha256"] != before
+
+
+def test_a_score_that_is_not_finite_stops_the_stage(cohort):
+    made = cohort(patients={"calibration": 240})
+    scores = made.table("score", "scores_calibration.parquet")
+    scores.loc[scores.index[scores["arm"] == "mae"][:2], "logit"] = np.inf
+    made.write_scores("calibration", scores)
+    with pytest.raises(ValueError, match="2 logits are not finite"):
+        made.run("calibrate")
+
+
+def test_models_other_than_those_scored_stop_the_stage(cohort):
+    made = cohort(patients={"calibration": 240})
+    summary = made.json("finetune", "summary.json")
+    del summary["arms"]["mae"]["seeds"]["3"]
+    made.path("finetune", "summary.json").write_text(json.dumps(summary))
+    made.publish("finetune")
+    with pytest.raises(ValueError, match="trained with seeds 1, 2 but scored with 1, 2, 3"):
+        made.run("calibrate")
+
+
+def test_too_few_patients_to_calibrate_stop_the_stage(cohort):
+    with pytest.raises(NotEnoughData, match=r"at least 10 patients with.*there are 6 and 6"):
+        cohort(patients={"calibration": 12}).run("calibrate")
+
+
+def test_the_test_scores_cannot_be_opened(cohort):
+    inputs = cohort(patients={"calibration": 240, "test": 40}).inputs("calibrate")
+    assert inputs.file("score", "scores_calibration.parquet").is_file()
+    for stage, name in (("score", "scores_test.parquet"), ("score", "scores_tune.parquet")):
+        with pytest.raises(StoreError, match="not an input of this stage"):
+            inputs.file(stage, name)
+
+
+def test_the_tracker_gets_the_numbers_of_the_certificate(cohort):
+    made = cohort(patients={"calibration": 240}).run("calibrate")
+    threshold, tracked = made.json("calibrate", "threshold.json"), made.tracked["calibrate"]
+    assert tracked["certified_recall"] == threshold["certified_recall"]
+    assert tracked["calibration_specificity_low"] == threshold["specificity"]["low"]
+    assert (tracked["positives"], tracked["misses_allowed"]) == (120, 1)
+    assert not any("@" in name for name in tracked)
+    assert all(isinstance(value, int | float) for value in tracked.values())
+
+
+def test_tables_hold_no_values_beyond_their_definition(cohort):
+    made = cohort(patients={"calibration": 82}).run("calibrate")
+    for name, table in (("sweep.parquet", SWEEP), ("patient_scores.parquet", PATIENT_SCORES)):
+        assert isinstance(read_table(made.path("calibrate", name), table), pd.DataFrame)

@@ -1,0 +1,329 @@
+"""evaluate: its numbers recomputed another way, and what it refuses."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
+from pipeline.statistics.metrics import Counts, at_prevalence
+from pipeline.store.files import sha256_file, write_json
+from pipeline.store.tables import COMPARISON, CURVES, PATIENT_SCORES, SPLIT, SUBGROUPS, SWEEP, read_table, write_table
+
+TABLES = {
+    "subgroups.parquet": SUBGROUPS,
+    "comparison.parquet": COMPARISON,
+    "curves.parquet": CURVES,
+    "patient_scores.parquet": PATIENT_SCORES,
+}
+SIZES = {"calibration": 240, "test": 300}
+
+
+@pytest.fixture
+def evaluated(cohort):
+    return cohort(patients=SIZES).run("calibrate").run("evaluate")
+
+
+def findings(made, on=None):
+    return {(f["code"], f["level"]) for f in made.json("evaluate", "findings.json") if on in (None, f["on"])}
+
+
+def test_it_leaves_six_files_with_the_columns_defined(evaluated):
+    names = sorted(p.name for p in (evaluated.folder / "evaluate").iterdir())
+    assert names == sorted([*TABLES, "metrics.json", "findings.json", "artifact.json"])
+    for name, table in TABLES.items():
+        assert len(read_table(evaluated.path("evaluate", name), table))
+
+
+def test_the_reported_numbers_are_those_of_the_patients(evaluated):
+    metrics = evaluated.json("evaluate", "metrics.json")
+    scores = evaluated.table("score", "scores_test.parquet")
+    rows = scores[scores["arm"] == "mae"].groupby("patient_id").agg({"logit": "mean", "label": "max"})
+    y, s = rows["label"], rows["logit"]
+    threshold = evaluated.json("calibrate", "threshold.json")["threshold"]
+    assert (metrics["patients"], metrics["positives"], metrics["images"]) == (300, 150, 300)
+    assert metrics["discrimination"]["auc"]["value"] == pytest.approx(roc_auc_score(y, s))
+    assert metrics["discrimination"]["average_precision"]["value"] == pytest.approx(average_precision_score(y, s))
+    referred = s >= threshold
+    point = metrics["operating_point"]
+    assert point["counts"] == {
+        "tp": int((referred & (y == 1)).sum()),
+        "fp": int((referred & (y == 0)).sum()),
+        "tn": int((~referred & (y == 0)).sum()),
+        "fn": int((~referred & (y == 1)).sum()),
+    }
+    assert point["recall"]["value"] == pytest.approx(referred[y == 1].mean())
+    assert metrics["calibration"]["before"]["brier"]["value"] == pytest.approx(brier_score_loss(y, expit(s)))
+    patients = evaluated.table("evaluate", "patient_scores.parquet").query("arm == 'mae'").set_index("patient_id")
+    after = brier_score_loss(y, patients.loc[y.index, "probability"])
+    assert metrics["calibration"]["after"]["brier"]["value"] == pytest.approx(after)
+    assert (patients.loc[y.index, "referred"].astype(bool) == referred).all()
+
+
+def test_every_number_has_its_limits_its_level_and_its_method(evaluated):
+    def intervals(content):
+        if isinstance(content, dict):
+            if "value" in content:
+                yield content
+            else:
+                for item in content.values():
+                    yield from intervals(item)
+        elif isinstance(content, list):
+            for item in content:
+                yield from intervals(item)
+
+    found = list(intervals(evaluated.json("evaluate", "metrics.json")))
+    assert len(found) > 50
+    for interval in found:
+        assert set(interval) == {"value", "low", "high", "level", "method", "n"}
+        assert interval["low"] <= interval["value"] <= interval["high"]
+        assert interval["level"] == 0.95
+        assert interval["n"] > 0
+
+
+def test_consequences_are_given_at_every_prevalence_and_at_the_headline(evaluated):
+    metrics = evaluated.json("evaluate", "metrics.json")
+    assert [row["prevalence"] for row in metrics["consequences"]] == [0.005, 0.02, 0.05, 0.1, 0.2]
+    row = next(r for r in metrics["consequences"] if r["prevalence"] == metrics["headline_prevalence"])
+    assert row["per"] == 1000
+    assert row["found"]["value"] + row["missed"]["value"] == pytest.approx(50)
+    assert row["referred"]["value"] == pytest.approx(row["found"]["value"] + row["false_alarms"]["value"])
+    assert row == at_prevalence(Counts(**metrics["operating_point"]["counts"]), 0.05, seed=17).to_dict()
+    other = evaluated.run("evaluate", headline_prevalence=0.03).json("evaluate", "metrics.json")
+    assert 0.03 in [r["prevalence"] for r in other["consequences"]]
+
+
+def test_every_arm_is_compared_on_the_same_patients(evaluated):
+    table = read_table(evaluated.path("evaluate", "comparison.parquet"), COMPARISON).set_index("arm")
+    scores = evaluated.table("score", "scores_test.parquet")
+    assert set(table.index) == {"mae", "scratch", "linear_probe", "hog"}
+    assert (table["patients"] == 300).all()
+    for arm, rows in scores.groupby("arm"):
+        by_seed = [roc_auc_score(r["label"], r["logit"]) for _, r in rows.groupby("seed")]
+        assert table.loc[arm, "auc_seed_min"] == pytest.approx(min(by_seed))
+        assert table.loc[arm, "auc_seed_max"] == pytest.approx(max(by_seed))
+    assert table.loc["scratch", "difference"] == pytest.approx(table.loc["mae", "auc"] - table.loc["scratch", "auc"])
+    assert table.loc["scratch", "difference_low"] > 0
+    sentence = evaluated.json("evaluate", "metrics.json")["comparison_sentence"]
+    assert sentence.startswith("Pretraining helped: on the same 300 test patients")
+    assert f"{table.loc['scratch', 'difference']:.3f} higher" in sentence
+
+
+def test_subgroups_add_up_and_use_the_frozen_threshold(evaluated):
+    table = read_table(evaluated.path("evaluate", "subgroups.parquet"), SUBGROUPS)
+    counts = evaluated.json("evaluate", "metrics.json")["operating_point"]["counts"]
+    sums = table.groupby("attribute")[["patients", "positives", "referred"]].sum()
+    assert set(sums.index) == {"sex", "age band", "view", "manufacturer", "site"}
+    assert (sums == [300, 150, counts["tp"] + counts["fp"]]).all(axis=None)
+    small = table[table["positives"] < 10]
+    assert small["recall"].isna().all()
+    assert small["note"].str.contains("counts only").all()
+
+
+def test_a_good_cohort_has_no_findings_and_the_certificate_is_verified(evaluated):
+    assert findings(evaluated) == set()
+    point = evaluated.json("evaluate", "metrics.json")["operating_point"]
+    assert point["verification"] in ("confirmed", "not_confirmed")
+    assert (point["recall_lower_one_sided"] >= 0.95) == (point["verification"] == "confirmed")
+
+
+def test_without_a_certificate_the_rest_is_still_measured(cohort):
+    made = cohort(patients={"calibration": 82, "test": 200}).run("calibrate").run("evaluate")
+    metrics = made.json("evaluate", "metrics.json")
+    assert metrics["operating_point"] is None
+    assert metrics["consequences"] == []
+    assert metrics["discrimination"]["auc"]["value"] > 0.9
+    assert findings(made) == {("not_certified", "fail")}
+    subgroups = made.table("evaluate", "subgroups.parquet")
+    assert subgroups["referred"].isna().all()
+    assert subgroups["auc"].notna().any()
+    assert "test_recall" not in made.tracked["evaluate"]
+
+
+def test_a_model_without_signal_fails_the_gate_on_both_sets(cohort):
+    made = cohort(patients=SIZES, arms={"mae": 0.0, "scratch": 0.0, "hog": 0.0}).run("calibrate").run("evaluate")
+    assert ("no_discrimination", "fail") in findings(made, "calibration")
+    assert ("no_discrimination", "fail") in findings(made, "test")
+    assert "not shown" in made.json("evaluate", "metrics.json")["comparison_sentence"]
+
+
+def test_harder_test_patients_contradict_the_certificate(cohort):
+    made = cohort(patients=SIZES)
+    scores = made.table("score", "scores_test.parquet")
+    scores.loc[scores["label"] == 1, "logit"] -= 1.5
+    made.write_scores("test", scores)
+    made.run("calibrate").run("evaluate")
+    assert made.json("evaluate", "metrics.json")["operating_point"]["verification"] == "contradicted"
+    assert ("recall_contradicted", "warn") in findings(made, "test")
+
+
+def test_other_scores_on_the_test_patients_are_a_shift(cohort):
+    made = cohort(patients=SIZES)
+    scores = made.table("score", "scores_test.parquet")
+    scores["logit"] += 1.5
+    made.write_scores("test", scores)
+    made.run("calibrate").run("evaluate")
+    assert ("shift", "warn") in findings(made, "test")
+    assert made.json("evaluate", "metrics.json")["shift"]["score_ks"]["p"] < 0.001
+
+
+def test_a_stored_table_that_does_not_fit_the_scores_fails(evaluated):
+    path = evaluated.path("calibrate", "sweep.parquet")
+    sweep = read_table(path, SWEEP)
+    sweep.loc[5, "specificity"] += 0.01
+    write_table(path, sweep, SWEEP)
+    evaluated.publish("calibrate")
+    evaluated.run("evaluate")
+    assert findings(evaluated) == {("table_inconsistent", "fail")}
+
+
+def test_calibration_scores_other_than_those_certified_fail(evaluated):
+    scores = evaluated.table("score", "scores_calibration.parquet")
+    scores.loc[scores.index[scores["arm"] == "mae"][0], "logit"] += 1e-9
+    evaluated.write_scores("calibration", scores)
+    evaluated.run("evaluate")
+    assert ("table_inconsistent", "fail") in findings(evaluated)
+
+
+def test_findings_of_calibration_come_first_and_are_kept(cohort):
+    made = cohort(patients={"calibration": 82, "test": 200}, arms={"mae": 0.0, "hog": 1.0}).run("calibrate")
+    earlier = made.json("calibrate", "findings.json")
+    made.run("evaluate")
+    assert made.json("evaluate", "findings.json")[: len(earlier)] == earlier
+
+
+def test_a_patient_in_calibration_and_test_stops_the_stage(evaluated):
+    path = evaluated.path("split", "split.parquet")
+    split = read_table(path, SPLIT)
+    shared = split.loc[split["split"] == "test", "patient_id"].iloc[0]
+    split.loc[split.index[split["split"] == "calibration"][0], "patient_id"] = shared
+    write_table(path, split, SPLIT)
+    evaluated.publish("split")
+    with pytest.raises(ValueError, match="1 patients are both in calibration and in test") as refused:
+        evaluated.run("evaluate")
+    assert shared not in str(refused.value)
+
+
+def test_scores_of_the_training_patients_are_not_test_scores(evaluated):
+    scores = evaluated.table("score", "scores_test.parquet")
+    scores["patient_id"] = scores["patient_id"].str.replace("p-test-00000", "p-calibration-00000")
+    evaluated.write_scores("test", scores)
+    with pytest.raises(ValueError, match="1 patients are both in the calibration scores and in the test scores"):
+        evaluated.run("evaluate")
+
+
+def test_a_test_image_without_a_score_stops_the_stage(evaluated):
+    scores = evaluated.table("score", "scores_test.parquet")
+    evaluated.write_scores("test", scores[scores["image_id"] != "i-test-00007"])
+    with pytest.raises(ValueError, match="1 images of test are not scored"):
+        evaluated.run("evaluate")
+
+
+def test_arms_scored_on_fewer_patients_are_not_compared(evaluated):
+    scores = evaluated.table("score", "scores_test.parquet")
+    evaluated.write_scores("test", scores[(scores["arm"] != "hog") | (scores["image_id"] != "i-test-00007")])
+    with pytest.raises(ValueError, match="arms mae and hog were not scored on the same patients"):
+        evaluated.run("evaluate")
+
+
+def test_test_scores_without_a_certified_seed_stop_the_stage(evaluated):
+    scores = evaluated.table("score", "scores_test.parquet")
+    evaluated.write_scores("test", scores[scores["seed"] < 3])
+    with pytest.raises(ValueError, match="lack seeds of arm mae"):
+        evaluated.run("evaluate")
+
+
+def test_an_arm_with_one_seed_is_compared_as_it_is(cohort):
+    made = cohort(patients=SIZES)
+    for split in SIZES:
+        scores = made.table("score", f"scores_{split}.parquet")
+        made.write_scores(split, scores[(scores["arm"] != "hog") | (scores["seed"] == 1)])
+    made.run("calibrate").run("evaluate")
+    assert made.table("evaluate", "comparison.parquet").set_index("arm").loc["hog", "seeds"] == 1
+
+
+def test_several_images_of_a_patient_count_once(cohort):
+    made = cohort(patients=SIZES, images_per_patient=3).run("calibrate", aggregation="mean").run("evaluate")
+    metrics = made.json("evaluate", "metrics.json")
+    assert (metrics["patients"], metrics["images"], metrics["aggregation"]) == (300, 900, "mean")
+    assert metrics["discrimination"]["auc"]["n"] == 300
+
+
+def test_the_same_inputs_in_any_order_give_the_same_bytes(evaluated):
+    names = [*TABLES, "metrics.json", "findings.json"]
+    first = {name: sha256_file(evaluated.path("evaluate", name)) for name in names}
+    for split in SIZES:
+        evaluated.write_scores(
+            split, evaluated.table("score", f"scores_{split}.parquet").sample(frac=1, random_state=2)
+        )
+    evaluated.run("evaluate")
+    assert {name: sha256_file(evaluated.path("evaluate", name)) for name in names} == first
+
+
+def test_the_settings_change_what_they_say(evaluated):
+    before = evaluated.json("evaluate", "metrics.json")
+    changed = evaluated.run("evaluate", level=0.9, calibration_bins=5, min_subgroup_positives=40, seed=4)
+    metrics = changed.json("evaluate", "metrics.json")
+    auc, wider = metrics["discrimination"]["auc"], before["discrimination"]["auc"]
+    assert wider["low"] < auc["low"] < auc["value"] < auc["high"] < wider["high"]
+    assert metrics["discrimination"]["average_precision"]["low"] != before["discrimination"]["average_precision"]["low"]
+    curves = changed.table("evaluate", "curves.parquet")
+    assert (curves["curve"] == "reliability_after").sum() == 5
+    assert changed.table("evaluate", "subgroups.parquet").query("positives < 40")["recall"].isna().all()
+
+
+def test_the_tracker_gets_the_headline_with_its_limits(evaluated):
+    metrics, tracked = evaluated.json("evaluate", "metrics.json"), evaluated.tracked["evaluate"]
+    for name, interval in (
+        ("test_auc", metrics["discrimination"]["auc"]),
+        ("test_recall", metrics["operating_point"]["recall"]),
+        ("test_specificity", metrics["operating_point"]["specificity"]),
+        ("test_referral_rate", metrics["operating_point"]["referral_rate"]),
+    ):
+        assert [tracked[f"{name}{limit}"] for limit in ("", "_low", "_high")] == [
+            interval[key] for key in ("value", "low", "high")
+        ]
+    assert {"auc_mae", "auc_scratch", "auc_linear_probe", "auc_hog"} <= tracked.keys()
+    assert not any("@" in name or np.isnan(value) for name, value in tracked.items())
+
+
+def test_perfect_separation_is_reported_without_a_made_up_interval(cohort):
+    made = cohort(patients=SIZES, arms={"mae": 40.0, "scratch": 2.0}).run("calibrate").run("evaluate")
+    auc = made.json("evaluate", "metrics.json")["discrimination"]["auc"]
+    assert (auc["value"], auc["low"], auc["high"]) == (1.0, None, None)
+    assert not {code for code, level in findings(made) if level == "fail"}
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_test_patients_of_one_class_show_nothing_and_fail(cohort, label):
+    made = cohort(patients=SIZES)
+    made.write_scores("test", made.table("score", "scores_test.parquet").assign(label=label))
+    made.run("calibrate").run("evaluate")
+    metrics = made.json("evaluate", "metrics.json")
+    assert metrics["discrimination"]["auc"]["value"] is None
+    assert metrics["operating_point"]["recall" if label == 0 else "specificity"]["value"] is None
+    assert metrics["operating_point"]["youden"]["value"] is None
+    assert metrics["consequences"][0]["ppv"]["value"] is None
+    assert ("no_discrimination", "fail") in findings(made, "test")
+
+
+def test_four_test_patients_are_too_few_to_pass(cohort):
+    made = cohort(patients={"calibration": 240, "test": 4}).run("calibrate").run("evaluate")
+    assert ("no_discrimination", "fail") in findings(made, "test")
+
+
+def test_an_artifact_of_another_schema_is_refused(evaluated):
+    write_json(evaluated.path("calibrate", "calibrator.json"), {"schema": "pickle"})
+    evaluated.publish("calibrate")
+    with pytest.raises(ValueError, match="schema"):
+        evaluated.run("evaluate")
+
+
+def test_5000_patients_4_arms_and_3_seeds_take_seconds(cohort):
+    made = cohort(patients={"calibration": 1000, "test": 5000}).run("calibrate")
+    start = time.process_time()
+    made.run("evaluate")
+    assert time.process_time() - start < 15
+    assert pd.read_parquet(made.path("evaluate", "curves.parquet")).groupby(["curve", "arm"]).size().max() <= 500

@@ -1,0 +1,424 @@
+"""The report of a finished run: what stands on page one, what may not, and that text stays text."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib.util
+import re
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pypdf import PdfReader
+
+from pipeline.config import ReportSettings
+from pipeline.reporting.pdf import read_keys
+from pipeline.stages.report import report
+from pipeline.store.artifacts import Inputs
+from pipeline.store.files import read_json
+from pipeline.store.runlog import RunLog
+
+BANNER = "No operating point: this model must not be used to refer anyone"
+HOSTILE = '#import "x" $x$ *b* <script>alert(1)</script> {{ 7*7 }} [31m =1+1 \\ @a <tag> //c'
+
+
+def _load() -> ModuleType:
+    path = Path(__file__).parents[1] / "reporting" / "example_run.py"
+    spec = importlib.util.spec_from_file_location("example_run", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+example_run = _load()
+
+
+class Made:
+    """A report made from a run, and the run."""
+
+    def __init__(self, root: Path, inputs: Inputs, settings: ReportSettings) -> None:
+        self.root, self.inputs = root, inputs
+        started = time.monotonic()
+        report(settings, inputs, root, RunLog("report", quiet=True))
+        self.seconds = time.monotonic() - started
+        self.metrics = read_json(inputs.file("evaluate", "metrics.json"))
+        self.threshold = read_json(inputs.file("calibrate", "threshold.json"))
+        self.json = read_json(root / "report.json")
+        self.html = (root / "report.html").read_text("utf-8")
+
+    def page(self, at: int) -> str:
+        return flat(PdfReader(self.root / "report.pdf").pages[at].extract_text())
+
+    @property
+    def text(self) -> str:
+        return flat(" ".join(page.extract_text() for page in PdfReader(self.root / "report.pdf").pages))
+
+    def section(self, name: str) -> dict[str, Any]:
+        return next(s for s in self.json["sections"] if s["name"] == name)
+
+    def section_text(self, name: str) -> str:
+        """The text of a section in the PDF, from its heading to the next."""
+        section = self.section(name)
+        following = next((s for s in self.json["sections"] if s["number"] == section["number"] + 1), None)
+        start = self.text.index(f"{section['number']} {section['title']}")
+        return self.text[
+            start : self.text.index(f"{following['number']} {following['title']}", start) if following else None
+        ]
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text.replace("\u00a0", " ").replace("\u200b", ""))
+
+
+def make(root: Path, inputs: Inputs, title: str = "Chest screening") -> Made:
+    root.mkdir()
+    return Made(root, inputs, ReportSettings(title=title, contact="the screening team"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def good(folder: Path) -> Made:
+    return make(folder / "good", example_run.make_run(folder / "good_store"))
+
+
+@pytest.fixture(scope="module")
+def chance(folder: Path) -> Made:
+    return make(folder / "chance", example_run.make_run(folder / "chance_store", skill=0.0))
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Made:
+    return make(folder / "small", example_run.make_run(folder / "small_store", patients=150))
+
+
+# ---------------------------------------------------------------- page one
+
+
+def test_page_one_says_what_would_happen_to_a_thousand_people(good: Made):
+    row = next(r for r in good.metrics["consequences"] if r["prevalence"] == good.metrics["headline_prevalence"])
+    page = good.page(0)
+    said = re.search(
+        r"Of 1,000 people like these, at 5 % prevalence, about (\d+) \((\d+)–(\d+)\) would be referred "
+        r"(\d+) \((\d+)–(\d+)\) of the 50 with the condition would be found and (\S+|fewer than 1) \((\d+)–(\d+)\) missed",
+        page,
+    )
+    assert said, page
+    for at, name in ((1, "referred"), (4, "found"), (7, "missed")):
+        assert int(said[at]) == round(row[name]["value"])
+        assert int(said[at + 1]) <= row[name]["low"]
+        assert int(said[at + 2]) >= row[name]["high"]
+
+
+def test_every_number_of_the_headline_is_that_of_the_metrics(good: Made):
+    page = good.page(0)
+    for name in ("recall", "specificity"):
+        i = good.metrics["operating_point"][name]
+        assert (
+            f"{100 * i['value']:.1f} % (95 % interval {100 * i['low']:.1f}–{100 * i['high']:.1f} %, n = {i['n']})"
+            in page
+        )
+    auc = good.metrics["discrimination"]["auc"]
+    assert f"{auc['value']:.3f} (95 % interval {auc['low']:.3f}–{auc['high']:.3f}, n = {auc['n']})" in page
+
+
+def test_page_one_stands_alone(good: Made):
+    page = good.page(0)
+    assert "Research use only — not for diagnosis" in page
+    assert "“No refer” does not rule out the condition" in page
+    assert "at least 95 % of those with the condition" in page
+    assert f"Promised from {good.threshold['positives']} calibration patients" in page
+    assert "Not for: adults; lateral views" in page
+    assert "imaged in different wards" in page
+    assert "2 Intended use" not in page, "section 2 starts on page two"
+    assert "2 Intended use" in good.page(1)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("confirmed", "The promise was confirmed"),
+        ("not_confirmed", "The promise was not confirmed, and not contradicted"),
+        ("contradicted", "The promise was contradicted: do not rely on it"),
+        (None, "The promise could not be checked"),
+    ],
+)
+def test_whether_the_promise_held_is_said_in_words(verdict, words, good: Made):
+    from pipeline.reporting.sections.summary import promise
+    from pipeline.stages.report import _evidence
+
+    evidence = _evidence(ReportSettings(title="x"), good.inputs)
+    box = promise(evidence, good.metrics["operating_point"] | {"verification": verdict})
+    assert box.title == words
+    assert (box.level == "stop") == (verdict == "contradicted")
+
+
+def test_the_word_diagnosis_stands_only_in_its_denial(good: Made):
+    text = good.text.lower()
+    assert text.count("diagnos") == text.count("not for diagnosis") > 0
+
+
+# ---------------------------------------------------------------- no usable operating point
+
+
+def test_a_model_without_skill_gets_a_banner_and_no_threshold(chance: Made):
+    findings = read_json(chance.inputs.file("evaluate", "findings.json"))
+    failed = [f for f in findings if f["level"] == "fail"]
+    assert {"no_discrimination"} <= {f["code"] for f in failed}
+    page, section = chance.page(0), chance.section_text("operating_point")
+    for place in (page, section):
+        assert BANNER in place
+        assert all(flat(f["message"]) in place for f in failed)
+        assert "would be referred" not in place
+        assert "refer when" not in place.lower()
+        assert not_shown(place, chance.threshold["threshold"], chance.threshold["probability"])
+    assert chance.json["usable"] is False
+
+
+def not_shown(text: str, *numbers: float) -> bool:
+    shown = {f"{abs(x):.{digits}f}" for x in numbers for digits in (2, 3, 4)}
+    return not shown & set(re.findall(r"\d+\.\d+", text))
+
+
+def test_a_program_cannot_pick_up_a_withheld_threshold(chance: Made):
+    numbers = chance.json["numbers"]
+    assert numbers["metrics"]["operating_point"] is None
+    assert numbers["metrics"]["consequences"] == []
+    assert numbers["threshold"]["threshold"] is numbers["threshold"]["threshold_hex"] is None
+    assert "sweep" not in numbers
+    assert not (chance.root / "data" / "sweep.csv").exists()
+    assert float(chance.threshold["threshold"]).hex() not in (chance.root / "report.json").read_text("utf-8")
+
+
+def test_too_few_patients_are_refused_in_the_certificates_words(small: Made):
+    assert small.threshold["certified"] is False
+    for place in (small.page(0), small.section_text("operating_point")):
+        assert BANNER in place
+        assert flat(small.threshold["message"]) in place
+    assert f"Patients with the condition needed at least {small.threshold['positives_needed']}" in small.text
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def test_all_sections_are_there_in_order(good: Made):
+    assert [s["title"] for s in good.json["sections"]] == [
+        "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
+        "Operating point", "Consequences", "Calibration", "Subgroups", "Comparison of arms", "Examples of errors",
+        "Shift and automatic checks", "Versions and provenance",
+    ]  # fmt: skip
+    place = 0
+    for section in good.json["sections"]:
+        place = good.text.index(f"{section['number']} {section['title']}", place)
+
+
+def test_html_and_pdf_show_the_same_document(good: Made):
+    page = TextOf(good.html)
+    for section in good.json["sections"]:
+        for block in section["blocks"]:
+            for text in (
+                block.get("text"),
+                block.get("title"),
+                block.get("caption"),
+                *block.get("lines", ()),
+                *block.get("items", ()),
+            ):
+                if text:
+                    assert flat(text) in page.text
+                    assert squeezed(text) in squeezed(good.text)
+            for cell in (c for row in block.get("rows", ()) for c in row):
+                assert flat(cell) in page.text
+                assert squeezed(cell) in squeezed(good.text)
+
+
+def squeezed(text: str) -> str:
+    """Without spaces, since a PDF breaks lines inside table cells."""
+    return re.sub(r"[\s\u200b]", "", text)
+
+
+class TextOf(HTMLParser):
+    """The visible text, tags and attributes of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.parts: list[str] = []
+        self.feed(page)
+        self.text = flat(" ".join(self.parts))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+
+def test_the_two_by_two_table_and_the_sweep_are_those_of_the_artifacts(good: Made):
+    counts = good.metrics["operating_point"]["counts"]
+    with (good.root / "tables" / "two_by_two.csv").open() as stream:
+        rows = list(csv.reader(stream))
+    assert [row[1:3] for row in rows[1:3]] == [
+        [str(counts["tp"]), str(counts["fp"])],
+        [str(counts["fn"]), str(counts["tn"])],
+    ]
+    with (good.root / "data" / "sweep.csv").open() as stream:
+        sweep = list(csv.DictReader(stream))
+    chosen = [row for row in sweep if row["operating_point"] == "True"]
+    assert [float(row["threshold"]) for row in chosen] == [good.threshold["threshold"]]
+    assert len(good.json["numbers"]["sweep"]) == len(sweep)
+
+
+def test_every_figure_has_a_picture_and_a_description(good: Made):
+    figures = [f for s in good.json["sections"] for b in s["blocks"] if b["kind"] == "figures" for f in b["figures"]]
+    assert {"thousand_people", "flow", "roc", "precision_recall", "scores", "reliability", "subgroups", "arms",
+            "pretraining_loss", "reconstructions", "misses", "false_alarms"} <= {f["name"] for f in figures}  # fmt: skip
+    pictures = [attributes for tag, attributes in TextOf(good.html).tags if tag == "img"]
+    assert len(pictures) == len(figures)
+    for figure, picture in zip(figures, pictures, strict=True):
+        assert len(figure["alt"]) > 20
+        assert picture["alt"] == figure["alt"]
+        encoded = (picture["src"] or "").partition("base64,")[2]
+        assert base64.b64decode(encoded) == (good.root / figure["file"]).read_bytes()
+
+
+def test_the_pdf_is_accessible_archivable_and_leads_back_to_its_artifacts(good: Made):
+    reader = PdfReader(good.root / "report.pdf")
+    metadata = reader.xmp_metadata
+    assert reader.metadata is not None
+    assert metadata is not None
+    xmp = metadata.stream.get_data().decode()
+    assert ">2</pdfaid:part>" in xmp
+    assert ">A</pdfaid:conformance>" in xmp
+    assert ">1</pdfuaid:part>" in xmp
+    assert reader.metadata.title == "Chest screening"
+    assert reader.metadata.author == "maescreen"
+    assert str(reader.metadata.creation_date)[:10] == "2025-02-03"
+    assert read_keys(good.root / "report.pdf") == {s: a.key for s, a in good.inputs.artifacts.items()}
+
+
+def test_the_same_run_gives_the_same_bytes(good: Made, folder: Path):
+    again = make(folder / "again", good.inputs)
+    names = sorted(p.relative_to(good.root) for p in good.root.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(again.root) for p in again.root.rglob("*") if p.is_file())
+    assert [n for n in names if (good.root / n).read_bytes() != (again.root / n).read_bytes()] == []
+
+
+def test_provenance_names_what_was_kept_and_every_warning(good: Made):
+    text = good.section_text("provenance")
+    assert "code changed (models.mae)" in text
+    assert "JPEG 2000 needs the codec pack" in text
+    assert "2.4.5 (ingest); 2.4.6" in text
+    assert squeezed(good.inputs.record("calibrate")["files"]["threshold.json"]) in squeezed(text)
+
+
+def test_five_thousand_test_patients_take_less_than_twenty_seconds(folder: Path):
+    shares = {"train": 0.01, "tune": 0.01, "calibration": 0.1, "test": 0.88}
+    big = make(folder / "big", example_run.make_run(folder / "big_store", patients=5700, shares=shares))
+    assert big.metrics["patients"] > 4900
+    assert big.seconds < 20
+
+
+# ---------------------------------------------------------------- text from outside stays text
+
+
+@pytest.fixture(scope="module")
+def hostile(folder: Path) -> Made:
+    plain = example_run.card()
+    text = f"{HOSTILE}\n\x1b[31m\u202e"
+    changed = example_run.card(
+        title=text,
+        source="=HYPERLINK(1)",
+        licence="漢字 ẞ ñ",
+        known_traps=[text, "x" * 300],
+        label=plain.label.model_dump() | {"name": text, "definition": "$ #eval(1) $"},
+        intended_use=plain.intended_use.model_dump() | {"population": text, "not_for": ["=1+1", "- item", "= heading"]},
+    )
+    inputs = example_run.make_run(
+        folder / "hostile_store", cards=changed, text={"site": "<b>$x$", "meaning": text, "warning": text}
+    )
+    return make(folder / "hostile", inputs, title=text)
+
+
+def test_markup_is_printed_literally_in_the_pdf(hostile: Made):
+    shown = squeezed(hostile.text)
+    assert squeezed(HOSTILE) in shown
+    assert squeezed("$ #eval(1) $") in shown
+    assert "漢字ẞñ" in shown
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert squeezed("x" * 300) in shown
+
+
+def test_markup_is_escaped_in_the_html(hostile: Made):
+    page = TextOf(hostile.html)
+    assert {"script", "tag", "b"}.isdisjoint(tag for tag, _ in page.tags)
+    assert flat(HOSTILE) in page.text
+    assert "49" not in re.findall(r"\{\{.*?\}\}|(?<=script> )\d+", page.text), "a template expression was evaluated"
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", hostile.html)
+
+
+def test_the_html_needs_nothing_from_elsewhere(good: Made, hostile: Made):
+    for made in (good, hostile):
+        sources = [v for _, a in TextOf(made.html).tags for k, v in a.items() if k in ("src", "href") and v]
+        assert sources
+        assert all(source.startswith(("data:image/", "#")) for source in sources)
+
+
+def test_no_cell_of_any_csv_file_is_a_formula(hostile: Made):
+    files = sorted(hostile.root.rglob("*.csv"))
+    assert len(files) > 20
+    cells = [cell for file in files for row in csv.reader(file.open(newline="")) for cell in row]
+    assert "'=HYPERLINK(1)" in cells
+    number = re.compile(r"[+-]?[\d.]+([eE][+-]?\d+)?")
+    assert [c for c in cells if c.lstrip()[:1] in tuple("=+-@") and not number.fullmatch(c)] == []
+
+
+def test_titles_too_long_for_a_line_leave_page_one_whole(folder: Path, good: Made, request: pytest.FixtureRequest):
+    long = example_run.card(
+        known_traps=["a very long trap " * 60] * 5,
+        intended_use=example_run.card().intended_use.model_dump()
+        | {"population": "people " * 100, "not_for": ["x" * 90] * 9},
+    )
+    made = make(folder / "long", example_run.make_run(folder / "long_store", cards=long), title="word " * 60)
+    assert "does not rule out the condition" in made.page(0)
+    assert "2 Intended use" in made.page(1)
+
+
+# ---------------------------------------------------------------- several kinds of study
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 24), (1, 6, 24, 24)])
+def test_examples_show_the_stored_pixels_and_volumes_their_middle_slice(shape, folder: Path, monkeypatch):
+    import numpy as np
+
+    from pipeline.stages.report import _evidence
+
+    real: Callable[..., Any] = np.save
+
+    def stored(path: Path, pixels: Any) -> None:
+        planes = np.arange(len(pixels)).reshape(-1, *[1] * len(shape)) % 200 + np.zeros((1, *shape))
+        if len(shape) == 4:
+            planes[:, :, shape[1] // 2] += 50
+        real(path, planes.astype(np.uint8))
+
+    monkeypatch.setattr(example_run.np, "save", stored)
+    inputs = example_run.make_run(folder / f"volumes_{len(shape)}")
+    evidence = _evidence(ReportSettings(title="x", examples=2), inputs)
+    assert len(evidence.misses) == len(evidence.false_alarms) == 2
+    index = __import__("pandas").read_parquet(inputs.file("preprocess", "index_test.parquet"))
+    for example in [*evidence.misses, *evidence.false_alarms]:
+        assert example.image.shape == (24, 24)
+        rows = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id")["row"]
+        assert (example.image == rows.iloc[0] % 200 + 50 * (len(shape) == 4)).all()
+    assert [x.score for x in evidence.misses] == sorted(x.score for x in evidence.misses)
+    assert [x.score for x in evidence.false_alarms] == sorted((x.score for x in evidence.false_alarms), reverse=True)

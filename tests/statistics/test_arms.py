@@ -1,0 +1,85 @@
+"""What the comparison of arms says, in a table and in words."""
+
+import numpy as np
+import pytest
+
+from pipeline.statistics.arms import benefit_sentence, comparison_table, pretraining_benefit
+from pipeline.statistics.compare import PairedResult
+from pipeline.statistics.patients import Patients
+
+BETTER = PairedResult(0.03, 0.01, 0.05, 2.9, 0.0037)
+UNCLEAR = PairedResult(0.01, -0.02, 0.04, 0.7, 0.48)
+WORSE = PairedResult(-0.03, -0.05, -0.01, -2.9, 0.0037)
+UNKNOWN = PairedResult(*[float("nan")] * 5)
+
+
+def patients(scores, y):
+    return Patients(np.array([f"p{i}" for i in range(len(y))], object), y, np.asarray(scores, float), len(y), 0, (1, 2))
+
+
+@pytest.fixture
+def arms():
+    generator = np.random.default_rng(0)
+    y = np.repeat([0, 1], 60)
+    return {
+        a: patients(generator.normal(size=120) + d * y, y) for a, d in (("mae", 2.5), ("hog", 1.0), ("scratch", 1.2))
+    }
+
+
+@pytest.mark.parametrize(
+    ("scratch", "hog", "verdict"),
+    [
+        (BETTER, BETTER, "Pretraining helped: "),
+        (BETTER, UNCLEAR, "Pretraining helped the network, but it is not shown to be better than the classical"),
+        (BETTER, WORSE, "Pretraining helped the network, but the classical baseline is better: "),
+        (UNCLEAR, BETTER, "It is not shown that pretraining helped: "),
+        (WORSE, BETTER, "Pretraining did not help: "),
+        (UNKNOWN, BETTER, "It is not shown that pretraining helped: "),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_intervals(scratch, hog, verdict):
+    assert benefit_sentence({"scratch": scratch, "hog": hog}, 160).startswith(verdict)
+
+
+def test_the_sentence_says_by_how_much_and_how_sure():
+    sentence = benefit_sentence({"scratch": BETTER, "hog": UNCLEAR}, 160)
+    assert "on the same 160 test patients" in sentence
+    assert "0.030 higher than that of the same network trained from scratch" in sentence
+    assert "95 % interval of the difference +0.010 to +0.050, p = 0.004" in sentence
+    assert "differed by +0.010 from that of the classical baseline" in sentence
+    assert "chance alone could explain" in sentence
+
+
+def test_what_was_not_trained_is_said():
+    assert "no classical baseline was trained" in benefit_sentence({"scratch": BETTER}, 10)
+    assert "no network was trained from scratch" in benefit_sentence({"hog": BETTER}, 10)
+    assert "was not measured" in benefit_sentence({}, 10)
+
+
+def test_identical_rankings_are_called_the_same():
+    same = PairedResult(0, 0, 0, 0, 1)
+    assert "was the same as that of the same network" in benefit_sentence({"scratch": same, "hog": BETTER}, 10)
+
+
+def test_pretraining_is_judged_whatever_arm_is_reported(arms):
+    assert pretraining_benefit(arms).startswith("Pretraining helped: ")
+    assert "not measured" in pretraining_benefit({"hog": arms["hog"]})
+
+
+def test_the_table_compares_the_reported_arm_with_each_other_one(arms):
+    table = comparison_table(arms, {a: [0.8, 0.9] for a in arms}, "mae").set_index("arm")
+    assert table["reported"].to_dict() == {"mae": True, "hog": False, "scratch": False}
+    assert np.isnan(table.loc["mae", "difference"])
+    for other in ("hog", "scratch"):
+        expected = table.loc["mae", "auc"] - table.loc[other, "auc"]
+        assert table.loc[other, "difference"] == pytest.approx(expected)
+        assert table.loc[other, "difference_low"] > 0
+    assert (table["auc_seed_min"] == 0.8).all()
+    assert (table["seeds"] == 2).all()
+
+
+def test_arms_scored_on_other_patients_are_refused(arms):
+    y = arms["mae"].y
+    other = {**arms, "hog": patients(arms["hog"].s, 1 - y)}
+    with pytest.raises(ValueError, match="not scored on the same patients"):
+        comparison_table(other, {a: [0.5] for a in arms}, "mae")
