@@ -176,8 +176,8 @@ def trace(
         _print_json({**result, "problems": problems if verify else None})
     else:
         for artifact in result["artifacts"]:
-            print(f"{artifact['stage']:<10} {artifact['key']}  {artifact['created']}  code {artifact['git_commit'][:12]}"
-                  f"  {len(artifact['files'])} files")  # fmt: skip
+            made = f"{artifact['created']}  code {artifact['git_commit'][:12]}  {len(artifact['files'])} files"
+            print(f"{artifact['stage']:<10} {artifact['key']}  {made}")
         for source in result["sources"]:
             print(f"source     {source['source_id']}  sha256 {source['sha256']}  {source['verdict']}")
     for problem in problems:
@@ -224,6 +224,16 @@ def init(
         card, config = initialisation.write(folder, labels, output, name, label, positive or [])
     print(f"fill in   {card}")
     print(f"then run  maescreen run {config}")
+
+
+@app.command()
+def reindex(config: ConfigPath, store: StoreOption = None) -> None:
+    """Index the artifacts of the store in MLflow again, as after a lost database or a move to another server."""
+    from pipeline import run as pipeline
+
+    with _errors():
+        count = pipeline.reindex(_load(config, None, store)[0])
+    print(f"{count} artifacts are indexed")
 
 
 @app.command()

@@ -42,13 +42,11 @@ def describe(labels: Path, label: str | None, positive: list[str]) -> Described:
     """
     table = pd.read_parquet(labels) if labels.suffix == ".parquet" else pd.read_csv(labels, dtype=str)
     columns = {str(name).lower(): str(name) for name in table.columns}
-    joins = {
-        field: columns[name] for field, names in JOIN_NAMES.items() for name in names if name in columns
-    }  # fmt: skip
+    joins = {field: columns[name] for field, names in JOIN_NAMES.items() for name in names if name in columns}
     if not joins:
         raise InitError(
-            f"no column of {labels.name} says which image or patient a row is about; columns: {', '.join(columns.values())}; "
-            "rename one to path, patient_id, study_instance_uid or sop_instance_uid"
+            f"no column of {labels.name} says which image or patient a row is about; "
+            f"columns: {', '.join(columns.values())}; rename one to {', '.join(JOIN_NAMES)}"
         )
     chosen = label or next((columns[name] for name in LABEL_NAMES if name in columns), None)
     if chosen not in columns.values():

@@ -56,8 +56,8 @@ STAGES = (
             "finetune": ("*",),
             "preprocess": (
                 "summary.json",
-                *(f"{p}{s}{q}" for s in ("tune", "calibration", "test") for p, q in (("index_", ".*"), ("", "-*"))),
-            ),  # fmt: skip
+                *("index_tune.*", "tune-*", "index_calibration.*", "calibration-*", "index_test.*", "test-*"),
+            ),
         },
     ),
     Stage("calibrate", {"score": ("scores_calibration.parquet",), "finetune": ("summary.json",)}),
@@ -302,6 +302,7 @@ def _make(
             labels=config.data.labels,
             secret=secret,
             kept=kept,
+            lookup=None if card.identifiers == "synthetic" else config.data.key_file.with_suffix(".lookup"),
         )
         settings = getattr(config, step.stage.name)
         artifacts[step.stage.name] = _build(step, settings, inputs, config.project, store, tracker)
@@ -384,14 +385,32 @@ def _index_stage(tracker: Any, artifact: Artifact) -> None:
     tracker.finish(run_id, {"git_commit": record["git_commit"], "device": record["device"]})
 
 
+def reindex(config: Config) -> int:
+    """Index every artifact of the store in MLflow again, as after a lost database; return how many there are."""
+    from pipeline.store.tracking import Tracker
+
+    store, tracker = Store(config.store), Tracker(config.project, config.store, config.tracking.uri)
+    artifacts = [a for stage in STAGES for a in store.all(stage.name) if a.record["project"] == config.project]
+    for artifact in artifacts:
+        _index_stage(tracker, artifact)
+    return len(artifacts)
+
+
 def _index_pipeline(tracker: Any, run_id: str, artifacts: Mapping[str, Artifact]) -> None:
     """Put the headline numbers, the sweep, the report and the stage runs on the pipeline run."""
     import pyarrow.parquet as pq
 
     runs = {f"stage.{name}": tracker.find("stage", f"{name}/{a.key}") or "" for name, a in artifacts.items()}
     tracker.tags(run_id, runs | {f"key.{name}": a.key for name, a in artifacts.items()})
-    tracker.datasets(run_id, {k: v for name in ("ingest", "split") if name in artifacts
-                              for k, v in artifacts[name].record["sources"].items()})  # fmt: skip
+    tracker.datasets(
+        run_id,
+        {
+            k: v
+            for name in ("ingest", "split")
+            if name in artifacts
+            for k, v in artifacts[name].record["sources"].items()
+        },
+    )
     tracker.metrics(run_id, headline(artifacts))
     if "calibrate" in artifacts:
         tracker.table(run_id, pq.read_table(artifacts["calibrate"].file("sweep.parquet")).to_pydict(), "sweep.json")

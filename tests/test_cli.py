@@ -18,7 +18,7 @@ def test_every_command_has_help():
     from typer.main import get_command
 
     commands = get_command(app).commands
-    assert set(NAMES) | {"run", "plan", "compare", "trace", "doctor", "init", "ui"} == set(commands)
+    assert set(NAMES) | {"run", "plan", "compare", "trace", "doctor", "init", "reindex", "ui"} == set(commands)
     for name, command in commands.items():
         assert command.help, name
         for parameter in command.params:
@@ -90,6 +90,15 @@ def test_trace_notices_a_changed_artifact_and_a_changed_report(finished, tmp_pat
     forged = tmp_path / "report.pdf"
     forged.write_bytes(Path(pdf).read_bytes() + b"\n%")
     assert "changed after it was made" in call("trace", forged, "--verify", "--store", finished.store).stderr
+
+
+def test_reindex_rebuilds_a_lost_database(finished, tmp_path):
+    from pipeline.store.tracking import Tracker
+
+    project = finished.copy(tmp_path / "lost")
+    (project.store / "mlflow.db").unlink()
+    assert call("reindex", project.config).stdout.strip() == "9 artifacts are indexed"
+    assert {key.split("/")[0] for key in Tracker("mini", project.store).indexed("stage")} == set(NAMES)
 
 
 def test_doctor_looks_at_everything(finished):

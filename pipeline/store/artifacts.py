@@ -67,7 +67,8 @@ class Inputs:
     """All that a stage may read.
 
     `artifacts` are those of earlier stages; `readable` limits their files by pattern, so that, for instance,
-    `calibrate` cannot open the test scores.
+    `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
+    back to paths and patients; None when nobody needs one.
     """
 
     card: Card
@@ -78,6 +79,7 @@ class Inputs:
     labels: Path | None = None
     secret: bytes = b""
     kept: Mapping[str, str] = field(default_factory=dict)
+    lookup: Path | None = None
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.
@@ -133,7 +135,7 @@ class Store:
 
     @contextmanager
     def lock(self, stage: str, key: str, waiting: Any = None) -> Iterator[None]:
-        """Hold the artifact's lock; the kernel frees it when the process dies. `waiting()` is called once if it is taken."""
+        """Hold the lock, which the kernel frees when a process dies; if it is taken, call `waiting()` once and wait."""
         (self.root / stage).mkdir(parents=True, exist_ok=True)
         held = FileLock(self.root / stage / f"{key}.lock")
         try:

@@ -97,8 +97,8 @@ def _imports(tree: ast.AST) -> list[str]:
 def studies_digest(roots: Sequence[Path], secret: bytes, cache_file: Path | None) -> str:
     """Return a digest of all files under `roots`: relative paths and contents, never where the roots are.
 
-    With a cache, a file is read again only when its size or modification time changed. The cache holds keyed hashes instead of
-    paths, since file names can carry patients' names.
+    With a cache, a file is read again only when its size or modification time changed. The cache holds keyed hashes
+    instead of paths, since file names can carry patients' names.
     """
     known = read_json(cache_file) if cache_file and cache_file.is_file() else {}
     fresh: dict[str, list] = {}

@@ -1,0 +1,72 @@
+"""The label table: CSV or Parquet, columns named by the dataset's card, every value read as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.store.files import sha256_json
+
+
+class LabelError(ValueError):
+    """The label table cannot be used; the message lists all problems and quotes no patient's data."""
+
+
+def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the named columns as stripped text; empty cells are missing values.
+
+    Raises LabelError when the file is no table or lacks a column.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            # "NA" and "None" are values that somebody wrote; only an empty cell is empty.
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        # The parser's message can quote a cell.
+        raise LabelError(f"the label table is not readable as CSV or Parquet ({type(error).__name__})") from None
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise LabelError(
+            f"the label table has no column {', '.join(missing)}, named in the card; "
+            f"its columns: {', '.join(map(str, table.columns))}"
+        )
+    chosen = table[list(dict.fromkeys(columns))].dropna(how="all")
+    return chosen.apply(lambda column: column.map(_text, na_action="ignore")).replace("", None)
+
+
+def _text(value: object) -> str:
+    # A Parquet column of numbers with gaps has become one of floats.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def normal_path(path: str) -> str:
+    """Return a path as sources.py writes it."""
+    path = path.replace("\\", "/")
+    while path.startswith("./"):
+        path = path[2:]
+    return path
+
+
+def patients_by_path(path: Path, path_column: str | None, patient_column: str | None) -> dict[str, str]:
+    """Return the patient of each image path, for files without a header; empty when the card names no such columns.
+
+    Raises LabelError when a path has several patients.
+    """
+    if path_column is None or patient_column is None:
+        return {}
+    table = read_labels(path, [path_column, patient_column]).dropna()
+    pairs = pd.DataFrame({"path": table[path_column].map(normal_path), "patient": table[patient_column]})
+    pairs = pairs.drop_duplicates()
+    conflicts = int(pairs["path"].duplicated().sum())
+    if conflicts:
+        raise LabelError(f"{conflicts} paths of the label table have more than one patient; correct the table")
+    return dict(zip(pairs["path"], pairs["patient"], strict=True))
+
+
+def patients_digest(path: Path, path_column: str | None, patient_column: str | None) -> str:
+    """Return a digest of what `patients_by_path` returns: the part of the table that ingest depends on."""
+    return sha256_json(patients_by_path(path, path_column, patient_column))

@@ -1,0 +1,127 @@
+"""Keyed pseudonyms: HMAC-SHA256 under a secret that stays outside the data and the store.
+
+An unkeyed hash of a patient number is undone by hashing all numbers; a keyed one only with the key.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import stat
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.store.files import flush_directory
+
+MIN_KEY_BYTES = 32
+LONGEST_SHIFT_DAYS = 3650
+
+
+class KeyFileError(ValueError):
+    """The key file cannot be used; the message says why and what to do."""
+
+
+def pseudonym(secret: bytes, domain: str, value: str) -> str:
+    """Return 128 bits of HMAC-SHA256(secret, domain, 0x00, value) as 26 lower-case letters and digits.
+
+    Domains (`patient`, `study`, `image`, `path`, `site`) keep equal values of different kinds apart.
+    """
+    message = f"{domain}\0{value}".encode("utf-8", "surrogateescape")
+    digest = hmac.new(secret, message, hashlib.sha256).digest()[:16]
+    return base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+def patient_pseudonym(secret: bytes, patient: str) -> str:
+    """Return the pseudonym of a patient identifier.
+
+    Who issued the identifier is left out, so that label tables, which do not say, still join.
+    """
+    return pseudonym(secret, "patient", unicodedata.normalize("NFC", patient.strip()))
+
+
+def path_pseudonym(secret: bytes, path: str) -> str:
+    """Return the source_id of a relative path."""
+    return pseudonym(secret, "path", path)
+
+
+def day_shift(secret: bytes, patient_id: str) -> int:
+    """Return a patient's secret shift, 1 to 3,650 days, which hides dates and keeps the days between them."""
+    digest = hmac.new(secret, f"date\0{patient_id}".encode(), hashlib.sha256).digest()
+    return 1 + int.from_bytes(digest[:8], "big") % LONGEST_SHIFT_DAYS
+
+
+def fingerprint(secret: bytes) -> str:
+    """Return 8 hex digits that tell keys apart and reveal nothing of them."""
+    return hmac.new(secret, b"fingerprint", hashlib.sha256).hexdigest()[:8]
+
+
+def load_key(path: Path, identifiers: str) -> bytes:
+    """Return the key in a file of hex digits, `#` starting comments; make the file, mode 0600, when there is none.
+
+    Raises KeyFileError when the file is not hex, too short, or readable by others although `identifiers` is not
+    `synthetic`.
+    """
+    if not path.exists():
+        if identifiers == "synthetic":
+            raise KeyFileError(f"{path}: no such key file; data with synthetic identifiers come with a public key")
+        _create_key(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077 and identifiers != "synthetic":
+        raise KeyFileError(f"{path}: other users can read this secret key (mode {mode:04o}); run: chmod 600 {path}")
+    try:
+        lines = path.read_text("ascii").splitlines()
+        key = bytes.fromhex("".join(line.split("#")[0].strip() for line in lines))
+    except (OSError, ValueError):
+        raise KeyFileError(f"{path}: cannot be read as hex digits; restore the key from your backup") from None
+    if len(key) < MIN_KEY_BYTES:
+        raise KeyFileError(f"{path}: the key has {len(key)} bytes; at least {MIN_KEY_BYTES} are needed")
+    return key
+
+
+def _create_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write("# Secret key of the pseudonyms. Back it up; never share it; keep it away from the data.\n")
+            stream.write(secrets.token_hex(MIN_KEY_BYTES) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(temporary, path)  # fails, unlike a rename, when another process was first
+        except FileExistsError:
+            return
+        flush_directory(path.parent)
+    finally:
+        temporary.unlink()
+
+
+class Lookup:
+    """The private table from pseudonyms back to paths and patients, for the site's own look-ups: one JSON per line.
+
+    The file has mode 0600 and lies beside the key. Lines are only appended; a repeated line means the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.known: set[str] = set()
+        if path.exists():
+            self.known = {line for line in path.read_text("utf-8", "surrogateescape").splitlines() if line}
+
+    def add(self, entries: Iterable[tuple[str, str, str]]) -> None:
+        """Append (kind, pseudonym, original) triples that are not there yet."""
+        lines = [json.dumps(dict(zip(("kind", "pseudonym", "original"), entry, strict=True))) for entry in entries]
+        new = [line for line in dict.fromkeys(lines) if line not in self.known]
+        if not new:
+            return
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+            stream.write("".join(f"{line}\n" for line in new))
+        self.known.update(new)

@@ -1,0 +1,174 @@
+"""Every file under the given roots, once, in a fixed order, and its bytes.
+
+Links are not followed, special files not opened, archives not unpacked: members are read into memory, within limits.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from pipeline.imaging.verdicts import Refusal, Refused
+
+ARCHIVE_SUFFIX = ".zip"
+ENCRYPTED = 0x1
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file in a folder or a member of a zip archive.
+
+    `path` is relative to its root and serves for keyed hashes and for joining labels only: it can carry names.
+    `refusal` is set when looking at the directory entry was enough to refuse the file.
+    """
+
+    path: str
+    file: str
+    member: str | None = None
+    refusal: Refusal | None = None
+
+
+class SourcesError(ValueError):
+    """The sources as a whole cannot be used; the message says why and what to do."""
+
+
+def find_sources(roots: Sequence[Path], leave_out: Path | None = None, unique_paths: bool = False) -> list[Source]:
+    """Return every file under `roots` (folders, zip archives, single files), sorted by path within each root.
+
+    `leave_out`, the label table, is no study. A path that occurs under several roots gets its root's number in
+    front, but for the first; when labels join by path (`unique_paths`) this is an error, since a label could
+    mean either.
+
+    Raises SourcesError.
+    """
+    found: list[Source] = []
+    seen: set[str] = set()
+    repeated = 0
+    left_out = leave_out.resolve() if leave_out else None
+    for number, root in enumerate(roots):
+        sources = list(_under(root, left_out))
+        repeated += sum(source.path in seen for source in sources)
+        for source in sources:
+            path = f"{number}/{source.path}" if source.path in seen else source.path
+            found.append(Source(path, source.file, source.member, source.refusal))
+        seen.update(source.path for source in sources)
+    if repeated and unique_paths:
+        raise SourcesError(
+            f"{repeated} paths occur under more than one of data.studies, and labels join by path; "
+            "give their common parent folder as the only entry, or rename"
+        )
+    return found
+
+
+def _under(root: Path, left_out: Path | None) -> Iterator[Source]:
+    root = root.resolve()
+    if root.is_dir():
+        yield from _in_folder(root, "", left_out)
+    elif root.is_file():
+        yield from _in_archive(root, "") if zipfile.is_zipfile(root) else [Source(root.name, str(root))]
+    else:
+        raise SourcesError(f"{root}: no such file or folder")
+
+
+def _in_folder(folder: Path, prefix: str, left_out: Path | None) -> Iterator[Source]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield Source(prefix, str(folder), refusal=Refusal("unreadable", "folder"))
+        return
+    for entry in entries:
+        path, relative = Path(entry.path), f"{prefix}{entry.name}"
+        if entry.is_symlink():
+            yield Source(relative, entry.path, refusal=Refusal("symbolic_link"))
+        elif entry.is_dir():
+            yield from _in_folder(path, f"{relative}/", left_out)
+        elif not entry.is_file():
+            yield Source(relative, entry.path, refusal=Refusal("special_file"))
+        elif path == left_out:
+            continue
+        elif path.suffix.lower() == ARCHIVE_SUFFIX:
+            yield from _in_archive(path, f"{relative}/")
+        else:
+            yield Source(relative, entry.path)
+
+
+def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:
+    path = prefix.rstrip("/") or archive.name
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        yield Source(path, str(archive), refusal=Refusal("damaged_archive", "directory"))
+        return
+    if sum(member.compress_size for member in members) > archive.stat().st_size:
+        yield Source(path, str(archive), refusal=Refusal("damaged_archive", "members overlap"))
+        return
+    seen: set[str] = set()
+    for member in sorted(members, key=lambda member: (member.filename, member.header_offset)):
+        refusal = _member_refusal(member, member.filename in seen)
+        repeat = f"#{member.header_offset}" if member.filename in seen else ""
+        seen.add(member.filename)
+        yield Source(f"{prefix}{member.filename}{repeat}", str(archive), member.filename, refusal)
+
+
+def _member_refusal(member: zipfile.ZipInfo, repeated: bool) -> Refusal | None:
+    name = member.orig_filename.replace("\\", "/")
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or name[1:2] == ":" or "\0" in name:
+        return Refusal("unsafe_member", "absolute or escaping name")
+    if repeated:
+        return Refusal("unsafe_member", "name occurs twice")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return Refusal("unsafe_member", "symbolic link")
+    if member.flag_bits & ENCRYPTED:
+        return Refusal("encrypted")
+    return None
+
+
+def read_bytes(source: Source, limit: int) -> bytes:
+    """Return the bytes of a source.
+
+    Raises Refused when it was refused at sight, cannot be read, is empty or is larger than `limit` bytes.
+    """
+    if source.refusal is not None:
+        raise Refused(source.refusal.reason, source.refusal.detail)
+    try:
+        content = _read_file(source.file, limit) if source.member is None else _read_member(source, limit)
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        reason = "unreadable" if source.member is None else "damaged_archive"
+        raise Refused(reason, type(error).__name__) from None
+    except Exception as error:
+        # zlib, bz2 and lzma have exceptions of their own.
+        raise Refused("damaged_archive", type(error).__name__) from None
+    if not content:
+        raise Refused("empty_file")
+    if len(content) > limit:
+        raise Refused("too_large", f"file of more than {limit} bytes")
+    return content
+
+
+def _read_file(path: str, limit: int) -> bytes:
+    # The entry may have been exchanged since it was listed: neither follow a link nor wait for a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError
+        return stream.read(limit + 1)
+
+
+def _read_member(source: Source, limit: int) -> bytes:
+    status = os.stat(source.file)
+    archive = _opened(source.file, status.st_size, status.st_mtime_ns)
+    with archive.open(source.member or "") as stream:
+        return stream.read(limit + 1)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: str, size: int, modified: int) -> zipfile.ZipFile:
+    # Reading the directory of a large archive anew for every member would take longer than the members.
+    return zipfile.ZipFile(path)

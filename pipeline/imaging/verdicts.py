@@ -1,0 +1,75 @@
+"""Why a file is not used, and what is odd about one that is: two closed lists.
+
+Every file that comes in gets one verdict. Details are fixed words, sizes and names from the DICOM dictionary, never
+text from a file or from a library's exception, since both can carry patients' names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REASONS = {
+    "symbolic_link": "a symbolic link; links are never followed",
+    "special_file": "a device, pipe or socket",
+    "unreadable": "the file could not be opened or read",
+    "empty_file": "the file has no bytes",
+    "too_large": "the file or its decoded pixels exceed the size limit",
+    "unsafe_member": "an archive member with an absolute, escaping or repeated name, or a link",
+    "encrypted": "an encrypted archive member",
+    "archive": "an archive inside an archive, or one without the name of a zip file",
+    "damaged_archive": "the archive cannot be read, or its members overlap",
+    "unknown_format": "neither DICOM, NIfTI, PNG, JPEG, TIFF nor PGM",
+    "suspicious_preamble": "a DICOM file that is also a program, script, document or archive",
+    "damaged_header": "the header cannot be read or contradicts itself",
+    "damaged_pixels": "the pixels are cut off, contradict the header or cannot be decoded",
+    "unsupported_encoding": "no installed decoder for this pixel encoding",
+    "decoder_crash": "the process that decoded the file died, twice",
+    "timeout": "decoding took longer than the limit, twice",
+    "not_an_image": "a DICOM object without an image: report, presentation state, segmentation, directory ...",
+    "modality": "a modality outside ingest.modalities",
+    "secondary_capture": "a secondary capture, which often shows a name",
+    "burned_in_text": "the header says that text is burned into the pixels",
+    "multi_frame": "more than one frame in one file",
+    "volume_slice": "a single slice of a CT, MR or PET series; series are not assembled",
+    "colour": "a colour image; the task is grey",
+    "too_small": "a side shorter than ingest.min_side",
+    "bad_geometry": "not three-dimensional, or a position matrix that cannot be used",
+    "bad_values": "values that are not finite numbers, or a rescaling that destroys them",
+    "no_patient": "no patient identifier, neither in the header nor in the label table",
+    "duplicate": "the same image of the same patient as another file, which was kept",
+    "uid_conflict": "different images under one SOP Instance UID; none is trusted",
+}
+
+FLAGS = {
+    "blank": "all pixels are equal",
+    "few_grey_levels": "fewer than 32 different grey values",
+    "clipped": "a large share of the pixels has the lowest or the highest value",
+    "constant_border": "an edge strip of at least a tenth of a side has a single value",
+    "extreme_aspect": "much longer than wide, or the reverse",
+    "spacing_unknown": "physical pixel size is not stated",
+    "window_ignored": "the header's display window cannot be used; the full range was taken",
+    "padding_ignored": "the header declares every pixel to be padding",
+    "rotated": "turned or mirrored as the file's orientation tag says",
+    "units_assumed": "the file does not say its unit of length; millimetres assumed",
+    "duplicate_across_patients": "the same pixels as an image of another patient",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A verdict against a file: a reason from REASONS and a detail that is safe to print."""
+
+    reason: str
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"{self.reason} is not a reason for quarantine")
+
+
+class Refused(Exception):
+    """Raised where a file turns out to be unusable."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.refusal = Refusal(reason, detail)

@@ -1,0 +1,230 @@
+"""Work on many files in disposable processes, so that a decoder that crashes or hangs costs one file.
+
+Decoders are C and Rust code fed with damaged files: they abort, loop, and raise what `except Exception` misses.
+A worker notes each file before it starts; when it dies, that file is tried once more alone, and only if this
+process dies too is the file refused. All others of its batch are worked on again.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joblib.externals.loky import get_reusable_executor
+
+from pipeline.imaging.verdicts import Refusal, Refused
+
+Task = Callable[[Any], Any]
+QUEUED_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where work is done: `workers` processes here, or on a Dask cluster that shares this machine's file system."""
+
+    workers: int
+    timeout_s: float
+    backend: str = "processes"
+    scheduler: str | None = None
+
+
+def each_batch(
+    task: Task, batches: Mapping[int, Sequence[Any]], pool: Pool, scratch: Path
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield, as batches finish, their number and the result of `task` for each of their items, in order.
+
+    `task` returns a picklable result or raises Refused; whatever else goes wrong becomes a Refusal as well. `scratch`
+    is a folder that all workers can write to.
+    """
+    waiting = dict(sorted(batches.items()))
+    settled: dict[int, dict[int, Any]] = {}
+    while waiting:
+        with _executor(pool) as (executor, lost):
+            for number, results in _until_broken(task, waiting, settled, executor, pool, scratch, lost):
+                del waiting[number]
+                yield number, results
+        for number, item in _in_flight(scratch, waiting):
+            settled.setdefault(number, {})[item] = _alone(task, waiting[number][item], pool.timeout_s)
+
+
+def _until_broken(
+    task: Task,
+    waiting: Mapping[int, Sequence[Any]],
+    settled: Mapping[int, Mapping[int, Any]],
+    executor: Executor,
+    pool: Pool,
+    scratch: Path,
+    lost: tuple[type[BaseException], ...],
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yield finished batches until all are done or a worker has died."""
+    todo = iter(list(waiting))
+    running: dict[Future, int] = {}
+
+    def submit() -> None:
+        number = next(todo, None)
+        if number is not None:
+            items, known = waiting[number], settled.get(number, {})
+            future = executor.submit(_work, task, items, known, pool.timeout_s, str(_marker(scratch, number)))
+            running[future] = number
+
+    try:
+        for _ in range(pool.workers * QUEUED_PER_WORKER):
+            submit()
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            broken = False
+            for future in done:
+                number = running.pop(future)
+                try:
+                    results = future.result()
+                except lost:
+                    broken = True
+                    continue
+                _marker(scratch, number).unlink(missing_ok=True)
+                yield number, results
+                if not broken:
+                    submit()
+            if broken:
+                return
+    except lost:
+        return  # the pool broke while work was handed to it
+    finally:
+        for future in running:
+            future.cancel()
+
+
+@contextmanager
+def _executor(pool: Pool) -> Iterator[tuple[Executor, tuple[type[BaseException], ...]]]:
+    """Yield an executor and the exceptions by which it tells that a worker died."""
+    if pool.backend == "processes":
+        yield get_reusable_executor(max_workers=pool.workers, timeout=10), (BrokenProcessPool,)
+        return
+    import distributed
+
+    if pool.scheduler:
+        client = distributed.Client(pool.scheduler)
+    else:
+        cluster = distributed.LocalCluster(
+            n_workers=pool.workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+        )
+        client = distributed.Client(cluster)
+    try:
+        yield (
+            client.get_executor(pure=False, retries=0, allow_other_workers=True),
+            (distributed.scheduler.KilledWorker,),
+        )
+    finally:
+        if pool.scheduler is None:
+            client.cluster.close()
+        client.close()
+
+
+def _marker(scratch: Path, number: int) -> Path:
+    # With the process id, so that a worker left over from a killed run cannot write into this one's.
+    return scratch / f"running-{os.getpid()}-{number}"
+
+
+def _in_flight(scratch: Path, waiting: Mapping[int, Sequence[Any]]) -> list[tuple[int, int]]:
+    """Return (batch, item) of every item that was being worked on when a worker died."""
+    found = []
+    for number in waiting:
+        marker = _marker(scratch, number)
+        if marker.exists():
+            lines = marker.read_text().split()
+            found += [(number, int(lines[-1]))] if lines else []
+            marker.unlink()
+    return found
+
+
+# ---------------------------------------------------------------- inside a worker
+
+
+def _work(task: Task, items: Sequence[Any], known: Mapping[int, Any], timeout_s: float, marker: str) -> list[Any]:
+    _silence()
+    results = []
+    with open(marker, "w", buffering=1) as stream, _ends_with_process():
+        for index, item in enumerate(items):
+            if index in known:
+                results.append(known[index])
+                continue
+            stream.write(f"{index}\n")
+            results.append(_guarded(task, item, timeout_s))
+    return results
+
+
+def _guarded(task: Task, item: Any, timeout_s: float) -> Any:
+    """Return the result of `task`, or a Refusal; when time is up the process is killed by SIGALRM.
+
+    A signal handler of our own would wait for the C code that hangs; the kernel's does not.
+    """
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        return task(item)
+    except Refused as refused:
+        return refused.refusal
+    except MemoryError:
+        return Refusal("too_large", "no memory")
+    except BaseException as error:  # a Rust decoder's panic is no Exception
+        return Refusal("damaged_pixels", type(error).__name__)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _silence() -> None:
+    """Keep warnings and logs of libraries, which quote header values, and core dumps, which hold them, from leaving."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+@contextmanager
+def _ends_with_process() -> Iterator[None]:
+    """Let an interrupt at the keyboard end the parent only: here it would look like a verdict on a file."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not in the main thread: a Dask worker, which has no keyboard
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---------------------------------------------------------------- alone
+
+
+def _alone(task: Task, item: Any, timeout_s: float) -> Any:
+    """Return the result of `task` in a process of its own, or the Refusal that its death stands for."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, task, item, timeout_s), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode == -signal.SIGALRM:
+            return Refusal("timeout", f"{timeout_s:g} s")
+        return Refusal("decoder_crash", f"exit code {process.exitcode}")
+    finally:
+        process.join()
+        receiver.close()
+
+
+def _send_result(sender: Any, task: Task, item: Any, timeout_s: float) -> None:
+    _silence()
+    with _ends_with_process():
+        sender.send(_guarded(task, item, timeout_s))

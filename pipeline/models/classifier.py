@@ -1,0 +1,78 @@
+"""The classifier built on the encoder, and any finished model as a function from pixels to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.baseline import HogSpec, Logistic
+from pipeline.models.checkpoints import WeightsError, load_strict, read_weights
+from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, normalise, patchify
+from pipeline.store.files import read_json, sha256_file
+
+Head = Literal["norm_linear", "linear"]
+
+
+class Classifier(nn.Module):
+    """Encoder, mean over its patch tokens, and a linear head with one output: the logit.
+
+    Head `norm_linear` normalises the mean first (fine-tuning); `linear` does not (linear probe, whose
+    standardisation is folded into the weights).
+    """
+
+    def __init__(self, spec: EncoderSpec, head: Head) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = build_encoder(spec)
+        self.head_norm = nn.LayerNorm(spec.width, eps=spec.eps) if head == "norm_linear" else nn.Identity()
+        self.head = nn.Linear(spec.width, 1)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
+        """Return the mean of the normalised patch tokens, (B, D), for pixels (B, C, ...) in [0, 1]."""
+        patches = patchify(normalise(pixels, self.spec), self.spec.patch_size)
+        return encode(self.encoder, embed(self.encoder, patches), branch_scale)[:, 1:].mean(dim=1)
+
+    def forward(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
+        """Return logits (B,) for pixels (B, C, ...) in [0, 1]."""
+        return self.head(self.head_norm(self.features(pixels, branch_scale)))[:, 0]
+
+
+def branch_scales(uniform: Tensor, drop_path: float, depth: int) -> Tensor:
+    """Return (depth, 2, B) factors of the residual branches from uniform numbers (B, 2 * depth).
+
+    The share dropped grows linearly from 0 in the first block to `drop_path` in the last; kept branches are
+    scaled up so that the expectation stays.
+    """
+    share = torch.linspace(0, drop_path, depth, device=uniform.device).repeat_interleave(2)
+    return ((uniform >= share) / (1 - share)).float().T.reshape(depth, 2, -1)
+
+
+def read_model(record: Path, weights: Path, device: torch.device) -> Callable[[Tensor], np.ndarray]:
+    """Return a finished model as a function from pixels (B, C, ...) in [0, 1] to logits (B,) float64.
+
+    `record` is its model.json, `weights` its model.safetensors. Raises WeightsError when the weights are not those
+    that the record names by SHA-256, or do not fit.
+    """
+    content: dict[str, Any] = read_json(record)
+    if sha256_file(weights) != content["sha256"]:
+        raise WeightsError(f"{weights.name} of arm {content['arm']} is not the file named in model.json (SHA-256)")
+    tensors = read_weights(weights)
+    if "hog" in content:
+        spec, fitted = HogSpec.from_json(content["hog"]), Logistic.from_tensors(tensors)
+        return lambda pixels: fitted.logits(spec.features(pixels))
+    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"])
+    load_strict(model, tensors)
+    model.to(device).eval()
+
+    @torch.no_grad()
+    def logits(pixels: Tensor) -> np.ndarray:
+        return model(pixels.to(device)).double().cpu().numpy()
+
+    return logits

@@ -1,0 +1,112 @@
+"""Preprocessed images as memory-mapped arrays, read by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.store.tables import INDEX, read_table
+
+
+class ImagesError(ValueError):
+    """An array does not hold what its index says."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one or several splits: a table with a row per image, and the arrays that hold their pixels.
+
+    `index` has the columns of tables.INDEX; arrays are unsigned integers (N, C, H, W) or (N, C, D, H, W).
+    """
+
+    index: pd.DataFrame
+    arrays: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels and size of an image: (C, H, W) or (C, D, H, W)."""
+        return next(iter(self.arrays.values())).shape[1:]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels as float64; NaN where missing."""
+        return np.asarray(self.index["label"].astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan))
+
+    def where(self, chosen: np.ndarray) -> Images:
+        """Return the images for which the boolean array `chosen` is true."""
+        return Images(self.index[chosen].reset_index(drop=True), self.arrays)
+
+    def labelled(self) -> Images:
+        """Return the images that have a label."""
+        return self.where(~np.isnan(self.labels))
+
+    def pixels(self, rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
+        """Return the images at `rows` as float32 in [0, 1], (B, C, ...), on `device`."""
+        return self.raw(rows).to(device).float() / self.full_scale
+
+    def raw(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Return the images at `rows` with their stored integers, (B, C, ...)."""
+        shards, places = self._places
+        found = np.stack([self.arrays[shards[row]][places[row]] for row in rows])
+        return torch.from_numpy(found)
+
+    @property
+    def full_scale(self) -> float:
+        """The stored integer that stands for 1.0."""
+        return float(np.iinfo(next(iter(self.arrays.values())).dtype).max)
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """Yield the rows in order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield np.arange(start, min(start + size, len(self)))
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and spread of each channel on pixels in [0, 1]; exact, whatever the chunks."""
+        axes = (0, *range(2, 1 + len(self.shape)))
+        count, total, squares = 0, np.zeros(self.shape[0], np.uint64), np.zeros(self.shape[0], np.uint64)
+        for rows in self.chunks(64):
+            raw = self.raw(rows).numpy().astype(np.uint64)
+            count += raw.size // self.shape[0]
+            total += raw.sum(axis=axes)
+            squares += (raw * raw).sum(axis=axes)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        return tuple((mean / self.full_scale).tolist()), tuple((std / self.full_scale).tolist())
+
+    @property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(self.index["shard"]), np.asarray(self.index["row"])
+
+
+def read_images(indexes: Sequence[Path], arrays: Sequence[Path]) -> Images:
+    """Open the images of one or several splits, ordered by image_id.
+
+    Raises ImagesError, naming every array that is missing, too short, of another shape or not of integers.
+    """
+    index = pd.concat([read_table(path, INDEX) for path in indexes], ignore_index=True)
+    index = index.sort_values("image_id", kind="stable", ignore_index=True)
+    opened = {path.name: np.load(path, mmap_mode="r", allow_pickle=False) for path in arrays}
+    if index.empty:
+        raise ImagesError("there are no images; check the split and the quarantine table")
+    problems = []
+    for shard, rows in index.groupby("shard")["row"]:
+        if shard not in opened:
+            problems.append(f"{shard} is missing")
+        elif len(opened[shard]) <= rows.max():
+            problems.append(f"{shard} has {len(opened[shard])} rows; its index names row {rows.max()}")
+    kinds = {(array.dtype, array.shape[1:]) for array in opened.values()}
+    if len(kinds) != 1:
+        problems.append(f"arrays differ in type or size: {sorted(map(str, kinds))}")
+    elif not np.issubdtype(next(iter(kinds))[0], np.unsignedinteger):
+        problems.append(f"arrays hold {next(iter(kinds))[0]} instead of unsigned integers")
+    if problems:
+        raise ImagesError("preprocessed images cannot be read: " + "; ".join(problems))
+    return Images(index, opened)

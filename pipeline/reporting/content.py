@@ -1,0 +1,82 @@
+"""From evidence to the one document that PDF, HTML and JSON show. Formats; computes no statistic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from pipeline.reporting.document import Document, shortened
+from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.sections import background, groups, model, operating, provenance, results, summary
+
+SECTIONS = (
+    summary.summary,
+    background.intended_use,
+    background.studies,
+    background.reference_standard,
+    model.model,
+    results.discrimination,
+    operating.operating_point,
+    operating.consequences,
+    results.calibration,
+    groups.subgroups,
+    groups.comparison,
+    groups.examples,
+    groups.shift,
+    provenance.provenance,
+)
+
+
+def build(e: Evidence) -> Document:
+    """Return the document of a run."""
+    usable = e.point is not None
+    threshold = e.records["calibrate"]["files"]["threshold.json"][:12] if usable else "none usable"
+    weights = " ".join(s[:12] for s in e.threshold["model_sha256"].values())
+    return Document(
+        title=shortened(e.title, 80),
+        subtitle=shortened(e.card["title"], 120),
+        date=e.date,
+        contact=e.contact,
+        footer=f"Report of {e.date} · model {shortened(weights, 40)} · threshold {threshold}",
+        keys={stage: record["key"] for stage, record in e.records.items()},
+        usable=usable,
+        sections=[section(e) for section in SECTIONS],
+        numbers=_numbers(e),
+    )
+
+
+def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
+    """Return the tables that go beside the report in full, by name; those of a threshold only when it is usable."""
+    tables = {"comparison": e.comparison, "curves": e.curves}
+    if e.point is not None:
+        return {**tables, "subgroups": e.subgroups, "sweep": e.sweep}
+    withheld = [c for c in e.subgroups.columns if str(c).startswith(("referred", "recall", "specificity"))]
+    return {**tables, "subgroups": e.subgroups.drop(columns=withheld)}
+
+
+def _numbers(e: Evidence) -> dict[str, Any]:
+    """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
+    metrics, threshold = dict(e.metrics), dict(e.threshold)
+    if e.point is None:
+        metrics |= {"operating_point": None, "consequences": []}
+        threshold |= {name: None for name in threshold if name.startswith(("threshold", "probability"))}
+    return {
+        "metrics": metrics,
+        "threshold": threshold,
+        "calibrator": e.calibrator,
+        "findings": list(e.findings),
+        "ingest": e.ingest,
+        "split": e.split,
+        "finetune": e.finetune,
+        **{name: _rows(table) for name, table in raw_tables(e).items() if name != "curves"},
+    }
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as plain Python values, missing ones as None."""
+    columns = [str(name) for name in frame.columns]
+    return [
+        {name: None if pd.isna(value) else value for name, value in zip(columns, row, strict=True)}
+        for row in frame.astype(object).itertuples(index=False)
+    ]

@@ -1,0 +1,185 @@
+"""The one document that PDF, HTML and JSON show: sections of paragraphs, lists, boxes, tables and figures.
+
+Everything in it is plain text. Text from studies, cards and labels is never markup, in no output.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+Level = Literal["stop", "caution", "result", "good"]
+SCHEMA = "1.0"
+RESEARCH_USE = "Research use only — not for diagnosis"
+
+# What a reader must never meet as such: control, format (text direction included), unassigned and private characters.
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    text: str
+    kind: Literal["heading"] = "heading"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph."""
+
+    text: str
+    kind: Literal["paragraph"] = "paragraph"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of short statements."""
+
+    items: Sequence[str]
+    kind: Literal["bullets"] = "bullets"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A framed statement: `stop` says that nothing may be used, `caution` warns, `result` carries the result."""
+
+    level: Level
+    title: str
+    lines: Sequence[str]
+    kind: Literal["box"] = "box"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. `name` is also the name of its CSV file; `facts` tables are two columns, what and value."""
+
+    name: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    facts: bool = False
+    kind: Literal["table"] = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its picture as SVG or PNG bytes, and the text that replaces it for who cannot see it."""
+
+    name: str
+    alt: str
+    caption: str
+    width_cm: float
+    picture: bytes
+    format: Literal["svg", "png"] = "svg"
+
+    @property
+    def file(self) -> str:
+        """The path of the picture inside the report's folder."""
+        return f"figures/{self.name}.{self.format}"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One figure, or several side by side."""
+
+    figures: Sequence[Figure]
+    kind: Literal["figures"] = "figures"
+
+
+Block = Heading | Paragraph | Bullets | Box | Table | Figures
+
+
+@dataclass(frozen=True)
+class Section:
+    """A numbered section."""
+
+    name: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report. `date` is ISO 8601; `keys` are the artifacts that it rests on, by stage; `numbers` all its numbers."""
+
+    title: str
+    subtitle: str
+    date: str
+    contact: str
+    footer: str
+    keys: dict[str, str]
+    usable: bool
+    sections: Sequence[Section]
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures in order."""
+        return [f for s in self.sections for b in s.blocks if isinstance(b, Figures) for f in b.figures]
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables in order."""
+        return [b for s in self.sections for b in s.blocks if isinstance(b, Table)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document for report.json: pictures as file names, figures and tables numbered, text printable."""
+        content = asdict(replace(self, sections=()))
+        content["sections"] = [
+            {"number": at, "name": s.name, "title": s.title, "blocks": [_block(b) for b in s.blocks]}
+            for at, s in enumerate(self.sections, 1)
+        ]
+        _number(content["sections"])
+        return {"schema": SCHEMA, "research_use": RESEARCH_USE, **printable(content)}
+
+
+def _block(block: Block) -> dict[str, Any]:
+    if not isinstance(block, Figures):
+        return asdict(block)
+    figures = [
+        {"name": f.name, "file": f.file, "alt": f.alt, "caption": f.caption, "width_cm": f.width_cm}
+        for f in block.figures
+    ]
+    return {"kind": block.kind, "figures": figures}
+
+
+def _number(sections: Sequence[dict[str, Any]]) -> None:
+    """Number tables and figures through the document, as Typst does."""
+    tables = figures = 0
+    for section in sections:
+        for block in section["blocks"]:
+            if block["kind"] == "table":
+                tables += 1
+                block["number"] = tables
+            for figure in block.get("figures", []):
+                figures += 1
+                figure["number"] = figures
+
+
+def printable(value: Any) -> Any:
+    """Return `value` with every string on one line and unprintable characters shown as �."""
+    if isinstance(value, str):
+        return "".join(_printable(c) for c in value)
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable(item) for item in value]
+    return value
+
+
+def _printable(character: str) -> str:
+    if character in "\n\r\t\u2028\u2029":
+        return " "
+    return "�" if unicodedata.category(character) in _UNPRINTABLE else character
+
+
+def shortened(text: str, length: int = 160) -> str:
+    """Return `text` cut to about `length` characters at a word, with an ellipsis when cut."""
+    text = " ".join(text.split())
+    if len(text) <= length:
+        return text
+    cut = text[: length - 1]
+    return (cut.rsplit(" ", 1)[0] if " " in cut[length // 2 :] else cut) + "…"

@@ -1,0 +1,102 @@
+"""All that a report rests on, read and verified by the stage, and the one question that decides what is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Json = Mapping[str, Any]
+
+ARM_NAMES = {
+    "mae": "pretrained (masked autoencoder)",
+    "scratch": "same network, from scratch",
+    "linear_probe": "pretrained, frozen (linear probe)",
+    "hog": "classical baseline (HOG, logistic regression)",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it."""
+
+    patient: str
+    image: np.ndarray
+    images: int
+    score: float
+    probability: float | None
+    site: str
+    view: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The contents of earlier artifacts. Names are those of the stages and of their files; tables are data frames.
+
+    `scores` are the test patients' scores; `records` the artifacts' records by stage; `date` is ISO 8601.
+    """
+
+    title: str
+    contact: str
+    date: str
+    card: Json
+    ingest: Json
+    images: pd.DataFrame
+    split: Json
+    assignment: pd.DataFrame
+    encoder: Json
+    pretrain: Json
+    history: Sequence[Json]
+    reconstructions: bytes
+    finetune: Json
+    calibrator: Json
+    threshold: Json
+    sweep: pd.DataFrame
+    metrics: Json
+    subgroups: pd.DataFrame
+    comparison: pd.DataFrame
+    curves: pd.DataFrame
+    scores: pd.DataFrame
+    findings: Sequence[Json]
+    misses: Sequence[Example]
+    false_alarms: Sequence[Example]
+    records: Mapping[str, Json]
+
+    @property
+    def reported_arm(self) -> str:
+        """The arm that was calibrated."""
+        return self.metrics["arm"]
+
+    @property
+    def problems(self) -> list[str]:
+        """Why no operating point may be used, in words; empty when it may."""
+        found = [in_words(finding) for finding in self.findings if finding["level"] == "fail"]
+        # A refusal is also among the findings; these lines hold for artifacts in which it is not.
+        if not found and not self.threshold["certified"]:
+            found.append(self.threshold["message"])
+        if not found and self.metrics["operating_point"] is None:
+            found.append("the test results hold no operating point")
+        return found
+
+    @property
+    def point(self) -> Json | None:
+        """The operating point on the test patients, or None when it may not be used."""
+        return None if self.problems else self.metrics["operating_point"]
+
+    def curve(self, name: str, arm: str) -> pd.DataFrame:
+        """Return the points of one curve of one arm, in their order."""
+        return self.curves[(self.curves["curve"] == name) & (self.curves["arm"] == arm)]
+
+
+def in_words(finding: Json) -> str:
+    """Return a finding with the patients that it is about: `Test patients: the threshold refers no patient.`"""
+    message = finding["message"].strip()
+    return f"{finding['on'].capitalize()} patients: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
+
+
+def arm_name(arm: str) -> str:
+    """Return an arm in words."""
+    return ARM_NAMES.get(arm, arm)

@@ -1,0 +1,163 @@
+"""The charts of the report. Each returns SVG bytes; each can be read in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
+
+ROW_CM = 0.55
+
+
+@svg(7.6, 7.0)
+def roc(figure: Figure, curve: pd.DataFrame, point: Mapping[str, Any] | None) -> None:
+    """ROC curve (x false-positive rate, y recall), with the operating point and both its intervals as a cross."""
+    axes = _unit_square(figure, "Referred although free of the condition", "Found among those with the condition")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    axes.plot(curve["x"], curve["y"], color=BLUE)
+    if point is not None:
+        recall, specificity = point["recall"], point["specificity"]
+        _cross(
+            axes,
+            (1 - specificity["value"], 1 - specificity["high"], 1 - specificity["low"]),
+            (recall["value"], recall["low"], recall["high"]),
+        )
+        axes.legend(loc="lower right")
+
+
+@svg(7.6, 7.0)
+def precision_recall(figure: Figure, curve: pd.DataFrame, prevalence: float, point: Mapping[str, Any] | None) -> None:
+    """Precision-recall curve (x recall, y precision) with the prevalence, which a useless model would reach."""
+    axes = _unit_square(figure, "Found among those with the condition", "With the condition among those referred")
+    axes.axhline(prevalence, color=GREY, linestyle=":", linewidth=1, label="share with the condition (no skill)")
+    ordered = curve if len(curve) < 2 or curve["x"].iloc[0] <= curve["x"].iloc[-1] else curve.iloc[::-1]
+    # Between two recalls the precision is that of the higher one: a straight line would flatter.
+    axes.plot(ordered["x"], ordered["y"], color=BLUE, drawstyle="steps-pre")
+    if point is not None:
+        recall, ppv = point["recall"], point["ppv"]
+        _cross(axes, (recall["value"], recall["low"], recall["high"]), (ppv["value"], ppv["low"], ppv["high"]))
+    axes.legend(loc="lower left")
+
+
+@svg(16, 6.6)
+def score_histogram(figure: Figure, score: np.ndarray, label: np.ndarray, threshold: float | None) -> None:
+    """Patient scores (n,) of each class in a panel of its own, so that neither hides the other; label is 0 or 1."""
+    edges = np.histogram_bin_edges(score, bins=40)
+    panels = figure.subplots(2, 1, sharex=True)
+    looks = ((0, "without_condition", "white", GREY, "////"), (1, "with_condition", BLUE, BLUE, ""))
+    for axes, (of_class, name, face, edge, hatch) in zip(panels, looks, strict=True):
+        own = score[label == of_class]
+        _, _, bars = axes.hist(own, edges, facecolor=face, edgecolor=edge, hatch=hatch, linewidth=0.6)
+        for bar in bars:
+            bar.set_gid(name)
+        axes.set_ylabel("Patients")
+        axes.set_title(f"{name.replace('_', ' ')} (n = {len(own):,})", loc="left")
+        axes.margins(y=0.18)
+        if threshold is not None:
+            axes.axvline(threshold, color=ORANGE, linestyle="--")
+    if threshold is not None:
+        panels[0].annotate(
+            "refer →", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(3, -2),
+            textcoords="offset points", va="top", color=ORANGE,
+        )  # fmt: skip
+    panels[1].set_xlabel("Patient's score (log-odds before calibration); higher is more suspicious")
+
+
+@svg(16, 7.4)
+def reliability(figure: Figure, before: pd.DataFrame, after: pd.DataFrame) -> None:
+    """Observed share with the condition against predicted probability, in bins, before and after calibration."""
+    for axes, curve, title in zip(
+        figure.subplots(1, 2), (before, after), ("before calibration", "after calibration"), strict=True
+    ):
+        _square(axes, "Predicted probability", "Observed share with the condition")
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+        axes.errorbar(curve["x"], curve["y"], _bars(curve["y"], curve["y_low"], curve["y_high"]),
+                      fmt="o", markersize=4, color=BLUE, capsize=2, linewidth=1)  # fmt: skip
+        axes.set_title(title, loc="left")
+
+
+@svg(16, 6)
+def forest(figure: Figure, groups: pd.DataFrame, panels: Mapping[str, str], overall: Mapping[str, float]) -> None:
+    """One row per group, one panel per measure: value and interval; the dotted line is the value of all patients.
+
+    groups: `name` and, per key of `panels`, `<key>`, `<key>_low`, `<key>_high`; `panels` maps keys to axis titles.
+    """
+    figure.set_size_inches(16 / CM_PER_INCH, (ROW_CM * len(groups) + 1.8) / CM_PER_INCH)
+    at = np.arange(len(groups))[::-1]
+    for axes, (measure, title) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        axes.axvline(overall[measure], color=GREY, linestyle=":", linewidth=1)
+        _dots(axes, at, *(groups[f"{measure}{limit}"] for limit in ("", "_low", "_high")))
+        axes.set_xlabel(title)
+        axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+        axes.set_yticks(at, groups["name"])
+        axes.set_ylim(-0.7, len(groups) - 0.3)
+
+
+@svg(16, 6)
+def arms(figure: Figure, comparison: pd.DataFrame, names: Sequence[str]) -> None:
+    """AUC of each arm with its interval; ticks mark the lowest and highest single training seed."""
+    figure.set_size_inches(16 / CM_PER_INCH, (0.8 * len(names) + 1.8) / CM_PER_INCH)
+    axes = figure.subplots()
+    at = np.arange(len(names))[::-1]
+    _dots(axes, at, comparison["auc"], comparison["auc_low"], comparison["auc_high"])
+    for limit in ("auc_seed_min", "auc_seed_max"):
+        axes.scatter(comparison[limit], at - 0.2, marker="|", s=30, color=GREY)
+    axes.hlines(at - 0.2, comparison["auc_seed_min"], comparison["auc_seed_max"], color=GREY, linewidth=0.8)
+    axes.set_yticks(at, names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlabel("AUC on the test patients")
+
+
+@svg(7.6, 5.6)
+def pretraining_loss(figure: Figure, history: Sequence[Mapping[str, Any]]) -> None:
+    """Loss of the masked autoencoder per epoch, on its training images and on images held out."""
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in history]
+    looks = (("train_loss", "training images", "-"), ("held_out_loss", "held-out images", "--"))
+    for (name, label, line), colour in zip(looks, (BLUE, ORANGE), strict=True):
+        values = [np.nan if row.get(name) is None else row[name] for row in history]
+        axes.plot(epochs, values, line, color=colour, label=label, marker="." if len(epochs) < 15 else "")
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Error on hidden patches")
+    axes.legend()
+
+
+def _unit_square(figure: Figure, x: str, y: str) -> Axes:
+    axes = figure.subplots()
+    _square(axes, x, y)
+    return axes
+
+
+def _square(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel=x, ylabel=y)
+
+
+def _cross(axes: Axes, x: tuple[float, float, float], y: tuple[float, float, float]) -> None:
+    """Draw a point (value, low, high) per axis with both intervals; an undefined value draws nothing."""
+    x_, y_ = (np.array([np.nan if v is None else v for v in axis], dtype=float) for axis in (x, y))
+    if np.isnan(x_[0]) or np.isnan(y_[0]):
+        return
+    axes.errorbar(x_[:1], y_[:1], _bars(y_[:1], y_[1:2], y_[2:]), _bars(x_[:1], x_[1:2], x_[2:]), fmt="D",
+                  markersize=4.5, color=ORANGE, capsize=2.5, linewidth=1.2, zorder=5,
+                  label="operating point, with intervals")  # fmt: skip
+
+
+def _dots(axes: Axes, at: np.ndarray, value: pd.Series, low: pd.Series, high: pd.Series) -> None:
+    axes.errorbar(
+        value, at, xerr=_bars(value, low, high), fmt="s", markersize=4, color=BLUE, capsize=2.5, linewidth=1.2
+    )
+
+
+def _bars(value: Any, low: Any, high: Any) -> np.ndarray:
+    """Return lengths (2, n) of error bars; a missing limit has length 0, since matplotlib refuses NaN and negatives."""
+    value, low, high = (np.asarray(v, dtype=float) for v in (value, low, high))
+    return np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0, None))

@@ -1,0 +1,192 @@
+"""What the model is for, which studies it saw, who decided about the truth, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from pipeline.reporting.diagrams import flow
+from pipeline.reporting.document import (
+    RESEARCH_USE,
+    Block,
+    Bullets,
+    Figure,
+    Figures,
+    Heading,
+    Paragraph,
+    Section,
+    Table,
+)
+from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.numbers import count, number, share
+
+SPLIT_NAMES = {
+    "pretrain": "Pretraining only",
+    "train": "Training",
+    "tune": "Tuning",
+    "calibration": "Calibration",
+    "test": "Test",
+}
+SEXES = {"F": "female", "M": "male", "O": "other", "": "unknown"}
+
+
+def intended_use(e: Evidence) -> Section:
+    """Return what the card says the model is for, and what it is not for."""
+    use, card = e.card["intended_use"], e.card
+    rows = [
+        ["Condition", use["condition"]],
+        ["People", use["population"]],
+        ["User", use["user"]],
+        ["Place in the pathway", use["place"]],
+        ["Status", RESEARCH_USE],
+        ["Questions to", e.contact],
+    ]
+    blocks: list[Block] = [
+        Table("intended_use", "Intended use, as stated in the dataset card", ["What", "Statement"], rows, True)
+    ]
+    if use["not_for"]:
+        blocks += [Heading("Not for"), Bullets(use["not_for"])]
+    if card["known_traps"]:
+        blocks += [Heading("Known to be wrong or misleading in these data"), Bullets(card["known_traps"])]
+    if e.point is not None:
+        blocks.append(
+            Paragraph(
+                "Stop and calibrate again when the share of people referred, or the share of referred people who turn "
+                "out to have the condition, leaves the intervals of this report; and before use at another site, on "
+                "other equipment or in another population."
+            )
+        )
+    return Section("intended_use", "Intended use and limits", blocks)
+
+
+def studies(e: Evidence) -> Section:
+    """Return the flow of studies, who is in which part, and what was set aside."""
+    card = e.card
+    source = [["Dataset", card["title"]], ["Source", card["source"]], ["Licence", card["licence"]],
+              ["Attribution", card["attribution"]], ["Made up in these data", card["synthetic"]]]  # fmt: skip
+    blocks: list[Block] = [
+        Table("dataset", "The data, as stated in the dataset card", ["What", "Statement"], source, True),
+        Figures([_flow(e)]),
+        *_splits(e),
+        _make_up(e),
+    ]
+    reasons = e.ingest["reasons"]
+    set_aside = [
+        [reason, count(n), reasons.get(reason, "")] for reason, n in sorted(e.ingest["quarantined"].items()) if n
+    ]
+    if set_aside:
+        blocks.append(Table("quarantine", "Files set aside, by reason", ["Reason", "Files", "Meaning"], set_aside))
+    flags = [[name, count(n)] for name, n in sorted(e.ingest["flags"].items()) if n]
+    if flags:
+        blocks.append(Table("quality_flags", "Images accepted with a remark", ["Remark", "Images"], flags))
+    return Section("studies", "Studies", blocks)
+
+
+def reference_standard(e: Evidence) -> Section:
+    """Return who decided whether the condition is there."""
+    label = e.card["label"]
+    rows = [
+        ["Condition", label["name"]],
+        ["A patient is positive when", label["definition"]],
+        ["Who decided, and how", label["reference_standard"]],
+        ["Values that mean positive", ", ".join(label["positive"])],
+        ["Values that mean negative", ", ".join(label["negative"])],
+    ]
+    return Section(
+        "reference_standard",
+        "Reference standard",
+        [
+            Table(
+                "reference_standard",
+                "What counts as the truth, as stated in the dataset card",
+                ["What", "Statement"],
+                rows,
+                True,
+            )
+        ],
+    )
+
+
+def _flow(e: Evidence) -> Figure:
+    quarantined = {reason.replace("_", " "): n for reason, n in sorted(e.ingest["quarantined"].items()) if n}
+    accepted = [f"accepted {count(e.ingest['accepted'])} images", f"of {count(e.ingest['patients'])} patients"]
+    splits = {name: e.split["splits"][name] for name in SPLIT_NAMES if _filled(e, name)}
+    boxes = [
+        [
+            SPLIT_NAMES[name].lower(),
+            f"{count(s['patients'])} patients",
+            f"{count(s['positive_patients'])} with condition",
+            f"{count(s['images'])} images",
+        ]
+        for name, s in splits.items()
+    ]
+    aside = sum(quarantined.values())
+    return Figure(
+        "flow",
+        f"{count(e.ingest['received'])} files received, {count(aside)} set aside, {accepted[0]} {accepted[1]}; "
+        + "; ".join(f"{SPLIT_NAMES[n].lower()} {count(s['patients'])} patients" for n, s in splits.items())
+        + ".",
+        "Flow of files and patients. No patient is in two parts.",
+        15,
+        flow(e.ingest["received"], accepted, quarantined, boxes),
+    )
+
+
+def _filled(e: Evidence, name: str) -> bool:
+    return name in e.split["splits"] and e.split["splits"][name]["patients"] > 0
+
+
+def _splits(e: Evidence) -> list[Block]:
+    purposes = {
+        "pretrain": "pretraining, without labels",
+        "train": "pretraining and training",
+        "tune": "choices during training",
+        "calibration": "probabilities and threshold",
+        "test": "the results of this report",
+    }
+    rows = [
+        [SPLIT_NAMES[name], purposes[name], count(s["patients"]), share(s["positive_patients"], s["patients"]),
+         count(s["images"]), share(s["positive_images"], s["images"])]
+        for name, s in e.split["splits"].items() if _filled(e, name)
+    ]  # fmt: skip
+    checks = (
+        ("patients_shared_between_splits", "patients in two parts"),
+        ("labels_without_images", "labels without images"),
+        ("images_without_labels", "images without labels"),
+        ("conflicting_patients", "patients whose images differ in label"),
+        ("linked_patients", "patients kept together because their images are copies"),
+    )
+    said = "; ".join(f"{words}: {count(e.split[name])}" for name, words in checks)
+    columns = ["Part", "Used for", "Patients", "With the condition", "Images", "Positive images"]
+    return [Table("splits", "Patients and images in each part", columns, rows), Paragraph(f"Checked: {said}.")]
+
+
+def _make_up(e: Evidence) -> Table:
+    """Count patients by sex and age, images by site, view and manufacturer; a patient's first image speaks for them."""
+    merged = e.assignment[["image_id", "split"]].merge(e.images, on="image_id", validate="one_to_one")
+    merged = merged.sort_values("image_id")
+    names = [name for name in SPLIT_NAMES if (merged["split"] == name).any()]
+    by_split = {name: merged[merged["split"] == name] for name in names}
+    patients = {name: frame.drop_duplicates("patient_id") for name, frame in by_split.items()}
+
+    def row(title: str, frames: dict[str, pd.DataFrame], cell: Callable[[pd.DataFrame], str]) -> list[str]:
+        return [title, *(cell(frame) for frame in frames.values())]
+
+    rows = [row("Age in years, median (middle half)", patients, _ages)]
+    rows.append(row("Age unknown, patients", patients, lambda f: count(f["age_years"].isna().sum())))
+    for value in sorted(set(merged["sex"]), key=list(SEXES).index):
+        rows.append(
+            row(f"Sex {SEXES[value]}, patients", patients, lambda f, v=value: share(int((f["sex"] == v).sum()), len(f)))
+        )
+    for column, words in (("site", "Site"), ("view", "View"), ("manufacturer", "Manufacturer")):
+        for value in merged[column].value_counts(sort=True).sort_index().index:
+            title = f"{words} {str(value)[:12] or 'unknown'}, images"
+            rows.append(row(title, by_split, lambda f, c=column, v=value: share(int((f[c] == v).sum()), len(f))))
+    columns = ["", *(SPLIT_NAMES[name] for name in names)]
+    return Table("make_up", "Who and what is in each part (counts)", columns, rows)
+
+
+def _ages(frame: pd.DataFrame) -> str:
+    low, middle, high = frame["age_years"].quantile([0.25, 0.5, 0.75])
+    return "unknown" if pd.isna(middle) else f"{number(middle, 0)} ({number(low, 0)}–{number(high, 0)})"

@@ -1,0 +1,177 @@
+"""Subgroups, comparison of arms, examples of errors, and whether test patients differ from calibration patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from pipeline.reporting.diagrams import gallery
+from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, Example, arm_name
+from pipeline.reporting.figures import arms, forest
+from pipeline.reporting.numbers import (
+    count,
+    interval,
+    limits,
+    missing,
+    number,
+    p_value,
+    percent,
+    plain_percent,
+    short_interval,
+)
+from pipeline.reporting.sections.operating import WITHHELD
+
+LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
+
+
+def subgroups(e: Evidence) -> Section:
+    """Return each group's numbers; without a usable operating point only those that need no threshold."""
+    frame = e.subgroups.reset_index(drop=True)
+    if frame.empty:
+        return Section(
+            "subgroups", "Subgroups", [Paragraph("The studies carry nothing by which patients could be grouped.")]
+        )
+    shown = [_group_row(r, e.point is not None) for r in frame.to_dict("records")]
+    columns = ["Group", "Patients", "With the condition"]
+    columns += ["Referred", "Sensitivity, %", "Specificity, %"] if e.point is not None else []
+    caption = f"Test patients by group, with {_level(e)} intervals. Not tested for significance"
+    blocks: list[Block] = []
+    drawn = frame[frame[["recall", "auc"]].notna().any(axis=1)] if e.point is not None else frame[frame["auc"].notna()]
+    if len(drawn):
+        blocks.append(Figures([_forest(e, drawn)]))
+    if e.point is not None and frame["recall"].notna().any():
+        worst: dict[Any, Any] = frame.loc[frame["recall"].idxmin()].to_dict()
+        blocks.append(
+            Paragraph(
+                f"The group with the lowest share found: {worst['attribute']} {worst['group']}, "
+                f"{percent(worst['recall'])} ({limits(worst['recall_low'], worst['recall_high'], as_percent=True)}, "
+                f"n = {count(worst['positives'])} with the condition)."
+            )
+        )
+    if e.point is None:
+        blocks.append(Paragraph(WITHHELD))
+    notes = [f"{r['attribute']} {r['group']}: {r['note']}" for r in frame.to_dict("records") if r["note"]]
+    remarks = [Paragraph("Why numbers are missing — " + "; ".join(notes) + ".")] if notes else []
+    return Section("subgroups", "Subgroups", [*blocks, Table("subgroups", caption, [*columns, "AUC"], shown), *remarks])
+
+
+def _group_row(r: Mapping[Any, Any], usable: bool) -> list[str]:
+    def cell(measure: str, scale: int) -> str:
+        value, low, high = (r[f"{measure}{limit}"] for limit in ("", "_low", "_high"))
+        return "—" if missing(value) else short_interval(value, low, high, digits=1 if scale == 100 else 3, scale=scale)
+
+    referred = "—" if pd.isna(r["referred"]) else count(r["referred"])
+    at_threshold = [referred, cell("recall", 100), cell("specificity", 100)] if usable else []
+    counts = [count(r["patients"]), count(r["positives"])]
+    return [f"{r['attribute']}: {r['group']}", *counts, *at_threshold, cell("auc", 1)]
+
+
+def _forest(e: Evidence, drawn: pd.DataFrame) -> Figure:
+    panels = {"auc": "AUC"}
+    overall = {"auc": e.metrics["discrimination"]["auc"]["value"]}
+    if e.point is not None:
+        panels = {"recall": "Sensitivity", "specificity": "Specificity", **panels}
+        overall |= {name: e.point[name]["value"] for name in ("recall", "specificity")}
+    groups = drawn.assign(name=drawn["attribute"] + ": " + drawn["group"].str.slice(0, 14))
+    return Figure(
+        "subgroups",
+        f"{' and '.join(panels.values())} of {len(drawn)} groups with intervals; the numbers are in the table below.",
+        "Groups of test patients with intervals. The dotted line is the value of all test patients.",
+        15.5,
+        forest(groups, panels, {name: float("nan") if v is None else v for name, v in overall.items()}),
+    )
+
+
+def comparison(e: Evidence) -> Section:
+    """Return every arm on the same test patients and, in words, whether pretraining helped."""
+    frame = e.comparison.sort_values("reported", ascending=False, kind="stable")
+    rows = [
+        [
+            arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
+            count(r["seeds"]),
+            short_interval(r["auc"], r["auc_low"], r["auc_high"]),
+            limits(r["auc_seed_min"], r["auc_seed_max"]),
+            "—" if r["reported"] else short_interval(r["difference"], r["difference_low"], r["difference_high"]),
+            "—" if r["reported"] else p_value(r["p"]),
+        ]
+        for r in frame.to_dict("records")
+    ]
+    n, positives = count(frame["patients"].max()), count(frame["positives"].max())
+    caption = f"Arms on the same {n} test patients, {positives} with the condition, with {_level(e)} intervals"
+    columns = ["Arm", "Seeds", "AUC", "Single seeds", "Reported arm minus this arm (paired)", "p (paired DeLong)"]
+    blocks: list[Block] = [Paragraph(e.metrics["comparison_sentence"])]
+    drawn = frame[frame["auc"].notna()]
+    if len(drawn):
+        names = [arm_name(arm) for arm in drawn["arm"]]
+        alt = "; ".join(f"{name}: AUC {number(auc)}" for name, auc in zip(names, drawn["auc"], strict=True))
+        words = "AUC of each arm with its interval. Grey marks are single training seeds."
+        blocks.append(Figures([Figure("arms", f"{alt}.", words, 15.5, arms(drawn, names))]))
+    return Section("comparison", "Comparison of arms", [*blocks, Table("comparison", caption, columns, rows)])
+
+
+def examples(e: Evidence) -> Section:
+    """Return the most confident errors at the operating point as the model saw them."""
+    if e.point is None:
+        return Section("examples", "Examples of errors", [Paragraph(WITHHELD)])
+    counts = e.point["counts"]
+    blocks: list[Block] = []
+    for name, words, found, total in (
+        ("misses", "Missed although with the condition, lowest scores first", e.misses, counts["fn"]),
+        ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts["fp"]),
+    ):
+        if found:
+            blocks += _gallery(name, f"{words}: {len(found)} of {count(total)}", found)
+        else:
+            blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
+    return Section("examples", "Examples of errors", blocks)
+
+
+def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
+    titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, 1)]
+    rows = [
+        [
+            f"case {at}",
+            x.patient,
+            number(x.score, 2),
+            number(x.probability),
+            x.site[:12] or "unknown",
+            x.view or "unknown",
+            count(x.images),
+        ]
+        for at, x in enumerate(found, 1)
+    ]
+    columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images of the patient"]
+    alt = f"{len(found)} radiographs as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
+    caption = f"{words}. Images as the model saw them, the patient's first image; volumes by their middle slice."
+    return [
+        Figures([Figure(name, alt, caption, 15.5, gallery([x.image for x in found], titles))]),
+        Table(name, words, columns, rows),
+    ]
+
+
+def shift(e: Evidence) -> Section:
+    """Return whether the test patients look like the calibration patients, and what the automatic checks found."""
+    s = e.metrics["shift"]
+    ks = s["score_ks"]
+    rows = [
+        ["Share with the condition, calibration patients", interval(s["prevalence_calibration"], as_percent=True)],
+        ["Share with the condition, test patients", interval(s["prevalence_test"], as_percent=True)],
+        ["Largest gap between the distributions of scores (Kolmogorov–Smirnov)",
+         f"{number(ks['statistic'])}, p {p_value(ks['p'])}"],
+    ]  # fmt: skip
+    findings = [[LEVELS[f["level"]], f["on"], f["code"], f["message"]] for f in e.findings]
+    blocks: list[Block] = [Table("shift", "Calibration patients against test patients", ["What", "Value"], rows)]
+    if findings:
+        blocks.append(
+            Table("findings", "What the automatic checks found", ["Level", "Patients", "Code", "Finding"], findings)
+        )
+    else:
+        blocks.append(Paragraph("The automatic checks found nothing to remark."))
+    return Section("shift", "Shift and automatic checks", blocks)
+
+
+def _level(e: Evidence) -> str:
+    return plain_percent(e.metrics["discrimination"]["auc"]["level"])

@@ -1,0 +1,122 @@
+"""How the model was made: images, pretraining, training, and what of the encoder came from pretraining."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image
+
+from pipeline.reporting.document import Block, Bullets, Figure, Figures, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, arm_name
+from pipeline.reporting.figures import pretraining_loss
+from pipeline.reporting.numbers import count, number, plain_percent
+
+FIGURE_CM, MAX_HEIGHT_CM = 7.6, 9.0
+
+
+def model(e: Evidence) -> Section:
+    """Return architecture, pretraining, training of each arm, loss curve and reconstructions."""
+    trained = e.finetune["arms"].items()
+    same = (
+        f"Every arm saw the same {count(e.finetune['train_patients'])} training patients. A patient's score is the "
+        f"mean over the seeds, then the {_aggregation(e)} over the patient's images."
+    )
+    blocks: list[Block] = [
+        _making(e),
+        _arms(e),
+        Bullets([f"{arm_name(arm)}: {a['description']}; kept: {a['selection']}." for arm, a in trained]),
+        Paragraph(same),
+        Figures([_loss(e), _reconstructions(e)]),
+    ]
+    return Section("model", "Model and training", blocks)
+
+
+def _aggregation(e: Evidence) -> str:
+    return {"max": "highest", "mean": "mean"}[e.metrics["aggregation"]]
+
+
+def _making(e: Evidence) -> Table:
+    images, pre = e.records["preprocess"]["settings"], e.records["pretrain"]["settings"]
+    encoder = pre["encoder"]
+    shown = (
+        f"{_by(images['image_size'])} pixels; grey values between percentiles {images['lower_percentile']:g} and "
+        f"{images['upper_percentile']:g} stretched to 0–255"
+    )
+    network = (
+        f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
+        f"{encoder['depth']}, {encoder['heads']} heads, {count(e.encoder['parameters'])} parameters"
+    )
+    method = (
+        f"masked autoencoder (He et al. 2021): {plain_percent(pre['mask_ratio'])} of the patches hidden, "
+        f"{count(pre['epochs'])} epochs, batch {pre['batch_size']}, seed {pre['seed']}"
+    )
+    on = (
+        f"{count(e.pretrain['training_images'])} images of {count(e.pretrain['training_patients'])} patients of the "
+        f"training and pretraining parts, without labels; {count(e.pretrain['held_out_images'])} images of other "
+        "patients of these parts were held out to watch the loss"
+    )
+    rows = [
+        ["Reported model", arm_name(e.reported_arm)],
+        ["Image given to the model", shown],
+        ["Encoder", network],
+        ["Pretraining", method],
+        ["Pretraining images", on],
+        ["Reported arm chosen", "before calibration, in the configuration"],
+        ["Models compared on calibration patients", count(e.threshold["models_compared"])],
+    ]
+    return Table("making", "How the model was made", ["What", "Value"], rows, True)
+
+
+def _arms(e: Evidence) -> Table:
+    rows = []
+    for arm, a in e.finetune["arms"].items():
+        seeds = list(a["seeds"].values())
+        loaded, total = seeds[0]["encoder_tensors_loaded"], seeds[0]["encoder_tensors"]
+        rows.append(
+            [
+                arm_name(arm) + (" — reported" if arm == e.reported_arm else ""),
+                f"{count(a['trainable_parameters'])} of {count(a['parameters'])}",
+                count(a["epochs"]) if a["epochs"] else "—",
+                ", ".join(a["seeds"]),
+                ", ".join(number(seed["tune_auc"]) for seed in seeds),
+                f"{loaded} of {total}" if total else "no encoder",
+            ]
+        )
+    columns = [
+        "Arm",
+        "Parameters trained",
+        "Epochs",
+        "Seeds",
+        "AUC on tuning images",
+        "Encoder tensors from pretraining",
+    ]
+    return Table("arms", "The trainings; one value per seed", columns, rows)
+
+
+def _loss(e: Evidence) -> Figure:
+    first, last = e.history[0], e.history[-1]
+    return Figure(
+        "pretraining_loss",
+        f"Loss by epoch. Training images: from {number(first['train_loss'])} to {number(last['train_loss'])} in "
+        f"{len(e.history)} epochs.",
+        "Pretraining: error on hidden patches",
+        FIGURE_CM,
+        pretraining_loss(e.history),
+    )
+
+
+def _reconstructions(e: Evidence) -> Figure:
+    width, height = Image.open(io.BytesIO(e.reconstructions)).size
+    return Figure(
+        "reconstructions",
+        "Rows of images: as they are, with patches hidden, and as the model fills them in.",
+        "Pretraining: images of patients held out, with patches hidden, and as filled in by the model",
+        min(FIGURE_CM, MAX_HEIGHT_CM * width / height),
+        e.reconstructions,
+        "png",
+    )
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " × ".join(str(size) for size in sizes)

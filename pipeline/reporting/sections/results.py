@@ -1,0 +1,104 @@
+"""Discrimination and calibration on the test patients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.figures import precision_recall, reliability, roc, score_histogram
+from pipeline.reporting.numbers import count, interval, number, percent
+from pipeline.reporting.sections.summary import AT_THE_END
+
+
+def discrimination(e: Evidence) -> Section:
+    """Return how well scores separate patients with the condition from the others."""
+    d, arm = e.metrics["discrimination"], e.reported_arm
+    auc, prevalence = d["auc"], e.metrics["prevalence"]
+    positives, negatives = e.metrics["positives"], e.metrics["patients"] - e.metrics["positives"]
+    rows = [
+        ["Area under the ROC curve (AUC)", interval(auc, why=AT_THE_END), "0.5"],
+        ["Average precision", interval(d["average_precision"]), number(prevalence["value"])],
+        ["Share with the condition", interval(prevalence, as_percent=True), "—"],
+    ]
+    caption = f"Test patients: {count(positives)} with, {count(negatives)} without the condition"
+    cross = "" if e.point is None else " The cross is the operating point with both intervals."
+    curves = [
+        Figure(
+            "roc",
+            f"ROC curve of the test patients, area {number(auc['value'])}.{cross}",
+            f"ROC curve, area {interval(auc, why=AT_THE_END)}.{cross}",
+            7.6,
+            roc(e.curve("roc", arm), e.point),
+        ),
+        Figure(
+            "precision_recall",
+            f"Precision against recall; average precision {number(d['average_precision']['value'])}; the dotted line "
+            f"is the share with the condition, {percent(prevalence['value'])}.",
+            "Precision and recall. The dotted line is what a model without skill would reach.",
+            7.6,
+            precision_recall(e.curve("precision_recall", arm), prevalence["value"], e.point),
+        ),
+    ]
+    table = Table("discrimination", caption, ["Measure", "Result", "Without skill"], rows)
+    scores = e.scores[e.scores["arm"] == arm]
+    return Section("discrimination", "Discrimination", [table, Figures(curves), Figures([_histogram(e, scores)])])
+
+
+def _histogram(e: Evidence, score: pd.DataFrame) -> Figure:
+    threshold = None if e.point is None else e.point["threshold"]
+    values, label = score["score"].to_numpy(), score["label"].to_numpy()
+    middles = [
+        float(np.median(values[label == of_class])) if (label == of_class).any() else None for of_class in (0, 1)
+    ]
+    line = "" if threshold is None else " The dashed line is the threshold."
+    return Figure(
+        "scores",
+        f"Two histograms of patient scores. Median without the condition {number(middles[0], 2)}, with the condition "
+        f"{number(middles[1], 2)}.{line}",
+        f"Scores of test patients without (above) and with the condition (below).{line}",
+        15.5,
+        score_histogram(values, label, threshold),
+    )
+
+
+def calibration(e: Evidence) -> Section:
+    """Return whether probabilities mean what they say, before and after calibration."""
+    c, arm = e.metrics["calibration"], e.reported_arm
+    measures = (
+        ("brier", "Brier score", "0"),
+        ("brier_skill", "Brier skill over the share with the condition", "1"),
+        ("ece", f"Expected calibration error, bins: {c['bins']}", "0"),
+        ("log_loss", "Log loss", "0"),
+        ("slope", "Calibration slope", "1"),
+        ("intercept", "Calibration intercept", "0"),
+        ("in_the_large", "Calibration in the large (intercept at slope 1)", "0"),
+    )
+    why = "too few patients of one kind, or all probabilities equal"
+    rows = [
+        [words, interval(c["before"][m], why=why), interval(c["after"][m], why=why), ideal]
+        for m, words, ideal in measures
+    ]
+    picture = reliability(e.curve("reliability_before", arm), e.curve("reliability_after", arm))
+    ece = c["after"]["ece"]["value"]
+    blocks: list[Block] = [
+        Table("calibration", "Calibration on the test patients", ["Measure", "Before", "After", "Ideal"], rows),
+        Figures(
+            [
+                Figure(
+                    "reliability",
+                    f"Observed share against predicted probability, before and after calibration; expected "
+                    f"calibration error after: {number(ece)}.",
+                    "Predicted and observed. On the dotted line they agree.",
+                    15.5,
+                    picture,
+                )
+            ]
+        ),
+        Paragraph(
+            "Good calibration alone does not make a useful model: one that gives everybody the same probability can be "
+            "well calibrated. Read it together with the AUC and the Brier skill."
+        ),
+    ]
+    return Section("calibration", "Calibration", blocks)

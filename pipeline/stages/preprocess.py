@@ -1,0 +1,173 @@
+"""Turn every image of a split into a row of a memory-mapped array, the same way for training and prediction."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.imaging.image import Policy
+from pipeline.imaging.pseudonyms import path_pseudonym
+from pipeline.imaging.read import read_image
+from pipeline.imaging.sources import Source, find_sources, read_bytes
+from pipeline.imaging.transforms import Rendered, Rendering, render
+from pipeline.imaging.verdicts import Refusal, Refused
+from pipeline.imaging.workers import Pool, each_batch
+from pipeline.store.files import atomic, read_json, sha256_bytes, write_json
+from pipeline.store.tables import IMAGES, INDEX, SPLIT, SPLITS, read_table, write_table
+
+if TYPE_CHECKING:
+    from pipeline.config import Machine, PreprocessSettings
+    from pipeline.store.artifacts import Inputs
+    from pipeline.store.runlog import RunLog
+
+SCRATCH = "scratch"
+IMAGES_PER_TASK = 32
+TIMEOUT_S = 600.0
+# ingest has applied its limits to these very bytes; here they need no second opinion.
+NO_LIMITS = Policy(
+    max_file_bytes=1 << 40, max_pixel_bytes=1 << 40, accept_burned_in=True, accept_secondary_capture=True, min_side=1
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The images of one array file, ordered by image_id."""
+
+    name: str
+    split: str
+    rows: pd.DataFrame
+
+
+def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
+    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, 1, H, W) or (N, 1, D, H, W), their indices, a summary.
+
+    Finished shards are kept when a killed run goes on. Memory holds one shard at a time, on disk.
+
+    Raises ValueError when a source has changed or gone since ingest, or does not fit `image_size`.
+    """
+    rows = _rows(inputs)
+    found = {path_pseudonym(inputs.secret, source.path): source for source in find_sources(inputs.studies)}
+    missing = int((~rows["source_id"].isin(found.keys())).sum())
+    if missing:
+        raise ValueError(f"{missing} of {len(rows)} files are gone since ingest; restore them or run ingest again")
+    how = Rendering(
+        image_size=tuple(settings.image_size),
+        spacing_mm=tuple(settings.spacing_mm) if settings.spacing_mm else None,
+        lower_percentile=settings.lower_percentile,
+        upper_percentile=settings.upper_percentile,
+    )
+    scratch = work / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    shards = list(_shards(rows, settings.shard_size))
+    todo = [shard for shard in shards if not (_page(scratch, shard).exists() and (work / shard.name).exists())]
+    start = sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in todo)
+    written = (None for shard in todo for _ in _write_shard(shard, found, how, work, inputs.machine))
+    for _ in log.track(written, "images", total=len(rows), start=start):
+        pass
+    padding = {image: pad for shard in shards for image, pad in read_json(_page(scratch, shard)).items()}
+    _write_indices(shards, padding, work)
+    summary = _summary(settings, rows, padding)
+    if summary["cropped_images"]:
+        log.warn(f"{summary['cropped_images']} images reach beyond image_size at this spacing and were cropped")
+    log.info(", ".join(f"{name} {count}" for name, count in summary["counts"].items()) + " images")
+    write_json(work / "summary.json", summary)
+    shutil.rmtree(scratch)
+
+
+def _rows(inputs: Inputs) -> pd.DataFrame:
+    """Return the images to prepare with label, split, source and SHA-256, ordered by image_id."""
+    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)[["image_id", "source_id", "sha256"]]
+    chosen = read_table(inputs.file("split", "split.parquet"), SPLIT)
+    rows = chosen.merge(images, on="image_id", how="left", validate="one_to_one")
+    return rows.sort_values("image_id", ignore_index=True)
+
+
+def _shards(rows: pd.DataFrame, size: int) -> Iterator[Shard]:
+    for name in SPLITS:
+        part = rows[rows["split"] == name]
+        for number, start in enumerate(range(0, len(part), size)):
+            yield Shard(f"{name}-{number:03d}.npy", name, part.iloc[start : start + size])
+
+
+def _page(scratch: Path, shard: Shard) -> Path:
+    return scratch / f"{shard.name}.json"
+
+
+def _write_shard(
+    shard: Shard, found: dict[str, Source], how: Rendering, work: Path, machine: Machine
+) -> Iterator[None]:
+    """Write one array atomically and note the padding of its images; yield once per image."""
+    items = [(found[row.source_id], row.sha256) for row in shard.rows.itertuples()]
+    batches = {start: items[start : start + IMAGES_PER_TASK] for start in range(0, len(items), IMAGES_PER_TASK)}
+    ids = list(shard.rows["image_id"])
+    padding: dict[str, list[int]] = {}
+    problems: dict[str, list[str]] = {}
+    pool = Pool(machine.workers, TIMEOUT_S, machine.backend, machine.scheduler)
+    with atomic(work / shard.name) as temporary:
+        shape = (len(items), 1, *how.image_size)
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        for start, results in each_batch(partial(_render, how), batches, pool, work / SCRATCH):
+            for row, result in enumerate(results, start):
+                if isinstance(result, Rendered):
+                    array[row] = result.pixels
+                    padding[ids[row]] = list(result.padding)
+                else:
+                    problems.setdefault(_problem(result), []).append(ids[row])
+                yield
+        array.flush()
+        del array
+        if problems:
+            listed = (f"{len(images)} images: {text} (first: {min(images)})" for text, images in problems.items())
+            raise ValueError("; ".join(sorted(listed)))
+    write_json(_page(work / SCRATCH, shard), {image: padding[image] for image in ids})
+
+
+def _render(how: Rendering, item: tuple[Source, str]) -> Rendered | Refusal:
+    source, sha256 = item
+    torch.set_num_threads(1)  # the processes share the cores already
+    data = read_bytes(source, NO_LIMITS.max_file_bytes)
+    if sha256_bytes(data) != sha256:
+        raise Refused("unreadable", "changed since ingest")
+    return render(read_image(data, NO_LIMITS), how)
+
+
+def _problem(refusal: Refusal) -> str:
+    if refusal == Refusal("unreadable", "changed since ingest"):
+        return "the file has changed since ingest; run ingest again"
+    return f"{refusal.reason}: {refusal.detail}"
+
+
+def _write_indices(shards: Sequence[Shard], padding: dict[str, list[int]], work: Path) -> None:
+    for name in SPLITS:
+        parts = [
+            shard.rows[["image_id", "patient_id", "label"]].assign(shard=shard.name, row=range(len(shard.rows)))
+            for shard in shards
+            if shard.split == name
+        ]
+        if parts:
+            index = pd.concat(parts, ignore_index=True)
+            index["padding"] = [[float(pixels) for pixels in padding[image]] for image in index["image_id"]]
+            write_table(work / f"index_{name}.parquet", index, INDEX)
+
+
+def _summary(settings: PreprocessSettings, rows: pd.DataFrame, padding: dict[str, list[int]]) -> dict[str, Any]:
+    counts = rows["split"].value_counts()
+    return {
+        "image_size": list(settings.image_size),
+        "channels": 1,
+        "dtype": "uint8",
+        "range": [0, 255],
+        "window_percentiles": [settings.lower_percentile, settings.upper_percentile],
+        "spacing_mm": settings.spacing_mm,
+        "counts": {name: int(counts[name]) for name in SPLITS if name in counts},
+        "padded_images": sum(max(pad) > 0 for pad in padding.values()),
+        "cropped_images": sum(min(pad) < 0 for pad in padding.values()),
+    }

@@ -1,0 +1,78 @@
+"""Score the labelled images of tune, calibration and test with every trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline.models.classifier import read_model
+from pipeline.models.images import Images, read_images
+from pipeline.models.training import prepare
+from pipeline.store.files import read_json, write_json
+from pipeline.store.tables import SCORES, read_table, write_table
+
+if TYPE_CHECKING:
+    from pipeline.config import ScoreSettings
+    from pipeline.store.artifacts import Inputs
+    from pipeline.store.runlog import RunLog
+
+SPLITS = ("tune", "calibration", "test")
+Model = Callable[[Tensor], np.ndarray]
+
+
+def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
+    """Leave the logits of every arm and seed in one table per split; images without a label are counted, not scored.
+
+    Raises WeightsError when a model's weights are not those that training recorded, ImagesError when a split has no
+    image.
+    """
+    device = prepare(inputs.machine.device, inputs.machine.threads)
+    trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
+    models = {(arm, int(seed)): _model(inputs, arm, seed, device) for arm in trained for seed in trained[arm]["seeds"]}
+    summary: dict[str, Any] = {"splits": {}}
+    for split in SPLITS:
+        images = read_images(
+            inputs.files("preprocess", f"index_{split}.parquet"), inputs.files("preprocess", f"{split}-*.npy")
+        )
+        labelled, path = images.labelled(), work / f"scores_{split}.parquet"
+        # Tables are written whole or not at all, so one that is there was finished before an interruption.
+        if not path.is_file():
+            write_table(path, _scores(models, labelled, settings.batch_size, split, log), SCORES)
+        summary["splits"][split] = {
+            "images": len(labelled),
+            "patients": labelled.index["patient_id"].nunique(),
+            "unlabelled_images_not_scored": len(images) - len(labelled),
+            "rows": len(read_table(path, SCORES)),
+        }
+        log.info(f"{split}: {len(labelled)} images, {len(models)} models")
+    summary["arms"] = {
+        arm: {seed: record["model_sha256"] for seed, record in trained[arm]["seeds"].items()} for arm in trained
+    }
+    write_json(work / "summary.json", summary)
+
+
+def _model(inputs: Inputs, arm: str, seed: str, device: torch.device) -> Model:
+    folder = f"{arm}/seed{seed}"
+    record, weights = (inputs.file("finetune", f"{folder}/{name}") for name in ("model.json", "model.safetensors"))
+    return read_model(record, weights, device)
+
+
+def _scores(
+    models: dict[tuple[str, int], Model], images: Images, batch_size: int, split: str, log: RunLog
+) -> pd.DataFrame:
+    columns = {name: images.index[name] for name in ("image_id", "patient_id")}
+    labels = images.labels.astype(np.int64)
+    frames = []
+    for (arm, seed), model in log.track(models.items(), f"{split}, model", len(models)):
+        parts = [model(images.pixels(rows, torch.device("cpu"))) for rows in images.chunks(batch_size)]
+        logits = np.concatenate(parts).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ValueError(f"arm {arm}, seed {seed} gives logits that are not finite on split {split}")
+        frames.append(pd.DataFrame({**columns, "arm": arm, "seed": seed, "logit": logits, "label": labels}))
+    return pd.concat(frames, ignore_index=True)

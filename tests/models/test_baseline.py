@@ -1,0 +1,82 @@
+"""The classical baseline: separable data are separated, and the file holds the whole model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.models.baseline import REGULARISATIONS, HogSpec, Logistic, auc, fit_logistic
+from pipeline.models.checkpoints import read_weights, save_weights
+from pipeline.models.classifier import read_model
+from pipeline.store.files import sha256_file, write_json
+
+HOG = HogSpec((32, 24))
+
+
+def stripes(count: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Noisy images with stripes across (label 0) or along (label 1): only gradients tell them apart."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    waves = (torch.arange(40.0) * 0.9).sin().mul(0.2).add(0.5).expand(40, 40)
+    images = torch.stack([waves if label else waves.T for label in labels])[:, None]
+    return (images + 0.15 * torch.randn(images.shape, generator=generator)).clamp(0, 1), labels.numpy().astype(float)
+
+
+def fitted() -> Logistic:
+    train, tune = stripes(40, 1), stripes(20, 2)
+    return fit_logistic((HOG.features(train[0]), train[1]), (HOG.features(tune[0]), tune[1]))[0]
+
+
+def test_gradients_tell_stripes_apart_where_mean_grey_cannot():
+    pixels, labels = stripes(30, 3)
+    assert auc(labels, fitted().logits(HOG.features(pixels))) == 1.0
+    assert auc(labels, pixels.mean(dim=(1, 2, 3)).numpy()) < 0.8
+
+
+def test_hog_has_the_published_number_of_features():
+    """Dalal and Triggs 2005: overlapping blocks of 2 by 2 cells with 9 orientations; 3 by 2 blocks here."""
+    assert HOG.features(torch.rand(2, 3, 40, 40)).shape == (2, 3 * 2 * 2 * 2 * 9)
+
+
+def test_hog_round_trip_through_the_files(tmp_path):
+    model, pixels = fitted(), stripes(6, 4)[0]
+    save_weights(tmp_path / "model.safetensors", model.tensors())
+    restored = Logistic.from_tensors(read_weights(tmp_path / "model.safetensors"))
+    assert np.array_equal(restored.logits(HOG.features(pixels)), model.logits(HOG.features(pixels)))
+    sha256 = sha256_file(tmp_path / "model.safetensors")
+    write_json(tmp_path / "model.json", {"arm": "hog", "hog": HOG.to_json(), "sha256": sha256})
+    whole = read_model(tmp_path / "model.json", tmp_path / "model.safetensors", torch.device("cpu"))
+    assert np.array_equal(whole(pixels), model.logits(HOG.features(pixels)))
+
+
+def test_logits_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    x = generator.normal(3, [0.1, 5, 2], (80, 3))
+    y = (x[:, 0] * 10 + x[:, 1] + generator.normal(size=80) * 5 > 33).astype(float)
+    model, aucs = fit_logistic((x, y), (x, y))
+    chosen = max(aucs, key=lambda strength: (aucs[strength], -float(strength)))
+    scaler = StandardScaler().fit(x)
+    reference = LogisticRegression(C=float(chosen)).fit(scaler.transform(x), y)
+    assert np.allclose(model.logits(x), reference.decision_function(scaler.transform(x)), atol=1e-3)
+    weight, bias = model.linear()
+    assert np.allclose(x @ weight + bias, model.logits(x))
+    assert list(aucs) == [f"{strength:g}" for strength in REGULARISATIONS]
+
+
+def test_a_constant_feature_does_no_harm():
+    x = np.column_stack([np.linspace(-1, 1, 20), np.full(20, 7.0)])
+    y = (x[:, 0] > 0).astype(float)
+    assert np.isfinite(fit_logistic((x, y), (x, y))[0].logits(x)).all()
+
+
+def test_auc_of_known_ranks_and_of_one_class():
+    assert auc(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])) == 0.75
+    assert np.isnan(auc(np.ones(3), np.arange(3.0)))
+
+
+def test_volumes_are_refused():
+    with pytest.raises(ValueError, match="2-D images"):
+        HOG.features(torch.rand(1, 1, 8, 8, 8))

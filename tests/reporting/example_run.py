@@ -1,0 +1,301 @@
+"""A finished run for the report's tests: artifacts up to score are made up, calibrate and evaluate are real."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from pipeline.config import CalibrateSettings, Card, EvaluateSettings, Machine
+from pipeline.run import STAGES
+from pipeline.stages.calibrate import calibrate
+from pipeline.stages.evaluate import evaluate
+from pipeline.store import tables
+from pipeline.store.artifacts import Artifact, Inputs, Store
+from pipeline.store.files import sha256_bytes, write_json
+from pipeline.store.runlog import RunLog
+
+SPLITS = {"train": 0.3, "tune": 0.1, "calibration": 0.3, "test": 0.3}
+ARMS = {"mae": 2.6, "scratch": 2.0, "linear_probe": 2.2, "hog": 2.1}  # mean shift of positive scores
+SEEDS = (1, 2)
+SIDE = 48
+READS = {stage.name: stage.reads for stage in STAGES}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "preprocess": {"image_size": [SIDE, SIDE], "lower_percentile": 0.5, "upper_percentile": 99.5},
+    "pretrain": {"encoder": {"patch_size": [8, 8], "width": 192, "depth": 6, "heads": 3}, "mask_ratio": 0.75,
+                 "epochs": 40, "batch_size": 64, "seed": 17},
+}  # fmt: skip
+
+
+def card(**changes: Any) -> Card:
+    """Return a dataset card; `changes` replace top-level entries."""
+    content: dict[str, Any] = {
+        "name": "made_up",
+        "title": "Made-up chest radiographs",
+        "source": "drawn from a random generator",
+        "licence": "CC0-1.0",
+        "attribution": "nobody",
+        "label": {
+            "name": "pneumonia",
+            "definition": "both readers see a consolidation",
+            "reference_standard": "two readers, blinded to the model; a third where they disagree",
+            "positive": ["PNEUMONIA"],
+            "negative": ["NORMAL"],
+        },
+        "columns": {"path": "path", "patient_id": "patient"},
+        "identifiers": "synthetic",
+        "synthetic": "everything",
+        "intended_use": {
+            "condition": "pneumonia",
+            "population": "children aged 1 to 5 with a chest radiograph",
+            "user": "a radiologist, or a clinician trained to read chest radiographs",
+            "place": "before the first human reading, to put referred studies first",
+            "not_for": ["adults", "lateral views", "follow-up of a known pneumonia"],
+        },
+        "known_traps": [
+            "Children with and without pneumonia were imaged in different wards, so that the model may know the ward.",
+            "The label was given on the image alone, without the later course of the illness.",
+        ],
+    }
+    return Card.model_validate(content | changes)
+
+
+def make_run(
+    root: Path,
+    *,
+    patients: int = 1200,
+    skill: float = 1.0,
+    prevalence: float = 0.4,
+    warning: str = "3 of 812 series cannot be read: JPEG 2000 needs the codec pack",
+    cards: Card | None = None,
+    text: Mapping[str, str] | None = None,
+    shares: Mapping[str, float] = SPLITS,
+) -> Inputs:
+    """Make a run in a store under `root` and return what the report stage is given.
+
+    `skill` scales how far the scores of positive patients are shifted: 0 is a model without skill. `text` replaces
+    the site of every image, the quarantine's meaning and the message of a warning by strings of the caller.
+    """
+    text = dict(text or {})
+    generator = np.random.default_rng(5)
+    store, known = Store(root), cards or card()
+    images, split = _studies(generator, patients, prevalence, text.get("site"), shares)
+    artifacts: dict[str, Artifact] = {}
+
+    def made(stage: str, fill: Callable[[Path], None], warnings: list[str] | None = None, **settings: Any) -> None:
+        fill(store.begin(stage, f"{stage:0<16}"))
+        artifacts[stage] = store.publish(stage, f"{stage:0<16}", _record(stage, settings, warnings or [], artifacts))
+
+    made("ingest", lambda work: _ingest(work, images, text.get("meaning")), [text.get("warning", warning)])
+    made("split", lambda work: _split(work, split))
+    made("preprocess", lambda work: _preprocess(work, split, generator), **SETTINGS["preprocess"])
+    made("pretrain", _pretrain, **SETTINGS["pretrain"])
+    made("finetune", _finetune)
+    made("score", lambda work: _score(work, split, generator, skill))
+    for stage, function, settings in (
+        ("calibrate", calibrate, CalibrateSettings()),
+        ("evaluate", evaluate, EvaluateSettings()),
+    ):
+        inputs = Inputs(known, Machine(), dict(artifacts), READS[stage])
+        log = RunLog(stage, quiet=True)
+        function(settings, inputs, store.begin(stage, f"{stage:0<16}"), log)  # ty: the two differ in settings only
+        record = _record(stage, settings.model_dump(), log.warnings, artifacts)
+        artifacts[stage] = store.publish(stage, f"{stage:0<16}", record)
+    return Inputs(known, Machine(), artifacts, READS["report"], kept={"pretrain": "code changed (models.mae)"})
+
+
+def _record(
+    stage: str, settings: dict[str, Any], warnings: list[str], before: Mapping[str, Artifact]
+) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "key": f"{stage:0<16}",
+        "settings": settings,
+        "inputs": {name: artifact.key for name, artifact in before.items()},
+        "code": {f"stages.{stage}": "0" * 64},
+        "git_commit": "0123456789abcdef0123456789abcdef01234567",
+        "versions": {"torch": "2.10.0", "typst": "0.15.2", "numpy": "2.4.6" if stage != "ingest" else "2.4.5"},
+        "device": "cpu",
+        "created": "2025-02-03T04:05:06+00:00",
+        "seconds": 1.0,
+        "warnings": warnings,
+        "mlflow_run_id": "none",
+    }
+
+
+def _studies(
+    generator: np.random.Generator, patients: int, prevalence: float, site: str | None, shares: Mapping[str, float]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the image table and the split table: one or two images per patient."""
+    patient = np.array([sha256_bytes(bytes(f"patient {i}", "ascii"))[:32] for i in range(patients)])
+    label = (generator.random(patients) < prevalence).astype(int)
+    part = generator.choice(list(shares), patients, p=list(shares.values()))
+    who = np.repeat(np.arange(patients), generator.integers(1, 3, patients))
+    n = len(who)
+    images = pd.DataFrame(
+        {
+            "image_id": [sha256_bytes(bytes(f"image {i}", "ascii"))[:32] for i in range(n)],
+            "patient_id": patient[who],
+            "study_id": patient[who],
+            "source_id": [f"source{i:08d}" for i in range(n)],
+            "sha256": [f"{i:064x}" for i in range(n)],
+            "pixel_sha256": [f"{i:064x}" for i in range(n)],
+            "format": "dicom",
+            "modality": "DX",
+            "site": np.array(["a3f1c2d4", "b7e2f00d", "c90d1e2f"])[who % 3] if site is None else site,
+            "view": np.array(["AP", "PA", ""])[generator.choice(3, n, p=[0.6, 0.35, 0.05])],
+            "laterality": "",
+            "body_part": "CHEST",
+            "rows": 1024,
+            "columns": 1024,
+            "slices": 1,
+            "spacing_mm": [[0.2, 0.2]] * n,
+            "photometric": "MONOCHROME2",
+            "polarity_fixed": False,
+            "bits_stored": 12,
+            "manufacturer": np.array(["SIEMENS", "GE", "OTHER"])[who % 3],
+            "sex": np.array(["F", "M", ""])[who % 7 % 3],
+            "age_years": np.where(who % 11 == 0, np.nan, 1 + who % 5),
+            "study_day": pd.array([0] * n, "Int64"),
+            "quality_flags": "",
+        }
+    )
+    split = pd.DataFrame(
+        {
+            "image_id": images["image_id"],
+            "patient_id": images["patient_id"],
+            "label": pd.array(label[who], "Int64"),
+            "label_source": "labels.csv:label",
+            "split": part[who],
+            "unit": images["patient_id"],
+        }
+    )
+    return images, split
+
+
+def _ingest(work: Path, images: pd.DataFrame, meaning: str | None) -> None:
+    reasons = {
+        "burned_in_annotation": meaning or "the header says that text is burned into the pixels",
+        "no_pixels": "the file holds no image",
+        "duplicate": "the same pixels came in another file of the same patient",
+        "damaged": "the pixels cannot be decoded",
+    }
+    counts = {"burned_in_annotation": 4, "no_pixels": 2, "duplicate": 3, "damaged": 0}
+    gone = sum(counts.values())
+    quarantine = pd.DataFrame(
+        {
+            "source_id": [f"gone{i}" for i in range(gone)],
+            "sha256": [f"{i:064x}" for i in range(gone)],
+            "reason": [reason for reason, n in counts.items() for _ in range(n)],
+            "detail": "",
+        }
+    )
+    tables.write_table(work / "images.parquet", images, tables.IMAGES)
+    tables.write_table(work / "quarantine.parquet", quarantine, tables.QUARANTINE)
+    summary = {
+        "received": len(images) + gone, "accepted": len(images), "quarantined": counts, "reasons": reasons,
+        "patients": images["patient_id"].nunique(), "studies": images["study_id"].nunique(),
+        "flags": {"clipped": 7, "aspect": 0}, "duplicates": {}, "key_fingerprint": "f" * 16,
+    }  # fmt: skip
+    write_json(work / "summary.json", summary)
+
+
+def _split(work: Path, split: pd.DataFrame) -> None:
+    tables.write_table(work / "split.parquet", split, tables.SPLIT)
+    splits = {}
+    for name in SPLITS:
+        own = split[split["split"] == name]
+        positive = own[own["label"] == 1]
+        splits[name] = {
+            "patients": own["patient_id"].nunique(),
+            "images": len(own),
+            "positive_patients": positive["patient_id"].nunique(),
+            "positive_images": len(positive),
+        }
+    checks = {"patients_shared_between_splits": 0, "labels_without_images": 2, "images_without_labels": 0,
+              "conflicting_patients": 0, "linked_patients": 5}  # fmt: skip
+    write_json(work / "summary.json", {"splits": splits, **checks, "fractions": SPLITS, "seed": 17})
+
+
+def _preprocess(work: Path, split: pd.DataFrame, generator: np.random.Generator) -> None:
+    own = split[split["split"] == "test"].sort_values("image_id")
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    lung = 200 * np.exp(-((np.hypot(x, y) - 0.6) ** 2) / 0.08)
+    pixels = np.clip(lung + generator.normal(30, 12, (len(own), 1, SIDE, SIDE)), 0, 255).astype(np.uint8)
+    np.save(work / "test-000.npy", pixels)
+    index = own[["image_id", "patient_id", "label"]].assign(
+        shard="test-000.npy", row=np.arange(len(own)), padding=[[0.0] * 4] * len(own)
+    )
+    tables.write_table(work / "index_test.parquet", index, tables.INDEX)
+    write_json(work / "summary.json", {"image_size": [SIDE, SIDE], "channels": 1, "dtype": "uint8"})
+
+
+def _pretrain(work: Path) -> None:
+    epochs = range(1, 41)
+    history = [
+        {"epoch": i, "learning_rate": 1e-4, "train_loss": 0.3 + 0.7 / i, "held_out_loss": 0.35 + 0.66 / i}
+        for i in epochs
+    ]
+    write_json(work / "history.json", history)
+    write_json(work / "model.json", {"parameters": 2_690_000, "sha256": "e" * 64})
+    images = {"training_images": 500, "training_patients": 340, "held_out_images": 40, "held_out_patients": 20}
+    write_json(work / "summary.json", images)
+    stream = io.BytesIO()
+    Image.fromarray(np.tile(np.arange(240, dtype=np.uint8), (180, 1))).save(stream, format="png")
+    (work / "reconstructions.png").write_bytes(stream.getvalue())
+
+
+def _finetune(work: Path) -> None:
+    def seeds(arm: str) -> dict[str, Any]:
+        whole = {"mae": 75, "linear_probe": 75, "scratch": 0, "hog": 0}[arm]
+        return {
+            str(seed): {
+                "tune_auc": 0.9 + seed / 100, "best_epoch": None if arm == "hog" else 50,
+                "model_sha256": f"{list(ARMS).index(arm)}{seed}" * 32,
+                "encoder_tensors_loaded": whole, "encoder_tensors": 0 if arm == "hog" else 75,
+            }
+            for seed in SEEDS
+        }  # fmt: skip
+
+    trained = {arm: 193 if arm == "linear_probe" else 2_690_193 for arm in ARMS}
+    arms = {
+        arm: {
+            "description": f"what {arm} is",
+            "selection": "weights after the last epoch",
+            "parameters": 2_690_193,
+            "trainable_parameters": trained[arm],
+            "epochs": 0 if arm == "hog" else 50,
+            "seeds": seeds(arm),
+        }
+        for arm in ARMS
+    }
+    write_json(work / "summary.json", {"arms": arms, "train_patients": 360, "train_images": 540})
+
+
+def _score(work: Path, split: pd.DataFrame, generator: np.random.Generator, skill: float) -> None:
+    for name in ("tune", "calibration", "test"):
+        own = split[split["split"] == name]
+        shared = generator.normal(0, 1, len(own))
+        rows = [
+            pd.DataFrame(
+                {
+                    "image_id": own["image_id"],
+                    "patient_id": own["patient_id"],
+                    "arm": arm,
+                    "seed": seed,
+                    "logit": (
+                        skill * shift * own["label"].astype(float) + 0.8 * shared + generator.normal(-1, 0.6, len(own))
+                    ),
+                    "label": own["label"].astype("int64"),
+                }
+            )
+            for arm, shift in ARMS.items()
+            for seed in SEEDS
+        ]
+        tables.write_table(work / f"scores_{name}.parquet", pd.concat(rows, ignore_index=True), tables.SCORES)
+    write_json(work / "summary.json", {})
