@@ -134,7 +134,7 @@ class IngestSettings(Settings):
 
     max_file_mb: float = Field(512.0, gt=0, description="larger files are quarantined unread, MB")
     max_pixels_mb: float = Field(512.0, gt=0, description="larger decoded images are quarantined, MB")
-    timeout_s: float = Field(120.0, gt=0, description="seconds a worker may take for a batch of files, per file")
+    timeout_s: float = Field(120.0, gt=0, description="seconds a worker may take for one file")
     modalities: list[str] = Field(default_factory=list, description="accepted DICOM modalities; empty = any image")
     burned_in_annotation: Literal["quarantine", "accept"] = Field(
         "quarantine", description="images whose header says that text is burned into the pixels"
@@ -178,7 +178,10 @@ class PreprocessSettings(Settings):
     """From decoded image to array: one definition for training and prediction."""
 
     image_size: list[int] = Field([224, 224], min_length=2, max_length=3, description="pixels, slowest axis first")
-    spacing_mm: list[float] | None = Field(None, description="resample volumes to this spacing first, mm; null = keep")
+    spacing_mm: list[float] | None = Field(
+        None,
+        description="mm; resample to it, then pad or crop to image_size; null = scale to fit inside image_size",
+    )
     lower_percentile: float = Field(0.5, ge=0, lt=50, description="grey value mapped to 0, percentile of the image")
     upper_percentile: float = Field(
         99.5, gt=50, le=100, description="grey value mapped to 255, percentile of the image"

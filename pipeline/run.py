@@ -7,6 +7,7 @@ others only through the files named in STAGES.
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -454,15 +455,14 @@ def gate_failures(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
 
 
 def _deliver(config: Config, report: Artifact | None) -> Path | None:
-    """Copy the finished report beside the other reports of the project; return the PDF's path."""
-    import shutil
-
+    """Copy the finished report and its data beside the other reports of the project; return the PDF's path."""
     if report is None:
         return None
     folder = config.reports / f"{config.project}-{report.key[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("report.html", "report.json", "report.pdf"):
-        shutil.copyfile(report.file(name), folder / name)
+    for name in report.record["files"]:
+        if name.startswith(("report.", "data/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(report.file(name), folder / name)
     return folder / "report.pdf"
 
 

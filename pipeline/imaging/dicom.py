@@ -32,7 +32,7 @@ EXECUTABLE_PREAMBLES = (b"MZ", b"\x7fELF", b"#!", b"%PDF", b"PK", b"\xca\xfe\xba
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Objects with pixel data that are no pictures: segmentations, dose, parametric and tractography maps.
 NOT_IMAGES = ("SegmentationStorage", "RTDoseStorage", "ParametricMapStorage", "SurfaceSegmentationStorage")
-ELEMENTS = (
+ELEMENTS = tuple(
     "SOPClassUID SOPInstanceUID StudyInstanceUID Modality StudyDate AcquisitionDate PatientID PatientBirthDate "
     "PatientSex PatientAge InstitutionName Manufacturer ViewPosition Laterality ImageLaterality BodyPartExamined "
     "BurnedInAnnotation SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns "
@@ -43,8 +43,8 @@ ELEMENTS = (
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData "
-    "PixelData FloatPixelData DoubleFloatPixelData"
-).split()
+    "PixelData FloatPixelData DoubleFloatPixelData".split()
+)
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -69,7 +69,7 @@ def read_dicom(data: bytes, policy: Policy) -> Image:
         raise Refused("suspicious_preamble")
     _check_inflated_size(data, policy)
     try:
-        dataset = dcmread(io.BytesIO(data), specific_tags=ELEMENTS)  # ty: list of keywords
+        dataset = dcmread(io.BytesIO(data), specific_tags=[*ELEMENTS])
         _check_kind(dataset, policy)
         _check_size(dataset, policy)
     except Refused:
@@ -139,12 +139,11 @@ def _check_size(dataset: Dataset, policy: Policy) -> None:
 
 def _decode(dataset: Dataset) -> np.ndarray:
     """Return stored values of shape (H, W), or colour of shape (H, W, 3)."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
     try:
-        decoder = get_decoder(UID(syntax or ""))
+        decoder = get_decoder(syntax)
     except NotImplementedError:
         raise Refused("unsupported_encoding", "transfer syntax missing or unknown") from None
-    assert syntax is not None
     plugin = _check_frame(dataset, syntax)
     if not decoder.is_available or (plugin and plugin not in decoder.available_plugins):
         raise Refused("unsupported_encoding", f'{syntax.name}; pip install "maescreen[codecs]"')

@@ -47,10 +47,11 @@ def read_nifti(data: bytes, policy: Policy) -> Image:
     Raises Refused when it is not three-dimensional and real, or when orientation or voxels are not finite.
     """
     version = _version(data)
-    assert version is not None
+    if version is None:
+        raise Refused("unknown_format")
     try:
         volume = version.from_bytes(data)
-        header, affine = volume.header, volume.affine
+        header, affine = volume.header, np.array(volume.affine, dtype=float)
         shape = tuple(int(side) for side in volume.shape)
         dtype = header.get_data_dtype()
     except Exception as error:
@@ -76,7 +77,7 @@ def read_nifti(data: bytes, policy: Policy) -> Image:
     if not np.isfinite(pixels).all():
         raise Refused("bad_values", "voxels are not finite")
     # Lengths of the matrix columns, since the header's own spacing may contradict its matrix.
-    spacing = nib.affines.voxel_sizes(canonical.affine)[::-1] * MM_PER_UNIT.get(unit, 1.0)
+    spacing = nib.affines.voxel_sizes(canonical.affine)[::-1] * MM_PER_UNIT.get(str(unit), 1.0)
     return Image(
         pixels=pixels,
         format="nifti",
@@ -86,7 +87,7 @@ def read_nifti(data: bytes, policy: Policy) -> Image:
     )
 
 
-def _version(data: bytes) -> type | None:
+def _version(data: bytes) -> type[nib.Nifti1Image] | None:
     for order in ("little", "big"):
         found = VERSIONS.get(int.from_bytes(data[:4], order))
         if found is not None:

@@ -139,6 +139,8 @@ def read_bytes(source: Source, limit: int) -> bytes:
         raise Refused(source.refusal.reason, source.refusal.detail)
     try:
         content = _read_file(source.file, limit) if source.member is None else _read_member(source, limit)
+    except MemoryError:
+        raise Refused("too_large", "no memory to read") from None
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         reason = "unreadable" if source.member is None else "damaged_archive"
         raise Refused(reason, type(error).__name__) from None
@@ -156,9 +158,10 @@ def _read_file(path: str, limit: int) -> bytes:
     # The entry may have been exchanged since it was listed: neither follow a link nor wait for a pipe.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError
-        return stream.read(limit + 1)
+        return stream.read(min(status.st_size, limit) + 1)
 
 
 def _read_member(source: Source, limit: int) -> bytes:

@@ -7,6 +7,7 @@ process dies too is the file refused. All others of its batch are worked on agai
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -16,8 +17,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from pipeline.imaging.verdicts import Refusal, Refused
 
 Task = Callable[[Any], Any]
 QUEUED_PER_WORKER = 2
+# Idle workers end after this time; longer than the slowest import in a worker that has just started.
+IDLE_S = 60
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def each_batch(
     waiting = dict(sorted(batches.items()))
     settled: dict[int, dict[int, Any]] = {}
     while waiting:
-        with _executor(pool) as (executor, lost):
+        with _executor(pool, _module(task)) as (executor, lost):
             for number, results in _until_broken(task, waiting, settled, executor, pool, scratch, lost):
                 del waiting[number]
                 yield number, results
@@ -105,29 +109,31 @@ def _until_broken(
 
 
 @contextmanager
-def _executor(pool: Pool) -> Iterator[tuple[Executor, tuple[type[BaseException], ...]]]:
+def _executor(pool: Pool, module: str) -> Iterator[tuple[Executor, tuple[type[BaseException], ...]]]:
     """Yield an executor and the exceptions by which it tells that a worker died."""
     if pool.backend == "processes":
-        yield get_reusable_executor(max_workers=pool.workers, timeout=10), (BrokenProcessPool,)
+        # Workers are kept for later calls with the same module. With it imported before the first task, loky does
+        # not take the import for a memory leak, for which it replaces workers.
+        executor = get_reusable_executor(
+            max_workers=pool.workers, timeout=IDLE_S, initializer=_prepare, initargs=(module,)
+        )
+        yield executor, (BrokenProcessPool,)
         return
+    import dask
     import distributed
 
-    if pool.scheduler:
-        client = distributed.Client(pool.scheduler)
-    else:
-        cluster = distributed.LocalCluster(
-            n_workers=pool.workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-        )
-        client = distributed.Client(cluster)
-    try:
-        yield (
-            client.get_executor(pure=False, retries=0, allow_other_workers=True),
-            (distributed.scheduler.KilledWorker,),
-        )
-    finally:
-        if pool.scheduler is None:
-            client.cluster.close()
-        client.close()
+    with ExitStack() as stack:
+        address: Any = pool.scheduler
+        if address is None:
+            # A task that killed a worker would otherwise kill three more before it is given up.
+            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
+            address = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=pool.workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+                )
+            )
+        client = stack.enter_context(distributed.Client(address))
+        yield client.get_executor(pure=False), (distributed.scheduler.KilledWorker,)
 
 
 def _marker(scratch: Path, number: int) -> Path:
@@ -179,6 +185,15 @@ def _guarded(task: Task, item: Any, timeout_s: float) -> Any:
         return Refusal("damaged_pixels", type(error).__name__)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _module(task: Task) -> str:
+    return task.func.__module__ if isinstance(task, partial) else task.__module__
+
+
+def _prepare(module: str) -> None:
+    _silence()
+    importlib.import_module(module)
 
 
 def _silence() -> None:

@@ -60,6 +60,7 @@ def score_histogram(figure: Figure, score: np.ndarray, label: np.ndarray, thresh
         axes.set_ylabel("Patients")
         axes.set_title(f"{name.replace('_', ' ')} (n = {len(own):,})", loc="left")
         axes.margins(y=0.18)
+        axes.set_ylim(bottom=0)
         if threshold is not None:
             axes.axvline(threshold, color=ORANGE, linestyle="--")
     if threshold is not None:

@@ -101,7 +101,7 @@ def people_interval(i: Mapping[str, Any], per: int) -> str:
     """
     if missing(i["low"]) or missing(i["high"]):
         return f"{people(i['value'])} (interval {NOT_ESTIMABLE})"
-    low, high = max(0, round(i["low"])), min(per, math.ceil(i["high"]))
+    low, high = max(0, math.floor(i["low"])), min(per, math.ceil(i["high"]))
     return f"{people(i['value'])} ({count(low)}–{count(high)})"
 
 

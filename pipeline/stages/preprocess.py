@@ -54,6 +54,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     Raises ValueError when a source has changed or gone since ingest, or does not fit `image_size`.
     """
     rows = _rows(inputs)
+    _check_fits(rows, settings)
     found = {path_pseudonym(inputs.secret, source.path): source for source in find_sources(inputs.studies)}
     missing = int((~rows["source_id"].isin(found.keys())).sum())
     if missing:
@@ -84,10 +85,29 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
 
 def _rows(inputs: Inputs) -> pd.DataFrame:
     """Return the images to prepare with label, split, source and SHA-256, ordered by image_id."""
-    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)[["image_id", "source_id", "sha256"]]
+    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)[
+        ["image_id", "source_id", "sha256", "format", "spacing_mm"]
+    ]
     chosen = read_table(inputs.file("split", "split.parquet"), SPLIT)
     rows = chosen.merge(images, on="image_id", how="left", validate="one_to_one")
     return rows.sort_values("image_id", ignore_index=True)
+
+
+def _check_fits(rows: pd.DataFrame, settings: PreprocessSettings) -> None:
+    """Refuse, before anything is read, a mixture of pictures and volumes, or images without the spacing needed."""
+    volumes, axes = int((rows["format"] == "nifti").sum()), len(settings.image_size)
+    pictures = len(rows) - volumes
+    problems = []
+    if volumes and axes == 2:
+        problems.append(f"{volumes} volumes, but preprocess.image_size has 2 sides")
+    if pictures and axes == 3:
+        problems.append(f"{pictures} two-dimensional images, but preprocess.image_size has 3 sides")
+    if settings.spacing_mm is not None:
+        unknown = int(rows["spacing_mm"].isna().sum())
+        if unknown:
+            problems.append(f"{unknown} images without pixel spacing, but preprocess.spacing_mm is set")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _shards(rows: pd.DataFrame, size: int) -> Iterator[Shard]:
@@ -105,7 +125,7 @@ def _write_shard(
     shard: Shard, found: dict[str, Source], how: Rendering, work: Path, machine: Machine
 ) -> Iterator[None]:
     """Write one array atomically and note the padding of its images; yield once per image."""
-    items = [(found[row.source_id], row.sha256) for row in shard.rows.itertuples()]
+    items = [(found[name], sha256) for name, sha256 in zip(shard.rows["source_id"], shard.rows["sha256"], strict=True)]
     batches = {start: items[start : start + IMAGES_PER_TASK] for start in range(0, len(items), IMAGES_PER_TASK)}
     ids = list(shard.rows["image_id"])
     padding: dict[str, list[int]] = {}

@@ -64,7 +64,7 @@ def test_counts_and_shares():
 
 
 def test_people_are_whole_and_rounding_never_narrows_an_interval():
-    assert people_interval(an_interval(347.6, 320.4, 376.1), 1000) == "348 (320–377)"
+    assert people_interval(an_interval(347.6, 320.6, 376.1), 1000) == "348 (320–377)"
     assert people_interval(an_interval(0.3, 0.01, 0.9), 1000) == "fewer than 1 (0–1)"
     assert people_interval(an_interval(999.8, 998.2, 1000.0), 1000) == "1,000 (998–1,000)"
     assert people_interval(an_interval(0.0, 0.0, 1.2), 1000) == "0 (0–2)"

@@ -24,7 +24,7 @@ FUNCTIONS: dict[str, Callable[..., None]] = {"pretrain": pretrain, "finetune": f
 SETTINGS = {
     "pretrain": PretrainSettings(
         encoder={"patch_size": [4, 4], "width": 16, "depth": 2, "heads": 2},
-        decoder_width=16, decoder_depth=1, decoder_heads=2, epochs=6, batch_size=16, min_learning_rate=3e-3,
+        decoder_width=16, decoder_depth=1, decoder_heads=2, epochs=12, batch_size=16, min_learning_rate=1e-2,
         warmup_epochs=1.0,
     ),
     "finetune": FinetuneSettings(seeds=[1, 2], epochs=4, batch_size=16, warmup_epochs=1.0, learning_rate=3e-3,
@@ -45,10 +45,10 @@ def make_images(folder: Path, *, shape: tuple[int, ...] = (1, 16, 16), seed: int
     for split, patients in PATIENTS.items():
         people = np.repeat(np.arange(patients), 1 + np.arange(patients) % 2)
         labels = people % 2
-        waves = np.sin(np.arange(shape[-1]) * 1.3 + generator.uniform(0, 6, (len(people), 1)))
+        waves = np.sin(np.arange(shape[-1]) * 1.3 + generator.uniform(0, 1, (len(people), 1)))
         along = np.broadcast_to(waves.reshape(-1, *[1] * (len(shape) - 1), shape[-1]), (len(people), *shape))
         pictures = np.where((labels == 1).reshape(-1, *[1] * len(shape)), along, np.swapaxes(along, -1, -2))
-        noisy = 128 + 40 * pictures + generator.normal(0, 30, (len(people), *shape))
+        noisy = 128 + 40 * pictures + generator.normal(0, 12, (len(people), *shape))
         pixels = np.clip(noisy, 0, 255).astype(np.uint8)
         half = (len(people) + 1) // 2
         for number, rows in enumerate((slice(0, half), slice(half, None))):

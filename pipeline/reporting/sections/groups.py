@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.reporting.diagrams import gallery
-from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
+from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Example, arm_name
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
@@ -53,8 +53,11 @@ def subgroups(e: Evidence) -> Section:
         )
     if e.point is None:
         blocks.append(Paragraph(WITHHELD))
-    notes = [f"{r['attribute']} {r['group']}: {r['note']}" for r in frame.to_dict("records") if r["note"]]
-    remarks = [Paragraph("Why numbers are missing — " + "; ".join(notes) + ".")] if notes else []
+    notes = [
+        f"{note}: {', '.join(own['attribute'] + ' ' + own['group'])}"
+        for note, own in frame[frame["note"] != ""].groupby("note")
+    ]
+    remarks = [Heading("Why numbers are missing"), Bullets(notes)] if notes else []
     return Section("subgroups", "Subgroups", [*blocks, Table("subgroups", caption, [*columns, "AUC"], shown), *remarks])
 
 
@@ -143,7 +146,7 @@ def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
         ]
         for at, x in enumerate(found, 1)
     ]
-    columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images of the patient"]
+    columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images"]
     alt = f"{len(found)} radiographs as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
     caption = f"{words}. Images as the model saw them, the patient's first image; volumes by their middle slice."
     return [
