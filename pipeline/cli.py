@@ -155,7 +155,9 @@ def compare(
 
 @app.command()
 def trace(
-    report: Annotated[Path, typer.Argument(metavar="REPORT.pdf", exists=True, dir_okay=False)],
+    report: Annotated[
+        Path, typer.Argument(metavar="REPORT.pdf", exists=True, dir_okay=False, help="a report that maescreen made")
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="read every file again and compare its SHA-256")] = False,
     config: Annotated[Path | None, typer.Option(help="with --verify: also check the source files it names")] = None,
     store: StoreOption = None,
@@ -328,6 +330,8 @@ def _errors(after_interrupt: str = "") -> Iterator[None]:
 
     try:
         yield
+    except typer.Exit:  # a RuntimeError too
+        raise
     except ConfigError as error:
         _fail(str(error), USAGE)
     except (ValueError, RuntimeError, OSError) as error:

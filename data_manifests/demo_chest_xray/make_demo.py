@@ -34,6 +34,7 @@ FIRST_DAY = date(2013, 1, 7)
 DAYS = 5 * 365
 IMPLEMENTATION_UID = "2.25.179530226417923871648713862347135712893"
 
+# Words that stand nowhere else, so that a search of outputs for them shows whether a header leaked.
 FAMILY = (
     "Quillfeather Brambleworth Zephyrsnood Wobblethorpe Marzipanik Thistlewumpus Gherkinsby Plumduffle Snorkelhaus "
     "Butterquark Fiddlemarch Humblefrock Jigglestone Krumpetovic Larkspindle Mufflebrook Noodlecombe Oxbowtie "
@@ -67,9 +68,9 @@ class Site:
 
 
 SITES = (
-    Site("Marzipan Memorial Childrens Hospital", "SIEMENS", "DX", DigitalXRayImageStorageForPresentation),
-    Site("Saint Crumpet Infirmary", "FUJIFILM Corporation", "CR", ComputedRadiographyImageStorage),
-    Site("Fogglesham Clinic for Small People", "Philips Medical Systems", "DX", DigitalXRayImageStorageForPresentation),
+    Site("Marzipanum Krankelhaus", "SIEMENS", "DX", DigitalXRayImageStorageForPresentation),
+    Site("Crumpetina Infirmarium", "FUJIFILM Corporation", "CR", ComputedRadiographyImageStorage),
+    Site("Fogglesham Klinikarium", "Philips Medical Systems", "DX", DigitalXRayImageStorageForPresentation),
 )
 
 

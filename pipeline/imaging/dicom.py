@@ -88,10 +88,7 @@ def read_dicom(data: bytes, policy: Policy) -> Image:
 def _check_inflated_size(data: bytes, policy: Policy) -> None:
     """Inflate a deflated data set piece by piece, since pydicom would do it at once and without limit."""
     length = int.from_bytes(data[140:144], "little") if data[132:136] == b"\x02\x00\x00\x00" else 0
-    meta = data[PREFIX_OFFSET : 144 + length]
-    if DeflatedExplicitVRLittleEndian.encode() not in meta.replace(b"\0", b" ").split(b" ") and (
-        DeflatedExplicitVRLittleEndian.encode() + b"\0" not in meta
-    ):
+    if DeflatedExplicitVRLittleEndian.encode() not in data[PREFIX_OFFSET : 144 + length]:
         return
     inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[144 + length :]
     try:

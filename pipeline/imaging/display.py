@@ -63,6 +63,8 @@ def _transform(
     """Return transformed values and the range that the header gives them, lowest and highest."""
     ends = apply_modality_lut(np.array([nominal_first, nominal_last]), dataset)
     values = apply_modality_lut(stored, dataset)
+    if "VOILUTSequence" in dataset and (values == np.round(values)).all():
+        values = values.astype(np.int64)  # a table is looked up by whole numbers
     low, high = float(ends.min()), float(ends.max())
     if "VOILUTSequence" not in dataset and "WindowWidth" not in dataset:
         return values, low, high

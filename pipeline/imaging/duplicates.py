@@ -33,7 +33,7 @@ def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
     refused = pd.concat(
         [
             _refusals(images[conflict], "uid_conflict", ""),
-            _refusals(images[same_uid], "duplicate", "same SOP Instance UID and pixels"),
+            _refusals(images[same_uid], "duplicate", "same SOP Instance UID or same bytes"),
             _refusals(images[same_pixels], "duplicate", "same pixels"),
         ]
     )
@@ -41,7 +41,7 @@ def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
     shared = kept.groupby("pixel_sha256")["patient_id"].transform("nunique") > 1
     kept.loc[shared, "quality_flags"] = kept.loc[shared, "quality_flags"].map(_with_flag)
     counts = {
-        "same_uid": int(same_uid.sum()),
+        "same_image": int(same_uid.sum()),
         "same_pixels": int(same_pixels.sum()),
         "uid_conflicts": int(conflict.sum()),
         "images_shared_between_patients": int(shared.sum()),

@@ -10,14 +10,14 @@ import pandas as pd
 from pipeline.store.files import sha256_json
 
 
-class LabelError(ValueError):
+class LabelsError(ValueError):
     """The label table cannot be used; the message lists all problems and quotes no patient's data."""
 
 
 def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Return the named columns as stripped text; empty cells are missing values.
 
-    Raises LabelError when the file is no table or lacks a column.
+    Raises LabelsError when the file is no table or lacks a column.
     """
     try:
         if path.suffix.lower() == ".parquet":
@@ -27,10 +27,12 @@ def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         # The parser's message can quote a cell.
-        raise LabelError(f"the label table is not readable as CSV or Parquet ({type(error).__name__})") from None
+        raise LabelsError(f"the label table is not readable as CSV or Parquet ({type(error).__name__})") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise LabelsError("the label table has rows with more cells than its header; correct its commas and quotes")
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise LabelError(
+        raise LabelsError(
             f"the label table has no column {', '.join(missing)}, named in the card; "
             f"its columns: {', '.join(map(str, table.columns))}"
         )
@@ -54,7 +56,7 @@ def normal_path(path: str) -> str:
 def patients_by_path(path: Path, path_column: str | None, patient_column: str | None) -> dict[str, str]:
     """Return the patient of each image path, for files without a header; empty when the card names no such columns.
 
-    Raises LabelError when a path has several patients.
+    Raises LabelsError when a path has several patients.
     """
     if path_column is None or patient_column is None:
         return {}
@@ -63,7 +65,7 @@ def patients_by_path(path: Path, path_column: str | None, patient_column: str | 
     pairs = pairs.drop_duplicates()
     conflicts = int(pairs["path"].duplicated().sum())
     if conflicts:
-        raise LabelError(f"{conflicts} paths of the label table have more than one patient; correct the table")
+        raise LabelsError(f"{conflicts} paths of the label table have more than one patient; correct the table")
     return dict(zip(pairs["path"], pairs["patient"], strict=True))
 
 

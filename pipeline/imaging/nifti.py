@@ -17,6 +17,7 @@ GZIP = b"\x1f\x8b"
 VERSIONS = {348: (nib.Nifti1Image, 344, b"n+1\0"), 540: (nib.Nifti2Image, 4, b"n+2\0")}
 MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 FLATTEST_AFFINE = 1e-9
+PIECE_BYTES = 1 << 20
 
 
 def is_nifti(data: bytes) -> bool:
@@ -31,14 +32,16 @@ def inflate(data: bytes, limit: int) -> bytes:
 
     Raises Refused.
     """
+    content = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            content = stream.read(limit + 1)
+            while piece := stream.read(PIECE_BYTES):
+                content += piece
+                if len(content) > limit:
+                    raise Refused("too_large", f"inflates to more than {limit} bytes")
     except (OSError, EOFError, zlib.error) as error:
         raise Refused("damaged_pixels", f"gzip: {type(error).__name__}") from None
-    if len(content) > limit:
-        raise Refused("too_large", f"inflates to more than {limit} bytes")
-    return content
+    return bytes(content)
 
 
 def read_nifti(data: bytes, policy: Policy) -> Image:

@@ -35,7 +35,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     """Leave `images.parquet`, `quarantine.parquet` and `summary.json`; every file received is in one of the tables.
 
     Batches are journalled in `work`, so that a killed run goes on where it was. Raises ValueError when no image was
-    accepted, SourcesError and LabelError when sources or label table cannot be used as a whole.
+    accepted, SourcesError and LabelsError when sources or label table cannot be used as a whole.
     """
     columns = inputs.card.columns
     patients = patients_by_path(inputs.labels, columns.path, columns.patient_id) if inputs.labels else {}

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.imaging.labels import LabelError, normal_path, read_labels
+from pipeline.imaging.labels import LabelsError, normal_path, read_labels
 from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.store.files import write_json
 from pipeline.store.tables import IMAGES, SPLIT, SPLITS, read_table, write_table
@@ -40,11 +40,11 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     pseudonym in it: adding, removing or relabelling other patients moves nobody. Unlabelled patients go to
     `pretrain`. A patient is positive when any of their labels is.
 
-    Raises LabelError when the table has problems, ValueError when a split would lack a class.
+    Raises LabelsError when the table has problems, ValueError when a split would lack a class.
     """
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
     if inputs.labels is None:
-        raise LabelError("there is no label table; name it in data.labels")
+        raise LabelsError("there is no label table; name it in data.labels")
     column, labels = _labels(inputs.labels, inputs.card.columns, inputs.card.label, inputs.secret)
     joined = images[["image_id", "patient_id", "source_id", "study_id", "pixel_sha256"]].copy()
     joined["own"] = joined[column].map(labels)
@@ -83,7 +83,7 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
 def _labels(path: Path, columns: CardColumns, meaning: CardLabel, secret: bytes) -> tuple[str, pd.Series]:
     """Return the column of images.parquet to join by, and 0 or 1 by its values.
 
-    Raises LabelError with all problems, none of them quoting the table.
+    Raises LabelsError with all problems, none of them quoting the table.
     """
     join = getattr(columns, columns.join)
     table = read_labels(path, [join, columns.label])
@@ -109,7 +109,7 @@ def _labels(path: Path, columns: CardColumns, meaning: CardLabel, secret: bytes)
         if count
     ]
     if problems:
-        raise LabelError("label table: " + "; ".join(problems) + "; correct the table or the dataset card")
+        raise LabelsError("label table: " + "; ".join(problems) + "; correct the table or the dataset card")
     return column, label.groupby(level=0).max()
 
 

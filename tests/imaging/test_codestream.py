@@ -1,0 +1,50 @@
+"""What compressed frames say of themselves, on real files of pydicom."""
+
+import pytest
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.encaps import generate_frames
+
+from pipeline.imaging.codestream import is_complete, read_codestream
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "JPGExtended.dcm",
+        "JPEG-LL.dcm",
+        "JPEG2000.dcm",
+        "693_J2KI.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "JPEGLSNearLossless_16.dcm",
+    ],
+)
+def test_size_of_real_frames(name):
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip("not bundled with this pydicom")
+    dataset = dcmread(path)
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    stream = read_codestream(frame)
+    assert stream is not None
+    assert (stream.rows, stream.columns) == (dataset.Rows, dataset.Columns)
+    assert is_complete(frame)
+    assert not is_complete(frame[:-70])
+
+
+def test_a_signed_code_stream_is_known_by_its_own_header():
+    frames = {
+        name: next(generate_frames(dcmread(get_testdata_file(name)).PixelData, number_of_frames=1))
+        for name in ("MR_small_jp2klossless.dcm", "J2K_pixelrep_mismatch.dcm")
+    }
+    signed = {name: stream.signed for name, frame in frames.items() if (stream := read_codestream(frame))}
+    assert signed == {"MR_small_jp2klossless.dcm": True, "J2K_pixelrep_mismatch.dcm": False}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xff\xff", b"\xff\x4f\xff\x51", bytes(100), b"\xff\xd8" * 9]
+)
+def test_what_is_no_frame_has_no_size(data):
+    assert read_codestream(data) is None

@@ -1,0 +1,98 @@
+"""Pictures in: grey values exact, colour and animation refused."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from imaging.files import POLICY, gradient
+from PIL import Image as pillow
+
+from pipeline.imaging.read import read_image
+from pipeline.imaging.verdicts import Refused
+
+GREY8 = (gradient() // 16).astype(np.uint8)
+GREY16 = gradient(top=65535)
+
+
+def saved(pixels: np.ndarray | pillow.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture = pixels if isinstance(pixels, pillow.Image) else pillow.fromarray(pixels)
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def reason(data: bytes, policy=POLICY) -> str:
+    with pytest.raises(Refused) as refused:
+        read_image(data, policy)
+    return refused.value.refusal.reason
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("pixels", [GREY8, GREY16], ids=["8 bit", "16 bit"])
+def test_grey_values_are_exact(kind, pixels):
+    image = read_image(saved(pixels, kind), POLICY)
+    assert np.array_equal(image.pixels, pixels)
+    assert image.bits_stored == (32 if kind == "PPM" else 16) if pixels is GREY16 else 8
+
+
+def test_a_jpeg_with_three_equal_channels_is_grey():
+    equal = np.repeat(GREY8[..., None], 3, axis=2)
+    assert np.array_equal(read_image(saved(equal, "PNG"), POLICY).pixels, GREY8)
+    data = saved(equal, "JPEG", quality=95)
+    assert np.array_equal(read_image(data, POLICY).pixels, np.asarray(pillow.open(io.BytesIO(data)))[..., 0])
+
+
+def test_colour_and_transparency_are_refused():
+    tinted = np.repeat(GREY8[..., None], 3, axis=2)
+    tinted[0, 0] = (1, 2, 3)
+    assert reason(saved(tinted, "PNG")) == "colour"
+    clear = np.dstack([GREY8, np.full_like(GREY8, 128)])
+    assert reason(saved(pillow.fromarray(clear, "LA"), "PNG")) == "colour"
+    assert reason(saved(pillow.new("CMYK", (48, 40)), "TIFF")) == "colour"
+
+
+def test_a_16_bit_tiff_in_which_white_is_zero_is_inverted_once():
+    image = read_image(saved(GREY16, "TIFF", tiffinfo={262: 0}), POLICY)
+    assert image.polarity_fixed
+    assert np.array_equal(image.pixels, 65535 - GREY16)
+
+
+def test_an_8_bit_tiff_in_which_white_is_zero_looks_the_same_as_its_positive():
+    image = read_image(saved(255 - GREY8, "TIFF", tiffinfo={262: 0}), POLICY)
+    shown = np.asarray(pillow.open(io.BytesIO(saved(255 - GREY8, "TIFF", tiffinfo={262: 0}))))
+    assert np.array_equal(image.pixels, shown)
+
+
+def test_the_orientation_tag_is_obeyed_and_said():
+    exif = pillow.Exif()
+    exif[274] = 6
+    image = read_image(saved(GREY8, "PNG", exif=exif), POLICY)
+    assert np.array_equal(image.pixels, np.rot90(GREY8, -1))
+    assert "rotated" in image.flags
+
+
+def test_several_pictures_in_one_file():
+    pages = [pillow.fromarray(GREY8)] * 2
+    assert reason(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])) == "multi_frame"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "PPM"])
+def test_cut_short(kind):
+    data = saved(GREY8, kind)
+    assert reason(data[: len(data) * 2 // 3]) == "damaged_pixels"
+
+
+def test_a_picture_larger_than_the_limit_is_not_decoded():
+    assert reason(saved(GREY8, "PNG"), replace(POLICY, max_pixel_bytes=GREY8.size)) == "too_large"
+
+
+def test_values_that_are_not_numbers_are_refused():
+    values = GREY8.astype(np.float32)
+    values[0, 0] = np.nan
+    assert reason(saved(values, "TIFF")) == "bad_values"
+
+
+@pytest.mark.parametrize("data", [b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bytes(500), b"\xff\xfe"])
+def test_anything_else_has_an_unknown_format(data):
+    assert reason(data) == "unknown_format"

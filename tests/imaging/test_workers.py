@@ -1,0 +1,61 @@
+"""A file that kills, hangs or confuses its worker costs one file; the others are done, in order."""
+
+import pytest
+from imaging.files import double, fragile
+
+from pipeline.imaging.verdicts import Refusal
+from pipeline.imaging.workers import Pool, each_batch
+
+
+def outcome(task, batches, tmp_path, **choices) -> dict[int, list]:
+    pool = Pool(**{"workers": 2, "timeout_s": 20.0} | choices)
+    return dict(each_batch(task, batches, pool, tmp_path))
+
+
+def test_every_batch_comes_back_in_order(tmp_path):
+    batches = {number: list(range(number, number + 5)) for number in range(9)}
+    assert outcome(double, batches, tmp_path) == {n: [2 * i for i in items] for n, items in batches.items()}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_decoder_that_crashes_costs_one_file(tmp_path, workers):
+    batches = {0: ["a", "crash", "b"], 1: ["c", "d"], 2: ["exit", "e"], 3: ["f"]}
+    assert outcome(fragile, batches, tmp_path, workers=workers) == {
+        0: ["a", Refusal("decoder_crash", "exit code -11"), "b"],
+        1: ["c", "d"],
+        2: [Refusal("decoder_crash", "exit code 7"), "e"],
+        3: ["f"],
+    }
+
+
+def test_a_decoder_that_hangs_costs_one_file(tmp_path):
+    found = outcome(fragile, {0: ["a", "hang", "b"]}, tmp_path, timeout_s=1.5)
+    assert found == {0: ["a", Refusal("timeout", "1.5 s"), "b"]}
+
+
+def test_a_crash_that_does_not_happen_again_costs_nothing(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    items = ["a", f"crash {tmp_path / 'happened'}", "b"]
+    assert outcome(fragile, {0: items}, tmp_path / "scratch") == {0: ["a", "recovered", "b"]}
+
+
+def test_refusals_and_every_kind_of_exception_are_verdicts_without_their_text(tmp_path):
+    found = outcome(fragile, {0: ["refuse", "panic", "raise", "a"]}, tmp_path)[0]
+    assert found == [
+        Refusal("colour", "as asked"),
+        Refusal("damaged_pixels", "BaseException"),
+        Refusal("damaged_pixels", "ValueError"),
+        "a",
+    ]
+
+
+@pytest.mark.slow
+def test_the_same_on_a_dask_cluster(tmp_path):
+    pytest.importorskip("distributed")
+    found = outcome(fragile, {0: ["a", "exit", "b"], 1: ["c"], 2: ["raise"]}, tmp_path, backend="dask")
+    assert found == {
+        0: ["a", Refusal("decoder_crash", "exit code 7"), "b"],
+        1: ["c"],
+        2: [Refusal("damaged_pixels", "ValueError")],
+    }
