@@ -248,7 +248,6 @@ class FinetuneSettings(Settings):
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-4, gt=0, description="peak rate of arms mae and scratch")
-    probe_learning_rate: float = Field(1e-2, gt=0, description="peak rate of arm linear_probe")
     layer_decay: float = Field(0.75, gt=0, le=1, description="rate multiplier per block, counted from the head")
     weight_decay: float = Field(0.05, ge=0)
     drop_path: float = Field(0.1, ge=0, lt=1, description="share of residual branches dropped in the last block")

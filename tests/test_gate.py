@@ -1,6 +1,7 @@
 """A model that has learned nothing never leaves with an operating point."""
 
 import random
+from pathlib import Path
 
 import pypdf
 import pytest
@@ -15,9 +16,13 @@ from pipeline.store.files import read_json
 def test_permuted_labels_end_in_exit_code_3_a_banner_and_no_operating_point(finished, tmp_path):
     project = finished.copy(tmp_path / "permuted")
     head, *rows = project.labels.read_text().splitlines()
-    paths, labels = zip(*(row.split(",") for row in rows), strict=True)
-    shuffled = random.Random(3).sample(labels, len(labels))
-    project.labels.write_text("\n".join([head, *map(",".join, zip(paths, shuffled, strict=True))]) + "\n")
+    label_of_patient = {str(Path(row.split(",")[0]).parent): row.split(",")[1] for row in rows}
+    # By patient: shuffled images would leave the number of a patient's images to learn from.
+    shuffled = random.Random(3).sample(list(label_of_patient.values()), len(label_of_patient))
+    label_of_patient = dict(zip(label_of_patient, shuffled, strict=True))
+    paths = [row.split(",")[0] for row in rows]
+    permuted = [f"{path},{label_of_patient[str(Path(path).parent)]}" for path in paths]
+    project.labels.write_text("\n".join([head, *permuted]) + "\n")
 
     result = CliRunner().invoke(app, ["run", str(project.config)])
     assert result.exit_code == 3, result.output

@@ -48,14 +48,21 @@ def prepare(device: str, threads: int | None) -> torch.device:
     return torch.device(chosen)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Return the context for the forward pass: bfloat16 where asked for and the hardware has it, float32 otherwise.
+def usable_precision(precision: str, device: torch.device, warn: Callable[[str], None]) -> torch.dtype:
+    """Return the type for the forward pass: bfloat16 where it is asked for and a GPU has it, float32 otherwise.
 
-    A CPU gets float32 in any case: without bfloat16 units it is tens of times slower.
+    A CPU gets float32 in any case: most have no bfloat16 units and would be tens of times slower.
     """
-    if precision == "bf16" and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+    if precision == "bf16":
+        if device.type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        warn(f"precision bf16 was asked for, but this {device.type} device gets fp32")
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Return the context for the forward pass in `dtype`."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 # ---------------------------------------------------------------- schedule and groups

@@ -48,6 +48,7 @@ from pipeline.models.training import (
     parameter_groups,
     prepare,
     train_epoch,
+    usable_precision,
 )
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
@@ -82,6 +83,7 @@ class Data:
     encoder: dict[str, Tensor]
     encoder_key: str
     device: torch.device
+    precision: torch.dtype
 
 
 def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -90,7 +92,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
     Raises TrainingError when a class has no training or tuning image or the loss stops being finite, WeightsError
     when the pretrained encoder does not fit.
     """
-    data = _read(settings, inputs)
+    data = _read(settings, inputs, log)
     arms: dict[str, Any] = {}
     for arm in settings.arms:
         # Logistic regression has one optimum: a second seed would give the same model again.
@@ -119,7 +121,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
 _PER_SEED = ("tune_auc", "best_epoch", "model_sha256", "encoder_tensors_loaded", "encoder_tensors")
 
 
-def _read(settings: FinetuneSettings, inputs: Inputs) -> Data:
+def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> Data:
     def images(split: str) -> Images:
         arrays = inputs.files("preprocess", f"{split}-*.npy")
         return read_images(inputs.files("preprocess", f"index_{split}.parquet"), arrays).labelled()
@@ -138,7 +140,8 @@ def _read(settings: FinetuneSettings, inputs: Inputs) -> Data:
         raise TrainingError(f"the encoder takes {spec.channels} channels; the images have {train.shape[0]}")
     encoder = read_weights(inputs.file("pretrain", "encoder.safetensors"))
     encoder = fit_positions(encoder, pretrained.grid, spec.grid)
-    return Data(train, tune, spec, encoder, inputs.key("pretrain"), device)
+    precision = usable_precision(settings.precision, device, log.warn)
+    return Data(train, tune, spec, encoder, inputs.key("pretrain"), device, precision)
 
 
 def _counts(images: Images) -> dict[str, int]:
@@ -211,7 +214,7 @@ def _train_network(arm: str, seed: int, settings: FinetuneSettings, data: Data, 
 
         def batch_loss(rows: np.ndarray, epoch: int = epoch) -> Tensor:
             pixels = augment(data.train.pixels(rows, data.device), seed, epoch, rows)
-            with autocast(data.device, settings.precision):
+            with autocast(data.device, data.precision):
                 logits = model(pixels, _dropped(settings, data, seed, epoch, rows))
             return F.binary_cross_entropy_with_logits(logits.float(), labels[rows])
 

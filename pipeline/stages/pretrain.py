@@ -25,6 +25,7 @@ from pipeline.models.training import (
     parameter_groups,
     prepare,
     train_epoch,
+    usable_precision,
 )
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import atomic, sha256_file, write_json
@@ -137,6 +138,7 @@ def _train(
 ) -> list[dict[str, float]]:
     """Run the epochs that are left; return the history of all."""
     optimiser = adamw(parameter_groups(model, settings.weight_decay), BETAS)
+    precision = usable_precision(settings.precision, device, log.warn)
     schedule = Schedule(_peak_rate(settings), settings.warmup_epochs, settings.epochs)
     augment = Augmentation(crop_min=settings.crop_min, flip_horizontal=settings.flip_horizontal)
     history: list[dict[str, float]] = []
@@ -151,7 +153,7 @@ def _train(
         def batch_loss(rows: np.ndarray, epoch: int = epoch) -> Tensor:
             pixels = augment(training.pixels(rows, device), settings.seed, epoch, rows)
             mask = _mask(settings, model.spec, epoch, rows, device, settings.decoded_share)
-            with autocast(device, settings.precision):
+            with autocast(device, precision):
                 return model(pixels, mask)
 
         order = batches(len(training), settings.batch_size, settings.seed, epoch)

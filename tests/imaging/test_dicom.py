@@ -44,8 +44,9 @@ def test_every_file_of_pydicom_gives_an_image_or_a_reason():
             verdicts["accepted"] += 1
         except Refused as refused:
             verdicts[refused.refusal.reason] += 1
-    assert verdicts["accepted"] >= 20
-    assert verdicts["not_an_image"] >= 5
+    assert verdicts["accepted"] >= 8
+    assert verdicts["volume_slice"] >= 30
+    assert verdicts["not_an_image"] >= 50
     assert set(verdicts) <= {*REASONS, "accepted"}
 
 

@@ -16,6 +16,7 @@ from pipeline.models.training import (
     parameter_groups,
     prepare,
     train_epoch,
+    usable_precision,
 )
 from pipeline.models.vit import EncoderSpec
 
@@ -92,8 +93,12 @@ def test_gradients_are_clipped_and_mean_loss_is_per_image():
 
 
 def test_a_cpu_never_computes_in_half_precision():
-    with autocast(torch.device("cpu"), "bf16"):
+    warnings: list[str] = []
+    precision = usable_precision("bf16", torch.device("cpu"), warnings.append)
+    with autocast(torch.device("cpu"), precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert warnings == ["precision bf16 was asked for, but this cpu device gets fp32"]
+    assert usable_precision("fp32", torch.device("cpu"), pytest.fail) == torch.float32
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

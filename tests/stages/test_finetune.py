@@ -202,7 +202,7 @@ def test_the_probe_is_the_logistic_regression_that_was_fitted(trained):
     """Folded into the network's head, the regression still ranks tuning images as its record says."""
     folder = trained[0] / "finetune" / "linear_probe" / "seed1"
     model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu"))
-    tune = stage._read(SETTINGS["finetune"], inputs(trained[0], "finetune")).tune
+    tune = stage._read(SETTINGS["finetune"], inputs(trained[0], "finetune"), RunLog("finetune")).tune
     logits = model(tune.pixels(np.arange(len(tune)), torch.device("cpu")))
     assert stage.auc(tune.labels, logits) == pytest.approx(read_json(folder / "model.json")["tune_auc"])
     tried = read_json(folder / "history.json")

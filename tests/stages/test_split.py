@@ -1,0 +1,197 @@
+"""Patients are divided once, by a rule that neither order, additions nor corrections disturb."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from stages.sources_run import SECRET, Archive, make_card
+
+from pipeline.imaging.labels import LabelsError
+from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
+from pipeline.store.files import write_json
+from pipeline.store.runlog import RunLog
+from pipeline.store.tables import IMAGES, write_table
+
+
+def images(patients: dict[str, int], pixels: dict[str, str] | None = None) -> pd.DataFrame:
+    """Return a row per image; image k of patient P has path `P/k` and its own pixels unless `pixels` names others."""
+    rows = []
+    for patient, count in patients.items():
+        for k in range(count):
+            path = f"{patient}/{k}"
+            rows.append(
+                {
+                    "image_id": pseudonym(SECRET, "image", f"uid-{path}"),
+                    "patient_id": patient_pseudonym(SECRET, patient),
+                    "study_id": pseudonym(SECRET, "study", f"study-{path}"),
+                    "source_id": path_pseudonym(SECRET, path),
+                    "pixel_sha256": (pixels or {}).get(path, path),
+                }
+            )
+    frame = pd.DataFrame(rows)
+    for column in IMAGES.columns:
+        if column.name not in frame:
+            empty = {"string": "", "int64": 1, "double": np.nan, "bool": False}.get(str(column.type))
+            frame[column.name] = [empty] * len(frame)
+    frame["study_day"] = pd.array([0] * len(frame), dtype="Int64")
+    return frame[[c.name for c in IMAGES.columns]]
+
+
+def make(folder, patients, labels, pixels=None, card=None) -> Archive:
+    archive = Archive(folder, card=card or make_card(path="path"))
+    (folder / "ingest").mkdir(parents=True, exist_ok=True)
+    write_table(folder / "ingest" / "images.parquet", images(patients, pixels), IMAGES)
+    write_json(folder / "ingest" / "artifact.json", {"files": archive.files("ingest")})
+    archive.label(labels)
+    return archive
+
+
+def cohort(count: int, start: int = 0) -> tuple[dict[str, int], list[dict[str, str]]]:
+    """Return patients with one to three images each, and a label per image; every third patient is ill."""
+    patients = {f"P{n}": n % 3 + 1 for n in range(start, start + count)}
+    labels = [
+        {"path": f"{patient}/{k}", "label": "well" if int(patient[1:]) % 3 else "ill"}
+        for patient, images_ in patients.items()
+        for k in range(images_)
+    ]
+    return patients, labels
+
+
+def where(archive: Archive) -> dict[str, str]:
+    table = archive.table("split", "split")
+    return dict(zip(table["image_id"], table["split"], strict=True))
+
+
+def test_shares_and_disjoint_patients(tmp_path):
+    archive = make(tmp_path, *cohort(2000)).run("split")
+    table, summary = archive.table("split", "split"), archive.summary("split")
+    assert (table.groupby("patient_id")["split"].nunique() == 1).all()
+    shares = {name: count["patients"] / 2000 for name, count in summary["splits"].items()}
+    expected = {"train": 0.5, "tune": 0.1, "calibration": 0.2, "test": 0.2, "pretrain": 0}
+    for name, share in expected.items():
+        spread = np.sqrt(share * (1 - share) / 2000)
+        assert abs(shares[name] - share) <= 4 * spread
+    assert sum(count["images"] for count in summary["splits"].values()) == len(table)
+    assert sum(count["positive_patients"] for count in summary["splits"].values()) == 667
+
+
+def test_adding_patients_moves_nobody(tmp_path):
+    before = where(make(tmp_path / "before", *cohort(300)).run("split"))
+    after = where(make(tmp_path / "after", *cohort(450)).run("split"))
+    assert before.items() <= after.items()
+
+
+def test_a_corrected_label_moves_nobody(tmp_path):
+    patients, labels = cohort(300)
+    before = where(make(tmp_path / "before", patients, labels).run("split"))
+    corrected = [{**row, "label": "ill"} if row["path"].startswith("P4/") else row for row in labels]
+    archive = make(tmp_path / "after", patients, corrected).run("split")
+    assert where(archive) == before
+    table = archive.table("split", "split")
+    changed = table.loc[table["patient_id"] == patient_pseudonym(SECRET, "P4"), "label"]
+    assert changed.eq(1).all()
+
+
+def test_another_seed_is_another_split(tmp_path):
+    archive = make(tmp_path, *cohort(300))
+    first, second = where(archive.run("split")), where(archive.run("split", seed=18))
+    same = np.mean([first[image] == second[image] for image in first])
+    assert same < 0.55
+
+
+def test_patients_who_share_pixels_stay_together_also_along_a_chain(tmp_path):
+    patients, labels = cohort(300)
+    chain = {"P10/0": "x", "P20/0": "x", "P20/1": "y", "P30/0": "y"}
+    archive = make(tmp_path, patients, labels, chain).run("split")
+    table = archive.table("split", "split").set_index("patient_id")
+    members = table.loc[[patient_pseudonym(SECRET, name) for name in ("P10", "P20", "P30")]]
+    assert members["split"].nunique() == 1
+    assert set(members["unit"]) == {min(members.index)}
+    assert archive.summary("split")["linked_patients"] == 3
+
+
+def test_patients_without_a_label_are_for_pretraining_unless_they_share_pixels(tmp_path):
+    patients, labels = cohort(300)
+    few = [row for row in labels if int(row["path"].split("/")[0][1:]) < 200]
+    log = RunLog("split", quiet=True)
+    archive = make(tmp_path, patients, few, {"P250/0": "x", "P10/0": "x"}).run("split", log=log)
+    table, summary = archive.table("split", "split"), archive.summary("split")
+    pretrain = table[table["split"] == "pretrain"]
+    assert pretrain["label"].isna().all()
+    assert (pretrain["label_source"] == "").all()
+    assert summary["splits"]["pretrain"]["patients"] == 99
+    assert patient_pseudonym(SECRET, "P250") not in set(table["patient_id"])
+    assert summary["unlabelled_copies_left_out"] == patients["P250"]
+    assert any("left out" in warning for warning in log.warnings)
+    assert table.loc[table["split"] != "pretrain", "label"].notna().all()
+
+
+def test_a_patient_is_positive_when_any_image_is(tmp_path):
+    patients, labels = cohort(300)
+    labels[1] = {**labels[1], "label": "ill"}  # P1/0; P1/1 stays well
+    archive = make(tmp_path, patients, labels).run("split")
+    table = archive.table("split", "split")
+    assert table.loc[table["patient_id"] == patient_pseudonym(SECRET, "P1"), "label"].tolist() == [1, 1]
+    assert archive.summary("split")["conflicting_patients"] == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("path", "{patient}/{k}"),
+        ("sop_instance_uid", "uid-{patient}/{k}"),
+        ("study_instance_uid", "study-{patient}/{k}"),
+        ("patient_id", " {patient} "),
+    ],
+)
+def test_four_ways_of_joining_give_the_same_labels(tmp_path, column, value):
+    patients, labels = cohort(200)
+    reference = make(tmp_path / "reference", patients, labels).run("split").table("split", "split")
+    rows = []
+    for row in labels:
+        patient, k = row["path"].split("/")
+        rows.append({"key": value.format(patient=patient, k=k), "label": row["label"]})
+    archive = make(tmp_path / column, patients, rows, card=make_card(**{column: "key"})).run("split")
+    table = archive.table("split", "split")
+    assert table.drop(columns="label_source").equals(reference.drop(columns="label_source"))
+
+
+def test_every_problem_of_the_table_at_once_and_no_cell_quoted(tmp_path):
+    patients, labels = cohort(50)
+    labels += [{"path": "P1/0", "label": "ill"}, {"path": "", "label": "ill"}, {"path": "Meier", "label": "Huber"}]
+    with pytest.raises(LabelsError) as error:
+        make(tmp_path, patients, labels).run("split")
+    message = str(error.value)
+    assert "1 rows have a label that is neither ['ill'] nor ['well']" in message
+    assert "1 rows have nothing in column path" in message
+    assert "1 images have contradicting labels" in message
+    assert "Meier" not in message
+    assert "Huber" not in message
+
+
+def test_repeated_equal_rows_and_rows_without_image_are_counted(tmp_path):
+    patients, labels = cohort(200)
+    archive = make(tmp_path, patients, [*labels, labels[0], {"path": "gone", "label": "ill"}])
+    log = RunLog("split", quiet=True)
+    archive.run("split", log=log)
+    assert archive.summary("split")["labels_without_images"] == 1
+    assert any("1 labels have no accepted image" in warning for warning in log.warnings)
+
+
+def test_a_split_without_a_class_is_refused_with_its_numbers(tmp_path):
+    patients, labels = cohort(40)
+    only = [{**row, "label": "ill" if row["path"].startswith("P0/") else "well"} for row in labels]
+    with pytest.raises(ValueError, match=r"has 0 positive and \d+ negative patients.*every split needs both"):
+        make(tmp_path, patients, only).run("split")
+
+
+def test_too_few_positives_for_the_usual_certificate_is_a_warning(tmp_path):
+    log = RunLog("split", quiet=True)
+    make(tmp_path, *cohort(300)).run("split", log=log)
+    assert any("needs at least 59" in warning for warning in log.warnings)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    first = make(tmp_path / "a", *cohort(200)).run("split").files("split")
+    patients, labels = cohort(200)
+    second = make(tmp_path / "b", dict(reversed(patients.items())), labels[::-1]).run("split").files("split")
+    assert first == second
