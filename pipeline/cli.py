@@ -173,7 +173,9 @@ def trace(
         result = tracing.trace(report, artifacts)
         problems = tracing.verify(report, artifacts, _say) if verify else []
         if verify and loaded:
-            problems += tracing.verify_sources(report, artifacts, loaded[0].data.studies, loaded[2])
+            problems += tracing.verify_sources(
+                report, artifacts, loaded[0].data.studies, loaded[0].data.labels, loaded[2]
+            )
     if as_json:
         _print_json({**result, "problems": problems if verify else None})
     else:

@@ -49,7 +49,7 @@ def describe(labels: Path, label: str | None, positive: list[str]) -> Described:
             f"columns: {', '.join(columns.values())}; rename one to {', '.join(JOIN_NAMES)}"
         )
     chosen = label or next((columns[name] for name in LABEL_NAMES if name in columns), None)
-    if chosen not in columns.values():
+    if chosen is None or chosen not in columns.values():
         raise InitError(f"name the label column with --label; columns: {', '.join(columns.values())}")
     values = sorted(table[chosen].dropna().astype(str).unique())
     if len(values) > MOST_LABEL_VALUES:

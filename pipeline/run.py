@@ -158,8 +158,9 @@ def _sources(config: Config, card: Card, secret: bytes) -> dict[str, str]:
     """Return the digest of each thing from outside the store, as fine as the stages use it."""
     from pipeline.imaging import labels, pseudonyms
 
+    data = config.data
     return {
-        "studies": studies_digest(config.data.studies, secret, config.store / "source_hashes.json"),
+        "studies": studies_digest(data.studies, secret, config.store / "source_hashes.json", data.labels),
         "patients": labels.patients_digest(config.data.labels, card.columns.path, card.columns.patient_id),
         "labels": sha256_file(config.data.labels),
         "label": sha256_json(card.label.model_dump()),

@@ -57,12 +57,12 @@ def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[
     return problems
 
 
-def verify_sources(report: Path, store: Store, roots: Sequence[Path], secret: bytes) -> list[str]:
+def verify_sources(report: Path, store: Store, roots: Sequence[Path], labels: Path, secret: bytes) -> list[str]:
     """Read every source file again and compare with what was ingested; return the differences."""
     ingest = store.find("ingest", read_keys(report)["ingest"])
     if ingest is None:
         return ["the ingest artifact is not in the store"]
-    same = studies_digest(roots, secret, None) == ingest.record["sources"]["studies"]
+    same = studies_digest(roots, secret, None, labels) == ingest.record["sources"]["studies"]
     return (
         []
         if same
@@ -87,13 +87,9 @@ def _describe(artifact: Artifact) -> dict[str, Any]:
     return {name: record[name] for name in names}
 
 
-def _sources(ingest: Artifact) -> list[dict[str, str]]:
-    images = read_table(ingest.file("images.parquet"), IMAGES)
-    quarantine = read_table(ingest.file("quarantine.parquet"), QUARANTINE)
-    return [
-        {"source_id": source_id, "sha256": sha256, "verdict": verdict}
-        for source_id, sha256, verdict in [
-            *((row.source_id, row.sha256, "accepted") for row in images.itertuples()),
-            *((row.source_id, row.sha256, row.reason) for row in quarantine.itertuples()),
-        ]
-    ]
+def _sources(ingest: Artifact) -> list[dict[str, Any]]:
+    images = read_table(ingest.file("images.parquet"), IMAGES).assign(verdict="accepted")
+    quarantine = read_table(ingest.file("quarantine.parquet"), QUARANTINE).rename(columns={"reason": "verdict"})
+    columns = ["source_id", "sha256", "verdict"]
+    rows = [*images[columns].itertuples(index=False), *quarantine[columns].itertuples(index=False)]
+    return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -34,9 +34,8 @@ class Project:
 
     def load(self, *overrides: str):
         """Return what `run` and `plan` need: config, card and key."""
-        from pipeline.imaging.pseudonyms import load_key
-
         from pipeline.config_file import load
+        from pipeline.imaging.pseudonyms import load_key
 
         config, card = load(self.config, list(overrides))
         return config, card, load_key(config.data.key_file, identifiers=card.identifiers)

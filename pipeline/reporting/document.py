@@ -177,9 +177,11 @@ def _printable(character: str) -> str:
 
 
 def shortened(text: str, length: int = 160) -> str:
-    """Return `text` cut to about `length` characters at a word, with an ellipsis when cut."""
+    """Return `text` cut to about `length` characters: after a sentence, else after a word with an ellipsis."""
     text = " ".join(text.split())
     if len(text) <= length:
         return text
     cut = text[: length - 1]
+    if ". " in cut[length // 2 :]:
+        return cut.rsplit(". ", 1)[0] + "."
     return (cut.rsplit(" ", 1)[0] if " " in cut[length // 2 :] else cut) + "…"

@@ -94,8 +94,10 @@ def _imports(tree: ast.AST) -> list[str]:
 # ---------------------------------------------------------------- sources
 
 
-def studies_digest(roots: Sequence[Path], secret: bytes, cache_file: Path | None) -> str:
+def studies_digest(roots: Sequence[Path], secret: bytes, cache_file: Path | None, leave_out: Path | None = None) -> str:
     """Return a digest of all files under `roots`: relative paths and contents, never where the roots are.
+
+    `leave_out`, the label table, is no study: a corrected label must not read the archive again.
 
     With a cache, a file is read again only when its size or modification time changed. The cache holds keyed hashes
     instead of paths, since file names can carry patients' names.
@@ -105,6 +107,8 @@ def studies_digest(roots: Sequence[Path], secret: bytes, cache_file: Path | None
     digest = hashlib.sha256()
     for number, root in enumerate(roots):
         for path in _files(root):
+            if path == leave_out:
+                continue
             relative = str(path.relative_to(root)) if path != root else ""
             name = hmac.new(secret, f"source\0{path}".encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:32]
             status = path.stat()

@@ -48,13 +48,15 @@ class RunLog:
         if sys.stderr.isatty() and not self.quiet:
             yield from self._bar(items, description, total, start)
             return
-        began = said = time.monotonic()
+        first = said = time.monotonic()
         for done, item in enumerate(items, start + 1):
             yield item
             now = time.monotonic()
-            if now - said >= self.interval_s and done < total:
+            if done == start + 1:
+                first = now  # the first item waits for processes to start, which says nothing about the rest
+            elif now - said >= self.interval_s and done < total:
                 said = now
-                left = (now - began) / (done - start) * (total - done)
+                left = (now - first) / (done - start - 1) * (total - done)
                 self.info(f"{description} {done} of {total}, about {_duration(left)} left")
 
     def _bar(self, items: Iterable[T], description: str, total: int, start: int) -> Iterator[T]:

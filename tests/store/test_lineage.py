@@ -107,6 +107,13 @@ def test_changed_renamed_or_added_files_change_the_digest(tmp_path):
     assert len(seen) == 4
 
 
+def test_a_label_table_among_the_studies_is_no_study(tmp_path):
+    write_studies(tmp_path / "a")
+    before = lineage.studies_digest([tmp_path / "a"], b"k" * 32, None)
+    (tmp_path / "a/labels.csv").write_text("path,label\n2.dcm,1\n")
+    assert lineage.studies_digest([tmp_path / "a"], b"k" * 32, None, tmp_path / "a/labels.csv") == before
+
+
 def test_unchanged_files_are_not_read_again_and_the_cache_holds_no_path(tmp_path, monkeypatch):
     write_studies(tmp_path / "a")
     cache = tmp_path / "cache.json"

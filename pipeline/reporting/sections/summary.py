@@ -150,7 +150,7 @@ def _limits(e: Evidence) -> Bullets:
         items.append("The promise covers people like the calibration patients, read on the same kind of equipment.")
     if use["not_for"]:
         items.append(f"Not for: {short('; '.join(use['not_for']), 200)}.")
-    items += [short(trap, 200) for trap in e.card["known_traps"][:2]]
+    items += [short(trap, 300) for trap in e.card["known_traps"][:2]]
     if e.point is not None:
         items += [short(in_words(finding), 200) for finding in e.findings if finding["level"] == "warn"][:3]
     return Bullets(items)
