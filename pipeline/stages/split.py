@@ -38,7 +38,8 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
 
     Patients that share pixels stay together. A group's split is a pure function of the seed and of the smallest
     pseudonym in it: adding, removing or relabelling other patients moves nobody. Unlabelled patients go to
-    `pretrain`. A patient is positive when any of their labels is.
+    `pretrain`, unless they share pixels with a labelled one. An image keeps its own label, and none where it has
+    none; a patient is positive when any of their images is.
 
     Raises LabelsError when the table has problems, ValueError when a split would lack a class.
     """
@@ -47,14 +48,10 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         raise LabelsError("there is no label table; name it in data.labels")
     column, labels = _labels(inputs.labels, inputs.card.columns, inputs.card.label, inputs.secret)
     joined = images[["image_id", "patient_id", "source_id", "study_id", "pixel_sha256"]].copy()
-    joined["own"] = joined[column].map(labels)
-    patients = joined.groupby("patient_id")["own"].agg(["max", "min"])
-    joined["label"] = joined["patient_id"].map(patients["max"])
+    joined["label"] = joined[column].map(labels)
+    patients = joined.groupby("patient_id")["label"].agg(["max", "min"])
     joined["unit"] = _units(joined)
-    joined["split"] = _assign(joined, settings)
-    unusable = joined["label"].isna() & (joined["split"] != "pretrain")
-    rows = joined[~unusable].copy()
-    rows["label"] = rows["label"].astype("Int64")
+    rows = joined.assign(split=_assign(joined, settings), label=joined["label"].astype("Int64"))
     rows["label_source"] = np.where(
         rows["label"].isna(), "", f"label table, column {inputs.card.columns.label}, joined by {column}"
     )
@@ -66,7 +63,6 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         "images_without_labels": int(joined["label"].isna().sum()),
         "conflicting_patients": int((patients["max"] != patients["min"])[patients["max"].notna()].sum()),
         "linked_patients": _linked(joined),
-        "unlabelled_copies_left_out": int(unusable.sum()),
         "fractions": settings.fractions.model_dump(),
         "seed": settings.seed,
         "positives_needed": USUAL_POSITIVES_NEEDED,
@@ -200,7 +196,6 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
         ("labels_without_images", "labels have no accepted image"),
         ("conflicting_patients", "patients have positive and negative labels; they count as positive"),
         ("linked_patients", "patients share pixels with another patient and were kept together"),
-        ("unlabelled_copies_left_out", "images of unlabelled patients share pixels with labelled ones; left out"),
     ):
         if summary[key]:
             log.warn(f"{summary[key]} {text}")

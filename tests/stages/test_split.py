@@ -119,18 +119,20 @@ def test_patients_without_a_label_are_for_pretraining_unless_they_share_pixels(t
     assert pretrain["label"].isna().all()
     assert (pretrain["label_source"] == "").all()
     assert summary["splits"]["pretrain"]["patients"] == 99
-    assert patient_pseudonym(SECRET, "P250") not in set(table["patient_id"])
-    assert summary["unlabelled_copies_left_out"] == patients["P250"]
-    assert any("left out" in warning for warning in log.warnings)
-    assert table.loc[table["split"] != "pretrain", "label"].notna().all()
+    linked, labelled = (table[table["patient_id"] == patient_pseudonym(SECRET, name)] for name in ("P250", "P10"))
+    assert len(linked) == patients["P250"]
+    assert set(linked["split"]) == set(labelled["split"]) != {"pretrain"}
+    assert linked["label"].isna().all()
+    assert labelled["label"].notna().all()
+    assert any("share pixels" in warning for warning in log.warnings)
 
 
-def test_a_patient_is_positive_when_any_image_is(tmp_path):
+def test_a_patient_is_positive_when_any_image_is_and_each_image_keeps_its_own_label(tmp_path):
     patients, labels = cohort(300)
     labels[1] = {**labels[1], "label": "ill"}  # P1/0; P1/1 stays well
     archive = make(tmp_path, patients, labels).run("split")
     table = archive.table("split", "split")
-    assert table.loc[table["patient_id"] == patient_pseudonym(SECRET, "P1"), "label"].tolist() == [1, 1]
+    assert table.loc[table["patient_id"] == patient_pseudonym(SECRET, "P1"), "label"].tolist() == [1, 0]
     assert archive.summary("split")["conflicting_patients"] == 1
 
 
