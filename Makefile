@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/maescreen run configs/demo.yaml
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,10 @@
 """A finished run of the small project, shared by all tests that only look at it."""
 
+import os
+
+# Tests run beside each other; threads that wait by spinning would take the cores from them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from project import Project, make_project
 

@@ -73,7 +73,7 @@ SETTINGS = {
         "card": "../card.yaml",
         "key_file": "../demo.key",
     },
-    "machine": {"workers": 2, "threads": 2, "device": "cpu"},
+    "machine": {"workers": 2, "threads": 1, "device": "cpu"},
     "ingest": {"batch_size": 40},
     "split": {"fractions": {"train": 0.4, "tune": 0.15, "calibration": 0.25, "test": 0.2}},
     "preprocess": {"image_size": [32, 32], "shard_size": 30},
