@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "data_manifests" / "demo_chest_xray"
-PATIENTS = 130
+PATIENTS = 180
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Project:
 
 
 def make_project(folder: Path) -> Project:
-    """Write a project of the first patients of the demo: about 180 radiographs."""
+    """Write a project of the first patients of the demo: about 270 radiographs."""
     folder.mkdir(parents=True)
     rows = (DEMO / "labels.csv").read_text().splitlines()
     with zipfile.ZipFile(DEMO / "studies.zip") as demo, zipfile.ZipFile(folder / "studies.zip", "w") as mini:
@@ -75,7 +75,7 @@ SETTINGS = {
     },
     "machine": {"workers": 2, "threads": 1, "device": "cpu"},
     "ingest": {"batch_size": 40},
-    "split": {"fractions": {"train": 0.4, "tune": 0.15, "calibration": 0.25, "test": 0.2}},
+    "split": {"fractions": {"train": 0.35, "tune": 0.15, "calibration": 0.3, "test": 0.2}},
     "preprocess": {"image_size": [32, 32], "shard_size": 30},
     "pretrain": {
         "encoder": {"patch_size": [8, 8], "width": 48, "depth": 2, "heads": 4},

@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 
 def age_band(age_years: float) -> str:
     """Return the band of an age in years; 'unknown' when missing. 90 stands for 90 and above."""
-    if not age_years >= 0:
+    if pd.isna(age_years) or age_years < 0:
         return UNKNOWN
     return [name for start, name in AGE_BANDS if age_years >= start][-1]
 

@@ -24,6 +24,7 @@ from pipeline.statistics.subgroups import ATTRIBUTES, age_band, patient_attribut
         (89, "65–89"),
         (90, "90+"),
         (math.nan, "unknown"),
+        (pd.NA, "unknown"),  # a column in which no image states an age
     ],
 )
 def test_age_bands(age, band):
