@@ -15,17 +15,20 @@ from pipeline.store.artifacts import Store
 def kill_during(project: Project, stage: str) -> None:
     """Start the run and kill it once `stage` has begun and, within a moment, left something."""
     command = [sys.executable, "-m", "pipeline.cli", "run", str(project.config)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    said = project.folder / "said.txt"
+    # A file, not a pipe: workers that outlive the killed process for a moment would keep a pipe open.
+    with said.open("w") as stream:
+        process = subprocess.Popen(command, stderr=stream, stdout=stream)
     try:
         while not (partial := list((project.store / stage).glob("*.partial"))):
-            assert process.poll() is None, f"{stage} was never killed: {process.communicate()[1]}"
+            assert process.poll() is None, f"{stage} was never killed: {said.read_text()}"
             time.sleep(0.001)
         patience = time.monotonic() + 0.5
         while time.monotonic() < patience and not any(path.is_file() for path in partial[0].rglob("*")):
             time.sleep(0.001)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def files(project: Project, stage: str) -> tuple[str, dict[str, str]]:

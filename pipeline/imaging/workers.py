@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -31,6 +33,7 @@ Task = Callable[[Any], Any]
 QUEUED_PER_WORKER = 2
 # Idle workers end after this time; longer than the slowest import in a worker that has just started.
 IDLE_S = 60
+PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,15 @@ def _module(task: Task) -> str:
 
 def _prepare(module: str) -> None:
     _silence()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     importlib.import_module(module)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this worker soon after its parent was killed: an idle one would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
 
 
 def _silence() -> None:

@@ -80,6 +80,11 @@ def make_jpeg_dicom(jpeg: bytes, rows: int, columns: int, **elements: Any) -> by
 # ---------------------------------------------------------------- tasks
 
 
+def process_id(item: object) -> int:
+    """Return the process that the work was done in."""
+    return os.getpid()
+
+
 def double(item: int) -> int:
     return 2 * item
 

@@ -1,10 +1,19 @@
 """A file that kills, hangs or confuses its worker costs one file; the others are done, in order."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
 import pytest
 from imaging.files import double, fragile
 
 from pipeline.imaging.verdicts import Refusal
 from pipeline.imaging.workers import Pool, each_batch
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def outcome(task, batches, tmp_path, **choices) -> dict[int, list]:
@@ -59,3 +68,24 @@ def test_the_same_on_a_dask_cluster(tmp_path):
         1: ["c"],
         2: [Refusal("damaged_pixels", "ValueError")],
     }
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    """The parent is killed while its workers are idle; nothing else would tell them."""
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.imaging.workers import Pool, each_batch\n"
+        "from imaging.files import process_id\n"
+        "done = each_batch(process_id, {0: [0], 1: [1]}, Pool(2, 30.0), Path(sys.argv[1]))\n"
+        "print(*{pid for _, pids in done for pid in pids}, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert workers
+    parent.kill()
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) for pid in workers)
