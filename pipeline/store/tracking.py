@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 from filelock import FileLock
@@ -188,8 +189,12 @@ def closing(tracker: Tracker, run_id: str) -> Iterator[None]:
 
 
 def comparison_fragment(experiment_id: str) -> str:
-    """Return the part of the UI's address that opens the runs of an experiment side by side."""
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    """Return the part of the UI's address that opens the pipeline runs of an experiment side by side."""
+    pipeline_runs = quote(f"tags.`{KIND}` = 'pipeline'")
+    return (
+        f"#/experiments/{experiment_id}/runs?searchFilter={pipeline_runs}"
+        "&workflowType=machine_learning&compareRunsMode=CHART"
+    )
 
 
 def serve(store: Path, uri: str | None, port: int) -> None:
