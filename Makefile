@@ -1,4 +1,4 @@
-# make demo   from a fresh machine to the demo's report      make test   the tests
+# make demo   from a fresh machine to the report of the demo      make test   the tests
 # make lint   style and types                                make lock   new constraints.txt
 SHELL := /bin/bash
 VENV  ?= .venv

@@ -286,7 +286,7 @@ def _announce(result: Result, settings: Config, config: Path, as_json: bool) -> 
     for failure in result.failures:
         _say(f"gate failed on {failure['on']}: {failure['code']}: {failure['message']}")
     if as_json:
-        from pipeline.run import headline
+        from pipeline.indexing import headline
 
         _print_json(
             {

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import run
 from pipeline.config import Card, Config
 from pipeline.config_file import flatten
+from pipeline.indexing import headline
 from pipeline.store.artifacts import Store
 
 MEASURES = ("test_auc", "certified_recall", "test_recall", "test_specificity", "test_referral_rate")
@@ -28,7 +29,7 @@ def compare(runs: Sequence[tuple[str, Config, Card, bytes]]) -> dict[str, Any]:
         if len(artifacts) < len(found):
             unfinished.append(name)
             continue
-        numbers.append(run.headline(artifacts))
+        numbers.append(headline(artifacts))
         settings.append(flatten({stage: getattr(config, stage).model_dump(mode="json") for stage in run.NAMES}))
     if unfinished:
         raise run.RunError(f"not finished with the present code: {', '.join(unfinished)}; run: maescreen run CONFIG")

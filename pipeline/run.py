@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from pipeline.config import Card, Config
 from pipeline.config_file import flatten
-from pipeline.store.artifacts import RECORD, Artifact, Inputs, Store
-from pipeline.store.files import read_json, sha256_file, sha256_json
+from pipeline.indexing import gate_failures, index_pipeline, index_stage
+from pipeline.store.artifacts import Artifact, Inputs, Store
+from pipeline.store.files import sha256_file, sha256_json
 from pipeline.store.lineage import artifact_key, code_digests, git_commit, package_versions, studies_digest
 from pipeline.store.runlog import RunLog
 
@@ -259,12 +260,15 @@ def run(
     if only is not None:
         artifacts = _make(wanted, steps, config, card, secret, store, tracker)
         return _result(config, artifacts, comparison_fragment(tracker.experiment_id), None)
-    name = f"{config.project} {steps[-1].key[:8]}"
-    run_id = tracker.open("pipeline", f"{steps[-1].stage.name}/{steps[-1].key}", name)
-    with closing(tracker, run_id):
-        tracker.parameters(run_id, _parameters(config))
+    name, key = f"{config.project} {steps[-1].key[:8]}", f"{steps[-1].stage.name}/{steps[-1].key}"
+    if key in tracker.indexed("pipeline") and not any(step.anew for step in steps):
         artifacts = _make(wanted, steps, config, card, secret, store, tracker)
-        _index_pipeline(tracker, run_id, artifacts)
+    else:
+        run_id = tracker.open("pipeline", key, name)
+        with closing(tracker, run_id):
+            tracker.parameters(run_id, _parameters(config))
+            artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+            index_pipeline(tracker, run_id, artifacts)
     report = _deliver(config, artifacts.get("report"))
     return _result(config, artifacts, comparison_fragment(tracker.experiment_id), report)
 
@@ -318,7 +322,7 @@ def _build(step: Step, settings: Any, inputs: Inputs, project: str, store: Store
         artifact = store.find(name, key)
         if artifact is None:
             artifact = _execute(step, settings, inputs, project, store, tracker, log)
-        _index_stage(tracker, artifact)
+        index_stage(tracker, artifact)
     return artifact
 
 
@@ -366,25 +370,11 @@ def _device(wanted: str) -> str:
     return str(torch.cuda.get_device_name())
 
 
-# ---------------------------------------------------------------- the index
+# ---------------------------------------------------------------- afterwards
 
 
 def _parameters(config: Config) -> dict[str, Any]:
     return flatten({name: getattr(config, name).model_dump(mode="json") for name in NAMES})
-
-
-def _index_stage(tracker: Any, artifact: Artifact) -> None:
-    """Make sure MLflow has the finished run of an artifact, also when a kill came between publishing and indexing."""
-    key = f"{artifact.stage}/{artifact.key}"
-    if key in tracker.indexed("stage"):
-        return
-    run_id = tracker.open("stage", key, f"{artifact.stage} {artifact.key[:8]}")
-    record = artifact.record
-    tracker.parameters(run_id, flatten({artifact.stage: record["settings"]}))
-    tracker.datasets(run_id, {**record["sources"], **record["inputs"]})
-    tracker.metrics(run_id, {"seconds": record["seconds"]})
-    tracker.files(run_id, artifact.path, [RECORD, *record["files"]])
-    tracker.finish(run_id, {"git_commit": record["git_commit"], "device": record["device"]})
 
 
 def reindex(config: Config) -> int:
@@ -394,65 +384,8 @@ def reindex(config: Config) -> int:
     store, tracker = Store(config.store), Tracker(config.project, config.store, config.tracking.uri)
     artifacts = [a for stage in STAGES for a in store.all(stage.name) if a.record["project"] == config.project]
     for artifact in artifacts:
-        _index_stage(tracker, artifact)
+        index_stage(tracker, artifact)
     return len(artifacts)
-
-
-def _index_pipeline(tracker: Any, run_id: str, artifacts: Mapping[str, Artifact]) -> None:
-    """Put the headline numbers, the sweep, the report and the stage runs on the pipeline run."""
-    import pyarrow.parquet as pq
-
-    runs = {f"stage.{name}": tracker.find("stage", f"{name}/{a.key}") or "" for name, a in artifacts.items()}
-    tracker.tags(run_id, runs | {f"key.{name}": a.key for name, a in artifacts.items()})
-    tracker.datasets(
-        run_id,
-        {
-            k: v
-            for name in ("ingest", "split")
-            if name in artifacts
-            for k, v in artifacts[name].record["sources"].items()
-        },
-    )
-    tracker.metrics(run_id, headline(artifacts))
-    if "calibrate" in artifacts:
-        tracker.table(run_id, pq.read_table(artifacts["calibrate"].file("sweep.parquet")).to_pydict(), "sweep.json")
-    if "report" in artifacts:
-        report = artifacts["report"]
-        tracker.files(run_id, report.path, list(report.record["files"]))
-
-
-def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
-    """Return the numbers that runs are compared by, each interval as name, name_low and name_high."""
-    numbers: dict[str, Any] = {}
-    if "calibrate" in artifacts:
-        threshold = read_json(artifacts["calibrate"].file("threshold.json"))
-        numbers |= {
-            name: threshold[name] for name in ("certified_recall", "misses_allowed", "misses_seen", "threshold")
-        }
-    if "evaluate" in artifacts:
-        metrics = read_json(artifacts["evaluate"].file("metrics.json"))
-        numbers |= {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
-        numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
-        numbers["test_brier"] = metrics["calibration"]["after"]["brier"]
-        point = metrics["operating_point"] or {}
-        numbers |= {
-            f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point
-        }
-        numbers["gate_failures"] = float(len(gate_failures(artifacts)))
-    flat: dict[str, float] = {}
-    for name, value in numbers.items():
-        if isinstance(value, dict):
-            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
-        else:
-            flat[name] = value
-    return {name: float(value) for name, value in flat.items() if value is not None}
-
-
-def gate_failures(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
-    """Return the findings that forbid using the operating point."""
-    last = artifacts.get("evaluate") or artifacts.get("calibrate")
-    findings = read_json(last.file("findings.json")) if last else []
-    return [finding for finding in findings if finding["level"] == "fail"]
 
 
 def _deliver(config: Config, report: Artifact | None) -> Path | None:

@@ -144,7 +144,7 @@ def test_a_flipped_bit_in_an_artifact_stops_what_reads_it(finished, tmp_path):
 
 
 def test_report_metrics_and_mlflow_say_the_same(finished):
-    from pipeline.run import headline
+    from pipeline.indexing import headline
     from pipeline.store.tracking import Tracker
 
     artifacts = {name: artifact(finished, name) for name in NAMES}
@@ -156,6 +156,16 @@ def test_report_metrics_and_mlflow_say_the_same(finished):
     assert numbers["test_auc"] == metrics["discrimination"]["auc"]["value"]
     assert pipeline["parameters"]["pretrain.mask_ratio"] == "0.75"
     assert {f"stage.{name}" for name in NAMES} <= set(pipeline["tags"])
+
+
+def test_running_again_changes_nothing_in_mlflow(finished):
+    def tables() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in finished.store.rglob("sweep.json")}
+
+    before = tables()
+    assert before
+    run(*finished.load(), say=lambda line: None)
+    assert tables() == before
 
 
 def test_every_metric_of_the_report_carries_interval_and_n(finished):
