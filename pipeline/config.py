@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Arm = Literal["mae", "scratch", "linear_probe", "hog"]
+SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
+JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
 Share = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0.5, lt=1)]
 
@@ -47,27 +49,37 @@ class CardLabel(Settings):
 
 
 class CardColumns(Settings):
-    """Columns of the label table. Exactly one of the first four joins a row to images."""
+    """Columns of the label table. The finest of the first five joins a row to images."""
 
     path: str | None = Field(None, description="path of the image inside its source")
     patient_id: str | None = Field(None, description="patient identifier; joins when no other column does")
     study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
     sop_instance_uid: str | None = None
     label: str = "label"
+    split: str | None = Field(None, description="split that the dataset itself names; `splits` says what is meant")
 
     @property
     def join(self) -> str:
         """The field that joins labels to images: the finest one named."""
-        for field in ("path", "sop_instance_uid", "study_instance_uid", "patient_id"):
+        for field in JOINS:
             if getattr(self, field) is not None:
                 return field
         raise ValueError("no join column")  # unreachable: validated below
 
     @model_validator(mode="after")
     def _joins(self) -> CardColumns:
-        if not any((self.path, self.patient_id, self.study_instance_uid, self.sop_instance_uid)):
-            raise ValueError("name at least one of path, patient_id, study_instance_uid, sop_instance_uid")
+        if not any(getattr(self, field) for field in JOINS):
+            raise ValueError(f"name at least one of {', '.join(JOINS)}")
         return self
+
+
+class Expected(Settings):
+    """What the dataset should consist of; an image that states something else is flagged. Empty = anything."""
+
+    modalities: list[str] = Field(default_factory=list, description="e.g. DX, CR")
+    views: list[str] = Field(default_factory=list, description="e.g. PA, AP")
+    body_parts: list[str] = Field(default_factory=list, description="e.g. CHEST")
 
 
 class IntendedUse(Settings):
@@ -95,7 +107,20 @@ class Card(Settings):
     )
     synthetic: str = Field("nothing", description="what in the data is made up")
     intended_use: IntendedUse
+    expected: Expected = Field(default_factory=Expected)
+    splits: dict[str, list[SplitName]] = Field(
+        default_factory=dict,
+        description="for each value of the column `split`, the splits that its patients may go to, e.g. val: [tune]",
+    )
     known_traps: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _split_is_explained(self) -> Card:
+        if (self.columns.split is None) != (not self.splits):
+            raise ValueError("columns.split and splits go together: which column, and what its values mean")
+        if any(not names for names in self.splits.values()):
+            raise ValueError("splits: every value needs at least one split")
+        return self
 
 
 # ---------------------------------------------------------------- where and how fast (not part of any key)
@@ -135,6 +160,9 @@ class IngestSettings(Settings):
     max_file_mb: float = Field(512.0, gt=0, description="larger files are quarantined unread, MB")
     max_pixels_mb: float = Field(512.0, gt=0, description="larger decoded images are quarantined, MB")
     timeout_s: float = Field(120.0, gt=0, description="seconds a worker may take for one file")
+    max_memory_mb: float = Field(
+        1200.0, gt=0, description="memory a worker may take for one file or series, MB; must hold twice max_pixels_mb"
+    )
     modalities: list[str] = Field(default_factory=list, description="accepted DICOM modalities; empty = any image")
     burned_in_annotation: Literal["quarantine", "accept"] = Field(
         "quarantine", description="images whose header says that text is burned into the pixels"
@@ -142,9 +170,23 @@ class IngestSettings(Settings):
     secondary_capture: Literal["quarantine", "accept"] = Field(
         "quarantine", description="secondary captures and screenshots, which often show names"
     )
-    min_side: int = Field(32, ge=1, description="smallest accepted height and width, pixels")
+    derived: Literal["quarantine", "accept"] = Field(
+        "accept", description="images computed from others, as ImageType says; many archives mark originals so, too"
+    )
+    colour: Literal["quarantine", "luminance"] = Field(
+        "quarantine", description="colour images whose channels differ: refused, or reduced to their luminance"
+    )
+    slices: Literal["assemble", "separate"] = Field(
+        "assemble", description="CT, MR and PET slices: volumes by geometry, or pictures of their own"
+    )
+    min_side: int = Field(32, ge=1, description="smallest accepted height and width of a picture, pixels")
     max_aspect: float = Field(4.0, ge=1, description="longer side / shorter side above which an image is flagged")
     max_clipped: Share = Field(0.25, description="share of pixels at one extreme value above which it is flagged")
+    min_spacing_mm: float = Field(0.01, gt=0, description="smaller pixel or slice spacing is flagged, mm")
+    max_spacing_mm: float = Field(10.0, gt=0, description="larger pixel or slice spacing is flagged, mm")
+    near_duplicates: bool = Field(
+        True, description="look for near-duplicates; takes a second for 5,000 images, six minutes for 100,000"
+    )
     batch_size: int = Field(200, ge=1, description="files per batch; a finished batch survives a kill")
 
 
@@ -171,7 +213,15 @@ class SplitSettings(Settings):
     """How patients are divided. Assignment is a pure function of seed and patient: adding one moves no other."""
 
     seed: int = 17
-    fractions: SplitFractions = Field(default_factory=SplitFractions)
+    fractions: SplitFractions = Field(
+        default_factory=SplitFractions, description="of all patients, or of those that may go to several splits"
+    )
+    shared_images: Literal["keep_together", "stop"] = Field(
+        "keep_together", description="patients who share an image, exactly or nearly: one split for them, or stop"
+    )
+    crossing: Literal["stop", "train"] = Field(
+        "stop", description="patients whom the dataset's own split puts into several: stop, or into train, all of them"
+    )
 
 
 class PreprocessSettings(Settings):
@@ -186,7 +236,20 @@ class PreprocessSettings(Settings):
     upper_percentile: float = Field(
         99.5, gt=50, le=100, description="grey value mapped to 255, percentile of the image"
     )
+    window: list[float] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="grey values mapped to 0 and 255, for CT in Hounsfield units; null = the image's own percentiles",
+    )
     shard_size: int = Field(1024, ge=1, description="images per array file")
+
+    @field_validator("window")
+    @classmethod
+    def _rises(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError("the first value must be below the second")
+        return value
 
     @field_validator("image_size")
     @classmethod

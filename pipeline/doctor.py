@@ -6,19 +6,12 @@ import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from pipeline.store.lineage import package_versions
 
 FREE_GB_WANTED = 5.0
-CODECS = {
-    "pylibjpeg": "pylibjpeg",
-    "pylibjpeg-libjpeg": "libjpeg",
-    "pylibjpeg-openjpeg": "openjpeg",
-    "pyjpegls": "jpeg_ls",
-}
 
 
 @dataclass(frozen=True)
@@ -69,30 +62,12 @@ def _device() -> Check:
 
 
 def _codecs() -> list[Check]:
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import UID, AllTransferSyntaxes
+    from pipeline.imaging.decoding import PLUGINS, can_decode
 
-    checks = []
-    missing = []
-    for syntax in AllTransferSyntaxes:
-        try:
-            decoder = get_decoder(syntax)
-        except NotImplementedError:
-            continue
-        if not decoder.is_available:
-            missing.append(UID(syntax).name)
-    total = len(AllTransferSyntaxes)
+    missing = [syntax.name for syntax in PLUGINS if not can_decode(syntax)]
     if missing:
-        detail = f'not decoded: {", ".join(missing)}; install them with: pip install "maescreen[codecs]"'
-        checks.append(Check("transfer syntaxes", "note", detail))
-    else:
-        checks.append(Check("transfer syntaxes", "ok", f"every one of {total} that pydicom knows to decode"))
-    for package in CODECS:
-        try:
-            checks.append(Check(package, "ok", metadata.version(package)))
-        except metadata.PackageNotFoundError:
-            checks.append(Check(package, "note", "not installed"))
-    return checks
+        return [Check("transfer syntaxes", "problem", f"not decoded: {', '.join(missing)}; install maescreen again")]
+    return [Check("transfer syntaxes", "ok", f"uncompressed, and {len(PLUGINS)} compressed ones")]
 
 
 def _disk(store: Path) -> Check:

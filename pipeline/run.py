@@ -10,7 +10,7 @@ import importlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,24 +21,44 @@ from pipeline.config_file import flatten
 from pipeline.indexing import gate_failures, index_pipeline, index_stage
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.files import sha256_file, sha256_json
-from pipeline.store.lineage import artifact_key, code_digests, git_commit, package_versions, studies_digest
+from pipeline.store.lineage import (
+    SourceHashes,
+    artifact_key,
+    code_digests,
+    git_commit,
+    package_versions,
+    studies_digest,
+)
 from pipeline.store.runlog import RunLog
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: the files of earlier stages that it may read, and the sources from outside the store."""
+    """A stage: the files of earlier stages that it may read, and the sources from outside the store.
+
+    When only sources in `incremental` changed, the stage may take over from its previous artifact what did not.
+    """
 
     name: str
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     costly: bool = False
+    incremental: tuple[str, ...] = ()
 
 
 STAGES = (
-    Stage("ingest", sources=("studies", "patients", "columns", "key"), costly=True),
-    Stage("split", {"ingest": ("images.parquet",)}, sources=("labels", "label", "columns", "key")),
-    Stage("preprocess", {"ingest": ("images.parquet",), "split": ("split.parquet",)}, costly=True),
+    Stage(
+        "ingest",
+        sources=("studies", "patients", "columns", "expected", "key"),
+        costly=True,
+        incremental=("studies", "patients"),
+    ),
+    Stage(
+        "split",
+        {"ingest": ("images.parquet", "files.parquet", "quarantine.parquet", "near_duplicates.parquet")},
+        sources=("labels", "label", "columns", "splits", "key"),
+    ),
+    Stage("preprocess", {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet",)}, costly=True),
     Stage(
         "pretrain",
         {"preprocess": ("summary.json", "index_train.*", "train-*", "index_pretrain.*", "pretrain-*")},
@@ -161,14 +181,24 @@ def _sources(config: Config, card: Card, secret: bytes) -> dict[str, str]:
 
     data = config.data
     return {
-        "studies": studies_digest(data.studies, secret, config.store / "source_hashes.json", data.labels),
+        "studies": studies_digest(data.studies, _hashes(config, secret), data.labels, _track_hashing),
         "patients": labels.patients_digest(config.data.labels, card.columns.path, card.columns.patient_id),
         "labels": sha256_file(config.data.labels),
         "label": sha256_json(card.label.model_dump()),
         "columns": sha256_json(card.columns.model_dump()),
+        "expected": sha256_json(card.expected.model_dump()),
+        "splits": sha256_json(card.splits),
         "key": pseudonyms.fingerprint(secret),
         "card": sha256_json(card.model_dump()),
     }
+
+
+def _hashes(config: Config, secret: bytes) -> SourceHashes:
+    return SourceHashes(secret, config.store / "source_hashes.sqlite")
+
+
+def _track_hashing(paths: Sequence[Path]) -> Iterator[Path]:
+    return RunLog("plan").track(paths, "files hashed", total=len(paths))
 
 
 def _decide(step: Step, store: Store, keep: bool, anew: bool) -> Step:
@@ -203,6 +233,16 @@ def _nearest(step: Step, store: Store) -> tuple[Artifact | None, dict[str, str]]
         if best[0] is None or len(changes) < len(best[1]):
             best = (artifact, changes)
     return best
+
+
+def _previous(step: Step, store: Store) -> Artifact | None:
+    """Return the newest artifact that differs in nothing but sources that the stage takes in piecemeal, or None."""
+    for artifact in store.all(step.stage.name) if step.stage.incremental and not step.anew else ():
+        record = artifact.record
+        sources = {*_different(record["sources"], step.sources)}
+        if sources <= {*step.stage.incremental} and {*_changes(step, record)} <= {"source"}:
+            return artifact
+    return None
 
 
 def _changes(step: Step, record: Mapping[str, Any]) -> dict[str, str]:
@@ -309,6 +349,8 @@ def _make(
             secret=secret,
             kept=kept,
             lookup=None if card.identifiers == "synthetic" else config.data.key_file.with_suffix(".lookup"),
+            hashes=_hashes(config, secret),
+            previous=_previous(step, store),
         )
         settings = getattr(config, step.stage.name)
         artifacts[step.stage.name] = _build(step, settings, inputs, config.project, store, tracker)

@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.reporting.pdf import read_keys
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import sha256_file
-from pipeline.store.lineage import studies_digest
-from pipeline.store.tables import IMAGES, QUARANTINE, read_table
+from pipeline.store.lineage import SourceHashes, studies_digest
+from pipeline.store.tables import FILES, QUARANTINE, read_table
 
 
 class TraceError(RuntimeError):
@@ -62,7 +62,7 @@ def verify_sources(report: Path, store: Store, roots: Sequence[Path], labels: Pa
     ingest = store.find("ingest", read_keys(report)["ingest"])
     if ingest is None:
         return ["the ingest artifact is not in the store"]
-    same = studies_digest(roots, secret, None, labels) == ingest.record["sources"]["studies"]
+    same = studies_digest(roots, SourceHashes(), labels) == ingest.record["sources"]["studies"]
     return (
         []
         if same
@@ -88,7 +88,7 @@ def _describe(artifact: Artifact) -> dict[str, Any]:
 
 
 def _sources(ingest: Artifact) -> list[dict[str, Any]]:
-    images = read_table(ingest.file("images.parquet"), IMAGES).assign(verdict="accepted")
+    images = read_table(ingest.file("files.parquet"), FILES).assign(verdict="accepted")
     quarantine = read_table(ingest.file("quarantine.parquet"), QUARANTINE).rename(columns={"reason": "verdict"})
     columns = ["source_id", "sha256", "verdict"]
     rows = [*images[columns].itertuples(index=False), *quarantine[columns].itertuples(index=False)]

@@ -6,6 +6,8 @@ padding masked → modality transformation → value-of-interest transformation 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -18,11 +20,22 @@ LARGEST_TABLE = 1 << 16
 STEEPEST_SLOPE = 1e12
 
 
-def display(stored: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None, bool, tuple[str, ...]]:
-    """Return display values (float32, shape of `stored`), the mask of valid pixels or None, polarity fixed, flags.
+@dataclass(frozen=True)
+class Display:
+    """Display values (float32), the mask of pixels that are not padding or None, whether polarity was fixed, flags."""
 
-    The first window or VOI table of the header is used. Inverted images are mirrored within the nominal range, so
-    that an image and its inverted copy give equal values. Padding gets the darkest valid value.
+    values: np.ndarray
+    valid: np.ndarray | None
+    inverted: bool
+    flags: tuple[str, ...]
+
+
+def display(stored: np.ndarray, dataset: Dataset, windowed: bool = True) -> Display:
+    """Return what a reader would see of `stored` values, of any shape.
+
+    The first window or VOI table of the header is used, none without `windowed`: slices of one volume can have
+    different ones. Inverted images are mirrored within the nominal range, so that an image and its inverted copy
+    give equal values. Padding gets the darkest valid value.
 
     Raises Refused when the rescaling would destroy the values.
     """
@@ -31,34 +44,54 @@ def display(stored: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.ndarra
     if valid is not None and not valid.any():
         valid, flags = None, ["padding_ignored"]
     _check_rescale(dataset)
-    if stored.dtype.kind == "f":
-        values, low, high = _transform(stored, stored.min(), stored.max(), dataset, flags)
-    else:
-        values, low, high = _transform_by_table(stored, dataset, flags)
+    bits = int(dataset.BitsStored) if stored.dtype.kind in "iu" else 0
+    first, last = stored.min(), stored.max()
+    nominal = (float(first), float(last)) if bits == 0 else _nominal(bits, dataset)
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
-    if inverted:
-        values = low + high - values
-    values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise Refused("bad_values", "display values are not finite")
+
+    def chain(values: np.ndarray) -> np.ndarray:
+        shown, low, high = _transform(values, *nominal, dataset, flags, windowed)
+        shown = (low + high - shown if inverted else shown).astype(np.float32)
+        if not np.isfinite(shown).all():
+            raise Refused("bad_values", "display values are not finite")
+        return shown
+
+    if stored.dtype.kind == "f" or int(last) - int(first) >= LARGEST_TABLE:
+        values = chain(stored)
+    else:
+        values = _look_up(stored, int(first), int(last), chain)
     if valid is not None:
         values[~valid] = values[valid].min()
-    return values, valid, inverted, tuple(flags)
+    return Display(values, valid, inverted, tuple(flags))
 
 
-def _transform_by_table(stored: np.ndarray, dataset: Dataset, flags: list[str]) -> tuple[np.ndarray, float, float]:
-    """Transform every possible value once instead of every pixel: the chain looks at one value at a time."""
-    first, last = int(stored.min()), int(stored.max())
-    bits = int(dataset.BitsStored)
-    nominal = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if dataset.PixelRepresentation else (0, (1 << bits) - 1)
-    if last - first >= LARGEST_TABLE:
-        return _transform(stored, *nominal, dataset, flags)
-    table, low, high = _transform(np.arange(first, last + 1), *nominal, dataset, flags)
-    return table[stored.astype(np.int64) - first], low, high
+def _nominal(bits: int, dataset: Dataset) -> tuple[float, float]:
+    """Return the lowest and highest stored value that the header allows."""
+    if dataset.PixelRepresentation:
+        return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    return 0, (1 << bits) - 1
+
+
+def _look_up(stored: np.ndarray, first: int, last: int, chain: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Transform every value between `first` and `last` once instead of every pixel: the chain sees single values."""
+    if first > 0 and last < LARGEST_TABLE:
+        first = 0  # so that stored values are places in the table as they are
+    every = np.arange(first, last + 1)
+    table = chain(every)
+    if np.array_equal(table, every):
+        return stored.astype(np.float32)
+    if first == 0 and stored.dtype.kind == "u":
+        return table[stored]
+    return table[np.subtract(stored, first, dtype=np.int32, casting="unsafe")]
 
 
 def _transform(
-    stored: np.ndarray, nominal_first: float, nominal_last: float, dataset: Dataset, flags: list[str]
+    stored: np.ndarray,
+    nominal_first: float,
+    nominal_last: float,
+    dataset: Dataset,
+    flags: list[str],
+    windowed: bool,
 ) -> tuple[np.ndarray, float, float]:
     """Return transformed values and the range that the header gives them, lowest and highest."""
     ends = apply_modality_lut(np.array([nominal_first, nominal_last]), dataset)
@@ -66,19 +99,19 @@ def _transform(
     if "VOILUTSequence" in dataset and (values == np.round(values)).all():
         values = values.astype(np.int64)  # a table is looked up by whole numbers
     low, high = float(ends.min()), float(ends.max())
-    if "VOILUTSequence" not in dataset and "WindowWidth" not in dataset:
+    if not windowed or ("VOILUTSequence" not in dataset and "WindowWidth" not in dataset):
         return values, low, high
     if "VOILUTSequence" not in dataset and not _usable_window(dataset):
         flags.append("window_ignored")
         return values, low, high
     try:
-        windowed = apply_voi_lut(values, dataset)
+        shown = apply_voi_lut(values, dataset)
     except Exception:  # a table or window that pydicom refuses, in whatever way; the full range is still right
         flags.append("window_ignored")
         return values, low, high
     if "VOILUTSequence" in dataset:
         low, high = 0.0, float((1 << _table_bits(dataset)) - 1)
-    return windowed, low, high
+    return shown, low, high
 
 
 def _usable_window(dataset: Dataset) -> bool:

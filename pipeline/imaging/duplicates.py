@@ -1,17 +1,21 @@
-"""Images that came in more than once, and images that different patients share."""
+"""Images that came in more than once, and images that different patients share, exactly or nearly."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from pipeline.imaging.fingerprints import links
+
 ACROSS_PATIENTS = "duplicate_across_patients"
+NEARLY_ACROSS_PATIENTS = "near_duplicate_across_patients"
 
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """The rows kept, the refused ones as (source_id, sha256, reason, detail), and counts."""
+    """The rows kept, the refused ones as (reason, detail) by their index in the input, and counts."""
 
     kept: pd.DataFrame
     refused: pd.DataFrame
@@ -19,27 +23,27 @@ class Deduplicated:
 
 
 def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
-    """Keep one of each image per patient: the first by source_id, which no order of reading changes.
+    """Keep one of each image per patient: the first by `first_source`, which no order of reading changes.
 
-    Different pixels or patients under one image_id (one SOP Instance UID) are all refused, as nobody can tell which
-    is right. Equal pixels of different patients are kept and flagged: they may be an error of either patient.
+    Different pixels or patients under one image_id (one UID) are all refused, as nobody can tell which is right.
+    Equal pixels of different patients are kept and flagged: they may be an error of either patient.
     """
-    images = images.sort_values("source_id", kind="stable", ignore_index=True)
+    images = images.sort_values("first_source", kind="stable")
     by_uid = images.groupby("image_id")
-    conflict = (by_uid["pixel_sha256"].transform("nunique") > 1) | (by_uid["patient_id"].transform("nunique") > 1)
+    conflict = (by_uid["pixel_hash"].transform("nunique") > 1) | (by_uid["patient_id"].transform("nunique") > 1)
     same_uid = ~conflict & images.duplicated("image_id")
     left = images[~conflict & ~same_uid]
-    same_pixels = left.duplicated(["patient_id", "pixel_sha256"]).reindex(images.index, fill_value=False)
+    same_pixels = left.duplicated(["patient_id", "pixel_hash"]).reindex(images.index, fill_value=False)
     refused = pd.concat(
         [
-            _refusals(images[conflict], "uid_conflict", ""),
-            _refusals(images[same_uid], "duplicate", "same SOP Instance UID or same bytes"),
-            _refusals(images[same_pixels], "duplicate", "same pixels"),
+            _refusals(images.index[conflict], "uid_conflict", ""),
+            _refusals(images.index[same_uid], "duplicate", "same UID or same bytes"),
+            _refusals(images.index[same_pixels], "duplicate", "same pixels"),
         ]
     )
     kept = images[~conflict & ~same_uid & ~same_pixels].copy()
-    shared = kept.groupby("pixel_sha256")["patient_id"].transform("nunique") > 1
-    kept.loc[shared, "quality_flags"] = kept.loc[shared, "quality_flags"].map(_with_flag)
+    shared = kept.groupby("pixel_hash")["patient_id"].transform("nunique") > 1
+    kept = with_flag(kept, shared, ACROSS_PATIENTS)
     counts = {
         "same_image": int(same_uid.sum()),
         "same_pixels": int(same_pixels.sum()),
@@ -50,9 +54,31 @@ def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
     return Deduplicated(kept, refused, counts)
 
 
-def _refusals(rows: pd.DataFrame, reason: str, detail: str) -> pd.DataFrame:
-    return rows[["source_id", "sha256"]].assign(reason=reason, detail=detail)
+def find_near_duplicates(
+    images: pd.DataFrame, hashes: tuple[np.ndarray, np.ndarray, np.ndarray], small: np.ndarray
+) -> pd.DataFrame:
+    """Return the columns of tables.NEAR_DUPLICATES for pairs of different pictures that show nearly the same.
+
+    `hashes` are the perceptual, mirrored and gradient hashes (N, 32) of the N rows of `images`, all zero when blank;
+    `small` their copies (N, 1024).
+    """
+    names, patients, pixels = (images[name].to_numpy() for name in ("image_id", "patient_id", "pixel_hash"))
+    rows = []
+    for link in links(*hashes, small):
+        first, second = sorted((link.first, link.second), key=lambda row: names[row])
+        if pixels[first] != pixels[second]:
+            across = patients[first] != patients[second]
+            rows.append((names[first], names[second], link.how, link.distance, link.correlation, across))
+    columns = ["image_id", "other_image_id", "how", "distance", "correlation", "across_patients"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _with_flag(flags: str) -> str:
-    return ",".join(sorted({*filter(None, flags.split(",")), ACROSS_PATIENTS}))
+def with_flag(images: pd.DataFrame, chosen: pd.Series | np.ndarray, flag: str) -> pd.DataFrame:
+    """Return `images` with a quality flag added to the chosen rows."""
+    flags = images["quality_flags"].copy()
+    flags[chosen] = [",".join(sorted({*filter(None, old.split(",")), flag})) for old in flags[chosen]]
+    return images.assign(quality_flags=flags)
+
+
+def _refusals(index: pd.Index, reason: str, detail: str) -> pd.DataFrame:
+    return pd.DataFrame({"reason": reason, "detail": detail}, index=index)

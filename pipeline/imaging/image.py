@@ -6,22 +6,26 @@ from dataclasses import dataclass, field
 from datetime import date
 
 import numpy as np
-
-from pipeline.store.files import sha256_bytes
+import xxhash
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is accepted and where checks draw the line."""
+    """What is accepted, in bytes and pixels and kinds.
+
+    With `assemble_slices`, a single slice of a CT, MR or PET series is a part of a volume, else an image of its own.
+    With `accept_colour`, a colour image becomes its luminance.
+    """
 
     max_file_bytes: int
     max_pixel_bytes: int
     modalities: tuple[str, ...] = ()
     accept_burned_in: bool = False
     accept_secondary_capture: bool = False
+    accept_derived: bool = True
+    accept_colour: bool = False
+    assemble_slices: bool = True
     min_side: int = 32
-    max_aspect: float = 4.0
-    max_clipped: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,27 @@ class Identity:
 
     patient: str = ""
     study_uid: str = ""
+    series_uid: str = ""
     sop_instance_uid: str = ""
     institution: str = ""
     study_date: date | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a header says of an image, from closed lists."""
+
+    format: str
+    bits_stored: int
+    identity: Identity = field(default_factory=Identity, repr=False)
+    modality: str = ""
+    view: str = ""
+    laterality: str = ""
+    body_part: str = ""
+    manufacturer: str = ""
+    photometric: str = ""
+    sex: str = ""
+    age_years: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,24 +67,27 @@ class Image:
     """
 
     pixels: np.ndarray
-    format: str
-    bits_stored: int
-    identity: Identity = field(default_factory=Identity, repr=False)
+    about: About
     valid: np.ndarray | None = None
     spacing_mm: tuple[float, ...] | None = None
-    modality: str = ""
-    view: str = ""
-    laterality: str = ""
-    body_part: str = ""
-    manufacturer: str = ""
-    photometric: str = ""
     polarity_fixed: bool = False
-    sex: str = ""
-    age_years: float | None = None
     flags: tuple[str, ...] = ()
 
-    def pixel_sha256(self) -> str:
-        """Return the SHA-256 of shape and display pixels, the same on every machine."""
-        # Adding zero turns -0.0 into 0.0, which are equal but have different bytes.
-        content = np.ascontiguousarray(self.pixels + 0.0, dtype="<f4")
-        return sha256_bytes(str(self.pixels.shape).encode() + content.tobytes())
+    def pixel_hash(self) -> str:
+        """Return 128 bits of XXH3 of shape and display pixels, the same on every machine.
+
+        It finds equal pictures; that files are unchanged is for SHA-256 to say.
+        """
+        digest = xxhash.xxh3_128(str(self.pixels.shape).encode())
+        for plane in self.pixels if self.pixels.ndim == 3 else [self.pixels]:
+            # Adding zero turns -0.0 into 0.0, which are equal but have different bytes.
+            digest.update(np.ascontiguousarray(plane + np.float32(0), dtype="<f4").data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file that is an image only together with others, those with the same `series`; no pixels were decoded."""
+
+    about: About
+    series: str = field(repr=False)

@@ -1,27 +1,33 @@
-"""NIfTI-1 and NIfTI-2 volumes in one file, gzip-compressed or not."""
+"""NIfTI-1 and NIfTI-2 volumes, in one file or in a pair of header and voxels, gzip-compressed or not."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import math
 import zlib
 
 import nibabel as nib
 import numpy as np
 
-from pipeline.imaging.image import Image, Policy
+from pipeline.imaging.image import About, Image, Policy
+from pipeline.imaging.orientation import canvas
 from pipeline.imaging.verdicts import Refused
 
 GZIP = b"\x1f\x8b"
 # Length of the header, little or big endian, and where the magic string stands (NIfTI-1 and NIfTI-2 headers).
-VERSIONS = {348: (nib.Nifti1Image, 344, b"n+1\0"), 540: (nib.Nifti2Image, 4, b"n+2\0")}
+VERSIONS = {
+    348: (344, {b"n+1\0": nib.Nifti1Image, b"ni1\0": nib.Nifti1Pair}),
+    540: (4, {b"n+2\0": nib.Nifti2Image, b"ni2\0": nib.Nifti2Pair}),
+}
+PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair)
 MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 FLATTEST_AFFINE = 1e-9
 PIECE_BYTES = 1 << 20
 
 
 def is_nifti(data: bytes) -> bool:
-    """Say whether uncompressed bytes start like a single-file NIfTI."""
+    """Say whether uncompressed bytes start like a NIfTI header."""
     return _version(data) is not None
 
 
@@ -44,8 +50,10 @@ def inflate(data: bytes, limit: int) -> bytes:
     return bytes(content)
 
 
-def read_nifti(data: bytes, policy: Policy) -> Image:
+def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Image:
     """Read a volume and turn it to RAS+, with the slowest axis first.
+
+    `data` is a whole file, or the header of a pair whose `voxels` are in a file of their own (.hdr and .img).
 
     Raises Refused when it is not three-dimensional and real, or when orientation or voxels are not finite.
     """
@@ -53,7 +61,9 @@ def read_nifti(data: bytes, policy: Policy) -> Image:
     if version is None:
         raise Refused("unknown_format")
     try:
-        volume = version.from_bytes(data)
+        files = {"header": nib.FileHolder(fileobj=io.BytesIO(data))}
+        files["image"] = files["header"] if voxels is None else nib.FileHolder(fileobj=io.BytesIO(voxels))
+        volume = version.from_file_map(files)
         header, affine = volume.header, np.array(volume.affine, dtype=float)
         shape = tuple(int(side) for side in volume.shape)
         dtype = header.get_data_dtype()
@@ -65,35 +75,38 @@ def read_nifti(data: bytes, policy: Policy) -> Image:
         raise Refused("bad_geometry", f"{len(shape)} axes")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise Refused("colour" if dtype.fields else "bad_values", "not real numbers of at most 64 bits")
-    voxels = int(np.prod(shape, dtype=np.int64)) if min(shape) > 0 else 0
-    if voxels == 0 or voxels * max(4, dtype.itemsize) > policy.max_pixel_bytes:
-        raise Refused("too_large" if voxels else "bad_geometry", "x".join(map(str, shape)) + " voxels")
+    count = math.prod(shape) if min(shape) > 0 else 0
+    if count == 0 or count * max(4, dtype.itemsize) > policy.max_pixel_bytes:
+        raise Refused("too_large" if count else "bad_geometry", "x".join(map(str, shape)) + " voxels")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < FLATTEST_AFFINE:
         raise Refused("bad_geometry", "position matrix is singular or not finite")
     try:
-        values = np.asanyarray(volume.dataobj, dtype=np.float32).reshape(shape)
-        canonical = nib.as_closest_canonical(nib.Nifti1Image(values, affine))
-        unit = header.get_xyzt_units()[0]
+        into = canvas(shape, affine)
+        rest = (0,) * (len(volume.shape) - 3)
+        for plane in range(shape[2]):  # scaled values are float64; all at once would take twice the volume more
+            into.stored[..., plane] = volume.dataobj[(slice(None), slice(None), plane, *rest)]
+        unit = str(header.get_xyzt_units()[0])
     except Exception as error:
         raise Refused("damaged_pixels", type(error).__name__) from None
-    pixels = np.ascontiguousarray(canonical.get_fdata(dtype=np.float32).transpose(2, 1, 0))
-    if not np.isfinite(pixels).all():
+    if not np.isfinite(into.canonical).all():
         raise Refused("bad_values", "voxels are not finite")
-    # Lengths of the matrix columns, since the header's own spacing may contradict its matrix.
-    spacing = nib.affines.voxel_sizes(canonical.affine)[::-1] * MM_PER_UNIT.get(str(unit), 1.0)
     return Image(
-        pixels=pixels,
-        format="nifti",
-        bits_stored=dtype.itemsize * 8,
-        spacing_mm=tuple(float(length) for length in spacing),
+        pixels=into.canonical,
+        about=About(format="nifti", bits_stored=dtype.itemsize * 8),
+        spacing_mm=tuple(length * MM_PER_UNIT.get(unit, 1.0) for length in into.spacing_mm),
         flags=("units_assumed",) if unit == "unknown" else (),
     )
 
 
-def _version(data: bytes) -> type[nib.Nifti1Image] | None:
+def is_pair_header(data: bytes) -> bool:
+    """Say whether these bytes are the header of a NIfTI whose voxels are in a file of their own."""
+    return is_nifti(data) and _version(data) in PAIRS
+
+
+def _version(data: bytes) -> type[nib.Nifti1Pair] | None:
     for order in ("little", "big"):
         found = VERSIONS.get(int.from_bytes(data[:4], order))
         if found is not None:
-            image, offset, magic = found
-            return image if data[offset : offset + 4] == magic else None
+            offset, kinds = found
+            return kinds.get(data[offset : offset + 4])
     return None

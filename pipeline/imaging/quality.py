@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from pipeline.imaging.image import Image, Policy
+from pipeline.imaging.image import Image
 
 FEWEST_GREY_LEVELS = 32
+SAMPLED_PIXELS = 1 << 16
 BORDER_SHARE = 0.1
 
 
-def quality_flags(image: Image, policy: Policy) -> list[str]:
-    """Return the names, from verdicts.FLAGS, of all that is odd, sorted."""
+@dataclass(frozen=True)
+class Limits:
+    """Where an image counts as odd. The closed lists come from the dataset's card; empty accepts anything."""
+
+    max_aspect: float = 4.0
+    max_clipped: float = 0.25
+    min_spacing_mm: float = 0.01
+    max_spacing_mm: float = 10.0
+    modalities: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Lowest and highest valid value, larger share of pixels at one of them, flags from verdicts.FLAGS, sorted."""
+
+    lowest: float
+    highest: float
+    clipped_share: float
+    flags: tuple[str, ...]
+
+
+def assess(image: Image, limits: Limits) -> Quality:
+    """Measure an image and name all that is odd about it."""
     pixels = image.pixels if image.valid is None else image.pixels[image.valid]
-    levels, counts = np.unique(pixels, return_counts=True)
-    flags = set(image.flags)
-    if levels.size == 1:
-        return sorted(flags | {"blank"})
-    if levels.size < FEWEST_GREY_LEVELS:
-        flags.add("few_grey_levels")
-    if max(counts[0], counts[-1]) > policy.max_clipped * pixels.size:
-        flags.add("clipped")
-    plane = image.pixels.shape[-2:]
-    if max(plane) > policy.max_aspect * min(plane):
-        flags.add("extreme_aspect")
-    if image.pixels.ndim == 2 and has_constant_border(image.pixels):
-        flags.add("constant_border")
-    return sorted(flags)
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    clipped = max(np.count_nonzero(pixels == lowest), np.count_nonzero(pixels == highest)) / pixels.size
+    if lowest == highest:
+        return Quality(lowest, highest, 1.0, tuple(sorted({*image.flags, "blank"})))
+    checks = {
+        "few_grey_levels": has_few_grey_levels(pixels),
+        "clipped": clipped > limits.max_clipped,
+        "extreme_aspect": _aspect(image) > limits.max_aspect,
+        "constant_border": image.pixels.ndim == 2 and has_constant_border(image.pixels),
+        "spacing_implausible": not _plausible(image.spacing_mm, limits),
+        "unexpected_modality": _unexpected(image.about.modality, limits.modalities),
+        "unexpected_view": _unexpected(image.about.view, limits.views),
+        "unexpected_body_part": _unexpected(image.about.body_part, limits.body_parts),
+    }
+    found = {flag for flag, is_odd in checks.items() if is_odd}
+    return Quality(lowest, highest, clipped, tuple(sorted(found | {*image.flags})))
+
+
+def has_few_grey_levels(pixels: np.ndarray) -> bool:
+    """Say whether pixels have fewer than FEWEST_GREY_LEVELS different values."""
+    flat = pixels.reshape(-1)
+    # A sample with enough values settles it, as it nearly always does, without sorting all of them.
+    sample = flat[:: max(1, flat.size // SAMPLED_PIXELS)]
+    return np.unique(sample).size < FEWEST_GREY_LEVELS and np.unique(flat).size < FEWEST_GREY_LEVELS
 
 
 def has_constant_border(pixels: np.ndarray) -> bool:
@@ -36,3 +72,17 @@ def has_constant_border(pixels: np.ndarray) -> bool:
         if strip.min() == strip.max():
             return True
     return False
+
+
+def _aspect(image: Image) -> float:
+    rows, columns = image.pixels.shape[-2:]
+    return max(rows, columns) / min(rows, columns)
+
+
+def _plausible(spacing_mm: tuple[float, ...] | None, limits: Limits) -> bool:
+    return spacing_mm is None or all(limits.min_spacing_mm <= side <= limits.max_spacing_mm for side in spacing_mm)
+
+
+def _unexpected(value: str, expected: tuple[str, ...]) -> bool:
+    """A value that the header does not state is not held against the image."""
+    return bool(expected) and bool(value) and value not in expected

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import ImageOps
 
-from pipeline.imaging.image import Image, Policy
+from pipeline.imaging.colour import grey_of
+from pipeline.imaging.image import About, Image, Policy
 from pipeline.imaging.verdicts import Refused
 
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM")
@@ -56,29 +57,26 @@ def _read(picture: pillow.Image, policy: Policy) -> Image:
     # Pillow inverts 1- and 8-bit TIFFs of this kind itself, 16-bit ones not.
     tags = getattr(picture, "tag_v2", {})
     inverted = mode in SIXTEEN_BIT and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
-    pixels = _grey(ImageOps.exif_transpose(picture) if turned else picture)
+    pixels, flags = _grey(ImageOps.exif_transpose(picture) if turned else picture, policy)
     if inverted:
         pixels = np.float32(2**16 - 1) - pixels
     if not np.isfinite(pixels).all():
         raise Refused("bad_values", "pixels are not finite")
     return Image(
         pixels=pixels,
-        format="raster",
-        bits_stored=bits,
+        about=About(format="raster", bits_stored=bits),
         polarity_fixed=inverted,
-        flags=("spacing_unknown", "rotated") if turned else ("spacing_unknown",),
+        flags=("spacing_unknown", *flags, *(("rotated",) if turned else ())),
     )
 
 
-def _grey(picture: pillow.Image) -> np.ndarray:
-    """Return float32 values of shape (H, W)."""
+def _grey(picture: pillow.Image, policy: Policy) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return float32 values of shape (H, W), and flags."""
     if picture.mode == "1":
         picture = picture.convert("L")
     if picture.mode in ("L", "I", "F", *SIXTEEN_BIT):
-        return np.asarray(picture).astype(np.float32)
+        return np.asarray(picture).astype(np.float32), ()
     values = np.asarray(picture.convert("RGBA"))
     if (values[..., 3] != 255).any():
         raise Refused("colour", "transparent pixels")
-    if not (values[..., :3] == values[..., :1]).all():
-        raise Refused("colour", f"mode {picture.mode}")
-    return values[..., 0].astype(np.float32)
+    return grey_of(values[..., :3], f"mode {picture.mode}", policy)

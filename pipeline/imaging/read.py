@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from pipeline.imaging.dicom import is_dicom, read_dicom
-from pipeline.imaging.image import Image, Policy
-from pipeline.imaging.nifti import GZIP, inflate, is_nifti, read_nifti
+from pipeline.imaging.image import About, Image, Part, Policy
+from pipeline.imaging.nifti import GZIP, inflate, is_nifti, is_pair_header, read_nifti
+from pipeline.imaging.numpy_array import is_array, read_array
 from pipeline.imaging.raster import is_raster, read_raster
 from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.volumes import read_series
 
 ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"Rar!", b"7z\xbc\xaf\x27\x1c")
 
 
-def read_image(data: bytes, policy: Policy) -> Image:
-    """Return the image in `data`.
+def read_image(data: bytes, policy: Policy) -> Image | Part:
+    """Return the image in `data`, or a Part when it takes other files to make one.
 
     Raises Refused with the reason when it is unusable.
     """
     if data.startswith(GZIP):
         data = inflate(data, policy.max_file_bytes)
-        if not is_nifti(data):
-            raise Refused("archive" if _is_tar(data) else "unknown_format", "gzip without NIfTI")
     if is_dicom(data):
         image = read_dicom(data, policy)
+    elif is_pair_header(data):
+        return Part(About("nifti", bits_stored=0), series="")
     elif is_nifti(data):
         image = read_nifti(data, policy)
     elif is_raster(data):
         image = read_raster(data, policy)
+    elif is_array(data):
+        image = read_array(data, policy)
     elif data.startswith(ARCHIVES) or _is_tar(data):
         raise Refused("archive")
     else:
         raise Refused("unknown_format")
+    if isinstance(image, Part):
+        return image
     rows, columns = image.pixels.shape[-2:]
     if image.pixels.ndim == 2 and min(rows, columns) < policy.min_side:
         raise Refused("too_small", f"{rows} x {columns} pixels")
     return image
+
+
+def load_image(contents: Sequence[bytes], axes: int, pixel_hash: str, policy: Policy) -> Image:
+    """Return the image that ingest found in these files: one picture or volume, or the parts of one volume.
+
+    Raises Refused, also when they decode to other pixels than they did then.
+    """
+    opened = [inflate(data, policy.max_file_bytes) if data.startswith(GZIP) else data for data in contents]
+    if is_pair_header(opened[0]):
+        found = [read_nifti(opened[0], policy, opened[1])]
+    elif axes == 3 and is_dicom(opened[0]):
+        volumes, _ = read_series(((str(number), data) for number, data in enumerate(opened)), policy)
+        found = [volume.image for volume in volumes]
+    else:
+        image = read_image(opened[0], replace(policy, assemble_slices=False))
+        found = [image] if isinstance(image, Image) else []
+    for image in found:
+        if image.pixel_hash() == pixel_hash:
+            return image
+    raise Refused("damaged_pixels", "decodes to other pixels than at ingest")
 
 
 def _is_tar(data: bytes) -> bool:

@@ -1,64 +1,175 @@
-"""The row of `images.parquet` that stands for an image, with keyed hashes in place of what identifies."""
+"""What is kept of a file: a verdict, and the row that stands for its image, with keyed hashes for what identifies."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.imaging.image import Image, Policy
+from pipeline.imaging.fingerprints import fingerprint
+from pipeline.imaging.image import About, Image, Part, Policy
+from pipeline.imaging.nifti import GZIP, inflate, read_nifti
 from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym
-from pipeline.imaging.quality import quality_flags
+from pipeline.imaging.quality import Limits, assess
 from pipeline.imaging.read import read_image
 from pipeline.imaging.sources import Source, read_bytes
 from pipeline.imaging.verdicts import Refusal, Refused
+from pipeline.imaging.volumes import read_series
 from pipeline.store.files import sha256_bytes
 
 UID = re.compile(r"[0-9.]{1,64}")
+VOXELS_SUFFIXES = (".img", ".img.gz")
+HEADER_SUFFIXES = (".hdr", ".hdr.gz")
+SUFFIX = re.compile(r"\.(img|hdr)(\.gz)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is accepted, where an image counts as odd, and the key of the pseudonyms."""
+
+    policy: Policy
+    limits: Limits
+    secret: bytes
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What became of one file: a row or a refusal. `lookup` is for the private table only."""
+    """What became of one file: the row of an image, a part of a volume, or a refusal.
+
+    `part_of` is a pseudonym of what the parts of one volume have in common. `patient_id` is known for parts, too, when
+    their header or the label table says so. `lookup` is for the private table only.
+    """
 
     source_id: str
     sha256: str
-    row: dict[str, Any] | None
-    refusal: Refusal | None
+    row: dict[str, Any] | None = None
+    refusal: Refusal | None = None
+    part_of: str = ""
+    patient_id: str = ""
     lookup: tuple[tuple[str, str, str], ...] = ()
 
 
-def examine(source: Source, patient: str | None, policy: Policy, secret: bytes) -> Examined:
+def examine(source: Source, patient: str | None, rules: Rules) -> Examined:
     """Read a file once and return its verdict. `patient` comes from the label table, for files without a header."""
-    source_id = path_pseudonym(secret, source.path)
+    source_id = path_pseudonym(rules.secret, source.path)
     lookup = [("path", source_id, source.path)]
     sha256 = ""
     try:
-        data = read_bytes(source, policy.max_file_bytes)
+        data = read_bytes(source, rules.policy.max_file_bytes)
         sha256 = sha256_bytes(data)
-        image = read_image(data, policy)
-        identifier = image.identity.patient or patient
+        found = _read(source, data, rules.policy)
+        identifier = found.about.identity.patient or patient or ""
+        patient_id = patient_pseudonym(rules.secret, identifier) if identifier else ""
+        part_of = pseudonym(rules.secret, "part", found.series) if isinstance(found, Part) else ""
+        if isinstance(found, Part) and found.about.format == "nifti":
+            # A header and its voxels have their path in common, and only one of them may be in the label table.
+            return Examined(source_id, sha256, None, None, part_of, patient_id, _with(lookup, patient_id, identifier))
         if not identifier:
             raise Refused("no_patient")
-        patient_id = patient_pseudonym(secret, identifier)
-        lookup.append(("patient", patient_id, identifier))
-        row = image_row(image, patient_id, source_id, sha256, quality_flags(image, policy), secret)
-        return Examined(source_id, sha256, row, None, tuple(lookup))
+        private = _with(lookup, patient_id, identifier)
+        if isinstance(found, Part):
+            return Examined(source_id, sha256, None, None, part_of, patient_id, private)
+        uid = found.about.identity.sop_instance_uid
+        # Without a UID the content names the image; with the patient, since two can share a picture.
+        name = uid if UID.fullmatch(uid) else f"{patient_id}\0{sha256}"
+        return Examined(source_id, sha256, image_row(found, patient_id, name, rules), lookup=private)
     except Refused as refused:
-        return Examined(source_id, sha256, None, refused.refusal, tuple(lookup))
+        return Examined(source_id, sha256, None, refused.refusal, lookup=tuple(lookup))
 
 
-def image_row(
-    image: Image, patient_id: str, source_id: str, sha256: str, flags: list[str], secret: bytes
-) -> dict[str, Any]:
-    """Return the columns of tables.IMAGES, with `shifted_day` where `study_day` will be.
+def _with(lookup: list[tuple[str, str, str]], patient_id: str, identifier: str) -> tuple[tuple[str, str, str], ...]:
+    return (*lookup, ("patient", patient_id, identifier)) if identifier else tuple(lookup)
 
-    The shift is secret and the same for all studies of a patient, so that no date waits on disk.
+
+def _read(source: Source, data: bytes, policy: Policy) -> Image | Part:
+    """Read an image, or note that the file is one of a pair: a NIfTI header (.hdr) or its voxels (.img)."""
+    stem = f"pair\0{SUFFIX.sub('', source.path)}"
+    try:
+        found = read_image(data, policy)
+    except Refused as refused:
+        if refused.refusal.reason == "unknown_format" and source.path.lower().endswith(VOXELS_SUFFIXES):
+            return Part(About("nifti", bits_stored=0), stem)
+        raise
+    if isinstance(found, Part) and found.about.format == "nifti":
+        return Part(found.about, stem)
+    return found
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a series, as it was when it was examined."""
+
+    source_id: str
+    source: Source
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The files of one volume, in order, with its row; or one file, refused."""
+
+    source_ids: tuple[str, ...]
+    row: dict[str, Any] | None = None
+    refusal: Refusal | None = None
+
+
+def examine_series(members: Sequence[Member], patient_id: str, rules: Rules) -> list[Assembled]:
+    """Read the files of one series and return the volumes in it, and a refusal for each file that is in none.
+
+    Raises Refused when the series as a whole cannot be used.
     """
-    identity = image.identity
-    # Without a UID the content names the image; with the patient, since two can share a picture.
-    uid = identity.sop_instance_uid
-    image_id = pseudonym(secret, "image", uid if UID.fullmatch(uid) else f"{patient_id}\0{sha256}")
+    if not patient_id:
+        raise Refused("no_patient")
+    if SUFFIX.search(members[0].source.path) and any(_is_pair_part(member) for member in members):
+        return [_pair(members, patient_id, rules)]
+    volumes, refused = read_series(_contents(members, rules.policy), rules.policy)
+    found = [
+        Assembled(volume.source_ids, image_row(volume.image, patient_id, volume.name, rules)) for volume in volumes
+    ]
+    return found + [Assembled((source_id,), refusal=refusal) for source_id, refusal in refused]
+
+
+def _contents(members: Sequence[Member], policy: Policy) -> Iterator[tuple[str, bytes]]:
+    """Yield source_id and content of each file.
+
+    Raises Refused when one cannot be read any more, or has changed since it was examined.
+    """
+    for member in members:
+        data = read_bytes(member.source, policy.max_file_bytes)
+        if sha256_bytes(data) != member.sha256:
+            raise Refused("unreadable", "changed while it was read")
+        yield member.source_id, inflate(data, policy.max_file_bytes) if data.startswith(GZIP) else data
+
+
+def _is_pair_part(member: Member) -> bool:
+    return member.source.path.lower().endswith((*VOXELS_SUFFIXES, *HEADER_SUFFIXES))
+
+
+def _pair(members: Sequence[Member], patient_id: str, rules: Rules) -> Assembled:
+    """Read a NIfTI whose header and voxels are two files."""
+    headers = [m for m in members if m.source.path.lower().endswith(HEADER_SUFFIXES)]
+    voxels = [m for m in members if m.source.path.lower().endswith(VOXELS_SUFFIXES)]
+    if len(headers) != 1 or len(voxels) != 1:
+        raise Refused("damaged_pixels" if headers else "unknown_format", "one .hdr and one .img file make an image")
+    both = (headers[0], voxels[0])
+    header, content = (data for _, data in _contents(both, rules.policy))
+    image = read_nifti(header, rules.policy, content)
+    name = f"{patient_id}\0{both[0].sha256}\0{both[1].sha256}"
+    return Assembled(tuple(member.source_id for member in both), image_row(image, patient_id, name, rules))
+
+
+def image_row(image: Image, patient_id: str, name: str, rules: Rules) -> dict[str, Any]:
+    """Return the columns of tables.IMAGE_COLUMNS and MEASURED_COLUMNS; `name` is what makes the image this one.
+
+    The day of the study is shifted by a secret number, the same for all studies of a patient, so that no date waits
+    on disk.
+    """
+    about, secret = image.about, rules.secret
+    identity = about.identity
+    quality = assess(image, rules.limits)
+    marks = fingerprint(image.pixels)
+    image_id = pseudonym(secret, "image", name)
     study = identity.study_uid if UID.fullmatch(identity.study_uid) else image_id
     shifted = identity.study_date and identity.study_date.toordinal() - day_shift(secret, patient_id)
     planes = image.pixels.shape[-2:]
@@ -66,25 +177,32 @@ def image_row(
         "image_id": image_id,
         "patient_id": patient_id,
         "study_id": pseudonym(secret, "study", study),
-        "source_id": source_id,
-        "sha256": sha256,
-        "pixel_sha256": image.pixel_sha256(),
-        "format": image.format,
-        "modality": image.modality,
+        "series_id": pseudonym(secret, "series", identity.series_uid) if UID.fullmatch(identity.series_uid) else "",
+        "pixel_hash": image.pixel_hash(),
+        "format": about.format,
+        "axes": image.pixels.ndim,
+        "modality": about.modality,
         "site": pseudonym(secret, "site", identity.institution) if identity.institution else "",
-        "view": image.view,
-        "laterality": image.laterality,
-        "body_part": image.body_part,
+        "view": about.view,
+        "laterality": about.laterality,
+        "body_part": about.body_part,
         "rows": planes[0],
         "columns": planes[1],
         "slices": image.pixels.shape[0] if image.pixels.ndim == 3 else 1,
         "spacing_mm": list(image.spacing_mm) if image.spacing_mm else None,
-        "photometric": image.photometric,
+        "photometric": about.photometric,
         "polarity_fixed": image.polarity_fixed,
-        "bits_stored": image.bits_stored,
-        "manufacturer": image.manufacturer,
-        "sex": image.sex,
-        "age_years": image.age_years,
+        "bits_stored": about.bits_stored,
+        "manufacturer": about.manufacturer,
+        "sex": about.sex,
+        "age_years": about.age_years,
+        "quality_flags": ",".join(quality.flags),
         "shifted_day": shifted,
-        "quality_flags": ",".join(flags),
+        "lowest": quality.lowest,
+        "highest": quality.highest,
+        "clipped_share": quality.clipped_share,
+        "perceptual": marks and marks.perceptual,
+        "mirrored": marks and marks.mirrored,
+        "gradient": marks and marks.gradient,
+        "small": marks and marks.small,
     }

@@ -1,21 +1,28 @@
 """Every file under the given roots, once, in a fixed order, and its bytes.
 
-Links are not followed, special files not opened, archives not unpacked: members are read into memory, within limits.
+Links are not followed, special files not opened, archives (.zip, and .npz as MedMNIST has them) not unpacked: members
+are read into memory, within limits.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
 
 from pipeline.imaging.verdicts import Refusal, Refused
 
-ARCHIVE_SUFFIX = ".zip"
+ARCHIVE_SUFFIX, ARRAYS_SUFFIX = ".zip", ".npz"
 ENCRYPTED = 0x1
 
 
@@ -24,13 +31,15 @@ class Source:
     """A file in a folder or a member of a zip archive.
 
     `path` is relative to its root and serves for keyed hashes and for joining labels only: it can carry names.
-    `refusal` is set when looking at the directory entry was enough to refuse the file.
+    `row` is set when the member is an array of images, of which this is one. `refusal` is set when looking at the
+    directory entry was enough to refuse the file.
     """
 
     path: str
     file: str
     member: str | None = None
     refusal: Refusal | None = None
+    row: int | None = None
 
 
 class SourcesError(ValueError):
@@ -55,7 +64,7 @@ def find_sources(roots: Sequence[Path], leave_out: Path | None = None, unique_pa
         repeated += sum(source.path in seen for source in sources)
         for source in sources:
             path = f"{number}/{source.path}" if source.path in seen else source.path
-            found.append(Source(path, source.file, source.member, source.refusal))
+            found.append(replace(source, path=path))
         seen.update(source.path for source in sources)
     if repeated and unique_paths:
         raise SourcesError(
@@ -70,7 +79,7 @@ def _under(root: Path, left_out: Path | None) -> Iterator[Source]:
     if root.is_dir():
         yield from _in_folder(root, "", left_out)
     elif root.is_file():
-        yield from _in_archive(root, "") if zipfile.is_zipfile(root) else [Source(root.name, str(root))]
+        yield from _in_file(root, root.name, "")
     else:
         raise SourcesError(f"{root}: no such file or folder")
 
@@ -91,10 +100,58 @@ def _in_folder(folder: Path, prefix: str, left_out: Path | None) -> Iterator[Sou
             yield Source(relative, entry.path, refusal=Refusal("special_file"))
         elif path == left_out:
             continue
-        elif path.suffix.lower() == ARCHIVE_SUFFIX:
-            yield from _in_archive(path, f"{relative}/")
+        elif path.suffix.lower() in (ARCHIVE_SUFFIX, ARRAYS_SUFFIX):
+            yield from _in_file(path, relative, f"{relative}/")
         else:
             yield Source(relative, entry.path)
+
+
+def _in_file(file: Path, path: str, prefix: str) -> Iterator[Source]:
+    if file.suffix.lower() == ARRAYS_SUFFIX:
+        yield from _in_arrays(file, path, prefix)
+    elif file.suffix.lower() == ARCHIVE_SUFFIX or zipfile.is_zipfile(file):
+        yield from _in_archive(file, prefix)
+    else:
+        yield Source(path, str(file))
+
+
+def _in_arrays(file: Path, path: str, prefix: str) -> Iterator[Source]:
+    """Yield every image of every array of images: `train_images/000017` is row 17 of the array `train_images`."""
+    try:
+        arrays = image_arrays(file)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, zlib.error):
+        yield Source(path, str(file), refusal=Refusal("damaged_archive", "arrays"))
+        return
+    if not arrays:
+        yield Source(path, str(file), refusal=Refusal("damaged_archive", "no array of images"))
+    for name, count in arrays.items():
+        for row in range(count):
+            yield Source(f"{prefix}{array_path(name, row)}", str(file), f"{name}.npy", row=row)
+
+
+def image_arrays(file: Path) -> dict[str, int]:
+    """Return the arrays of images in a .npz file, three or more axes with the first over images, and their lengths."""
+    found = {}
+    with zipfile.ZipFile(file) as archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith(".npy"):
+                with archive.open(name) as stream:
+                    shape = array_shape(stream)
+                if len(shape) >= 3:
+                    found[name.removesuffix(".npy")] = shape[0]
+    return found
+
+
+def array_path(name: str, row: int) -> str:
+    """Return the path of one image inside a .npz file."""
+    return f"{name}/{row:06d}"
+
+
+def array_shape(stream: IO[bytes]) -> tuple[int, ...]:
+    """Return the shape that the header of an array file states."""
+    version = npy.read_magic(stream)
+    reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return reader(stream)[0]
 
 
 def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:
@@ -138,7 +195,7 @@ def read_bytes(source: Source, limit: int) -> bytes:
     if source.refusal is not None:
         raise Refused(source.refusal.reason, source.refusal.detail)
     try:
-        content = _read_file(source.file, limit) if source.member is None else _read_member(source, limit)
+        content = _read(source, limit)
     except MemoryError:
         raise Refused("too_large", "no memory to read") from None
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
@@ -152,6 +209,12 @@ def read_bytes(source: Source, limit: int) -> bytes:
     if len(content) > limit:
         raise Refused("too_large", f"file of more than {limit} bytes")
     return content
+
+
+def _read(source: Source, limit: int) -> bytes:
+    if source.member is None:
+        return _read_file(source.file, limit)
+    return _read_member(source, limit) if source.row is None else _read_row(source, limit)
 
 
 def _read_file(path: str, limit: int) -> bytes:
@@ -169,6 +232,24 @@ def _read_member(source: Source, limit: int) -> bytes:
     archive = _opened(source.file, status.st_size, status.st_mtime_ns)
     with archive.open(source.member or "") as stream:
         return stream.read(limit + 1)
+
+
+def _read_row(source: Source, limit: int) -> bytes:
+    """Return one image of an array as an array file of its own."""
+    status = os.stat(source.file)
+    images = _array(source.file, source.member or "", status.st_size, status.st_mtime_ns, limit)
+    stream = io.BytesIO()
+    np.save(stream, images[source.row], allow_pickle=False)
+    return stream.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _array(path: str, member: str, size: int, modified: int, limit: int) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 @lru_cache(maxsize=4)

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from joblib.externals.loky import get_reusable_executor
 
 from pipeline.imaging.verdicts import Refusal, Refused
@@ -38,12 +39,16 @@ PARENT_CHECK_S = 1.0
 
 @dataclass(frozen=True)
 class Pool:
-    """Where work is done: `workers` processes here, or on a Dask cluster that shares this machine's file system."""
+    """Where work is done: `workers` processes here, or on a Dask cluster that shares this machine's file system.
+
+    One file may take `timeout_s` and, on top of what a worker has when it starts, `memory_bytes`.
+    """
 
     workers: int
     timeout_s: float
     backend: str = "processes"
     scheduler: str | None = None
+    memory_bytes: int | None = None
 
 
 def each_batch(
@@ -62,7 +67,7 @@ def each_batch(
                 del waiting[number]
                 yield number, results
         for number, item in _in_flight(scratch, waiting):
-            settled.setdefault(number, {})[item] = _alone(task, waiting[number][item], pool.timeout_s)
+            settled.setdefault(number, {})[item] = _alone(task, waiting[number][item], pool)
 
 
 def _until_broken(
@@ -82,7 +87,7 @@ def _until_broken(
         number = next(todo, None)
         if number is not None:
             items, known = waiting[number], settled.get(number, {})
-            future = executor.submit(_work, task, items, known, pool.timeout_s, str(_marker(scratch, number)))
+            future = executor.submit(_work, task, items, known, pool, str(_marker(scratch, number)))
             running[future] = number
 
     try:
@@ -159,16 +164,16 @@ def _in_flight(scratch: Path, waiting: Mapping[int, Sequence[Any]]) -> list[tupl
 # ---------------------------------------------------------------- inside a worker
 
 
-def _work(task: Task, items: Sequence[Any], known: Mapping[int, Any], timeout_s: float, marker: str) -> list[Any]:
+def _work(task: Task, items: Sequence[Any], known: Mapping[int, Any], pool: Pool, marker: str) -> list[Any]:
     _silence()
     results = []
-    with open(marker, "w", buffering=1) as stream, _ends_with_process():
+    with open(marker, "w", buffering=1) as stream, _ends_with_process(), _limited_memory(pool.memory_bytes):
         for index, item in enumerate(items):
             if index in known:
                 results.append(known[index])
                 continue
             stream.write(f"{index}\n")
-            results.append(_guarded(task, item, timeout_s))
+            results.append(_guarded(task, item, pool.timeout_s))
     return results
 
 
@@ -228,14 +233,31 @@ def _ends_with_process() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def _limited_memory(more_bytes: int | None) -> Iterator[None]:
+    """Let the kernel refuse this process more memory than it has now and `more_bytes`.
+
+    Decoders believe sizes that damaged files state; a refused allocation is a MemoryError, or ends the process.
+    """
+    if more_bytes is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 # ---------------------------------------------------------------- alone
 
 
-def _alone(task: Task, item: Any, timeout_s: float) -> Any:
+def _alone(task: Task, item: Any, pool: Pool) -> Any:
     """Return the result of `task` in a process of its own, or the Refusal that its death stands for."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, task, item, timeout_s), daemon=True)
+    process = context.Process(target=_send_result, args=(sender, task, item, pool), daemon=True)
     process.start()
     sender.close()
     try:
@@ -243,14 +265,15 @@ def _alone(task: Task, item: Any, timeout_s: float) -> Any:
     except EOFError:
         process.join()
         if process.exitcode == -signal.SIGALRM:
-            return Refusal("timeout", f"{timeout_s:g} s")
+            return Refusal("timeout", f"{pool.timeout_s:g} s")
         return Refusal("decoder_crash", f"exit code {process.exitcode}")
     finally:
         process.join()
         receiver.close()
 
 
-def _send_result(sender: Any, task: Task, item: Any, timeout_s: float) -> None:
+def _send_result(sender: Any, task: Task, item: Any, pool: Pool) -> None:
     _silence()
-    with _ends_with_process():
-        sender.send(_guarded(task, item, timeout_s))
+    importlib.import_module(_module(task))
+    with _ends_with_process(), _limited_memory(pool.memory_bytes):
+        sender.send(_guarded(task, item, pool.timeout_s))

@@ -1,38 +1,69 @@
-"""Read every source file once: accept it into `images.parquet` or quarantine it with a reason."""
+"""Read every source file once: accept it into `images.parquet` or quarantine it with a reason.
+
+Files are examined one by one; what belongs to volumes is then assembled, series by series; last comes what concerns
+images together, such as duplicates. The results of the first two steps stay in the artifact, so that a later ingest
+of the same archive reads only what is new.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from pipeline.imaging.duplicates import resolve_duplicates
+from pipeline.imaging.contact_sheet import contact_sheet, worst
+from pipeline.imaging.duplicates import NEARLY_ACROSS_PATIENTS, find_near_duplicates, resolve_duplicates, with_flag
 from pipeline.imaging.image import Policy
 from pipeline.imaging.labels import patients_by_path
-from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
-from pipeline.imaging.records import Examined, examine
+from pipeline.imaging.likeness import INVERTED_BELOW, likeness
+from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym, patient_pseudonym
+from pipeline.imaging.quality import Limits
+from pipeline.imaging.records import Assembled, Examined, Member, Rules, examine, examine_series
 from pipeline.imaging.sources import Source, find_sources
 from pipeline.imaging.verdicts import REASONS, Refusal
 from pipeline.imaging.workers import Pool, each_batch
-from pipeline.store.files import read_json, sha256_json, write_json
-from pipeline.store.tables import IMAGES, QUARANTINE, write_table
+from pipeline.store.files import sha256_json, write_json
+from pipeline.store.tables import (
+    ASSEMBLED,
+    EXAMINED,
+    FILES,
+    IMAGE_COLUMNS,
+    IMAGES,
+    NEAR_DUPLICATES,
+    QUALITY,
+    QUARANTINE,
+    iterate,
+    merge_pages,
+    write_rows,
+    write_table,
+)
 
 if TYPE_CHECKING:
-    from pipeline.config import IngestSettings, Machine
+    from pipeline.config import IngestSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 
 JOURNAL = "journal"
 MB = 1_000_000
+SERIES_PER_BATCH = 4
+# A series has hundreds of slices.
+SERIES_TIMEOUT_FACTOR = 10
+# What may turn out otherwise the next time is not taken over from an earlier ingest.
+PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
+HASH_BYTES, SMALL_BYTES = 32, 1024
+Hashes = tuple[np.ndarray, np.ndarray, np.ndarray]
+SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest", "highest", "clipped_share"]
 
 
 def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave `images.parquet`, `quarantine.parquet` and `summary.json`; every file received is in one of the tables.
+    """Leave `images`, `files`, `quarantine`, `quality` and `near_duplicates`, all Parquet, `contact_sheet.png`, and
+    `summary.json`; every file received is in `files` or in `quarantine`.
 
     Batches are journalled in `work`, so that a killed run goes on where it was. Raises ValueError when no image was
     accepted, SourcesError and LabelsError when sources or label table cannot be used as a whole.
@@ -40,67 +71,30 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     columns = inputs.card.columns
     patients = patients_by_path(inputs.labels, columns.path, columns.patient_id) if inputs.labels else {}
     sources = find_sources(inputs.studies, inputs.labels, unique_paths=columns.path is not None)
+    rules = Rules(_policy(settings), _limits(settings, inputs), inputs.secret)
     journal = work / JOURNAL
     journal.mkdir(exist_ok=True)
-    _read_all(settings, inputs, sources, patients, journal, log)
-    accepted, quarantined = _collect(journal, sources, settings.batch_size)
-    images, quarantine, duplicates = _finish(accepted, quarantined)
-    if len(images) + len(quarantine) != len(sources):
-        raise RuntimeError(f"{len(sources)} files received, but {len(images)} + {len(quarantine)} have a verdict")
-    summary = _summary(images, quarantine, duplicates, inputs.secret)
+    archive = _Archive(sources, patients, inputs)
+    _examine_all(settings, archive, rules, inputs, journal, log)
+    merge_pages(sorted(journal.glob("files-*.parquet")), work / "examined.parquet", EXAMINED)
+    _assemble_all(settings, archive, rules, inputs, work, log)
+    merge_pages(sorted(journal.glob("series-*.parquet")), work / "assembled.parquet", ASSEMBLED)
+    images, files, quarantine, duplicates = _settle(work)
+    if len(files) + len(quarantine) != len(sources):
+        raise RuntimeError(f"{len(sources)} files received, but {len(files)} + {len(quarantine)} have a verdict")
+    images, near, odd = _compare(settings, images, work)
+    summary = _summary(images, files, quarantine, {**duplicates, **odd}, inputs.secret)
     _say(summary, log)
     if images.empty:
         raise ValueError(f"none of {len(sources)} files was accepted; {_reasons(summary)}")
-    write_table(work / "images.parquet", images, IMAGES)
+    write_table(work / "images.parquet", images[[column.name for column in IMAGES.columns]], IMAGES)
+    write_table(work / "quality.parquet", images[[column.name for column in QUALITY.columns]], QUALITY)
+    write_table(work / "files.parquet", files, FILES)
     write_table(work / "quarantine.parquet", quarantine, QUARANTINE)
+    write_table(work / "near_duplicates.parquet", near, NEAR_DUPLICATES)
+    _draw_worst(images, files, archive, rules, work)
     write_json(work / "summary.json", summary)
     shutil.rmtree(journal)
-
-
-def _read_all(
-    settings: IngestSettings,
-    inputs: Inputs,
-    sources: Sequence[Source],
-    patients: dict[str, str],
-    journal: Path,
-    log: RunLog,
-) -> None:
-    """Read all batches that no earlier run has finished."""
-    todo = {
-        number: [(source, patients.get(source.path)) for source in batch]
-        for number, batch in _batches(sources, settings.batch_size)
-        if not _is_finished(journal, number, batch)
-    }
-    lookup = Lookup(inputs.lookup) if inputs.lookup else None
-    task = partial(_examine, _policy(settings), inputs.secret)
-    done = len(sources) - sum(map(len, todo.values()))
-    if done:
-        log.info(f"{done} of {len(sources)} files were read before the interruption")
-
-    def results() -> Iterator[Any]:
-        for number, examined in each_batch(task, todo, _pool(settings, inputs.machine), journal):
-            pairs = zip(todo[number], examined, strict=True)
-            verdicts = [_verdict(source, result, inputs.secret) for (source, _), result in pairs]
-            if lookup is not None:
-                lookup.add(entry for verdict in verdicts for entry in verdict.lookup)
-            content = [asdict(verdict) | {"lookup": None} for verdict in verdicts]
-            write_json(_page(journal, number), {"sources": _digest([s for s, _ in todo[number]]), "files": content})
-            yield from verdicts
-
-    for _ in log.track(results(), "files", total=len(sources), start=done):
-        pass
-
-
-def _examine(policy: Policy, secret: bytes, item: tuple[Source, str | None]) -> Examined:
-    return examine(item[0], item[1], policy, secret)
-
-
-def _verdict(source: Source, result: Examined | Refusal, secret: bytes) -> Examined:
-    """Return the result of a worker; a refusal that comes from its death lacks the file's pseudonym."""
-    if isinstance(result, Examined):
-        return result
-    source_id = path_pseudonym(secret, source.path)
-    return Examined(source_id, "", None, result, (("path", source_id, source.path),))
 
 
 def _policy(settings: IngestSettings) -> Policy:
@@ -110,76 +104,357 @@ def _policy(settings: IngestSettings) -> Policy:
         modalities=tuple(settings.modalities),
         accept_burned_in=settings.burned_in_annotation == "accept",
         accept_secondary_capture=settings.secondary_capture == "accept",
+        accept_derived=settings.derived == "accept",
+        accept_colour=settings.colour == "luminance",
+        assemble_slices=settings.slices == "assemble",
         min_side=settings.min_side,
-        max_aspect=settings.max_aspect,
-        max_clipped=settings.max_clipped,
     )
 
 
-def _pool(settings: IngestSettings, machine: Machine) -> Pool:
-    return Pool(machine.workers, settings.timeout_s, machine.backend, machine.scheduler)
+def _limits(settings: IngestSettings, inputs: Inputs) -> Limits:
+    expected = inputs.card.expected
+    return Limits(
+        max_aspect=settings.max_aspect,
+        max_clipped=settings.max_clipped,
+        min_spacing_mm=settings.min_spacing_mm,
+        max_spacing_mm=settings.max_spacing_mm,
+        modalities=tuple(expected.modalities),
+        views=tuple(expected.views),
+        body_parts=tuple(expected.body_parts),
+    )
 
 
-# ---------------------------------------------------------------- the journal
+def _pool(settings: IngestSettings, inputs: Inputs, timeout_s: float) -> Pool:
+    machine = inputs.machine
+    memory = int(settings.max_memory_mb * MB)
+    return Pool(machine.workers, timeout_s, machine.backend, machine.scheduler, memory)
 
 
-def _batches(sources: Sequence[Source], size: int) -> Iterator[tuple[int, Sequence[Source]]]:
-    for number, start in enumerate(range(0, len(sources), size)):
-        yield number, sources[start : start + size]
+class _Archive:
+    """The sources by pseudonym, with what identifies their state: hash on disk, and the patient the labels name."""
+
+    def __init__(self, sources: Sequence[Source], patients: Mapping[str, str], inputs: Inputs) -> None:
+        self.sources = sources
+        self.patients = patients
+        self._inputs = inputs
+        self._archives: dict[str, str] = {}
+        self.ids = pa.array([path_pseudonym(inputs.secret, source.path) for source in sources], pa.string())
+
+    def patient(self, source: Source) -> str | None:
+        """Return the patient that the label table names for this path."""
+        return self.patients.get(source.path)
+
+    def joined(self, source: Source) -> str:
+        """Return the pseudonym of that patient; nothing when there is none."""
+        patient = self.patient(source)
+        return patient_pseudonym(self._inputs.secret, patient) if patient else ""
+
+    def stored_sha256(self, source: Source) -> str:
+        """Return the SHA-256 of the file on disk, of the archive for a member; nothing when it cannot be read."""
+        if source.refusal is not None and source.member is None:
+            return ""
+        if source.file not in self._archives:
+            try:
+                found = self._inputs.hashes.of(Path(source.file))
+            except OSError:
+                found = ""
+            if source.member is None:
+                return found
+            self._archives[source.file] = found
+        return self._archives[source.file]
+
+    def chosen(self, ids: set[str]) -> dict[str, Source]:
+        """Return the sources with these pseudonyms."""
+        pairs = zip(self.ids, self.sources, strict=True)
+        return {name: source for text, source in pairs if (name := text.as_py()) in ids}
 
 
-def _page(journal: Path, number: int) -> Path:
-    return journal / f"{number:06d}.json"
+# ---------------------------------------------------------------- file by file
 
 
-def _digest(batch: Sequence[Source]) -> str:
-    return sha256_json([source.path.encode("utf-8", "surrogateescape").hex() for source in batch])
+def _examine_all(
+    settings: IngestSettings, archive: _Archive, rules: Rules, inputs: Inputs, journal: Path, log: RunLog
+) -> None:
+    """Examine all files that neither an earlier ingest nor this one before its interruption has examined."""
+    kept = _take_over(archive, inputs, journal)
+    left = [source for name, source in zip(archive.ids, archive.sources, strict=True) if name.as_py() not in kept]
+    if kept:
+        log.info(f"{len(kept)} files are unchanged since the last ingest")
+    batches = dict(enumerate(left[at : at + settings.batch_size] for at in range(0, len(left), settings.batch_size)))
+    todo = {number: batch for number, batch in batches.items() if not _page(journal, "files", number).exists()}
+    done = len(left) - sum(map(len, todo.values()))
+    if done:
+        log.info(f"{done} of {len(left)} files were read before the interruption")
+    lookup = Lookup(inputs.lookup) if inputs.lookup else None
+    items = {number: [(source, archive.patient(source)) for source in batch] for number, batch in todo.items()}
+
+    def results() -> Iterator[Examined]:
+        pool = _pool(settings, inputs, settings.timeout_s)
+        for number, found in each_batch(partial(_examine, rules), items, pool, journal):
+            verdicts = [
+                _verdict(source, result, archive, rules) for source, result in zip(todo[number], found, strict=True)
+            ]
+            if lookup is not None:
+                lookup.add(entry for verdict in verdicts for entry in verdict.lookup)
+            rows = [_examined_row(*pair, archive) for pair in zip(todo[number], verdicts, strict=True)]
+            write_rows(_page(journal, "files", number), rows, EXAMINED)
+            yield from verdicts
+
+    for _ in log.track(results(), "files", total=len(left), start=done):
+        pass
 
 
-def _is_finished(journal: Path, number: int, batch: Sequence[Source]) -> bool:
-    page = _page(journal, number)
-    return page.exists() and read_json(page)["sources"] == _digest(batch)
+def _page(journal: Path, kind: str, number: int) -> Path:
+    return journal / f"{kind}-{number:06d}.parquet"
 
 
-def _collect(journal: Path, sources: Sequence[Source], size: int) -> tuple[list[dict], list[dict]]:
-    """Return the rows accepted and those quarantined, from the journal."""
-    accepted, quarantined = [], []
-    for number, _ in _batches(sources, size):
-        for file in read_json(_page(journal, number))["files"]:
-            if file["row"] is not None:
-                accepted.append(file["row"])
-            else:
-                quarantined.append({"source_id": file["source_id"], "sha256": file["sha256"], **file["refusal"]})
-    return accepted, quarantined
+def _examine(rules: Rules, item: tuple[Source, str | None]) -> Examined:
+    return examine(item[0], item[1], rules)
+
+
+def _verdict(source: Source, result: Examined | Refusal, archive: _Archive, rules: Rules) -> Examined:
+    """Return the result of a worker; a refusal that comes from its death lacks the file's pseudonym.
+
+    A file that is not what it was when the run was planned is refused: the artifact's key speaks of the earlier one.
+    """
+    if isinstance(result, Refusal):
+        source_id = path_pseudonym(rules.secret, source.path)
+        return Examined(source_id, "", refusal=result, lookup=(("path", source_id, source.path),))
+    if source.member is None and result.sha256 and result.sha256 != archive.stored_sha256(source):
+        refusal = Refusal("unreadable", "changed while the pipeline ran")
+        return Examined(result.source_id, result.sha256, refusal=refusal, lookup=result.lookup)
+    return result
+
+
+def _examined_row(source: Source, verdict: Examined, archive: _Archive) -> dict[str, Any]:
+    refusal = verdict.refusal
+    return {
+        "patient_id": verdict.patient_id,
+        **(verdict.row or {}),
+        "source_id": verdict.source_id,
+        "stored_sha256": archive.stored_sha256(source),
+        "joined": archive.joined(source),
+        "sha256": verdict.sha256,
+        "reason": refusal.reason if refusal else "",
+        "detail": refusal.detail if refusal else "",
+        "part_of": verdict.part_of,
+    }
+
+
+def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> set[str]:
+    """Copy the rows of unchanged files from the previous ingest into the journal; return their pseudonyms."""
+    if inputs.previous is None:
+        return set()
+    now = pd.DataFrame(
+        {
+            "stored_sha256": [archive.stored_sha256(source) for source in archive.sources],
+            "joined": [archive.joined(source) for source in archive.sources],
+        },
+        index=pd.Index(archive.ids.to_pandas()),
+    )
+    kept: set[str] = set()
+    names = [column.name for column in EXAMINED.columns]
+    for number, piece in enumerate(iterate(inputs.previous.file("examined.parquet"), names)):
+        before = piece.select(["source_id", "stored_sha256", "joined", "reason"]).to_pandas()
+        same = now.reindex(before["source_id"]).reset_index(drop=True)
+        unchanged = (same["stored_sha256"] == before["stored_sha256"]) & (same["joined"] == before["joined"])
+        unchanged &= (before["stored_sha256"] != "") & ~before["reason"].isin(PASSING_REASONS)
+        rows = piece.filter(pa.array(unchanged.fillna(False).astype(bool)))
+        write_rows(_page(journal, "files-kept", number), rows.to_pylist(), EXAMINED)
+        kept.update(rows["source_id"].to_pylist())
+    return kept
+
+
+# ---------------------------------------------------------------- series by series
+
+
+def _assemble_all(
+    settings: IngestSettings, archive: _Archive, rules: Rules, inputs: Inputs, work: Path, log: RunLog
+) -> None:
+    """Turn parts into volumes, but for those that were assembled before."""
+    journal = work / JOURNAL
+    names = ["source_id", "sha256", "part_of", "patient_id"]
+    pieces = [piece for piece in iterate(work / "examined.parquet", names) if piece.num_rows]
+    parts = pa.Table.from_batches(pieces).to_pandas() if pieces else pd.DataFrame(columns=names)
+    parts = parts[parts["part_of"] != ""].sort_values(["part_of", "source_id"])
+    series = dict(iter(parts.groupby("part_of", sort=True)))
+    members = {name: _members_digest(group) for name, group in series.items()}
+    known = _take_over_series(members, inputs, journal)
+    left = [name for name in series if name not in known]
+    if not left:
+        return
+    found = archive.chosen(set(parts["source_id"]))
+    batches = dict(enumerate(left[at : at + SERIES_PER_BATCH] for at in range(0, len(left), SERIES_PER_BATCH)))
+    todo = {number: batch for number, batch in batches.items() if not _page(journal, "series", number).exists()}
+    items = {number: [_series_item(series[name], found) for name in batch] for number, batch in todo.items()}
+    done = len(left) - sum(map(len, todo.values()))
+
+    def results() -> Iterator[str]:
+        pool = _pool(settings, inputs, settings.timeout_s * SERIES_TIMEOUT_FACTOR)
+        for number, results in each_batch(partial(_examine_series, rules), items, pool, journal):
+            rows = []
+            for name, result in zip(todo[number], results, strict=True):
+                rows += _assembled_rows(name, members[name], series[name], result)
+            write_rows(_page(journal, "series", number), rows, ASSEMBLED)
+            yield from todo[number]
+
+    for _ in log.track(results(), "series", total=len(left), start=done):
+        pass
+
+
+def _members_digest(group: pd.DataFrame) -> str:
+    return sha256_json(group[["source_id", "sha256", "patient_id"]].to_numpy().tolist())
+
+
+def _take_over_series(members: Mapping[str, str], inputs: Inputs, journal: Path) -> set[str]:
+    """Copy the volumes of series of which no file has changed into the journal; return these series."""
+    if inputs.previous is None:
+        return set()
+    kept: set[str] = set()
+    names = [column.name for column in ASSEMBLED.columns]
+    for number, piece in enumerate(iterate(inputs.previous.file("assembled.parquet"), names)):
+        rows = [
+            row
+            for row in piece.to_pylist()
+            if members.get(row["part_of"]) == row["members"] and row["reason"] not in PASSING_REASONS
+        ]
+        write_rows(_page(journal, "series-kept", number), rows, ASSEMBLED)
+        kept.update(row["part_of"] for row in rows)
+    return kept
+
+
+def _series_item(group: pd.DataFrame, found: Mapping[str, Source]) -> tuple[tuple[Member, ...], tuple[str, ...]]:
+    pairs = zip(group["source_id"], group["sha256"], strict=True)
+    members = tuple(Member(name, found[name], sha256) for name, sha256 in pairs)
+    return members, tuple(sorted({patient for patient in group["patient_id"] if patient}))
+
+
+def _examine_series(rules: Rules, item: tuple[tuple[Member, ...], tuple[str, ...]]) -> list[Assembled] | Refusal:
+    members, patients = item
+    if len(patients) > 1:
+        return Refusal("uid_conflict", "one series of several patients")
+    return examine_series(members, patients[0] if patients else "", rules)
+
+
+def _assembled_rows(
+    name: str, members: str, group: pd.DataFrame, result: Sequence[Assembled] | Refusal
+) -> list[dict[str, Any]]:
+    if isinstance(result, Refusal):
+        result = [Assembled((source_id,), refusal=result) for source_id in group["source_id"]]
+    return [
+        {
+            **(one.row or {}),
+            "part_of": name,
+            "members": members,
+            "sources": list(one.source_ids),
+            "reason": one.refusal.reason if one.refusal else "",
+            "detail": one.refusal.detail if one.refusal else "",
+        }
+        for one in result
+    ]
 
 
 # ---------------------------------------------------------------- what concerns files together
 
 
-def _finish(accepted: list[dict], quarantined: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Resolve duplicates and turn shifted days into days since the patient's first study."""
-    names = [column.name for column in QUARANTINE.columns]
-    quarantine = pd.DataFrame(quarantined, columns=names, dtype=object)
-    if not accepted:
-        return pd.DataFrame(columns=[column.name for column in IMAGES.columns]), quarantine, {}
-    resolved = resolve_duplicates(pd.DataFrame(accepted))
-    images = resolved.kept
+def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """Return images, files, quarantine and counts of duplicates, each image with its row once."""
+    whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *SUMMED_UP])
+    volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", *SUMMED_UP])
+    hashes = whole.set_index("source_id")["sha256"]
+    refused = [whole.loc[whole["reason"] != "", ["source_id", "sha256", "reason", "detail"]]]
+    lost = volumes.loc[volumes["reason"] != "", ["sources", "reason", "detail"]].explode("sources")
+    refused.append(_with_hash(lost.rename(columns={"sources": "source_id"}), hashes))
+    accepted = whole[(whole["reason"] == "") & (whole["part_of"] == "")]
+    accepted = accepted.assign(sources=accepted["source_id"].map(lambda name: [name]))
+    candidates = pd.concat(
+        [accepted[["sources", *SUMMED_UP]], volumes.loc[volumes["reason"] == "", ["sources", *SUMMED_UP]]]
+    )
+    candidates = candidates.assign(first_source=[min(names) for names in candidates["sources"]]).reset_index(drop=True)
+    resolved = resolve_duplicates(candidates)
+    again = resolved.refused.join(candidates["sources"]).explode("sources").rename(columns={"sources": "source_id"})
+    refused.append(_with_hash(again, hashes))
+    images = resolved.kept.sort_values("image_id", ignore_index=True)
     days = images["shifted_day"].astype("Int64")
     images["study_day"] = days - days.groupby(images["patient_id"]).transform("min")
     images["age_years"] = images["age_years"].astype("Float64")
-    quarantine = pd.concat([quarantine, resolved.refused], ignore_index=True)
-    return images[[column.name for column in IMAGES.columns]], quarantine, resolved.counts
+    files = images[["image_id", "sources"]].explode("sources").rename(columns={"sources": "source_id"})
+    files["part"] = files.groupby("image_id").cumcount()
+    files["sha256"] = hashes.reindex(files["source_id"]).to_numpy()
+    return images, files, pd.concat(refused, ignore_index=True), resolved.counts
+
+
+def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    pieces = list(iterate(path, columns))
+    if not pieces:
+        return pd.DataFrame(columns=list(columns))
+    return pa.Table.from_batches(pieces).to_pandas()
+
+
+def _with_hash(rows: pd.DataFrame, hashes: pd.Series) -> pd.DataFrame:
+    """Return the columns of tables.QUARANTINE."""
+    found = hashes.reindex(rows["source_id"]).to_numpy()
+    return rows.assign(sha256=found)[["source_id", "sha256", "reason", "detail"]]
+
+
+def _compare(
+    settings: IngestSettings, images: pd.DataFrame, work: Path
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+    """Return the images with flags for negatives and near-duplicates across patients, the near-duplicates, counts."""
+    hashes, small = _fingerprints(images["image_id"], work)
+    images = images.assign(likeness=likeness(images, small))
+    images = with_flag(images, images["likeness"].to_numpy() < INVERTED_BELOW, "inversion_suspected")
+    if settings.near_duplicates:
+        near = find_near_duplicates(images, hashes, small)
+    else:
+        near = pd.DataFrame(columns=[column.name for column in NEAR_DUPLICATES.columns])
+    across = near[near["across_patients"].astype(bool)]
+    images = with_flag(
+        images, images["image_id"].isin([*across["image_id"], *across["other_image_id"]]), NEARLY_ACROSS_PATIENTS
+    )
+    return images, near, {"near_duplicates": len(near), "near_duplicates_across_patients": len(across)}
+
+
+def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, np.ndarray]:
+    """Return the three hashes (N, 32) of the images, and their small copies (N, 1024), which stay on disk."""
+    places, count = pd.Index(image_ids), max(1, len(image_ids))  # an empty file cannot be mapped
+    hashes = tuple(np.zeros((len(places), HASH_BYTES), np.uint8) for _ in range(3))
+    path = work / JOURNAL / "small.bin"
+    small = np.memmap(path, np.uint8, "w+", shape=(count, SMALL_BYTES))
+    columns = ("perceptual", "mirrored", "gradient", "small")
+    for name in ("examined.parquet", "assembled.parquet"):
+        for piece in iterate(work / name, ["image_id", *columns], where="reason"):
+            piece = piece.filter(piece["small"].is_valid())
+            rows = places.get_indexer(piece["image_id"].to_pandas()) if piece.num_rows else np.empty(0, int)
+            for column, into in zip(columns, (*hashes, small), strict=True):
+                for row, value in zip(rows, piece[column].to_pylist(), strict=True):
+                    if row >= 0:
+                        into[row] = np.frombuffer(value, np.uint8)
+    return hashes, small[: len(places)]
+
+
+# ---------------------------------------------------------------- what is said of it
+
+
+def _draw_worst(images: pd.DataFrame, files: pd.DataFrame, archive: _Archive, rules: Rules, work: Path) -> None:
+    chosen = worst(images)
+    parts = files[files["image_id"].isin(chosen["image_id"])].sort_values(["image_id", "part"])
+    found = archive.chosen(set(parts["source_id"]))
+    sources = {str(name): [found[one] for one in group["source_id"]] for name, group in parts.groupby("image_id")}
+    contact_sheet(work / "contact_sheet.png", chosen, sources, rules.policy)
 
 
 def _summary(
-    images: pd.DataFrame, quarantine: pd.DataFrame, duplicates: dict[str, int], secret: bytes
+    images: pd.DataFrame, files: pd.DataFrame, quarantine: pd.DataFrame, duplicates: dict[str, int], secret: bytes
 ) -> dict[str, Any]:
     reasons = {str(reason): int(count) for reason, count in quarantine["reason"].value_counts().sort_index().items()}
     flags = images["quality_flags"].str.split(",").explode()
     flags = flags[flags != ""].value_counts().sort_index()
     return {
-        "received": len(images) + len(quarantine),
+        "received": len(files) + len(quarantine),
+        "files_accepted": len(files),
         "accepted": len(images),
+        "volumes": int((images["axes"] == 3).sum()),
         "quarantined": reasons,
         "reasons": {reason: REASONS[reason] for reason in reasons},
         "patients": int(images["patient_id"].nunique()),
@@ -197,9 +472,10 @@ def _reasons(summary: dict[str, Any]) -> str:
 
 
 def _say(summary: dict[str, Any], log: RunLog) -> None:
+    parts = "" if summary["files_accepted"] == summary["accepted"] else f" in {summary['files_accepted']} files"
     log.info(
-        f"{summary['received']} files: {summary['accepted']} images of {summary['patients']} patients accepted, "
-        f"{sum(summary['quarantined'].values())} quarantined"
+        f"{summary['received']} files: {summary['accepted']} images{parts} of {summary['patients']} patients accepted, "
+        f"{sum(summary['quarantined'].values())} files quarantined"
     )
     if summary["quarantined"]:
         log.info(f"quarantined: {_reasons(summary)}")
@@ -209,3 +485,12 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
             f"{shared} images have the same pixels as an image of another patient; "
             "these patients stay in one split, but one of them may be wrong"
         )
+    near = summary["duplicates"].get("near_duplicates_across_patients", 0)
+    if near:
+        log.warn(
+            f"{near} pairs of images of different patients are nearly the same picture; "
+            "these patients stay in one split (near_duplicates.parquet)"
+        )
+    suspected = summary["flags"].get("inversion_suspected", 0)
+    if suspected:
+        log.warn(f"{suspected} images look like negatives; see contact_sheet.png")

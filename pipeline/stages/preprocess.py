@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ import torch
 
 from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import path_pseudonym
-from pipeline.imaging.read import read_image
+from pipeline.imaging.read import load_image
 from pipeline.imaging.sources import Source, find_sources, read_bytes
 from pipeline.imaging.transforms import Rendered, Rendering, render
 from pipeline.imaging.verdicts import Refusal, Refused
 from pipeline.imaging.workers import Pool, each_batch
 from pipeline.store.files import atomic, read_json, sha256_bytes, write_json
-from pipeline.store.tables import IMAGES, INDEX, SPLIT, SPLITS, read_table, write_table
+from pipeline.store.tables import FILES, IMAGES, INDEX, SPLIT, SPLITS, read_table, write_table
 
 if TYPE_CHECKING:
     from pipeline.config import Machine, PreprocessSettings
@@ -33,8 +33,15 @@ IMAGES_PER_TASK = 32
 TIMEOUT_S = 600.0
 # ingest has applied its limits to these very bytes; here they need no second opinion.
 NO_LIMITS = Policy(
-    max_file_bytes=1 << 40, max_pixel_bytes=1 << 40, accept_burned_in=True, accept_secondary_capture=True, min_side=1
+    max_file_bytes=1 << 40,
+    max_pixel_bytes=1 << 40,
+    accept_burned_in=True,
+    accept_secondary_capture=True,
+    accept_colour=True,
+    min_side=1,
 )
+# The files of one image, in order, each with its SHA-256.
+Parts = tuple[tuple[Source, str], ...]
 
 
 @dataclass(frozen=True)
@@ -55,22 +62,31 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     """
     rows = _rows(inputs)
     _check_fits(rows, settings)
+    files = read_table(inputs.file("ingest", "files.parquet"), FILES)
+    files = files[files["image_id"].isin(rows["image_id"])]
     found = {path_pseudonym(inputs.secret, source.path): source for source in find_sources(inputs.studies)}
-    missing = int((~rows["source_id"].isin(found.keys())).sum())
+    missing = int((~files["source_id"].isin(found.keys())).sum())
     if missing:
-        raise ValueError(f"{missing} of {len(rows)} files are gone since ingest; restore them or run ingest again")
+        raise ValueError(f"{missing} of {len(files)} files are gone since ingest; restore them or run ingest again")
+    parts = {
+        str(image_id): tuple(
+            (found[name], sha256) for name, sha256 in zip(group["source_id"], group["sha256"], strict=True)
+        )
+        for image_id, group in files.groupby("image_id")
+    }
     how = Rendering(
         image_size=tuple(settings.image_size),
         spacing_mm=tuple(settings.spacing_mm) if settings.spacing_mm else None,
         lower_percentile=settings.lower_percentile,
         upper_percentile=settings.upper_percentile,
+        window=(settings.window[0], settings.window[1]) if settings.window else None,
     )
     scratch = work / SCRATCH
     scratch.mkdir(exist_ok=True)
     shards = list(_shards(rows, settings.shard_size))
     todo = [shard for shard in shards if not (_page(scratch, shard).exists() and (work / shard.name).exists())]
     start = sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in todo)
-    written = (None for shard in todo for _ in _write_shard(shard, found, how, work, inputs.machine))
+    written = (None for shard in todo for _ in _write_shard(shard, parts, how, work, inputs.machine))
     for _ in log.track(written, "images", total=len(rows), start=start):
         pass
     padding = {image: pad for shard in shards for image, pad in read_json(_page(scratch, shard)).items()}
@@ -86,7 +102,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
 def _rows(inputs: Inputs) -> pd.DataFrame:
     """Return the images to prepare with label, split, source and SHA-256, ordered by image_id."""
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)[
-        ["image_id", "source_id", "sha256", "format", "spacing_mm"]
+        ["image_id", "axes", "pixel_hash", "spacing_mm"]
     ]
     chosen = read_table(inputs.file("split", "split.parquet"), SPLIT)
     rows = chosen.merge(images, on="image_id", how="left", validate="one_to_one")
@@ -95,7 +111,7 @@ def _rows(inputs: Inputs) -> pd.DataFrame:
 
 def _check_fits(rows: pd.DataFrame, settings: PreprocessSettings) -> None:
     """Refuse, before anything is read, a mixture of pictures and volumes, or images without the spacing needed."""
-    volumes, axes = int((rows["format"] == "nifti").sum()), len(settings.image_size)
+    volumes, axes = int((rows["axes"] == 3).sum()), len(settings.image_size)
     pictures = len(rows) - volumes
     problems = []
     if volumes and axes == 2:
@@ -122,10 +138,11 @@ def _page(scratch: Path, shard: Shard) -> Path:
 
 
 def _write_shard(
-    shard: Shard, found: dict[str, Source], how: Rendering, work: Path, machine: Machine
+    shard: Shard, parts: Mapping[str, Parts], how: Rendering, work: Path, machine: Machine
 ) -> Iterator[None]:
     """Write one array atomically and note the padding of its images; yield once per image."""
-    items = [(found[name], sha256) for name, sha256 in zip(shard.rows["source_id"], shard.rows["sha256"], strict=True)]
+    rows = shard.rows[["image_id", "axes", "pixel_hash"]].to_dict("records")
+    items = [(parts[row["image_id"]], row["axes"], row["pixel_hash"]) for row in rows]
     batches = {start: items[start : start + IMAGES_PER_TASK] for start in range(0, len(items), IMAGES_PER_TASK)}
     ids = list(shard.rows["image_id"])
     padding: dict[str, list[int]] = {}
@@ -150,13 +167,13 @@ def _write_shard(
     write_json(_page(work / SCRATCH, shard), {image: padding[image] for image in ids})
 
 
-def _render(how: Rendering, item: tuple[Source, str]) -> Rendered | Refusal:
-    source, sha256 = item
+def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
+    parts, axes, pixel_hash = item
     torch.set_num_threads(1)  # the processes share the cores already
-    data = read_bytes(source, NO_LIMITS.max_file_bytes)
-    if sha256_bytes(data) != sha256:
+    contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source, _ in parts]
+    if any(sha256_bytes(data) != sha256 for data, (_, sha256) in zip(contents, parts, strict=True)):
         raise Refused("unreadable", "changed since ingest")
-    return render(read_image(data, NO_LIMITS), how)
+    return render(load_image(contents, axes, pixel_hash, NO_LIMITS), how)
 
 
 def _problem(refusal: Refusal) -> str:
@@ -185,6 +202,7 @@ def _summary(settings: PreprocessSettings, rows: pd.DataFrame, padding: dict[str
         "channels": 1,
         "dtype": "uint8",
         "range": [0, 255],
+        "window": settings.window,
         "window_percentiles": [settings.lower_percentile, settings.upper_percentile],
         "spacing_mm": settings.spacing_mm,
         "counts": {name: int(counts[name]) for name in SPLITS if name in counts},

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from pipeline.store.files import flush_directory, read_json, sha256_file, write_json
+from pipeline.store.lineage import SourceHashes
 
 if TYPE_CHECKING:
     from pipeline.config import Card, Machine
@@ -68,7 +69,8 @@ class Inputs:
 
     `artifacts` are those of earlier stages; `readable` limits their files by pattern, so that, for instance,
     `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
-    back to paths and patients; None when nobody needs one.
+    back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
+    an unchanged one again. `previous` is an earlier artifact of this stage that differs in its sources alone.
     """
 
     card: Card
@@ -80,6 +82,8 @@ class Inputs:
     secret: bytes = b""
     kept: Mapping[str, str] = field(default_factory=dict)
     lookup: Path | None = None
+    hashes: SourceHashes = field(default_factory=SourceHashes)
+    previous: Artifact | None = None
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.

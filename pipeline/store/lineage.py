@@ -6,20 +6,23 @@ import ast
 import hashlib
 import hmac
 import os
+import sqlite3
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.files import read_json, sha256_file, sha256_json, write_json
+from pipeline.store.files import sha256_file, sha256_json
 
 PACKAGE = "pipeline"
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 KEY_LENGTH = 16
-RECORDED_PACKAGES = ("torch", "monai", "pydicom", "nibabel", "pillow", "numpy", "scipy", "scikit-learn",
-                     "scikit-image", "pandas", "pyarrow", "mlflow", "matplotlib", "typst")  # fmt: skip
+HASHES_PER_COMMIT = 500
+RECORDED_PACKAGES = ("torch", "monai", "pydicom", "nibabel", "pillow", "imagecodecs", "pylibjpeg-openjpeg", "pyjpegls",
+                     "highdicom", "numpy", "scipy", "scikit-learn", "scikit-image", "pandas", "pyarrow", "mlflow",
+                     "matplotlib", "typst")  # fmt: skip
 
 
 def artifact_key(
@@ -94,31 +97,67 @@ def _imports(tree: ast.AST) -> list[str]:
 # ---------------------------------------------------------------- sources
 
 
-def studies_digest(roots: Sequence[Path], secret: bytes, cache_file: Path | None, leave_out: Path | None = None) -> str:
+class SourceHashes:
+    """The SHA-256 of files on disk, remembered: a file is read again only when its size or modification time changed.
+
+    The memory is a SQLite file that holds keyed hashes instead of paths, since file names can carry patients' names.
+    Without one, every file is read.
+    """
+
+    def __init__(self, secret: bytes = b"", file: Path | None = None) -> None:
+        self._secret = secret
+        self._new: list[tuple[str, int, int, str]] = []
+        self._memory = None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._memory = sqlite3.connect(file, timeout=60)
+            self._memory.execute(
+                "CREATE TABLE IF NOT EXISTS hashes"
+                " (name TEXT PRIMARY KEY, size INTEGER, modified_ns INTEGER, sha256 TEXT) WITHOUT ROWID"
+            )
+
+    def of(self, path: Path) -> str:
+        """Return the SHA-256 of a file's bytes as hex."""
+        if self._memory is None:
+            return sha256_file(path)
+        status = path.stat()
+        seen = (status.st_size, status.st_mtime_ns)
+        message = f"source\0{path}".encode("utf-8", "surrogateescape")
+        name = hmac.new(self._secret, message, "sha256").hexdigest()[:32]
+        known = self._memory.execute("SELECT size, modified_ns, sha256 FROM hashes WHERE name = ?", (name,)).fetchone()
+        if known is not None and known[:2] == seen:
+            return known[2]
+        sha256 = sha256_file(path)
+        self._new.append((name, *seen, sha256))
+        if len(self._new) >= HASHES_PER_COMMIT:
+            self.remember()
+        return sha256
+
+    def remember(self) -> None:
+        """Write down what was learned since the last time, in one short transaction, so that no other run waits."""
+        if self._memory is not None and self._new:
+            with self._memory:
+                self._memory.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", self._new)
+            self._new.clear()
+
+
+def studies_digest(
+    roots: Sequence[Path],
+    hashes: SourceHashes,
+    leave_out: Path | None = None,
+    track: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+) -> str:
     """Return a digest of all files under `roots`: relative paths and contents, never where the roots are.
 
-    `leave_out`, the label table, is no study: a corrected label must not read the archive again.
-
-    With a cache, a file is read again only when its size or modification time changed. The cache holds keyed hashes
-    instead of paths, since file names can carry patients' names.
+    `leave_out`, the label table, is no study: a corrected label must not read the archive again. `track` yields the
+    files it is given and may show progress.
     """
-    known = read_json(cache_file) if cache_file and cache_file.is_file() else {}
-    fresh: dict[str, list] = {}
     digest = hashlib.sha256()
     for number, root in enumerate(roots):
-        for path in _files(root):
-            if path == leave_out:
-                continue
+        for path in track([path for path in _files(root) if path == root or path != leave_out]):
             relative = str(path.relative_to(root)) if path != root else ""
-            name = hmac.new(secret, f"source\0{path}".encode("utf-8", "surrogateescape"), "sha256").hexdigest()[:32]
-            status = path.stat()
-            seen = known.get(name)
-            if seen is None or seen[:2] != [status.st_size, status.st_mtime_ns]:
-                seen = [status.st_size, status.st_mtime_ns, sha256_file(path)]
-            fresh[name] = seen
-            digest.update(f"{number}\0{relative}\0{seen[2]}\n".encode("utf-8", "surrogateescape"))
-    if cache_file and any(known.get(name) != seen for name, seen in fresh.items()):
-        write_json(cache_file, {**known, **fresh})
+            digest.update(f"{number}\0{relative}\0{hashes.of(path)}\n".encode("utf-8", "surrogateescape"))
+    hashes.remember()
     return digest.hexdigest()
 
 

@@ -5,11 +5,17 @@ Reading and writing check them: a missing, extra or mistyped column stops the st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.store.files import atomic
@@ -19,7 +25,10 @@ INTEGER = pa.int64()
 NUMBER = pa.float64()
 YES_NO = pa.bool_()
 NUMBERS = pa.list_(pa.float64())
+TEXTS = pa.list_(pa.string())
+BYTES = pa.binary()
 
+ROWS_PER_PIECE = 4096
 SPLITS = ("pretrain", "train", "tune", "calibration", "test")
 
 
@@ -51,44 +60,48 @@ class Table:
         return pa.schema([pa.field(c.name, c.type, nullable=c.optional) for c in self.columns])
 
 
+# What is known of an image by itself; the stages that read sources write it for each file or volume.
+IMAGE_COLUMNS = (
+    Column("image_id", TEXT, "pseudonym of the image: keyed hash of its SOP or Series Instance UID, or of its content"),
+    Column("patient_id", TEXT, "pseudonym of the patient: keyed hash"),
+    Column("study_id", TEXT, "pseudonym of the study: keyed hash"),
+    Column("series_id", TEXT, "pseudonym of the series: keyed hash; empty when it states none"),
+    Column("pixel_hash", TEXT, "XXH3-128 of the decoded display pixels and their shape"),
+    Column("format", TEXT, "dicom, nifti, raster or array"),
+    Column("axes", INTEGER, "2 for a picture, 3 for a volume"),
+    Column("modality", TEXT, "DICOM modality, e.g. DX, CR, MR; empty when unknown"),
+    Column("site", TEXT, "pseudonym of the institution; empty when unknown"),
+    Column("view", TEXT, "view position from a closed list, e.g. PA; empty when unknown"),
+    Column("laterality", TEXT, "L, R, B or empty"),
+    Column("body_part", TEXT, "body part from a closed list; OTHER; empty when unknown"),
+    Column("rows", INTEGER, "image height in pixels"),
+    Column("columns", INTEGER, "image width in pixels"),
+    Column("slices", INTEGER, "number of slices; 1 for a picture"),
+    Column("spacing_mm", NUMBERS, "spacing per axis in mm, slowest axis first; missing when unknown", optional=True),
+    Column("photometric", TEXT, "photometric interpretation as stored; empty outside DICOM"),
+    Column("polarity_fixed", YES_NO, "grey values were inverted once, so that bone and dense tissue are bright"),
+    Column("bits_stored", INTEGER, "bits stored per sample"),
+    Column("manufacturer", TEXT, "manufacturer from a closed list; OTHER; empty when unknown"),
+    Column("sex", TEXT, "F, M, O or empty"),
+    Column("age_years", NUMBER, "age at the study in years, 90 standing for 90 and above", optional=True),
+    Column("quality_flags", TEXT, "comma-separated quality flags; empty when none"),
+)
+
 IMAGES = Table(
     "images",
-    (
-        Column("image_id", TEXT, "pseudonym of the image: keyed hash of its SOP Instance UID, or of its content"),
-        Column("patient_id", TEXT, "pseudonym of the patient: keyed hash"),
-        Column("study_id", TEXT, "pseudonym of the study: keyed hash"),
-        Column("source_id", TEXT, "keyed hash of the file's path inside its source; paths carry names"),
-        Column("sha256", TEXT, "SHA-256 of the source file's bytes"),
-        Column("pixel_sha256", TEXT, "SHA-256 of the decoded display pixels and their shape"),
-        Column("format", TEXT, "dicom, nifti or raster"),
-        Column("modality", TEXT, "DICOM modality, e.g. DX, CR, MR; empty when unknown"),
-        Column("site", TEXT, "pseudonym of the institution; empty when unknown"),
-        Column("view", TEXT, "view position from a closed list, e.g. PA; empty when unknown"),
-        Column("laterality", TEXT, "L, R, B or empty"),
-        Column("body_part", TEXT, "body part from a closed list; OTHER; empty when unknown"),
-        Column("rows", INTEGER, "image height in pixels"),
-        Column("columns", INTEGER, "image width in pixels"),
-        Column("slices", INTEGER, "number of slices; 1 for a 2-D image"),
-        Column(
-            "spacing_mm",
-            NUMBERS,
-            "spacing per axis in mm, slowest axis first; missing when unknown",
-            optional=True,
-        ),
-        Column("photometric", TEXT, "photometric interpretation as stored; empty outside DICOM"),
-        Column(
-            "polarity_fixed",
-            YES_NO,
-            "grey values were inverted once, so that bone and dense tissue are bright",
-        ),
-        Column("bits_stored", INTEGER, "bits stored per sample"),
-        Column("manufacturer", TEXT, "manufacturer from a closed list; OTHER; empty when unknown"),
-        Column("sex", TEXT, "F, M, O or empty"),
-        Column("age_years", NUMBER, "age at the study in years, 90 standing for 90 and above", optional=True),
-        Column("study_day", INTEGER, "days since the patient's first study", optional=True),
-        Column("quality_flags", TEXT, "comma-separated quality flags; empty when none"),
-    ),
+    (*IMAGE_COLUMNS, Column("study_day", INTEGER, "days since the patient's first study", optional=True)),
     order=("image_id",),
+)
+
+FILES = Table(
+    "files",
+    (
+        Column("image_id", TEXT, "pseudonym of the image that the file is, or is a part of"),
+        Column("part", INTEGER, "place of the file in the image: slices in order along their normal, from 0"),
+        Column("source_id", TEXT, "keyed hash of the file's path inside its source; paths carry names"),
+        Column("sha256", TEXT, "SHA-256 of the file's bytes"),
+    ),
+    order=("image_id", "part"),
 )
 
 QUARANTINE = Table(
@@ -102,6 +115,79 @@ QUARANTINE = Table(
     order=("source_id",),
 )
 
+# What measuring an image gave, apart from what goes into `images`.
+MEASURED_COLUMNS = (
+    Column("shifted_day", INTEGER, "day of the study, moved by the patient's secret shift", optional=True),
+    Column("lowest", NUMBER, "lowest display value that is not padding", optional=True),
+    Column("highest", NUMBER, "highest display value that is not padding", optional=True),
+    Column("clipped_share", NUMBER, "larger share of pixels at the lowest or the highest value", optional=True),
+    Column("perceptual", BYTES, "256-bit hash of the lowest frequencies; missing when blank", optional=True),
+    Column("mirrored", BYTES, "the same of the mirror image", optional=True),
+    Column("gradient", BYTES, "256-bit hash of horizontal gradients", optional=True),
+    Column("small", BYTES, "copy of 32 x 32 pixels, uint8", optional=True),
+)
+
+EXAMINED = Table(
+    "examined",
+    (
+        Column("source_id", TEXT, "keyed hash of the file's path inside its source"),
+        Column(
+            "stored_sha256", TEXT, "SHA-256 of the file on disk: of the archive, for a member; empty when unreadable"
+        ),
+        Column("joined", TEXT, "pseudonym of the patient that the label table names for this path; empty when none"),
+        Column("sha256", TEXT, "SHA-256 of the file's bytes; empty when it could not be read"),
+        Column("reason", TEXT, "reason for refusal; empty when accepted or a part of a volume"),
+        Column("detail", TEXT, "fixed words, sizes and tag numbers; never text from a header"),
+        Column("part_of", TEXT, "keyed hash of what the parts of a volume have in common; empty for a whole image"),
+        *(replace(column, optional=True) for column in (*IMAGE_COLUMNS, *MEASURED_COLUMNS)),
+    ),
+    order=("source_id",),
+)
+
+ASSEMBLED = Table(
+    "assembled",
+    (
+        Column("part_of", TEXT, "keyed hash of what the parts have in common"),
+        Column("members", TEXT, "digest of all files with this `part_of`"),
+        Column("sources", TEXTS, "source_id of the files of one volume in order, or of one refused file"),
+        Column("reason", TEXT, "reason for refusal; empty for a volume"),
+        Column("detail", TEXT, "fixed words, sizes and tag numbers; never text from a header"),
+        *(replace(column, optional=True) for column in (*IMAGE_COLUMNS, *MEASURED_COLUMNS)),
+    ),
+    order=("part_of", "reason", "image_id"),
+)
+
+QUALITY = Table(
+    "quality",
+    (
+        Column("image_id", TEXT, "pseudonym of the image"),
+        Column("lowest", NUMBER, "lowest display value that is not padding"),
+        Column("highest", NUMBER, "highest display value that is not padding"),
+        Column("clipped_share", NUMBER, "larger share of pixels at the lowest or the highest value"),
+        Column(
+            "likeness",
+            NUMBER,
+            "correlation with the average image of the same modality, body part and view; missing for few or blank",
+            optional=True,
+        ),
+        Column("quality_flags", TEXT, "comma-separated quality flags; empty when none"),
+    ),
+    order=("image_id",),
+)
+
+NEAR_DUPLICATES = Table(
+    "near_duplicates",
+    (
+        Column("image_id", TEXT, "pseudonym of one image"),
+        Column("other_image_id", TEXT, "pseudonym of the image that shows nearly the same"),
+        Column("how", TEXT, "copy, mirrored or inverted"),
+        Column("distance", INTEGER, "differing bits of the 256-bit perceptual hash"),
+        Column("correlation", NUMBER, "of copies of 32 x 32 pixels"),
+        Column("across_patients", YES_NO, "the two images belong to different patients"),
+    ),
+    order=("image_id", "other_image_id"),
+)
+
 SPLIT = Table(
     "split",
     (
@@ -111,8 +197,20 @@ SPLIT = Table(
         Column("label_source", TEXT, "which table and column gave the label; empty when unlabelled"),
         Column("split", TEXT, "pretrain, train, tune, calibration or test"),
         Column("unit", TEXT, "smallest patient pseudonym among the patients that must stay together"),
+        Column("given", TEXT, "value of the dataset's own split; empty when it has none"),
     ),
     order=("image_id",),
+)
+
+UNMATCHED = Table(
+    "unmatched",
+    (
+        Column("what", TEXT, "label without image, or image without label"),
+        Column("joined_by", TEXT, "which pseudonym: source_id, image_id, series_id, study_id or patient_id"),
+        Column("pseudonym", TEXT, "keyed hash of what the label table names, or of the image"),
+        Column("reason", TEXT, "why the file is in quarantine, when it is; empty otherwise"),
+    ),
+    order=("what", "pseudonym"),
 )
 
 INDEX = Table(
@@ -262,6 +360,47 @@ def write_table(path: Path, frame: pd.DataFrame, table: Table) -> None:
         raise TableError(f"{table.name}: a column has values of another type than its definition") from error
     with atomic(path) as temporary:
         pq.write_table(content, temporary, compression="zstd")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], table: Table) -> None:
+    """Write dictionaries as Parquet, in their order; columns that one of them lacks are missing there."""
+    with atomic(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=table.schema), temporary, compression="zstd")
+
+
+def merge_pages(pages: Sequence[Path], path: Path, table: Table) -> None:
+    """Write the rows of many Parquet files as one, in the table's order, in memory that does not grow with them.
+
+    Rows are dealt to files by the first character of the first column that they are ordered by; these are sorted one
+    by one.
+    """
+    key = table.order[0]
+    with TemporaryDirectory(dir=path.parent) as scratch, ExitStack() as stack:
+        piles: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
+        for page in pages:
+            rows = pq.read_table(page)
+            first = np.array([text[0] for text in rows[key].to_pylist()])
+            for letter in np.unique(first).tolist():
+                if letter not in piles:
+                    stream = stack.enter_context(pa.OSFile(f"{scratch}/{ord(letter)}", "wb"))
+                    piles[letter] = stack.enter_context(pa.ipc.new_stream(stream, table.schema))
+                piles[letter].write_table(rows.filter(pa.array(first == letter)))
+        stack.close()
+        with atomic(path) as temporary, pq.ParquetWriter(temporary, table.schema, compression="zstd") as merged:
+            for letter in sorted(piles):
+                with pa.OSFile(f"{scratch}/{ord(letter)}") as stream, pa.ipc.open_stream(stream) as pile:
+                    merged.write_table(
+                        pile.read_all().combine_chunks().sort_by([(name, "ascending") for name in table.order])
+                    )
+
+
+def iterate(path: Path, columns: Sequence[str], where: str = "") -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a Parquet file piece by piece; `where` names a column that must be an empty text."""
+    wanted = [*columns, *([where] if where and where not in columns else [])]
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS_PER_PIECE, columns=wanted):
+            kept = batch.filter(pc.field(where) == "") if where else batch
+            yield kept.select(list(columns))
 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:

@@ -13,7 +13,7 @@ FULL = 4095
 
 
 def show(stored: np.ndarray, **elements) -> np.ndarray:
-    return display(stored, make_dataset(stored, **elements))[0]
+    return display(stored, make_dataset(stored, **elements)).values
 
 
 def lut(values: list[int], first: int, bits: int) -> Dataset:
@@ -40,15 +40,17 @@ def test_equals_pydicoms_functions_applied_to_every_pixel(window, rescale):
     stored = gradient()
     dataset = make_dataset(stored, **window, **rescale)
     expected = apply_voi_lut(apply_modality_lut(stored, dataset).astype(int), dataset)
-    values, valid, inverted, flags = display(stored, dataset)
-    assert np.allclose(values, expected, atol=1e-3)
-    assert (valid, inverted, flags) == (None, False, ())
+    shown = display(stored, dataset)
+    assert np.allclose(shown.values, expected, atol=1e-3)
+    assert (shown.valid, shown.inverted, shown.flags) == (None, False, ())
+    rescaled = display(stored, dataset, windowed=False)
+    assert np.allclose(rescaled.values, apply_modality_lut(stored, dataset))
 
 
 def test_a_modality_table_is_applied():
     stored = np.arange(64, dtype=np.uint16).reshape(8, 8)
     dataset = make_dataset(stored, ModalityLUTSequence=[lut([v * v for v in range(64)], 0, 16)])
-    assert np.array_equal(display(stored, dataset)[0], stored.astype(float) ** 2)
+    assert np.array_equal(display(stored, dataset).values, stored.astype(float) ** 2)
 
 
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 1000}])
@@ -61,9 +63,9 @@ def test_an_inverted_twin_looks_the_same(window):
         {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
         {"PresentationLUTShape": "INVERSE"},
     ):
-        shown, _, inverted, _ = display(twin, make_dataset(twin, **inverse, **window))
-        assert inverted
-        assert np.allclose(shown, show(stored, **window), atol=1e-2)
+        shown = display(twin, make_dataset(twin, **inverse, **window))
+        assert shown.inverted
+        assert np.allclose(shown.values, show(stored, **window), atol=1e-2)
 
 
 def test_a_signed_twin_with_an_intercept_looks_the_same():
@@ -84,12 +86,11 @@ def test_padding_is_masked_and_dark_whatever_the_polarity():
     stored = gradient()
     stored[:4] = 4000
     for polarity in ("MONOCHROME1", "MONOCHROME2"):
-        values, valid, _, _ = display(
-            stored, make_dataset(stored, PixelPaddingValue=4000, PhotometricInterpretation=polarity)
-        )
-        assert valid is not None
-        assert not valid[:4].any()
-        assert (values[:4] == values[valid].min()).all()
+        dataset = make_dataset(stored, PixelPaddingValue=4000, PhotometricInterpretation=polarity)
+        shown = display(stored, dataset)
+        assert shown.valid is not None
+        assert not shown.valid[:4].any()
+        assert (shown.values[:4] == shown.values[shown.valid].min()).all()
 
 
 def test_a_padding_range_and_a_signed_padding_value_written_as_unsigned():
@@ -97,17 +98,17 @@ def test_a_padding_range_and_a_signed_padding_value_written_as_unsigned():
     dataset = make_dataset(stored, BitsStored=16)
     dataset.add_new("PixelPaddingValue", "US", 65536 - 2000)
     dataset.add_new("PixelPaddingRangeLimit", "US", 65536 - 1900)
-    _, valid, _, _ = display(stored, dataset)
+    valid = display(stored, dataset).valid
     assert valid is not None
     assert np.array_equal(valid, (stored > -1900) | (stored < -2000))
 
 
 def test_an_image_of_nothing_but_padding_ignores_it():
     stored = np.full((8, 8), 7, np.uint16)
-    values, valid, _, flags = display(stored, make_dataset(stored, PixelPaddingValue=7))
-    assert valid is None
-    assert flags == ("padding_ignored",)
-    assert (values == 7).all()
+    shown = display(stored, make_dataset(stored, PixelPaddingValue=7))
+    assert shown.valid is None
+    assert shown.flags == ("padding_ignored",)
+    assert (shown.values == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -121,9 +122,9 @@ def test_an_image_of_nothing_but_padding_ignores_it():
 )
 def test_an_unusable_window_is_ignored_and_said(window):
     stored = gradient()
-    values, _, _, flags = display(stored, make_dataset(stored, **window))
-    assert np.array_equal(values, stored)
-    assert flags == ("window_ignored",)
+    shown = display(stored, make_dataset(stored, **window))
+    assert np.array_equal(shown.values, stored)
+    assert shown.flags == ("window_ignored",)
 
 
 @pytest.mark.parametrize("slope", [0, 1e13])
@@ -136,4 +137,4 @@ def test_an_empty_slope_means_one():
     stored = gradient()
     dataset = make_dataset(stored)
     dataset.RescaleSlope, dataset.RescaleIntercept = None, 100
-    assert np.array_equal(display(stored, dataset)[0], stored + 100.0)
+    assert np.array_equal(display(stored, dataset).values, stored + 100.0)

@@ -6,13 +6,13 @@ from pipeline.imaging.duplicates import resolve_duplicates
 
 
 def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["source_id", "image_id", "patient_id", "pixel_sha256"])
-    return frame.assign(sha256=frame["source_id"], quality_flags="clipped")
+    frame = pd.DataFrame(rows, columns=["first_source", "image_id", "patient_id", "pixel_hash"])
+    return frame.assign(quality_flags="clipped")
 
 
 def refused(frame: pd.DataFrame) -> dict[str, str]:
     result = resolve_duplicates(frame).refused
-    return dict(zip(result["source_id"], result["reason"], strict=True))
+    return dict(zip(frame.loc[result.index, "first_source"], result["reason"], strict=True))
 
 
 def test_different_images_are_kept():
@@ -25,7 +25,7 @@ def test_the_first_of_equal_images_is_kept_in_whatever_order_they_come():
     rows = [("s3", "i1", "p1", "x"), ("s1", "i1", "p1", "x"), ("s2", "i2", "p1", "x")]
     for order in (rows, rows[::-1]):
         result = resolve_duplicates(table(*order))
-        assert result.kept["source_id"].tolist() == ["s1"]
+        assert result.kept["first_source"].tolist() == ["s1"]
         assert refused(table(*order)) == {"s2": "duplicate", "s3": "duplicate"}
         assert (result.counts["same_image"], result.counts["same_pixels"]) == (1, 1)
 

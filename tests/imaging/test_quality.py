@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from imaging.files import POLICY, gradient
+from imaging.files import gradient
 
-from pipeline.imaging.image import Image
-from pipeline.imaging.quality import quality_flags
+from pipeline.imaging.image import About, Image
+from pipeline.imaging.quality import Limits, assess
 
 GOOD = np.random.default_rng(1).permutation(gradient().ravel()).reshape(40, 48).astype(np.float32)
 
 
 def flags(pixels: np.ndarray, **fields) -> list[str]:
-    return quality_flags(Image(pixels.astype(np.float32), "raster", 8, **fields), POLICY)
+    return [*assess(Image(pixels.astype(np.float32), About("raster", 8), **fields), Limits()).flags]
 
 
 def edge(side: str) -> np.ndarray:

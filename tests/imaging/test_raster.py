@@ -33,7 +33,7 @@ def reason(data: bytes, policy=POLICY) -> str:
 def test_grey_values_are_exact(kind, pixels):
     image = read_image(saved(pixels, kind), POLICY)
     assert np.array_equal(image.pixels, pixels)
-    assert image.bits_stored == (32 if kind == "PPM" else 16) if pixels is GREY16 else 8
+    assert image.about.bits_stored == (32 if kind == "PPM" else 16) if pixels is GREY16 else 8
 
 
 def test_a_jpeg_with_three_equal_channels_is_grey():
@@ -50,6 +50,15 @@ def test_colour_and_transparency_are_refused():
     clear = np.dstack([GREY8, np.full_like(GREY8, 128)])
     assert reason(saved(pillow.fromarray(clear, "LA"), "PNG")) == "colour"
     assert reason(saved(pillow.new("CMYK", (48, 40)), "TIFF")) == "colour"
+
+
+def test_colour_becomes_luminance_where_the_policy_says_so():
+    tinted = np.repeat(GREY8[..., None], 3, axis=2)
+    tinted[0, 0] = (10, 20, 30)
+    image = read_image(saved(tinted, "PNG"), replace(POLICY, accept_colour=True))
+    assert image.pixels[0, 0] == pytest.approx(0.299 * 10 + 0.587 * 20 + 0.114 * 30)
+    assert image.flags.count("colour_reduced") == 1
+    assert np.allclose(image.pixels[1:], GREY8[1:], atol=1e-3)
 
 
 def test_a_16_bit_tiff_in_which_white_is_zero_is_inverted_once():

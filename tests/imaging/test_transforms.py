@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from imaging.files import gradient
 
-from pipeline.imaging.image import Image
+from pipeline.imaging.image import About, Image
 from pipeline.imaging.transforms import Rendering, render
 from pipeline.imaging.verdicts import Refused
 
@@ -14,7 +14,7 @@ def rendering(*size: int, spacing: tuple[float, ...] | None = None, low: float =
 
 
 def image(pixels: np.ndarray, **fields) -> Image:
-    return Image(np.asarray(pixels, np.float32), "raster", 8, **fields)
+    return Image(np.asarray(pixels, np.float32), About("raster", 8), **fields)
 
 
 def test_the_full_range_at_the_same_size_is_a_linear_map():

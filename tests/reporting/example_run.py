@@ -142,9 +142,8 @@ def _studies(
             "image_id": [sha256_bytes(bytes(f"image {i}", "ascii"))[:32] for i in range(n)],
             "patient_id": patient[who],
             "study_id": patient[who],
-            "source_id": [f"source{i:08d}" for i in range(n)],
-            "sha256": [f"{i:064x}" for i in range(n)],
-            "pixel_sha256": [f"{i:064x}" for i in range(n)],
+            "series_id": patient[who],
+            "pixel_hash": [f"{i:064x}" for i in range(n)],
             "format": "dicom",
             "modality": "DX",
             "site": np.array(["a3f1c2d4", "b7e2f00d", "c90d1e2f"])[who % 3] if site is None else site,
@@ -154,6 +153,7 @@ def _studies(
             "rows": 1024,
             "columns": 1024,
             "slices": 1,
+            "axes": 2,
             "spacing_mm": [[0.2, 0.2]] * n,
             "photometric": "MONOCHROME2",
             "polarity_fixed": False,
@@ -173,6 +173,7 @@ def _studies(
             "label_source": "labels.csv:label",
             "split": part[who],
             "unit": images["patient_id"],
+            "given": "",
         }
     )
     return images, split

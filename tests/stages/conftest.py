@@ -138,8 +138,8 @@ def _scores(rows: pd.DataFrame, arms: dict[str, float], seeds: int, generator: n
 def _filled(rows: pd.DataFrame) -> pd.DataFrame:
     """Give the image table's other columns plausible values."""
     text = {"modality": "DX", "format": "dicom", "laterality": "", "body_part": "CHEST", "photometric": "MONOCHROME2"}
-    numbers = {"rows": 1024, "columns": 1024, "slices": 1, "bits_stored": 12, "study_day": 0}
-    ids = {f"{name}": rows["image_id"] for name in ("study_id", "source_id", "sha256", "pixel_sha256")}
+    numbers = {"rows": 1024, "columns": 1024, "slices": 1, "axes": 2, "bits_stored": 12, "study_day": 0}
+    ids = {f"{name}": rows["image_id"] for name in ("study_id", "series_id", "pixel_hash")}
     rest = {"spacing_mm": [[0.14, 0.14]] * len(rows), "polarity_fixed": False, "quality_flags": ""}
     return rows.assign(**text, **numbers, **ids, **rest)[[c.name for c in IMAGES.columns]]
 

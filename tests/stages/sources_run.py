@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ SECRET = b"s" * 32
 USE = {"condition": "c", "population": "p", "user": "u", "place": "p"}
 
 
-def make_card(**columns: str) -> Card:
+def make_card(
+    splits: Mapping[str, list[str]] | None = None, expected: Mapping[str, list[str]] | None = None, **columns: str
+) -> Card:
     """Return a card whose label column says `ill` or `well`."""
     return Card.model_validate(
         {
@@ -33,6 +36,8 @@ def make_card(**columns: str) -> Card:
             "identifiers": "real",
             "intended_use": USE,
             "columns": columns,
+            "splits": splits or {},
+            "expected": expected or {},
             "label": {
                 "name": "n",
                 "definition": "d",

@@ -48,14 +48,14 @@ def test_rows_are_the_rendered_images_in_the_order_of_the_index(archive):
     by_hash = {}
     for path in archive.studies.iterdir():
         image = read_image(path.read_bytes(), POLICY)
-        by_hash[image.pixel_sha256()] = render(image, Rendering((32, 32), None, 0.5, 99.5))
+        by_hash[image.pixel_hash()] = render(image, Rendering((32, 32), None, 0.5, 99.5))
     seen = 0
     for name in ("train", "tune", "calibration", "test"):
         index = archive.table("preprocess", f"index_{name}")
         assert index["image_id"].is_monotonic_increasing
         for row in index.itertuples():
             array = np.load(archive.work("preprocess") / row.shard, mmap_mode="r")
-            expected = by_hash[images.loc[row.image_id, "pixel_sha256"]]
+            expected = by_hash[images.loc[row.image_id, "pixel_hash"]]
             assert array.dtype == np.uint8
             assert array.shape[1:] == (1, 32, 32)
             assert np.array_equal(array[row.row], expected.pixels)

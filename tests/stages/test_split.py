@@ -9,7 +9,7 @@ from pipeline.imaging.labels import LabelsError
 from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.store.files import write_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import IMAGES, write_table
+from pipeline.store.tables import FILES, IMAGES, NEAR_DUPLICATES, QUARANTINE, write_table
 
 
 def images(patients: dict[str, int], pixels: dict[str, str] | None = None) -> pd.DataFrame:
@@ -23,8 +23,8 @@ def images(patients: dict[str, int], pixels: dict[str, str] | None = None) -> pd
                     "image_id": pseudonym(SECRET, "image", f"uid-{path}"),
                     "patient_id": patient_pseudonym(SECRET, patient),
                     "study_id": pseudonym(SECRET, "study", f"study-{path}"),
-                    "source_id": path_pseudonym(SECRET, path),
-                    "pixel_sha256": (pixels or {}).get(path, path),
+                    "series_id": pseudonym(SECRET, "series", f"series-{path}"),
+                    "pixel_hash": (pixels or {}).get(path, path),
                 }
             )
     frame = pd.DataFrame(rows)
@@ -36,10 +36,28 @@ def images(patients: dict[str, int], pixels: dict[str, str] | None = None) -> pd
     return frame[[c.name for c in IMAGES.columns]]
 
 
-def make(folder, patients, labels, pixels=None, card=None) -> Archive:
+def files(patients: dict[str, int]) -> pd.DataFrame:
+    paths = [f"{patient}/{k}" for patient, count in patients.items() for k in range(count)]
+    rows = [(pseudonym(SECRET, "image", f"uid-{path}"), 0, path_pseudonym(SECRET, path), "0" * 64) for path in paths]
+    return pd.DataFrame(rows, columns=[column.name for column in FILES.columns])
+
+
+def pairs(*paths: tuple[str, str]) -> pd.DataFrame:
+    """Return near-duplicates."""
+    rows = [(*sorted(pseudonym(SECRET, "image", f"uid-{p}") for p in pair), "copy", 20, 0.99, True) for pair in paths]
+    return pd.DataFrame(rows, columns=[column.name for column in NEAR_DUPLICATES.columns])
+
+
+def make(folder, patients, labels, pixels=None, card=None, near=(), lost=()) -> Archive:
+    """Write what ingest leaves; `lost` are paths in quarantine."""
     archive = Archive(folder, card=card or make_card(path="path"))
     (folder / "ingest").mkdir(parents=True, exist_ok=True)
     write_table(folder / "ingest" / "images.parquet", images(patients, pixels), IMAGES)
+    write_table(folder / "ingest" / "files.parquet", files(patients), FILES)
+    write_table(folder / "ingest" / "near_duplicates.parquet", pairs(*near), NEAR_DUPLICATES)
+    refused = [(path_pseudonym(SECRET, path), "0" * 64, "damaged_pixels", "") for path in lost]
+    table = pd.DataFrame(refused, columns=[column.name for column in QUARANTINE.columns])
+    write_table(folder / "ingest" / "quarantine.parquet", table, QUARANTINE)
     write_json(folder / "ingest" / "artifact.json", {"files": archive.files("ingest")})
     archive.label(labels)
     return archive
@@ -124,7 +142,7 @@ def test_patients_without_a_label_are_for_pretraining_unless_they_share_pixels(t
     assert set(linked["split"]) == set(labelled["split"]) != {"pretrain"}
     assert linked["label"].isna().all()
     assert labelled["label"].notna().all()
-    assert any("share pixels" in warning for warning in log.warnings)
+    assert any("share an image" in warning for warning in log.warnings)
 
 
 def test_a_patient_is_positive_when_any_image_is_and_each_image_keeps_its_own_label(tmp_path):
@@ -141,11 +159,12 @@ def test_a_patient_is_positive_when_any_image_is_and_each_image_keeps_its_own_la
     [
         ("path", "{patient}/{k}"),
         ("sop_instance_uid", "uid-{patient}/{k}"),
+        ("series_instance_uid", "series-{patient}/{k}"),
         ("study_instance_uid", "study-{patient}/{k}"),
         ("patient_id", " {patient} "),
     ],
 )
-def test_four_ways_of_joining_give_the_same_labels(tmp_path, column, value):
+def test_five_ways_of_joining_give_the_same_labels(tmp_path, column, value):
     patients, labels = cohort(200)
     reference = make(tmp_path / "reference", patients, labels).run("split").table("split", "split")
     rows = []
@@ -197,3 +216,78 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     patients, labels = cohort(200)
     second = make(tmp_path / "b", dict(reversed(patients.items())), labels[::-1]).run("split").files("split")
     assert first == second
+
+
+# ---------------------------------------------------------------- near-duplicates and given splits
+
+
+def test_patients_with_near_duplicates_stay_together_or_stop_the_stage(tmp_path):
+    patients, labels = cohort(300)
+    archive = make(tmp_path, patients, labels, near=[("P10/0", "P20/0"), ("P20/1", "P30/0")]).run("split")
+    table = archive.table("split", "split").set_index("patient_id")
+    members = [patient_pseudonym(SECRET, name) for name in ("P10", "P20", "P30")]
+    assert table.loc[members, "split"].nunique() == 1
+    assert set(table.loc[members, "unit"]) == {min(members)}
+    with pytest.raises(ValueError, match="3 patients share an image with another patient"):
+        archive.run("split", shared_images="stop")
+
+
+def test_what_found_no_partner_is_listed_with_the_reason(tmp_path):
+    patients, labels = cohort(200)
+    labels = [row for row in labels if not row["path"].startswith("P5/")]
+    labels += [{"path": "cut", "label": "ill"}, {"path": "gone", "label": "ill"}]
+    archive = make(tmp_path, patients, labels, lost=["cut"]).run("split")
+    unmatched = archive.table("split", "unmatched")
+    alone = unmatched[unmatched["what"] == "label without image"].set_index("pseudonym")["reason"].to_dict()
+    assert alone == {path_pseudonym(SECRET, "cut"): "damaged_pixels", path_pseudonym(SECRET, "gone"): ""}
+    images_alone = unmatched.loc[unmatched["what"] == "image without label", "pseudonym"]
+    assert set(images_alone) == {pseudonym(SECRET, "image", f"uid-P5/{k}") for k in range(patients["P5"])}
+
+
+def given(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Give every fifth patient to the dataset's own test set and the next to its validation set."""
+    parts = ["test", "val", "train", "train", "train"]
+    return [{**row, "part": parts[int(row["path"].split("/")[0][1:]) % 5]} for row in rows]
+
+
+GIVEN = {"train": ["train", "tune"], "val": ["calibration"], "test": ["test"]}
+
+
+def test_a_split_of_the_dataset_itself_is_kept(tmp_path):
+    patients, labels = cohort(400)
+    card = make_card(path="path", split="part", splits=GIVEN)
+    archive = make(tmp_path, patients, given(labels), card=card).run("split")
+    table = archive.table("split", "split")
+    for value, names in GIVEN.items():
+        assert set(table.loc[table["given"] == value, "split"]) == set(names)
+    shares = table[table["given"] == "train"].groupby("split")["patient_id"].nunique()
+    assert shares["tune"] / shares.sum() == pytest.approx(0.1 / 0.6, abs=0.06)
+
+
+@pytest.mark.parametrize("by", ["patient", "pixels", "near"])
+def test_patients_in_two_splits_of_the_dataset_stop_the_stage_or_go_to_train(tmp_path, by):
+    patients, labels = cohort(400)
+    card = make_card(path="path", split="part", splits=GIVEN)
+    rows = given(labels)
+    shared, near = None, ()
+    if by == "patient":  # P10, of the test set, has a second image in train
+        rows = [{**row, "part": "train"} if row["path"] == "P10/1" else row for row in rows]
+    elif by == "pixels":
+        shared = {"P10/0": "x", "P12/0": "x"}
+    else:
+        near = [("P10/0", "P12/0")]
+    archive = make(tmp_path, patients, rows, shared, card, near)
+    with pytest.raises(ValueError, match=r"1 groups of patients.*are in more than one split"):
+        archive.run("split")
+    table = archive.run("split", crossing="train").table("split", "split")
+    assert set(table.loc[table["patient_id"] == patient_pseudonym(SECRET, "P10"), "split"]) == {"train"}
+
+
+def test_values_of_the_split_column_that_nobody_explained_are_an_error(tmp_path):
+    patients, labels = cohort(100)
+    card = make_card(path="path", split="part", splits={"train": ["train"]})
+    rows = [{**row, "part": "" if n == 0 else row["part"]} for n, row in enumerate(given(labels))]
+    with pytest.raises(LabelsError) as error:
+        make(tmp_path, patients, rows, card=card).run("split")
+    assert "2 values of column part are not explained" in str(error.value)
+    assert "1 labelled rows have nothing in column part" in str(error.value)

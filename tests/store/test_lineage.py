@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import lineage
+from pipeline.store.lineage import SourceHashes
 
 
 @pytest.fixture
@@ -90,39 +91,39 @@ def write_studies(root: Path) -> None:
 
 def test_moving_an_archive_changes_nothing(tmp_path):
     write_studies(tmp_path / "a")
-    before = lineage.studies_digest([tmp_path / "a"], b"k" * 32, tmp_path / "cache.json")
+    before = lineage.studies_digest([tmp_path / "a"], SourceHashes(b"k" * 32, tmp_path / "hashes.sqlite"))
     (tmp_path / "a").rename(tmp_path / "b")
-    assert lineage.studies_digest([tmp_path / "b"], b"k" * 32, tmp_path / "cache.json") == before
+    assert lineage.studies_digest([tmp_path / "b"], SourceHashes(b"k" * 32, tmp_path / "hashes.sqlite")) == before
 
 
 def test_changed_renamed_or_added_files_change_the_digest(tmp_path):
     write_studies(tmp_path / "a")
-    seen = {lineage.studies_digest([tmp_path / "a"], b"k" * 32, None)}
+    seen = {lineage.studies_digest([tmp_path / "a"], SourceHashes())}
     (tmp_path / "a/2.dcm").write_bytes(b"too")
-    seen.add(lineage.studies_digest([tmp_path / "a"], b"k" * 32, None))
+    seen.add(lineage.studies_digest([tmp_path / "a"], SourceHashes()))
     (tmp_path / "a/2.dcm").rename(tmp_path / "a/3.dcm")
-    seen.add(lineage.studies_digest([tmp_path / "a"], b"k" * 32, None))
+    seen.add(lineage.studies_digest([tmp_path / "a"], SourceHashes()))
     (tmp_path / "a/4.dcm").write_bytes(b"four")
-    seen.add(lineage.studies_digest([tmp_path / "a"], b"k" * 32, None))
+    seen.add(lineage.studies_digest([tmp_path / "a"], SourceHashes()))
     assert len(seen) == 4
 
 
 def test_a_label_table_among_the_studies_is_no_study(tmp_path):
     write_studies(tmp_path / "a")
-    before = lineage.studies_digest([tmp_path / "a"], b"k" * 32, None)
+    before = lineage.studies_digest([tmp_path / "a"], SourceHashes())
     (tmp_path / "a/labels.csv").write_text("path,label\n2.dcm,1\n")
-    assert lineage.studies_digest([tmp_path / "a"], b"k" * 32, None, tmp_path / "a/labels.csv") == before
+    assert lineage.studies_digest([tmp_path / "a"], SourceHashes(), tmp_path / "a/labels.csv") == before
 
 
-def test_unchanged_files_are_not_read_again_and_the_cache_holds_no_path(tmp_path, monkeypatch):
+def test_unchanged_files_are_not_read_again_and_the_memory_holds_no_path(tmp_path, monkeypatch):
     write_studies(tmp_path / "a")
-    cache = tmp_path / "cache.json"
-    first = lineage.studies_digest([tmp_path / "a"], b"k" * 32, cache)
+    memory = tmp_path / "hashes.sqlite"
+    first = lineage.studies_digest([tmp_path / "a"], SourceHashes(b"k" * 32, memory))
     read = []
     monkeypatch.setattr(lineage, "sha256_file", lambda path: read.append(path.name) or "0" * 64)
-    assert lineage.studies_digest([tmp_path / "a"], b"k" * 32, cache) == first
+    assert lineage.studies_digest([tmp_path / "a"], SourceHashes(b"k" * 32, memory)) == first
     assert read == []
     os.utime(tmp_path / "a/2.dcm", ns=(1, 1))
-    lineage.studies_digest([tmp_path / "a"], b"k" * 32, cache)
+    lineage.studies_digest([tmp_path / "a"], SourceHashes(b"k" * 32, memory))
     assert read == ["2.dcm"]
-    assert b"Mueller" not in cache.read_bytes()
+    assert b"Mueller" not in memory.read_bytes()

@@ -1,0 +1,140 @@
+"""Fingerprints by which copies of an image are found although it was rescaled, recompressed or windowed anew.
+
+A 256-bit perceptual hash of the lowest frequencies links at once; a 256-bit gradient hash proposes, and correlation
+of small copies decides. Hashes of 64 bits link chest radiographs of different patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image as pillow
+from scipy.fft import dctn
+
+SIDE = 64
+BITS = 256
+HASH_SIDE = 16
+SMALL_SIDE = 32
+# Differing bits of 256. On 1,000 chest radiographs of 264 patients neither rule linked any of 491,169 pairs of images
+# of different patients, and both found all copies made by JPEG at quality 50 and by changes of brightness,
+# contrast, size and gamma.
+PERCEPTUAL_DISTANCE = 32
+GRADIENT_DISTANCE = 24
+CORRELATION = 0.98
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Hashes of 32 bytes each, of the image and of its mirror image, and a copy of 32 x 32 pixels (uint8)."""
+
+    perceptual: bytes
+    mirrored: bytes
+    gradient: bytes
+    small: bytes
+
+
+def fingerprint(pixels: np.ndarray) -> Fingerprint | None:
+    """Return the fingerprint of pixels (H, W), or of the middle plane of (D, H, W); None when it is blank."""
+    plane = pixels if pixels.ndim == 2 else pixels[pixels.shape[0] // 2]
+    reduced = _reduced(plane)
+    spread = float(reduced.max() - reduced.min())
+    if not spread > 0:
+        return None
+    reduced = (reduced - reduced.min()) / spread
+    small = reduced.reshape(SMALL_SIDE, 2, SMALL_SIDE, 2).mean(axis=(1, 3))
+    return Fingerprint(
+        perceptual=_perceptual(reduced),
+        mirrored=_perceptual(reduced[:, ::-1]),
+        gradient=_gradient(reduced),
+        small=(small * 255).round().astype(np.uint8).tobytes(),
+    )
+
+
+def _reduced(plane: np.ndarray) -> np.ndarray:
+    """Return the means of the areas of a 64 x 64 grid over the plane."""
+    picture = pillow.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    factors = (max(1, picture.width // (2 * SIDE)), max(1, picture.height // (2 * SIDE)))
+    return np.asarray(picture.reduce(factors).resize((SIDE, SIDE), pillow.Resampling.BOX))
+
+
+def _perceptual(reduced: np.ndarray) -> bytes:
+    """Return which of the 16 x 16 lowest frequencies of a cosine transform lie above their median."""
+    low = dctn(reduced, norm="ortho")[:HASH_SIDE, :HASH_SIDE]
+    return np.packbits(low > np.median(low)).tobytes()
+
+
+def _gradient(reduced: np.ndarray) -> bytes:
+    """Return where a 16 x 17 copy gets brighter from left to right."""
+    picture = pillow.fromarray(np.ascontiguousarray(reduced, dtype=np.float32))
+    coarse = np.asarray(picture.resize((HASH_SIDE + 1, HASH_SIDE), pillow.Resampling.BOX))
+    return np.packbits(coarse[:, 1:] > coarse[:, :-1]).tobytes()
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two images, by their numbers, that show the same: differing bits of the perceptual hash, and their correlation.
+
+    `how` is `copy`, `mirrored` or `inverted`.
+    """
+
+    first: int
+    second: int
+    how: str
+    distance: int
+    correlation: float
+
+
+def links(perceptual: np.ndarray, mirrored: np.ndarray, gradient: np.ndarray, small: np.ndarray) -> Iterator[Link]:
+    """Yield every pair of near-duplicates among N images.
+
+    Hashes are (N, 32) uint8, all zero for a blank image, which has no duplicates; small copies (N, 1024) uint8. Time
+    grows with N squared, memory does not.
+    """
+    hashes = [np.ascontiguousarray(h).view(np.uint64) for h in (perceptual, mirrored, gradient)]
+    for start in range(0, len(small), BLOCK):
+        for other in range(start, len(small), BLOCK):
+            yield from _links_between(hashes, small, start, other)
+
+
+def _links_between(hashes: list[np.ndarray], small: np.ndarray, start: int, other: int) -> Iterator[Link]:
+    perceptual, mirrored, gradient = hashes
+    rows, columns = slice(start, start + BLOCK), slice(other, other + BLOCK)
+    copies = _distances(perceptual[rows], perceptual[columns])
+    flipped = _distances(mirrored[rows], perceptual[columns])
+    proposed = _distances(gradient[rows], gradient[columns]) <= GRADIENT_DISTANCE
+    near = (copies <= PERCEPTUAL_DISTANCE) | (copies >= BITS - PERCEPTUAL_DISTANCE)
+    near |= (flipped <= PERCEPTUAL_DISTANCE) | proposed
+    near &= np.logical_and.outer(perceptual[rows].any(axis=1), perceptual[columns].any(axis=1))
+    for i, j in np.argwhere(near).tolist():
+        first, second = start + i, other + j
+        if first < second:
+            link = _judge(first, second, int(copies[i, j]), int(flipped[i, j]), small)
+            if link is not None:
+                yield link
+
+
+def _judge(first: int, second: int, copy: int, flipped: int, small: np.ndarray) -> Link | None:
+    correlation = _correlation(small[first], small[second])
+    if copy <= PERCEPTUAL_DISTANCE or correlation > CORRELATION:
+        return Link(first, second, "copy", copy, correlation)
+    if copy >= BITS - PERCEPTUAL_DISTANCE:
+        return Link(first, second, "inverted", BITS - copy, correlation)
+    if flipped <= PERCEPTUAL_DISTANCE:
+        mirror = small[second].reshape(SMALL_SIDE, SMALL_SIDE)[:, ::-1].reshape(-1)
+        return Link(first, second, "mirrored", flipped, _correlation(small[first], mirror))
+    return None
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the number of differing bits of every pair of rows of (N, 4) and (M, 4) uint64."""
+    distance = np.zeros((len(a), len(b)), np.uint16)
+    for word in range(a.shape[1]):
+        distance += np.bitwise_count(a[:, word, None] ^ b[None, :, word])
+    return distance
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.astype(float), b.astype(float))[0, 1])
