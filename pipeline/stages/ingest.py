@@ -418,7 +418,7 @@ def _compare(
 def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, np.ndarray]:
     """Return the three hashes (N, 32) of the images, and their small copies (N, 1024), which stay on disk."""
     places, count = pd.Index(image_ids), max(1, len(image_ids))  # an empty file cannot be mapped
-    hashes = tuple(np.zeros((len(places), HASH_BYTES), np.uint8) for _ in range(3))
+    perceptual, mirrored, gradient = (np.zeros((len(places), HASH_BYTES), np.uint8) for _ in range(3))
     path = work / JOURNAL / "small.bin"
     small = np.memmap(path, np.uint8, "w+", shape=(count, SMALL_BYTES))
     columns = ("perceptual", "mirrored", "gradient", "small")
@@ -426,11 +426,11 @@ def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, np.ndarray]
         for piece in iterate(work / name, ["image_id", *columns], where="reason"):
             piece = piece.filter(piece["small"].is_valid())
             rows = places.get_indexer(piece["image_id"].to_pandas()) if piece.num_rows else np.empty(0, int)
-            for column, into in zip(columns, (*hashes, small), strict=True):
+            for column, into in zip(columns, (perceptual, mirrored, gradient, small), strict=True):
                 for row, value in zip(rows, piece[column].to_pylist(), strict=True):
                     if row >= 0:
                         into[row] = np.frombuffer(value, np.uint8)
-    return hashes, small[: len(places)]
+    return (perceptual, mirrored, gradient), small[: len(places)]
 
 
 # ---------------------------------------------------------------- what is said of it
