@@ -216,9 +216,16 @@ class PretrainSettings(Settings):
 
     seed: int = 17
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    decoder: Literal["self_attention", "cross_attention"] = Field(
+        "self_attention",
+        description="cross_attention: hidden patches attend to visible ones only (Fu et al. 2024); a step costs less",
+    )
     decoder_width: int = Field(256, ge=16)
     decoder_depth: int = Field(4, ge=1)
     decoder_heads: int = Field(8, ge=1)
+    mask: Literal["random", "block", "grid"] = Field(
+        "random", description="hidden patches: drawn one by one, in contiguous blocks, or all but a regular lattice"
+    )
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of patches the encoder does not see")
     normalise_targets: bool = Field(True, description="predict each patch after removing its mean and spread")
     decoded_share: float = Field(1.0, gt=0, le=1, description="share of masked patches that are decoded per step")
@@ -237,6 +244,8 @@ class PretrainSettings(Settings):
     def _divides(self) -> PretrainSettings:
         if self.decoder_width % self.decoder_heads:
             raise ValueError(f"decoder_width {self.decoder_width} must be a multiple of decoder_heads")
+        if self.mask == "grid" and self.mask_ratio < 0.5:
+            raise ValueError(f"mask grid needs a mask_ratio of at least 0.5, not {self.mask_ratio:g}: no lattice is left")
         return self
 
 

@@ -190,6 +190,14 @@ def embed(encoder: ViT, patches: Tensor, places: Tensor | None = None) -> Tensor
     return torch.cat((encoder.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
 
 
+def block_outputs(encoder: ViT, tokens: Tensor) -> list[Tensor]:
+    """Return tokens (B, 1 + K, D) before the first block and after each, without the final norm."""
+    outputs = [tokens]
+    for block in _blocks(encoder):
+        outputs.append(block(outputs[-1]))
+    return outputs
+
+
 def encode(encoder: ViT, tokens: Tensor, branch_scale: Tensor | None = None) -> Tensor:
     """Run the encoder's blocks and final norm on tokens (B, 1 + K, D).
 

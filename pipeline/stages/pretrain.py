@@ -13,8 +13,10 @@ from torch import Tensor
 
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from pipeline.models.decoders import DecoderSpec
 from pipeline.models.images import Images, read_images
-from pipeline.models.mae import DecoderSpec, Mask, MaskedAutoencoder, random_mask, take
+from pipeline.models.mae import MaskedAutoencoder, take
+from pipeline.models.masking import Mask, make_mask, mask_draws
 from pipeline.models.randomness import MASK, derived_seed, uniform
 from pipeline.models.training import (
     Schedule,
@@ -117,7 +119,7 @@ def _encoder_spec(settings: PretrainSettings, training: Images) -> EncoderSpec:
 
 
 def _build(settings: PretrainSettings, spec: EncoderSpec) -> MaskedAutoencoder:
-    decoder = DecoderSpec(settings.decoder_width, settings.decoder_depth, settings.decoder_heads)
+    decoder = DecoderSpec(settings.decoder_width, settings.decoder_depth, settings.decoder_heads, settings.decoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(settings.seed, "weights"))
         return MaskedAutoencoder(spec, decoder, settings.normalise_targets)
@@ -181,8 +183,8 @@ def _mask(
     device: torch.device,
     decoded_share: float = 1.0,
 ) -> Mask:
-    noise = torch.from_numpy(uniform(settings.seed, epoch, rows, MASK, spec.tokens)).to(device)
-    return random_mask(noise, settings.mask_ratio, decoded_share)
+    draws = uniform(settings.seed, epoch, rows, MASK, mask_draws(settings.mask, spec.grid))
+    return make_mask(settings.mask, torch.from_numpy(draws).to(device), spec.grid, settings.mask_ratio, decoded_share)
 
 
 @torch.no_grad()
