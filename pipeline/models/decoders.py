@@ -55,7 +55,9 @@ class SelfAttentionDecoder(nn.Module):
     def __init__(self, encoder: EncoderSpec, decoder: DecoderSpec) -> None:
         super().__init__()
         self.project = nn.Linear(encoder.width, decoder.width)
-        self.blocks = nn.ModuleList(DecoderBlock(decoder.width, decoder.heads, encoder.eps) for _ in range(decoder.depth))
+        self.blocks = nn.ModuleList(
+            DecoderBlock(decoder.width, decoder.heads, encoder.eps) for _ in range(decoder.depth)
+        )
 
     def sources(self, outputs: list[Tensor]) -> Tensor:
         """Return what is read of the encoder's block outputs (B, N, D): the last, as (1, B, N, D)."""
@@ -141,5 +143,5 @@ def _mlp(width: int) -> nn.Sequential:
 def _attention(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     """Attend with queries (B, Q, E) to keys and values (B, T, 2 E), in `heads` heads; return (B, Q, E)."""
     parts = (query, *key_value.chunk(2, dim=-1))
-    split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts]
-    return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    split_query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+    return F.scaled_dot_product_attention(split_query, key, value).transpose(1, 2).flatten(2)
