@@ -7,7 +7,7 @@ paths under `data` are not: they say where and how fast, not what.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -259,13 +259,41 @@ class PreprocessSettings(Settings):
         return value
 
 
+ENCODER_SIZES: dict[str, dict[str, int]] = {
+    # Touvron et al. 2021 (tiny, small), Dosovitskiy et al. 2021 (base, large); 5.5, 21, 86 and 303 M parameters.
+    "tiny": {"width": 192, "depth": 12, "heads": 3},
+    "small": {"width": 384, "depth": 12, "heads": 6},
+    "base": {"width": 768, "depth": 12, "heads": 12},
+    "large": {"width": 1024, "depth": 24, "heads": 16},
+}
+
+
 class EncoderSettings(Settings):
-    """The vision transformer."""
+    """The vision transformer: a `size` by name, or width, depth and heads; what is not given is that of `small`."""
 
     patch_size: list[int] = Field([16, 16], min_length=2, max_length=3, description="pixels per axis")
+    # Not recorded, since width, depth and heads are: the same network has the same key, however it was named.
+    size: Literal["tiny", "small", "base", "large"] | None = Field(
+        None, exclude=True, description="a name for width, depth and heads, instead of them"
+    )
     width: int = Field(384, ge=16, description="hidden size of the encoder")
     depth: int = Field(12, ge=1, description="transformer blocks of the encoder")
     heads: int = Field(6, ge=1, description="attention heads of the encoder")
+    positions: Literal["sin_cos", "learned"] = Field(
+        "sin_cos", description="position embedding: fixed waves, or learned"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        size = values.get("size") if isinstance(values, dict) else None
+        if not isinstance(size, str) or size not in ENCODER_SIZES:
+            return values
+        named = ENCODER_SIZES[size]
+        if twice := [name for name in named if name in values]:
+            says = ", ".join(f"{name} {value}" for name, value in named.items())
+            raise ValueError(f"size {size} says {says}; remove size, or {' and '.join(twice)}")
+        return {**values, **named}
 
     @model_validator(mode="after")
     def _divides(self) -> EncoderSettings:
@@ -279,9 +307,16 @@ class PretrainSettings(Settings):
 
     seed: int = 17
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    decoder: Literal["self_attention", "cross_attention"] = Field(
+        "self_attention",
+        description="cross_attention: hidden patches attend to visible ones only (Fu et al. 2024); a step costs less",
+    )
     decoder_width: int = Field(256, ge=16)
     decoder_depth: int = Field(4, ge=1)
     decoder_heads: int = Field(8, ge=1)
+    mask: Literal["random", "block", "grid"] = Field(
+        "random", description="hidden patches: drawn one by one, in contiguous blocks, or all but a regular lattice"
+    )
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of patches the encoder does not see")
     normalise_targets: bool = Field(True, description="predict each patch after removing its mean and spread")
     decoded_share: float = Field(1.0, gt=0, le=1, description="share of masked patches that are decoded per step")
@@ -297,9 +332,14 @@ class PretrainSettings(Settings):
     checkpoint_every_epochs: int = Field(1, ge=1)
 
     @model_validator(mode="after")
-    def _divides(self) -> PretrainSettings:
+    def _consistent(self) -> PretrainSettings:
+        problems = []
         if self.decoder_width % self.decoder_heads:
-            raise ValueError(f"decoder_width {self.decoder_width} must be a multiple of decoder_heads")
+            problems.append(f"decoder_width {self.decoder_width} must be a multiple of decoder_heads")
+        if self.mask == "grid" and self.mask_ratio < 0.5:
+            problems.append(f"mask grid needs a mask_ratio of at least 0.5 to leave a lattice, not {self.mask_ratio:g}")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

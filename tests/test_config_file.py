@@ -91,11 +91,34 @@ def test_every_mistake_is_reported_at_once_with_its_line_and_what_is_allowed(fol
         (("mask_ratio: 0.75", "mask_ratio: 0.75\n  mask_ratio: 0.6"), "stands twice"),
         (("mask_ratio: 0.75", "encoder: {patch_size: [15, 15]}"), "must be a multiple of"),
         (("mask_ratio: 0.75", "encoder: {width: 100, heads: 3}"), "multiple of heads"),
+        (("mask_ratio: 0.75", "encoder: {size: huge}"), "'tiny', 'small', 'base' or 'large'"),
+        (
+            ("mask_ratio: 0.75", "encoder: {size: tiny, depth: 4, heads: 2}"),
+            "size tiny says width 192, depth 12, heads 3; remove size, or depth and heads",
+        ),
+        (("mask_ratio: 0.75", "mask_ratio: 0.4\n  mask: grid"), "at least 0.5 to leave a lattice, not 0.4"),
+        (("mask_ratio: 0.75", "decoder: cross"), "'self_attention' or 'cross_attention'"),
         (("mask_ratio: 0.75", "mask_ratio: *anchor"), "aliases are not allowed"),
     ],
 )
 def test_impossible_values_are_refused(folder, change, message):
     assert message in "\n".join(problems(folder, CONFIG.replace(*change)))
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "heads"),
+    [("tiny", 192, 12, 3), ("small", 384, 12, 6), ("base", 768, 12, 12), ("large", 1024, 24, 16)],
+)
+def test_a_size_by_name_and_the_same_numbers_are_the_same_network(folder, size, width, depth, heads):
+    named = load(folder / "run.yaml", [f"pretrain.encoder.size={size}"])[0].pretrain.encoder
+    free = load(folder / "run.yaml", [f"pretrain.encoder={{width: {width}, depth: {depth}, heads: {heads}}}"])[0]
+    assert (named.width, named.depth, named.heads) == (width, depth, heads)
+    assert named.model_dump() == free.pretrain.encoder.model_dump()
+
+
+def test_what_a_free_definition_leaves_open_is_that_of_small(folder):
+    encoder = load(folder / "run.yaml", ["pretrain.encoder.depth=4"])[0].pretrain.encoder
+    assert (encoder.width, encoder.depth, encoder.heads) == (384, 4, 6)
 
 
 def test_a_mistake_in_the_card_names_the_card(folder):

@@ -2,22 +2,22 @@
 
 Shapes: B images, L patches of the grid, K visible, M masked (K + M <= L), P values per patch, D encoder width,
 E decoder width. A mask is two lists of grid places; tokens stay in the order of these lists, so that nothing is ever
-shuffled back: the decoder reads [class, visible, masked] and each token carries the position of its own place.
+shuffled back: each token carries the position of its own place.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.decoders import DECODERS, DecoderSpec
+from pipeline.models.masking import Mask
 from pipeline.models.vit import (
     EncoderSpec,
+    block_outputs,
     build_encoder,
     embed,
-    encode,
     initialise,
     normalise,
     patchify,
@@ -28,64 +28,6 @@ from pipeline.models.vit import (
 # Added to a patch's variance when its target is normalised, in units of the pool's pixel variance: below a spread of
 # about 2 % of the pool's, a patch shows noise, which would otherwise be blown up to a target of spread 1.
 TARGET_VARIANCE_FLOOR = 4e-4
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Places in the grid: `visible` (B, K) are encoded, `masked` (B, M) are predicted."""
-
-    visible: Tensor
-    masked: Tensor
-
-
-def random_mask(noise: Tensor, mask_ratio: float, decoded_share: float = 1.0) -> Mask:
-    """Hide the share `mask_ratio` of patches, those with the highest noise; keep `decoded_share` of these to predict.
-
-    `noise` (B, L) decides alone, so that a mask can be made again. At least one patch is visible and one masked.
-    Raises ValueError when the grid has fewer than two patches.
-    """
-    total = noise.shape[1]
-    if total < 2:
-        raise ValueError("masking needs at least 2 patches; use a smaller patch size")
-    visible = min(max(round(total * (1 - mask_ratio)), 1), total - 1)
-    decoded = max(round((total - visible) * decoded_share), 1)
-    order = noise.argsort(dim=1, stable=True)
-    return Mask(order[:, :visible], order[:, visible : visible + decoded])
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """Size of the decoder, which is thrown away after pretraining."""
-
-    width: int
-    depth: int
-    heads: int
-
-
-class DecoderBlock(nn.Module):
-    """A pre-norm transformer block that can answer for the last tokens only."""
-
-    def __init__(self, width: int, heads: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width, eps=eps)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.projection = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width, eps=eps)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """Return the tokens (B, N - first, E) from place `first` on; all N tokens are attended to."""
-        normed = self.norm_attention(tokens)
-        query = self._split(self.query(normed[:, first:]))
-        key, value = (self._split(part) for part in self.key_value(normed).chunk(2, dim=-1))
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        tokens = tokens[:, first:] + self.projection(attended)
-        return tokens + self.mlp(self.norm_mlp(tokens))
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -99,13 +41,12 @@ class MaskedAutoencoder(nn.Module):
         self.spec = spec
         self.normalise_targets = normalise_targets
         self.encoder = build_encoder(spec)
-        self.to_decoder = nn.Linear(spec.width, decoder.width)
+        self.decoder = DECODERS[decoder.kind](spec, decoder)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder.width))
-        self.decoder = nn.ModuleList(DecoderBlock(decoder.width, decoder.heads, spec.eps) for _ in range(decoder.depth))
         self.decoder_norm = nn.LayerNorm(decoder.width, eps=spec.eps)
         self.to_pixels = nn.Linear(decoder.width, spec.patch_values)
         self.register_buffer("decoder_positions", position_table(spec.grid, decoder.width)[0], persistent=False)
-        for part in (self.to_decoder, self.decoder, self.to_pixels):
+        for part in (self.decoder, self.to_pixels):
             initialise(part)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -122,19 +63,14 @@ class MaskedAutoencoder(nn.Module):
 
     def predict(self, patches: Tensor, mask: Mask) -> Tensor:
         """Return predictions (B, M, P) for the masked places, in their order; only visible patches are looked at."""
-        latent = encode(self.encoder, embed(self.encoder, take(patches, mask.visible), mask.visible))
-        return self.decode(self.to_decoder(latent), mask)
-
-    def decode(self, latent: Tensor, mask: Mask) -> Tensor:
-        """Return predictions (B, M, P) from the class and visible tokens (B, 1 + K, E)."""
-        seen = latent[:, 1:] + self.decoder_positions[mask.visible]
-        hidden = self.mask_token + self.decoder_positions[mask.masked]
-        tokens = torch.cat((latent[:, :1], seen, hidden), dim=1)
-        last = len(self.decoder) - 1
-        for index, block in enumerate(self.decoder):
-            # Nothing reads the last block's visible tokens; leaving them out is exact.
-            tokens = block(tokens, first=1 + mask.visible.shape[1] if index == last else 0)
+        outputs = block_outputs(self.encoder, embed(self.encoder, take(patches, mask.visible), mask.visible))
+        latent = self.encoder.norm(self.decoder.sources(outputs))
+        tokens = self.decoder(latent, self.decoder_positions[mask.visible], self.queries(mask))
         return self.to_pixels(self.decoder_norm(tokens))
+
+    def queries(self, mask: Mask) -> Tensor:
+        """Return what the decoder is asked: the mask token with the positions of the masked places, (B, M, E)."""
+        return self.mask_token + self.decoder_positions[mask.masked]
 
     def forward(self, pixels: Tensor, mask: Mask) -> Tensor:
         """Return the mean squared error over the masked patches: the loss."""

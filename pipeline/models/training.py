@@ -89,14 +89,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group trainable parameters for AdamW by weight decay and by their share `scale` of the learning rate.
 
-    No decay on biases, norms, class and mask tokens. With `layer_decay` below 1 the rate falls by this factor per
-    block, from the head down to the patch embedding (Clark et al. 2020; He et al. 2021), in an encoder of `depth`.
+    No decay on biases, norms, class and mask tokens and positions. With `layer_decay` below 1 the rate falls by this
+    factor per block, from the head down to the patch embedding (Clark et al. 2020; He et al. 2021), in an encoder of
+    `depth`.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim < 2 or name.endswith("_token") else weight_decay
+        decay = 0.0 if parameter.ndim < 2 or name.endswith(("_token", "position_embeddings")) else weight_decay
         scale = layer_decay ** (depth + 1 - _layer(name, depth))
         group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "scale": scale})
         group["params"].append(parameter)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from monai.networks.blocks.patchembedding import PatchEmbeddingBlock
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.nets import ViT
 from torch import Tensor, nn
+
+PositionKind = Literal["sin_cos", "learned"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class EncoderSpec:
     pixel_std: tuple[float, ...]
     # ViT weights in public use were trained with 1e-6; MONAI's own default of 1e-5 shifts their outputs.
     eps: float = 1e-6
+    positions: PositionKind = "sin_cos"
 
     def __post_init__(self) -> None:
         problems = []
@@ -76,7 +79,7 @@ class EncoderSpec:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EncoderSpec:
         """Return the specification kept in model.json."""
-        values: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
+        values: dict[str, Any] = {field.name: content[field.name] for field in fields(cls) if field.name in content}
         for name in ("image_size", "patch_size", "pixel_mean", "pixel_std"):
             values[name] = tuple(values[name])
         return cls(**values)
@@ -124,7 +127,10 @@ def position_table(grid: Sequence[int], width: int) -> Tensor:
 
 
 def build_encoder(spec: EncoderSpec) -> ViT:
-    """Build a MONAI ViT with a class token, sine-cosine positions and Xavier-initialised weights.
+    """Build a MONAI ViT with a class token and Xavier-initialised weights.
+
+    Positions are fixed sine-cosine waves (He et al. 2021) or start from small random numbers and are learned
+    (Dosovitskiy et al. 2021).
 
     Weights that this pipeline never uses (MONAI's cross-attention norms and class-token head) are kept, so that the
     state dict loads strictly into a plain MONAI ViT, and frozen.
@@ -149,9 +155,10 @@ def build_encoder(spec: EncoderSpec) -> ViT:
     nn.init.zeros_(cast(Tensor, projection.bias))
     nn.init.normal_(encoder.cls_token, std=0.02)
     nn.init.zeros_(cast(nn.Linear, encoder.classification_head).weight)
-    positions = _embedding(encoder).position_embeddings
-    positions.data.copy_(position_table(spec.grid, spec.width))
-    positions.requires_grad_(False)
+    if spec.positions == "sin_cos":
+        positions = _embedding(encoder).position_embeddings
+        positions.data.copy_(position_table(spec.grid, spec.width))
+        positions.requires_grad_(False)
     encoder.classification_head.requires_grad_(False)
     for block in _blocks(encoder):
         block.norm_cross_attn.requires_grad_(False)
@@ -188,6 +195,14 @@ def embed(encoder: ViT, patches: Tensor, places: Tensor | None = None) -> Tensor
     positions = _embedding(encoder).position_embeddings
     tokens = tokens + (positions if places is None else positions[0][places])
     return torch.cat((encoder.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+
+
+def block_outputs(encoder: ViT, tokens: Tensor) -> list[Tensor]:
+    """Return tokens (B, 1 + K, D) before the first block and after each, without the final norm."""
+    outputs = [tokens]
+    for block in _blocks(encoder):
+        outputs.append(block(outputs[-1]))
+    return outputs
 
 
 def encode(encoder: ViT, tokens: Tensor, branch_scale: Tensor | None = None) -> Tensor:

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from pipeline.models.checks import MIN_POSITION_SPREAD, self_test
+from pipeline.models.decoders import DecoderSpec
 from pipeline.models.images import Images, read_images
-from pipeline.models.mae import DecoderSpec, Mask, MaskedAutoencoder, random_mask, take
+from pipeline.models.mae import MaskedAutoencoder, take
+from pipeline.models.masking import Mask, make_mask, mask_draws
 from pipeline.models.randomness import MASK, derived_seed, uniform
 from pipeline.models.training import (
     Schedule,
@@ -39,14 +42,13 @@ HELD_OUT_SHARE = 0.05  # of the patients; watched, never trained on
 HELD_OUT_EPOCH = -1  # the counter of the fixed masks of held-out images
 BETAS = (0.9, 0.95)  # He et al. 2021
 PICTURES = 4
-MIN_POSITION_SPREAD = 1e-4  # of predictions across places; about 1e-8 when the model ignores positions
 
 
 def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Fit a masked autoencoder to the pool's images; leave the encoder, its history and reconstructions in `work`.
 
-    Raises TrainingError when the loss stops being finite, when there are fewer than two patients, or when predictions
-    turn out not to depend on position.
+    Raises TrainingError when the self-tests fail before the first step, when the loss stops being finite, when there
+    are fewer than two patients, or when predictions turn out not to depend on position.
     """
     device = prepare(inputs.machine.device, inputs.machine.threads)
     pool = read_images(
@@ -60,6 +62,7 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
         f"{len(training)} images to learn from, {len(held_out)} of other patients to watch; "
         f"encoder of {_count(model.encoder.parameters()):,} parameters, {spec.tokens} patches, on {device}"
     )
+    self_test(model, _mask(settings, spec, 0, np.arange(1), device))
     history = _train(settings, model, training, held_out, device, work / "checkpoints", log)
 
     save_weights(work / "encoder.safetensors", model.encoder.state_dict())
@@ -113,11 +116,12 @@ def _encoder_spec(settings: PretrainSettings, training: Images) -> EncoderSpec:
         heads=settings.encoder.heads,
         pixel_mean=mean,
         pixel_std=std,
+        positions=settings.encoder.positions,
     )
 
 
 def _build(settings: PretrainSettings, spec: EncoderSpec) -> MaskedAutoencoder:
-    decoder = DecoderSpec(settings.decoder_width, settings.decoder_depth, settings.decoder_heads)
+    decoder = DecoderSpec(settings.decoder_width, settings.decoder_depth, settings.decoder_heads, settings.decoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(settings.seed, "weights"))
         return MaskedAutoencoder(spec, decoder, settings.normalise_targets)
@@ -181,8 +185,8 @@ def _mask(
     device: torch.device,
     decoded_share: float = 1.0,
 ) -> Mask:
-    noise = torch.from_numpy(uniform(settings.seed, epoch, rows, MASK, spec.tokens)).to(device)
-    return random_mask(noise, settings.mask_ratio, decoded_share)
+    draws = uniform(settings.seed, epoch, rows, MASK, mask_draws(settings.mask, spec.grid))
+    return make_mask(settings.mask, torch.from_numpy(draws).to(device), spec.grid, settings.mask_ratio, decoded_share)
 
 
 @torch.no_grad()

@@ -7,13 +7,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.models.mae import DecoderBlock, DecoderSpec, Mask, MaskedAutoencoder, put, random_mask, take
-from pipeline.models.vit import EncoderSpec, patchify, unpatchify
+from pipeline.models.decoders import DecoderBlock, DecoderSpec
+from pipeline.models.mae import MaskedAutoencoder, put, take
+from pipeline.models.masking import Mask, make_mask
+from pipeline.models.vit import EncoderSpec, embed, patchify, unpatchify
 
 FLAT = EncoderSpec((16, 24), (4, 8), 2, 24, 2, 2, (0.5, 0.4), (0.25, 0.2))
 VOLUME = EncoderSpec((8, 12, 16), (4, 6, 4), 1, 26, 2, 2, (0.5,), (0.25,))
 BOTH = pytest.mark.parametrize("spec", [FLAT, VOLUME], ids=["2-D", "3-D"])
 DECODER = DecoderSpec(width=20, depth=2, heads=2)
+CROSS = DecoderSpec(width=20, depth=3, heads=2, kind="cross_attention")
+KINDS = pytest.mark.parametrize("decoder", [DECODER, CROSS], ids=["self-attention", "cross-attention"])
 
 
 def images(spec: EncoderSpec, count: int = 3, seed: int = 0) -> torch.Tensor:
@@ -22,12 +26,13 @@ def images(spec: EncoderSpec, count: int = 3, seed: int = 0) -> torch.Tensor:
 
 
 def mask_for(spec: EncoderSpec, count: int = 3, ratio: float = 0.5, seed: int = 1) -> Mask:
-    return random_mask(torch.rand(count, spec.tokens, generator=torch.Generator().manual_seed(seed)), ratio)
+    noise = torch.rand(count, spec.tokens, generator=torch.Generator().manual_seed(seed))
+    return make_mask("random", noise, spec.grid, ratio)
 
 
-def autoencoder(spec: EncoderSpec, normalise_targets: bool = True) -> MaskedAutoencoder:
+def autoencoder(spec: EncoderSpec, normalise_targets: bool = True, decoder: DecoderSpec = DECODER) -> MaskedAutoencoder:
     torch.manual_seed(7)
-    return MaskedAutoencoder(spec, DECODER, normalise_targets).eval()
+    return MaskedAutoencoder(spec, decoder, normalise_targets).eval()
 
 
 # ---------------------------------------------------------------- patches
@@ -48,43 +53,6 @@ def test_a_patch_holds_the_pixels_of_its_place():
     assert torch.equal(patches[0, 4], pixels[0, :, 4:8, 8:16].flatten())
 
 
-# ---------------------------------------------------------------- masking
-
-
-def test_a_mask_divides_the_grid_by_the_asked_share():
-    mask = mask_for(FLAT, ratio=0.75)
-    assert mask.visible.shape == (3, 3)
-    assert mask.masked.shape == (3, 9)
-    for visible, masked in zip(mask.visible, mask.masked, strict=True):
-        assert sorted([*visible.tolist(), *masked.tolist()]) == list(range(12))
-
-
-def test_decoding_a_share_keeps_the_visible_patches_and_drops_hidden_ones():
-    noise = torch.rand(2, 12, generator=torch.Generator().manual_seed(3))
-    whole, part = random_mask(noise, 0.75), random_mask(noise, 0.75, decoded_share=1 / 3)
-    assert torch.equal(part.visible, whole.visible)
-    assert torch.equal(part.masked, whole.masked[:, :3])
-
-
-@pytest.mark.parametrize("ratio", [0.01, 0.99])
-def test_there_is_always_something_to_see_and_something_to_predict(ratio):
-    mask = mask_for(FLAT, ratio=ratio)
-    assert mask.visible.shape[1] >= 1
-    assert mask.masked.shape[1] >= 1
-
-
-def test_every_place_is_hidden_equally_often():
-    noise = torch.rand(4000, 12, generator=torch.Generator().manual_seed(5))
-    hidden = torch.bincount(random_mask(noise, 0.75).masked.flatten(), minlength=12) / 4000
-    # 4000 draws of probability 0.75: a standard error of 0.0068.
-    assert (hidden - 0.75).abs().max() < 4 * 0.0068
-
-
-def test_one_patch_cannot_be_masked():
-    with pytest.raises(ValueError, match="at least 2 patches"):
-        random_mask(torch.rand(1, 1), 0.5)
-
-
 # ---------------------------------------------------------------- order and position
 
 
@@ -98,7 +66,8 @@ class Echo(torch.nn.Module):
 def echoing(spec: EncoderSpec) -> MaskedAutoencoder:
     """An autoencoder that predicts, for each masked place, the number of the place whose position it was given."""
     model = autoencoder(spec)
-    model.decoder = torch.nn.ModuleList([Echo()])
+    model.decoder.project = torch.nn.Linear(spec.width, DECODER.width)
+    model.decoder.blocks = torch.nn.ModuleList([Echo()])
     model.decoder_norm = torch.nn.Identity()
     model.decoder_positions = torch.arange(spec.tokens).float()[:, None].expand(-1, DECODER.width).contiguous()
     torch.nn.init.zeros_(model.mask_token)
@@ -128,9 +97,10 @@ def test_a_wrong_order_does_not_come_back_in_place(spec):
 
 
 @BOTH
-def test_visible_tokens_carry_their_own_position(spec):
+@KINDS
+def test_visible_tokens_carry_their_own_position(spec, decoder):
     """The encoder must not see the order of the list: shuffled visible patches with their places mean the same."""
-    model, pixels, mask = autoencoder(spec), images(spec), mask_for(spec)
+    model, pixels, mask = autoencoder(spec, decoder=decoder), images(spec), mask_for(spec)
     shuffled = Mask(mask.visible.flip(1), mask.masked)
     patches = model.patches(pixels)
     assert torch.allclose(model.predict(patches, mask), model.predict(patches, shuffled), atol=1e-5)
@@ -140,8 +110,9 @@ def test_visible_tokens_carry_their_own_position(spec):
 
 
 @BOTH
-def test_predictions_depend_on_position(spec):
-    model, mask = autoencoder(spec), mask_for(spec)
+@KINDS
+def test_predictions_depend_on_position(spec, decoder):
+    model, mask = autoencoder(spec, decoder=decoder), mask_for(spec)
     predicted = model.predict(model.patches(images(spec)), mask)
     assert predicted.std(dim=1).mean() > 1e-2
     model.decoder_positions.zero_()
@@ -153,19 +124,81 @@ def test_last_block_for_masked_tokens_alone_equals_the_full_decoder():
     model, mask = autoencoder(FLAT), mask_for(FLAT)
     patches = model.patches(images(FLAT))
     short = model.predict(patches, mask)
-    for block in model.decoder:
+    for block in model.decoder.blocks:
         block.forward = lambda tokens, first=0, block=block: DecoderBlock.forward(block, tokens, 0)
     full = model.predict(patches, mask)
     assert full.shape[1] == 1 + FLAT.tokens
     assert torch.allclose(full[:, 1 + mask.visible.shape[1] :], short, atol=1e-6)
 
 
+# ---------------------------------------------------------------- the cross-attention decoder
+
+
+def explicit_cross_attention(model: MaskedAutoencoder, patches: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """The published architecture, one image, one head, one block and one query at a time."""
+    encoder, decoder, rows = model.encoder, model.decoder, []
+    for image in range(len(patches)):
+        stream = embed(encoder, patches[image, mask.visible[image]][None], mask.visible[image][None])
+        outputs = [stream]
+        for block in encoder.blocks:
+            outputs.append(block(outputs[-1]))
+        for place in mask.masked[image]:
+            query = model.mask_token[0, 0] + model.decoder_positions[place]
+            for index, block in enumerate(decoder.blocks):
+                mixed = sum(weight * output for weight, output in zip(decoder.mixture[index], outputs, strict=True))
+                keys, values = block.key_value(encoder.norm(mixed))[0].chunk(2, dim=1)
+                asked = block.query(block.norm_attention(query))
+                heads = []
+                for part in range(block.heads):
+                    columns = slice(part * len(asked) // block.heads, (part + 1) * len(asked) // block.heads)
+                    score = keys[:, columns] @ asked[columns] / (len(asked) / block.heads) ** 0.5
+                    heads.append(score.softmax(dim=0) @ values[:, columns])
+                query = query + block.projection(torch.cat(heads))
+                query = query + block.mlp(block.norm_mlp(query))
+            rows.append(model.to_pixels(model.decoder_norm(query)))
+    return torch.stack(rows).unflatten(0, (len(patches), -1))
+
+
+@BOTH
+def test_cross_attention_computes_the_published_architecture(spec):
+    model, mask = autoencoder(spec, decoder=CROSS), mask_for(spec, ratio=0.7)
+    patches = model.patches(images(spec))
+    assert torch.allclose(model.predict(patches, mask), explicit_cross_attention(model, patches, mask), atol=1e-5)
+
+
+@BOTH
+def test_with_cross_attention_a_prediction_does_not_depend_on_what_else_is_predicted(spec):
+    mask = mask_for(spec, ratio=0.7)
+    share = Mask(mask.visible, mask.masked[:, :2])
+    differs = {}
+    for decoder in (CROSS, DECODER):
+        model = autoencoder(spec, decoder=decoder)
+        patches = model.patches(images(spec))
+        difference = model.predict(patches, mask)[:, :2] - model.predict(patches, share)
+        differs[decoder.kind] = difference.abs().max().item()
+    assert differs["cross_attention"] < 1e-5
+    assert differs["self_attention"] > 1e-3
+
+
+@KINDS
+def test_every_weight_that_can_be_trained_gets_a_gradient(decoder):
+    model = autoencoder(FLAT, decoder=decoder)
+    model(images(FLAT), mask_for(FLAT)).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0] == []
+
+
+def test_both_decoders_have_the_same_encoder_for_the_same_seed():
+    ours, theirs = (autoencoder(FLAT, decoder=decoder).encoder.state_dict() for decoder in (DECODER, CROSS))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
 # ---------------------------------------------------------------- what the loss sees
 
 
 @BOTH
-def test_loss_ignores_visible_pixels_as_targets_and_hidden_ones_as_input(spec):
-    model, pixels, mask = autoencoder(spec), images(spec), mask_for(spec)
+@KINDS
+def test_loss_ignores_visible_pixels_as_targets_and_hidden_ones_as_input(spec, decoder):
+    model, pixels, mask = autoencoder(spec, decoder=decoder), images(spec), mask_for(spec)
     patches = model.patches(pixels).requires_grad_(True)
     model.predict(patches, mask).sum().backward()
     gradient = patches.grad.abs().sum(dim=2)
@@ -215,8 +248,9 @@ def test_a_right_prediction_gives_the_original_picture_back(normalise_targets):
 
 
 @BOTH
-def test_one_image_can_be_overfitted(spec):
-    model, pixels, mask = autoencoder(spec).train(), images(spec, 1), mask_for(spec, 1)
+@KINDS
+def test_one_image_can_be_overfitted(spec, decoder):
+    model, pixels, mask = autoencoder(spec, decoder=decoder).train(), images(spec, 1), mask_for(spec, 1)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, fused=True)
     zero = model.targets(take(model.patches(pixels), mask.masked)).square().mean()
     losses = []

@@ -10,6 +10,7 @@ import torch
 from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
 from monai.networks.nets import ViT
 
+from pipeline.models.training import parameter_groups
 from pipeline.models.vit import (
     EncoderSpec,
     build_encoder,
@@ -80,6 +81,23 @@ def test_weights_that_are_never_used_are_kept_but_not_trained():
     encode(encoder, embed(encoder, torch.rand(1, 12, FLAT.patch_values))).sum().backward()
     unused = {name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None}
     assert unused == set()
+
+
+def test_learned_positions_start_small_and_are_trained_without_weight_decay():
+    torch.manual_seed(0)
+    spec = dataclasses.replace(FLAT, positions="learned")
+    encoder = build_encoder(spec)
+    positions = encoder.patch_embedding.position_embeddings
+    assert positions.requires_grad
+    assert positions.std().item() == pytest.approx(0.02, rel=0.2)
+    decay = {id(p): group["weight_decay"] for group in parameter_groups(encoder, 0.05) for p in group["params"]}
+    assert decay[id(positions)] == 0
+    plain_monai(spec).load_state_dict(encoder.state_dict(), strict=True)
+
+
+def test_a_specification_written_before_positions_were_a_choice_means_sine_and_cosine():
+    content = {name: value for name, value in FLAT.to_json().items() if name != "positions"}
+    assert EncoderSpec.from_json(content) == FLAT
 
 
 @pytest.mark.parametrize(("grid", "width"), [((4, 3), 24), ((2, 2, 4), 24)])

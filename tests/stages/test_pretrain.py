@@ -105,6 +105,27 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_byte(trained, tmp_path):
     assert "after epoch 4 is damaged" in log.warnings[0]
 
 
+CROSS = {"decoder": "cross_attention", "mask": "block", "decoded_share": 0.5, "epochs": 4}
+
+
+def test_cross_attention_with_block_masks_goes_on_after_a_kill_with_the_same_bytes(tmp_path):
+    encoder = SETTINGS["pretrain"].encoder.model_copy(update={"positions": "learned"})
+    whole, torn = make_images(tmp_path / "whole"), make_images(tmp_path / "torn")
+    with pytest.raises(Killed):
+        run_stage(torn, "pretrain", sink=killer(3), encoder=encoder, **CROSS)
+    files, log = run_stage(torn, "pretrain", encoder=encoder, **CROSS)
+    assert files == run_stage(whole, "pretrain", encoder=encoder, **CROSS)[0]
+    assert not log.warnings
+
+
+@pytest.mark.parametrize("change", [{"decoder": "cross_attention"}, {"mask": "block"}, {"mask": "grid"}])
+def test_every_decoder_and_mask_learns(tmp_path, change):
+    log = run_stage(make_images(tmp_path), "pretrain", **change)[1]
+    summary = read_json(tmp_path / "pretrain" / "summary.json")
+    assert summary["held_out_loss"] < summary["predict_zero_loss"]
+    assert not log.warnings
+
+
 @pytest.mark.slow
 def test_kill_9_in_the_middle_of_training_leaves_the_same_bytes(trained, tmp_path):
     folder = make_images(tmp_path)
@@ -130,7 +151,7 @@ def test_volumes_of_two_channels(tmp_path):
     assert (record["channels"], record["image_size"]) == (2, [8, 16, 16])
 
 
-def test_predictions_that_ignore_position_stop_the_run(tmp_path, monkeypatch):
+def test_predictions_that_ignore_position_stop_the_run_before_its_first_step(tmp_path, monkeypatch):
     """The fault of a published from-scratch implementation: position tables of zeros."""
     build = MaskedAutoencoder.__init__
 
@@ -139,8 +160,10 @@ def test_predictions_that_ignore_position_stop_the_run(tmp_path, monkeypatch):
         self.decoder_positions.zero_()
 
     monkeypatch.setattr(MaskedAutoencoder, "__init__", without_positions)
-    with pytest.raises(TrainingError, match="do not depend on their position"):
-        run_stage(make_images(tmp_path), "pretrain", epochs=1)
+    steps: list[int] = []
+    with pytest.raises(TrainingError, match=r"nothing was trained.*do not depend on their position"):
+        run_stage(make_images(tmp_path), "pretrain", sink=lambda values, step: steps.append(step))
+    assert steps == []
 
 
 def test_learning_nothing_is_told(tmp_path):
@@ -163,7 +186,8 @@ def test_decoding_a_share_of_the_hidden_patches_is_another_training_with_the_sam
 
 CHANGES: list[dict[str, Any]] = [
     {"seed": 18}, {"mask_ratio": 0.5}, {"crop_min": 1.0}, {"flip_horizontal": True}, {"normalise_targets": False},
-    {"weight_decay": 1.0}, {"warmup_epochs": 0.0},
+    {"weight_decay": 1.0}, {"warmup_epochs": 0.0}, {"decoder": "cross_attention"}, {"mask": "block"}, {"mask": "grid"},
+    {"encoder": SETTINGS["pretrain"].encoder.model_copy(update={"positions": "learned"})},
 ]  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from pipeline.reporting.figures import pretraining_loss
 from pipeline.reporting.numbers import count, number, plain_percent
 
 FIGURE_CM, MAX_HEIGHT_CM = 7.6, 9.0
+DECODERS = {"self_attention": "He et al. 2021", "cross_attention": "He et al. 2021; decoder of Fu et al. 2024"}
+MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but for a regular lattice"}
 
 
 def model(e: Evidence) -> Section:
@@ -47,8 +49,10 @@ def _making(e: Evidence) -> Table:
         f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
         f"{encoder['depth']}, {encoder['heads']} heads, {count(e.encoder['parameters'])} parameters"
     )
+    # An artifact that was kept may be older than these two settings.
+    decoder, mask = DECODERS[pre.get("decoder", "self_attention")], MASKS[pre.get("mask", "random")]
     method = (
-        f"masked autoencoder (He et al. 2021): {plain_percent(pre['mask_ratio'])} of the patches hidden, "
+        f"masked autoencoder ({decoder}): {plain_percent(pre['mask_ratio'])} of the patches hidden {mask}, "
         f"{count(pre['epochs'])} epochs, batch {pre['batch_size']}, seed {pre['seed']}"
     )
     on = (
