@@ -55,9 +55,11 @@ def fingerprint(pixels: np.ndarray) -> Fingerprint | None:
 
 def _reduced(plane: np.ndarray) -> np.ndarray:
     """Return the means of the areas of a 64 x 64 grid over the plane."""
-    picture = pillow.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    factors = (max(1, picture.width // (2 * SIDE)), max(1, picture.height // (2 * SIDE)))
-    return np.asarray(picture.reduce(factors).resize((SIDE, SIDE), pillow.Resampling.BOX))
+    # Whole blocks first, which is fast and leaves less than a hundredth of a side unseen.
+    rows, columns = (max(1, side // (2 * SIDE)) for side in plane.shape)
+    height, width = plane.shape[0] // rows, plane.shape[1] // columns
+    blocks = plane[: height * rows, : width * columns].reshape(height, rows, width, columns).mean(axis=(1, 3))
+    return np.asarray(pillow.fromarray(blocks.astype(np.float32)).resize((SIDE, SIDE), pillow.Resampling.BOX))
 
 
 def _perceptual(reduced: np.ndarray) -> bytes:

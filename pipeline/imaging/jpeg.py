@@ -1,4 +1,4 @@
-"""JPEG Lossless and 12-bit JPEG Extended for pydicom, by imagecodecs: 7 times faster than libjpeg's, and not GPL."""
+"""JPEG Lossless and 12-bit JPEG Extended for pydicom, by imagecodecs (libjpeg-turbo)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def decode_frame(frame: bytes, runner: DecodeRunner) -> bytearray:
 
     Raises ValueError for lossy colour, whose colour space the decoder would change.
     """
-    if runner.transfer_syntax in LOSSLESS:
-        values = imagecodecs.jpegsof3_decode(frame)
-    elif runner.samples_per_pixel == 1:
+    if runner.samples_per_pixel == 1:
         values = imagecodecs.jpeg_decode(frame)
+    elif runner.transfer_syntax in LOSSLESS:
+        values = imagecodecs.jpegsof3_decode(frame)  # slower, but leaves the colour space alone
     else:
         raise ValueError("12-bit JPEG in colour")
     runner.set_option("planar_configuration", 0)
