@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Arm = Literal["mae", "scratch", "linear_probe", "hog"]
+Calibration = Literal["logistic", "beta", "isotonic", "temperature", "venn_abers", "auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0.5, lt=1)]
 
@@ -279,6 +280,10 @@ class CalibrateSettings(Settings):
     arm: Arm = Field("mae", description="the model reported; chosen before calibration, never on calibration data")
     models_compared: int = Field(1, ge=1, description="models compared on calibration data; divides the confidence")
     aggregation: Literal["max", "mean"] = Field("max", description="patient's score from those of their images")
+    calibrator: Calibration = Field(
+        "logistic",
+        description="from score to probability; auto = logistic unless cross-validation clearly says otherwise",
+    )
     recall_target: float = Field(0.95, gt=0, lt=1)
     confidence: Confidence = 0.95
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.calibration import choose_calibrator, fit_calibrator, uncalibrated
+from pipeline.statistics.calibrators import Calibrator, PrevalenceCalibrator
 from pipeline.statistics.errors import NotEnoughData, collect_warnings
 from pipeline.statistics.gate import Finding, assess_discrimination
 from pipeline.statistics.patients import Patients, patient_table, patients_of, scores_sha256
@@ -27,8 +28,9 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
     """Fit the calibrator and certify the threshold of the reported model on patients it was not trained on.
 
     Leaves calibrator.json, threshold.json, sweep.parquet, patient_scores.parquet and findings.json in `work`.
-    Too few positives for a certificate is a result: `certified` false, and the finding `not_certified`. Too
-    few for a calibrator raises NotEnoughData; scores that are not finite or not complete raise ValueError.
+    Too few positives for a certificate is a result: `certified` false, and the finding `not_certified`. So are too
+    few patients for a calibrator: everyone gets the prevalence, and the finding is `not_calibrated`. Scores that
+    are not finite or not complete raise ValueError.
     """
     scores = read_table(inputs.file("score", "scores_calibration.parquet"), SCORES)
     patients = patients_of(scores, settings.arm, settings.aggregation)
@@ -36,7 +38,7 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
     certificate: Certificate | None = None
     refusal = ""
     with collect_warnings() as warned:
-        calibrator = LogisticCalibrator.fit(patients.y, patients.s)
+        calibrator, uncalibrated_why = _calibrator(settings, patients)
         try:
             certificate = certify_threshold(
                 patients.y,
@@ -54,7 +56,11 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
 
     threshold = certificate.threshold if certificate else None
     sweep = _sweep(settings, patients, calibrator, threshold)
-    findings = _findings(patients, calibrator, threshold, sweep, refusal)
+    findings = [
+        *([Finding("not_certified", "fail", "calibration", refusal)] if refusal else []),
+        *_calibrator_findings(calibrator, uncalibrated_why),
+        *_findings(patients, calibrator, threshold, sweep),
+    ]
     message = _promise(certificate) if certificate else refusal
     write_json(work / "calibrator.json", calibrator.to_dict())
     write_json(
@@ -83,6 +89,16 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
     for finding in findings:
         (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
     log.metrics({"positives": int(patients.y.sum()), **(_headline(certificate) if certificate else {})}, 0)
+
+
+def _calibrator(settings: CalibrateSettings, patients: Patients) -> tuple[Calibrator, str]:
+    """Return the calibrator, and why there is none but the prevalence when patients are too few."""
+    auto = settings.calibrator == "auto"
+    method = choose_calibrator(patients.y, patients.s) if auto else settings.calibrator
+    try:
+        return fit_calibrator(patients.y, patients.s, method), ""
+    except NotEnoughData as error:
+        return uncalibrated(patients.y), str(error)
 
 
 def _refusal(settings: CalibrateSettings, error: NotEnoughData) -> str:
@@ -134,7 +150,7 @@ def _model_hashes(trained: dict[str, Any], arm: str, seeds: tuple[int, ...]) -> 
 
 
 def _sweep(
-    settings: CalibrateSettings, patients: Patients, calibrator: LogisticCalibrator, threshold: float | None
+    settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, threshold: float | None
 ) -> pd.DataFrame:
     confidence = shared_confidence(settings.confidence, settings.models_compared)
     thresholds = sweep_thresholds(patients.y, patients.s, threshold)
@@ -143,17 +159,27 @@ def _sweep(
     return sweep.assign(probability=calibrator.predict(sweep["threshold"]), operating_point=operating)
 
 
+def _calibrator_findings(calibrator: Calibrator, uncalibrated_why: str) -> list[Finding]:
+    if not isinstance(calibrator, PrevalenceCalibrator):
+        return []
+    everyone = "every patient gets the prevalence as probability"
+    if calibrator.reason == "not_calibrated":
+        return [Finding("not_calibrated", "fail", "calibration", f"{uncalibrated_why}; {everyone}")]
+    if calibrator.reason == "temperature_collapsed":
+        # The scores may be good, and so may be the threshold on them: only the choice of calibrator was wrong.
+        off = f"no temperature fits scores that are off by a constant: {everyone}; set calibrate.calibrator=logistic"
+        return [Finding("temperature_collapsed", "warn", "calibration", off)]
+    flat = f"scores do not rise with the condition: {everyone}"
+    return [Finding("calibration_reversed", "fail", "calibration", flat)]
+
+
 def _findings(
     patients: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     threshold: float | None,
     sweep: pd.DataFrame,
-    refusal: str,
 ) -> list[Finding]:
-    findings = [Finding("not_certified", "fail", "calibration", refusal)] if refusal else []
-    if calibrator.flat:
-        flat = "scores do not rise with the condition: calibrated, every patient gets the prevalence"
-        findings.append(Finding("calibration_reversed", "fail", "calibration", flat))
+    findings = []
     if patients.conflicts:
         mixed = f"{patients.conflicts} patients have images of both labels; each counts as positive"
         findings.append(Finding("conflicting_labels", "info", "calibration", mixed))

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import expit
 
 from pipeline.statistics.arms import comparison_table, pretraining_benefit
-from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
 from pipeline.statistics.discrimination import auc_value, average_precision, roc_auc
 from pipeline.statistics.errors import collect_warnings
@@ -57,7 +57,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
     _check_partitions(read_table(inputs.file("split", "split.parquet"), SPLIT), scores, images)
     frozen = read_json(inputs.file("calibrate", "threshold.json"))
-    calibrator = LogisticCalibrator.from_dict(read_json(inputs.file("calibrate", "calibrator.json")))
+    calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", "calibrator.json")))
     threshold = float.fromhex(frozen["threshold_hex"]) if frozen["certified"] else None
     arm, how = frozen["arm"], frozen["aggregation"]
     calibration = patients_of(scores["calibration"], arm, how)
@@ -139,7 +139,7 @@ def _metrics(
     settings: EvaluateSettings,
     test: Patients,
     calibration: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     frozen: Mapping[str, Any],
     threshold: float | None,
 ) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _operating_point(
     test: Patients,
     frozen: Mapping[str, Any],
     threshold: float,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     level: float,
 ) -> dict[str, Any]:
     counts = confusion(test.y, test.s, threshold)
@@ -217,7 +217,7 @@ def _table_findings(
     inputs: Inputs,
     scores: pd.DataFrame,
     calibration: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     frozen: Mapping[str, Any],
 ) -> list[Finding]:
     """Compare the stored sweep with the one that the calibration scores give now."""
@@ -235,7 +235,7 @@ def _table_findings(
 def _test_findings(
     settings: EvaluateSettings,
     test: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     threshold: float | None,
     metrics: Mapping[str, Any],
 ) -> list[Finding]:

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.statistics.errors import NotEnoughData
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.threshold import certifiable_recall
 from pipeline.store.artifacts import StoreError
@@ -118,7 +117,8 @@ def test_scores_upside_down_are_reversed_and_calibrated_flat(cohort):
     made = cohort(patients={"calibration": 240}, arms={"mae": -2.0}).run("calibrate")
     failed = {f["code"] for f in made.json("calibrate", "findings.json") if f["level"] == "fail"}
     assert {"calibration_reversed", "reversed", "no_discrimination"} <= failed
-    assert made.json("calibrate", "calibrator.json")["flat"] is True
+    calibrator = made.json("calibrate", "calibrator.json")
+    assert (calibrator["method"], calibrator["reason"]) == ("prevalence", "calibration_reversed")
 
 
 def test_patients_with_images_of_both_labels_are_counted(cohort):
@@ -171,9 +171,53 @@ def test_models_other_than_those_scored_stop_the_stage(cohort):
         made.run("calibrate")
 
 
-def test_too_few_patients_to_calibrate_stop_the_stage(cohort):
-    with pytest.raises(NotEnoughData, match=r"at least 10 patients with.*there are 6 and 6"):
-        cohort(patients={"calibration": 12}).run("calibrate")
+@pytest.mark.parametrize(("patients", "prevalence"), [(12, 0.5), (300, 0.02), (300, 0.99), (40, 0.0), (90, 1.0)])
+def test_too_few_patients_of_a_kind_finish_without_a_calibrator_and_fail_the_gate(cohort, patients, prevalence):
+    made = cohort(patients={"calibration": patients}, prevalence=prevalence).run("calibrate")
+    positives = round(patients * prevalence)
+    found = {f["code"]: f for f in made.json("calibrate", "findings.json")}
+    assert found["not_calibrated"]["level"] == "fail"
+    assert found["not_calibrated"]["message"] == (
+        "calibration needs at least 10 patients with and 10 without the condition; there are"
+        f" {positives} and {patients - positives}; every patient gets the prevalence as probability"
+    )
+    assert ("not_certified" in found) == (positives < 59)
+    smoothed = pytest.approx((positives + 1) / (patients + 2))
+    assert made.json("calibrate", "calibrator.json")["prevalence"] == smoothed
+    assert made.table("calibrate", "patient_scores.parquet")["probability"].unique().tolist() == [smoothed]
+
+
+def test_no_positive_patient_at_all_is_refused_in_the_same_words(cohort):
+    made = cohort(patients={"calibration": 40}, prevalence=0.0).run("calibrate")
+    message = made.json("calibrate", "threshold.json")["message"]
+    assert "needs at least 59 positive patients in the calibration split; there are 0 (at most 0.000 can" in message
+
+
+@pytest.mark.parametrize("method", ["logistic", "beta", "isotonic", "temperature", "venn_abers"])
+def test_the_calibrator_is_a_setting_that_moves_no_threshold(cohort, method):
+    made = cohort(patients={"calibration": 240})
+    plain = made.run("calibrate").json("calibrate", "threshold.json")
+    other = made.run("calibrate", calibrator=method).json("calibrate", "threshold.json")
+    assert made.json("calibrate", "calibrator.json")["method"] == method
+    assert other["threshold"] == plain["threshold"]
+    patients = made.table("calibrate", "patient_scores.parquet").sort_values("score")
+    assert (patients["probability"].diff().dropna() >= -1e-15).all()
+    assert patients["probability"].between(1 / 242, 241 / 242).all()
+
+
+def test_the_automatic_choice_is_logistic_below_500_patients_in_a_class(cohort):
+    made = cohort(patients={"calibration": 240}).run("calibrate", calibrator="auto")
+    assert made.json("calibrate", "calibrator.json")["method"] == "logistic"
+
+
+def test_a_temperature_that_collapses_leaves_the_threshold_usable(cohort):
+    made = cohort(patients={"calibration": 400}, prevalence=0.3)
+    scores = made.table("score", "scores_calibration.parquet")
+    made.write_scores("calibration", scores.assign(logit=scores["logit"] + 6))
+    made.run("calibrate", calibrator="temperature")
+    found = {(f["code"], f["level"]) for f in made.json("calibrate", "findings.json")}
+    assert ("temperature_collapsed", "warn") in found
+    assert "fail" not in {level for _, level in found}
 
 
 def test_the_test_scores_cannot_be_opened(cohort):

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,8 +19,12 @@ import pytest
 from pypdf import PdfReader
 
 from pipeline.config import ReportSettings
+from pipeline.reporting.document import Paragraph
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
-from pipeline.stages.report import report
+from pipeline.reporting.sections.results import calibration
+from pipeline.reporting.sections.summary import promise
+from pipeline.stages.report import _evidence, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
@@ -82,6 +87,10 @@ def flat(text: str) -> str:
 def make(root: Path, inputs: Inputs, title: str = "Chest screening") -> Made:
     root.mkdir()
     return Made(root, inputs, ReportSettings(title=title, contact="the screening team"))
+
+
+def evidence_of(made: Made) -> Evidence:
+    return _evidence(ReportSettings(title="x"), made.inputs)
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +165,7 @@ def test_page_one_stands_alone(good: Made):
     ],
 )
 def test_whether_the_promise_held_is_said_in_words(verdict, words, good: Made):
-    from pipeline.reporting.sections.summary import promise
-    from pipeline.stages.report import _evidence
-
-    evidence = _evidence(ReportSettings(title="x"), good.inputs)
-    box = promise(evidence, good.metrics["operating_point"] | {"verification": verdict})
+    box = promise(evidence_of(good), good.metrics["operating_point"] | {"verification": verdict})
     assert box.title == words
     assert (box.level == "stop") == (verdict == "contradicted")
 
@@ -208,6 +213,37 @@ def test_too_few_patients_are_refused_in_the_certificates_words(small: Made):
         assert BANNER in place
         assert flat(small.threshold["message"]) in place
     assert f"Patients with the condition needed at least {small.threshold['positives_needed']}" in small.text
+
+
+def test_too_few_patients_to_calibrate_end_in_a_report_that_says_so(folder: Path):
+    few = make(folder / "few", example_run.make_run(folder / "few_store", patients=40))
+    assert read_json(few.inputs.file("calibrate", "calibrator.json"))["method"] == "prevalence"
+    for place in (few.pages[0], few.section_text("operating_point")):
+        assert BANNER in place
+        assert "calibration needs at least 10 patients with and 10 without the condition; there are" in place
+    assert "none could be fitted, so that everyone gets the same probability" in few.section_text("calibration")
+    assert few.json["usable"] is False
+
+
+# ---------------------------------------------------------------- probabilities
+
+
+@pytest.mark.parametrize(
+    ("setting", "method", "words"),
+    [
+        ("logistic", "logistic", "logistic regression on the score (Platt);"),
+        ("venn_abers", "venn_abers", "inductive Venn–Abers, both probabilities merged into one;"),
+        ("auto", "beta", "beta calibration, chosen by cross-validation on these patients"),
+    ],
+)
+def test_the_calibration_section_names_the_calibrator_and_its_patients(setting, method, words, good: Made):
+    e = evidence_of(good)
+    records = {"calibrate": e.records["calibrate"] | {"settings": {"calibrator": setting}}}
+    e = replace(e, calibrator=dict(e.calibrator) | {"method": method}, records=dict(e.records) | records)
+    first = calibration(e).blocks[0]
+    assert isinstance(first, Paragraph)
+    assert words in first.text
+    assert f"{good.threshold['positives'] + good.threshold['negatives']} calibration patients" in first.text
 
 
 # ---------------------------------------------------------------- the whole
@@ -404,8 +440,6 @@ def test_titles_too_long_for_a_line_leave_page_one_whole(folder: Path, good: Mad
 @pytest.mark.parametrize("shape", [(1, 24, 24), (1, 6, 24, 24)])
 def test_examples_show_the_stored_pixels_and_volumes_their_middle_slice(shape, folder: Path, monkeypatch):
     import numpy as np
-
-    from pipeline.stages.report import _evidence
 
     real: Callable[..., Any] = np.save
 

@@ -11,6 +11,15 @@ from pipeline.reporting.figures import precision_recall, reliability, roc, score
 from pipeline.reporting.numbers import count, interval, number, percent
 from pipeline.reporting.sections.summary import AT_THE_END
 
+CALIBRATORS = {
+    "logistic": "logistic regression on the score (Platt)",
+    "beta": "beta calibration",
+    "isotonic": "isotonic regression",
+    "temperature": "temperature scaling",
+    "venn_abers": "inductive Venn–Abers, both probabilities merged into one",
+    "prevalence": "none could be fitted, so that everyone gets the same probability",
+}
+
 
 def discrimination(e: Evidence) -> Section:
     """Return how well scores separate patients with the condition from the others."""
@@ -83,6 +92,7 @@ def calibration(e: Evidence) -> Section:
     picture = reliability(e.curve("reliability_before", arm), e.curve("reliability_after", arm))
     ece = c["after"]["ece"]["value"]
     blocks: list[Block] = [
+        Paragraph(_fitted(e)),
         Table("calibration", "Calibration on the test patients", ["Measure", "Before", "After", "Ideal"], rows),
         Figures(
             [
@@ -102,3 +112,15 @@ def calibration(e: Evidence) -> Section:
         ),
     ]
     return Section("calibration", "Calibration", blocks)
+
+
+def _fitted(e: Evidence) -> str:
+    """Say how scores were turned into probabilities, and on whom."""
+    c = e.calibrator
+    chosen = ""
+    if e.records["calibrate"]["settings"]["calibrator"] == "auto":
+        chosen = ", chosen by cross-validation on these patients (logistic below 500 patients of a kind)"
+    return (
+        f"From score to probability: {CALIBRATORS[c['method']]}{chosen}; {count(c['n'])} calibration patients, "
+        f"{count(c['n_positive'])} with the condition. It decides nothing: the threshold stands on the score."
+    )
