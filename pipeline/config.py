@@ -284,6 +284,9 @@ class CalibrateSettings(Settings):
         "logistic",
         description="from score to probability; auto = logistic unless cross-validation clearly says otherwise",
     )
+    local_prevalence: float | None = Field(
+        None, gt=0, lt=1, description="share with the condition where the model is used; shifts displayed probabilities"
+    )
     recall_target: float = Field(0.95, gt=0, lt=1)
     confidence: Confidence = 0.95
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.statistics.calibration import choose_calibrator, fit_calibrator, uncalibrated
+from pipeline.statistics.calibration import choose_calibrator, displayed_probability, fit_calibrator, uncalibrated
 from pipeline.statistics.calibrators import Calibrator, PrevalenceCalibrator
 from pipeline.statistics.errors import NotEnoughData, collect_warnings
 from pipeline.statistics.gate import Finding, assess_discrimination
@@ -68,7 +69,9 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
         {
             "certified": certificate is not None,
             **outcome,
-            "probability": None if threshold is None else float(calibrator.predict([threshold])[0]),
+            "probability": None if threshold is None else float(_shown(settings, calibrator, [threshold])[0]),
+            "local_prevalence": settings.local_prevalence,
+            "probability_prevalence": settings.local_prevalence or calibrator.prevalence,
             "arm": settings.arm,
             "seeds": list(patients.seeds),
             "aggregation": settings.aggregation,
@@ -79,7 +82,7 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
         },
     )
     write_table(work / "sweep.parquet", sweep, SWEEP)
-    table = patient_table(settings.arm, patients, calibrator.predict(patients.s), threshold)
+    table = patient_table(settings.arm, patients, _shown(settings, calibrator, patients.s), threshold)
     write_table(work / "patient_scores.parquet", table, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
 
@@ -99,6 +102,10 @@ def _calibrator(settings: CalibrateSettings, patients: Patients) -> tuple[Calibr
         return fit_calibrator(patients.y, patients.s, method), ""
     except NotEnoughData as error:
         return uncalibrated(patients.y), str(error)
+
+
+def _shown(settings: CalibrateSettings, calibrator: Calibrator, scores: Any) -> np.ndarray:
+    return displayed_probability(calibrator, scores, settings.local_prevalence)
 
 
 def _refusal(settings: CalibrateSettings, error: NotEnoughData) -> str:
@@ -156,7 +163,7 @@ def _sweep(
     thresholds = sweep_thresholds(patients.y, patients.s, threshold)
     sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence)
     operating = sweep["threshold"].eq(threshold) if threshold is not None else False
-    return sweep.assign(probability=calibrator.predict(sweep["threshold"]), operating_point=operating)
+    return sweep.assign(probability=_shown(settings, calibrator, sweep["threshold"]), operating_point=operating)
 
 
 def _calibrator_findings(calibrator: Calibrator, uncalibrated_why: str) -> list[Finding]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import expit
 
 from pipeline.statistics.arms import comparison_table, pretraining_benefit
+from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
 from pipeline.statistics.discrimination import auc_value, average_precision, roc_auc
@@ -65,7 +67,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     if arm not in arms or list(arms[arm].seeds) != frozen["seeds"]:
         raise ValueError(f"the test scores lack seeds of arm {arm} that the threshold was certified for")
     test = arms[arm]
-    calibrated = calibrator.predict(test.s)
+    calibrated, shown = calibrator.predict(test.s), _shown(calibrator, frozen, test.s)
 
     with collect_warnings() as warned:
         comparison = comparison_table(arms, _seed_aucs(scores["test"], arms, how), arm, settings.level)
@@ -93,7 +95,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     ]
 
     others = [patient_table(name, p, None, None) for name, p in arms.items() if name != arm]
-    patient_scores = pd.concat([patient_table(arm, test, calibrated, threshold), *others], ignore_index=True)
+    patient_scores = pd.concat([patient_table(arm, test, shown, threshold), *others], ignore_index=True)
 
     write_json(work / "metrics.json", metrics)
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
@@ -180,6 +182,10 @@ def _metrics(
     }
 
 
+def _shown(calibrator: Calibrator, frozen: Mapping[str, Any], scores: Any) -> np.ndarray:
+    return displayed_probability(calibrator, scores, frozen["local_prevalence"])
+
+
 def _operating_point(
     test: Patients,
     frozen: Mapping[str, Any],
@@ -199,7 +205,8 @@ def _operating_point(
         }
     return {
         "threshold": threshold,
-        "probability": float(calibrator.predict([threshold])[0]),
+        "probability": float(_shown(calibrator, frozen, [threshold])[0]),
+        "probability_prevalence": frozen["probability_prevalence"],
         "counts": counts.to_dict(),
         **{name: interval.to_dict() for name, interval in operating_metrics(counts, level).items()},
         **verified,
@@ -224,7 +231,7 @@ def _table_findings(
     stored = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
     again = threshold_sweep(
         calibration.y, calibration.s, stored["threshold"], confidence=frozen["confidence_used"]
-    ).assign(probability=calibrator.predict(stored["threshold"]))
+    ).assign(probability=_shown(calibrator, frozen, stored["threshold"]))
     findings = compare_tables(stored, again)
     if scores_sha256(scores, frozen["arm"]) != frozen["data_sha256"]:
         other = "the calibration scores are not those that the threshold was certified on (SHA-256 differs)"

@@ -136,6 +136,16 @@ def shift_prior(p: Any, pi_from: float, pi_to: float) -> np.ndarray:
     return expit(logit(np.asarray(p, np.float64)) + logit(pi_to) - logit(pi_from))
 
 
+def displayed_probability(calibrator: Calibrator, s: Any, local_prevalence: float | None = None) -> np.ndarray:
+    """Return the probabilities (n,) that people are shown: calibrated, and carried to a local prevalence if stated.
+
+    For display alone: thresholds stand on the score, and calibration is judged without the shift, since the patients
+    it is judged on have their own prevalence.
+    """
+    p = calibrator.predict(s)
+    return p if local_prevalence is None else shift_prior(p, calibrator.prevalence, local_prevalence)
+
+
 def _sample(y: Any, s: Any, weight: Any = None) -> _Sample:
     clean = validate(y, s, weight=weight)
     w = np.ones(len(clean.y)) if clean.weight is None else clean.weight

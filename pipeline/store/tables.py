@@ -149,7 +149,9 @@ SWEEP = Table(
     "sweep",
     (
         Column("threshold", NUMBER, "logit; refer when the patient's score is at least this"),
-        Column("probability", NUMBER, "calibrated probability at that score"),
+        Column(
+            "probability", NUMBER, "calibrated probability at that score, at the prevalence that threshold.json states"
+        ),
         Column("true_positive", INTEGER, "patients with the condition, referred"),
         Column("false_positive", INTEGER, "patients without the condition, referred"),
         Column("true_negative", INTEGER, "patients without the condition, not referred"),
@@ -233,7 +235,12 @@ PATIENT_SCORES = Table(
         Column("patient_id", TEXT, "pseudonym of the patient"),
         Column("arm", TEXT, "model"),
         Column("score", NUMBER, "logit of the patient: mean over seeds, then aggregated over images"),
-        Column("probability", NUMBER, "calibrated probability; reported arm only", optional=True),
+        Column(
+            "probability",
+            NUMBER,
+            "calibrated probability at the prevalence that threshold.json states; reported arm only",
+            optional=True,
+        ),
         Column("label", INTEGER, "1 positive, 0 negative"),
         Column("referred", YES_NO, "score at or above the operating threshold; reported arm only", optional=True),
     ),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.statistics.calibration import shift_prior
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.threshold import certifiable_recall
 from pipeline.store.artifacts import StoreError
@@ -203,6 +204,23 @@ def test_the_calibrator_is_a_setting_that_moves_no_threshold(cohort, method):
     patients = made.table("calibrate", "patient_scores.parquet").sort_values("score")
     assert (patients["probability"].diff().dropna() >= -1e-15).all()
     assert patients["probability"].between(1 / 242, 241 / 242).all()
+
+
+def test_a_local_prevalence_shifts_what_is_shown_and_moves_no_threshold(cohort):
+    made = cohort(patients={"calibration": 240})
+    plain, before = made.run("calibrate").json("calibrate", "threshold.json"), made.table("calibrate", "sweep.parquet")
+    assert (plain["local_prevalence"], plain["probability_prevalence"]) == (None, 0.5)
+    local = made.run("calibrate", local_prevalence=0.05).json("calibrate", "threshold.json")
+    after = made.table("calibrate", "sweep.parquet")
+    assert (local["local_prevalence"], local["probability_prevalence"]) == (0.05, 0.05)
+    changed = {name for name in plain if plain[name] != local[name]}
+    assert changed == {"probability", "local_prevalence", "probability_prevalence"}
+    assert local["probability"] == pytest.approx(shift_prior(plain["probability"], 0.5, 0.05))
+    assert after["probability"].to_numpy() == pytest.approx(shift_prior(before["probability"], 0.5, 0.05))
+    pd.testing.assert_frame_equal(after.drop(columns="probability"), before.drop(columns="probability"))
+    patients = made.table("calibrate", "patient_scores.parquet")
+    assert (patients["referred"] == (patients["score"] >= plain["threshold"])).all()
+    assert made.json("calibrate", "findings.json") == []
 
 
 def test_the_automatic_choice_is_logistic_below_500_patients_in_a_class(cohort):

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
+from pipeline.statistics.calibration import shift_prior
 from pipeline.statistics.metrics import Counts, at_prevalence
 from pipeline.store.files import sha256_file, write_json
 from pipeline.store.tables import COMPARISON, CURVES, PATIENT_SCORES, SPLIT, SUBGROUPS, SWEEP, read_table, write_table
@@ -167,6 +168,21 @@ def test_other_scores_on_the_test_patients_are_a_shift(cohort):
     made.run("calibrate").run("evaluate")
     assert ("shift", "warn") in findings(made, "test")
     assert made.json("evaluate", "metrics.json")["shift"]["score_ks"]["p"] < 0.001
+
+
+def test_a_local_prevalence_changes_displayed_probabilities_alone(evaluated):
+    before, patients = evaluated.json("evaluate", "metrics.json"), evaluated.table("evaluate", "patient_scores.parquet")
+    after = evaluated.run("calibrate", local_prevalence=0.05).run("evaluate").json("evaluate", "metrics.json")
+    shown = evaluated.table("evaluate", "patient_scores.parquet")
+    assert after["operating_point"].pop("probability_prevalence") == 0.05
+    assert before["operating_point"].pop("probability_prevalence") == 0.5
+    shifted = shift_prior(before["operating_point"].pop("probability"), 0.5, 0.05)
+    assert after["operating_point"].pop("probability") == pytest.approx(shifted)
+    assert after == before
+    expected = shift_prior(patients["probability"].dropna(), 0.5, 0.05)
+    assert shown["probability"].dropna().to_numpy() == pytest.approx(expected)
+    assert shown["referred"].equals(patients["referred"])
+    assert findings(evaluated) == set()
 
 
 def test_a_stored_table_that_does_not_fit_the_scores_fails(evaluated):

@@ -22,6 +22,8 @@ from pipeline.config import ReportSettings
 from pipeline.reporting.document import Paragraph
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
+from pipeline.reporting.sections.groups import examples
+from pipeline.reporting.sections.operating import operating_point
 from pipeline.reporting.sections.results import calibration
 from pipeline.reporting.sections.summary import promise
 from pipeline.stages.report import _evidence, report
@@ -244,6 +246,17 @@ def test_the_calibration_section_names_the_calibrator_and_its_patients(setting, 
     assert isinstance(first, Paragraph)
     assert words in first.text
     assert f"{good.threshold['positives'] + good.threshold['negatives']} calibration patients" in first.text
+
+
+def test_every_displayed_probability_says_at_what_prevalence(good: Made):
+    assumed = f"at the calibration patients' prevalence of {100 * good.threshold['probability_prevalence']:.1f} %"
+    for name in ("operating_point", "calibration", "examples"):
+        assert assumed in good.section_text(name)
+    local = evidence_of(good)
+    local = replace(local, threshold=dict(local.threshold) | {"local_prevalence": 0.05, "probability_prevalence": 0.05})
+    for section in (calibration, operating_point, examples):
+        assert "at the stated local prevalence of 5 %" in str(section(local))
+    assert good.json["numbers"]["threshold"]["probability_prevalence"] == good.threshold["probability_prevalence"]
 
 
 # ---------------------------------------------------------------- the whole

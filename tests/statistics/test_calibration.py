@@ -9,7 +9,13 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.isotonic import IsotonicRegression
 
-from pipeline.statistics.calibration import choose_calibrator, fit_calibrator, shift_prior, uncalibrated
+from pipeline.statistics.calibration import (
+    choose_calibrator,
+    displayed_probability,
+    fit_calibrator,
+    shift_prior,
+    uncalibrated,
+)
 from pipeline.statistics.calibrators import KINDS, BetaCalibrator, PrevalenceCalibrator, calibrator_from_dict
 from pipeline.statistics.discrimination import auc_value
 from pipeline.statistics.errors import NotEnoughData, collect_warnings
@@ -312,3 +318,21 @@ def test_a_shift_of_prevalence_there_and_back_changes_nothing():
     assert (local < p).all()
     assert shift_prior(local, 0.05, 0.5) == pytest.approx(p, rel=1e-12)
     assert shift_prior(0.5, 0.5, 0.05) == pytest.approx(0.05)
+
+
+def test_displayed_probabilities_are_those_of_the_local_prevalence(method):
+    """Calibrated on half positives, shown where one in twenty is: close to the truth there."""
+    y, s, truth = cohort(np.random.default_rng(14), 2000, prevalence=0.5)
+    calibrator = fitted(y, logit(truth), method)
+    assert (displayed_probability(calibrator, logit(truth)) == calibrator.predict(logit(truth))).all()
+    local = displayed_probability(calibrator, logit(truth), 0.05)
+    distance = norm.ppf(0.9) * np.sqrt(2)
+    local_truth = expit(distance * s - distance**2 / 2 + logit(0.05))
+    assert np.sqrt(np.mean((local - local_truth) ** 2)) < 0.08
+    order = np.argsort(s)
+    assert (np.diff(local[order]) >= -1e-15).all()
+    assert ((local > 0) & (local < 1)).all()
+
+
+def test_without_a_calibrator_the_local_prevalence_is_what_is_shown():
+    assert displayed_probability(uncalibrated([1] * 6 + [0] * 6), [-3.0, 3.0], 0.05) == pytest.approx(0.05)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.reporting.diagrams import gallery
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Example, arm_name
+from pipeline.reporting.evidence import Evidence, Example, arm_name, prevalence_assumed
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -127,6 +127,7 @@ def examples(e: Evidence) -> Section:
     ):
         if found:
             blocks += _gallery(name, f"{words}: {len(found)} of {count(total)}", found)
+            blocks.append(Paragraph(f"Probabilities are {prevalence_assumed(e)}."))
         else:
             blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
     return Section("examples", "Examples of errors", blocks)

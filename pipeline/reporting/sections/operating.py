@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.reporting.document import Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
 from pipeline.reporting.numbers import count, interval, missing, number, percent, plain_percent, short_interval
 from pipeline.reporting.sections.summary import promise, stop
 
@@ -40,7 +40,8 @@ def operating_point(e: Evidence) -> Section:
     )
     rows[1][1] += shared
     misses = f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}"
-    at = f"{number(t['threshold'], 4)} (log-odds), a calibrated probability of {number(t['probability'])}"
+    means = f"a calibrated probability of {number(t['probability'])} {prevalence_assumed(e)}"
+    at = f"{number(t['threshold'], 4)} (log-odds), {means}"
     rows += [
         ["Misses allowed / seen among calibration patients", misses],
         ["Certified: share found", f"at least {percent(t['certified_recall'])}"],
@@ -117,7 +118,8 @@ def _sweep(e: Evidence) -> Table:
     caption = (
         f"Other thresholds, calibration patients ({level} intervals, n = {count(e.threshold['positives'])} with the "
         f"condition); ◄ marks the operating point, and only this one carries the promise; {len(rows)} of "
-        f"{count(len(s))} thresholds, all in data/sweep.csv. PPV, NPV: positive and negative predictive value"
+        f"{count(len(s))} thresholds, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. PPV, NPV: "
+        "positive and negative predictive value"
     )
     return Table("sweep", caption, columns, rows)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.evidence import Evidence, prevalence_assumed
 from pipeline.reporting.figures import precision_recall, reliability, roc, score_histogram
 from pipeline.reporting.numbers import count, interval, number, percent
 from pipeline.reporting.sections.summary import AT_THE_END
@@ -122,5 +122,7 @@ def _fitted(e: Evidence) -> str:
         chosen = ", chosen by cross-validation on these patients (logistic below 500 patients of a kind)"
     return (
         f"From score to probability: {CALIBRATORS[c['method']]}{chosen}; {count(c['n'])} calibration patients, "
-        f"{count(c['n_positive'])} with the condition. It decides nothing: the threshold stands on the score."
+        f"{count(c['n_positive'])} with the condition. It decides nothing: the threshold stands on the score. "
+        f"Probabilities of single patients and thresholds in this report are {prevalence_assumed(e)}; this section "
+        f"judges them as fitted, at the calibration patients' prevalence."
     )
