@@ -287,8 +287,19 @@ class CalibrateSettings(Settings):
     local_prevalence: float | None = Field(
         None, gt=0, lt=1, description="share with the condition where the model is used; shifts displayed probabilities"
     )
-    recall_target: float = Field(0.95, gt=0, lt=1)
-    confidence: Confidence = 0.95
+    recall_targets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.95],
+        min_length=1,
+        description="the first is the operating point; others are certified and reported beside it",
+    )
+    confidence: Confidence = Field(0.95, description="of each target's certificate by itself")
+
+    @field_validator("recall_targets")
+    @classmethod
+    def _distinct(cls, value: list[float]) -> list[float]:
+        if len(set(value)) != len(value):
+            raise ValueError("values must be distinct")
+        return value
 
 
 class EvaluateSettings(Settings):

@@ -59,7 +59,8 @@ def _numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
     metrics, threshold = dict(e.metrics), dict(e.threshold)
     if e.point is None:
-        metrics |= {"operating_point": None, "consequences": []}
+        metrics |= {"operating_point": None, "other_operating_points": [], "consequences": []}
+        threshold["other_operating_points"] = []
         threshold |= {name: None for name in threshold if name.startswith(("threshold", "probability"))}
     return {
         "metrics": metrics,

@@ -16,7 +16,7 @@ from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
 from pipeline.statistics.discrimination import auc_value, average_precision, roc_auc
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.gate import Finding, assess_discrimination, compare_tables
+from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables
 from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
 from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap, scores_sha256
@@ -60,7 +60,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     _check_partitions(read_table(inputs.file("split", "split.parquet"), SPLIT), scores, images)
     frozen = read_json(inputs.file("calibrate", "threshold.json"))
     calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", "calibrator.json")))
-    threshold = float.fromhex(frozen["threshold_hex"]) if frozen["certified"] else None
+    threshold = _threshold(frozen)
     arm, how = frozen["arm"], frozen["aggregation"]
     calibration = patients_of(scores["calibration"], arm, how)
     arms = {name: patients_of(scores["test"], name, how) for name in sorted(set(scores["test"]["arm"]))}
@@ -110,6 +110,10 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         if finding.on == "test":
             (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
     log.metrics(_headline(metrics, comparison), 0)
+
+
+def _threshold(point: Mapping[str, Any]) -> float | None:
+    return float.fromhex(point["threshold_hex"]) if point["certified"] else None
 
 
 def _check_partitions(split: pd.DataFrame, scores: Mapping[str, pd.DataFrame], images: pd.DataFrame) -> None:
@@ -170,7 +174,14 @@ def _metrics(
             "auc": roc_auc(test.y, test.s, level).to_dict(),
             "average_precision": average_precision(test.y, test.s, level, seed=seed).to_dict(),
         },
-        "operating_point": None if threshold is None else _operating_point(test, frozen, threshold, calibrator, level),
+        "operating_point": _operating_point(test, frozen, frozen, calibrator, level),
+        "other_operating_points": [
+            {
+                "recall_target": point["recall_target"],
+                "operating_point": _operating_point(test, frozen, point, calibrator, level),
+            }
+            for point in frozen["other_operating_points"]
+        ],
         "consequences": [row.to_dict() for row in rows],
         "headline_prevalence": settings.headline_prevalence,
         "calibration": {"bins": settings.calibration_bins, **measures},
@@ -189,12 +200,16 @@ def _shown(calibrator: Calibrator, frozen: Mapping[str, Any], scores: Any) -> np
 def _operating_point(
     test: Patients,
     frozen: Mapping[str, Any],
-    threshold: float,
+    point: Mapping[str, Any],
     calibrator: Calibrator,
     level: float,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Return what the threshold of one target does on the test patients; None when none was certified."""
+    threshold = _threshold(point)
+    if threshold is None:
+        return None
     counts = confusion(test.y, test.s, threshold)
-    target, confidence = frozen["recall_target"], frozen["confidence"]
+    target, confidence = point["recall_target"], point["confidence"]
     verified = {"verification": None, "recall_lower_one_sided": None, "recall_upper_one_sided": None}
     if counts.positives:
         lower, upper = recall_bounds(counts.tp, counts.positives, confidence)
@@ -260,17 +275,35 @@ def _test_findings(
         found = f"{point['counts']['tp']} of {metrics['positives']} patients with the condition were referred"
         message = f"the certified recall did not hold on the test patients: {found}"
         findings.append(Finding("recall_contradicted", "warn", "test", message))
+    return findings + [
+        finding for other in metrics["other_operating_points"] for finding in _other_findings(settings, test, other)
+    ]
+
+
+def _other_findings(settings: EvaluateSettings, test: Patients, other: Mapping[str, Any]) -> list[Finding]:
+    point, target = other["operating_point"], other["recall_target"]
+    if point is None:
+        return []
+    findings = assess_other_target(test.y, test.s, point["threshold"], target, on="test", level=settings.level)
+    if point["verification"] == "contradicted":
+        message = (
+            f"the recall certified at the further target of {100 * target:.6g} % did not hold on the test patients"
+        )
+        findings.append(Finding("other_recall_contradicted", "info", "test", message))
     return findings
 
 
 def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str, float]:
-    point = metrics["operating_point"] or {}
+    points = {"": metrics["operating_point"] or {}} | {
+        f"_at_{other['recall_target']:g}": other["operating_point"] or {} for other in metrics["other_operating_points"]
+    }
+    rates = ("recall", "specificity", "ppv", "npv", "referral_rate")
     intervals = {
         "test_auc": metrics["discrimination"]["auc"],
         "test_average_precision": metrics["discrimination"]["average_precision"],
         "test_brier": metrics["calibration"]["after"]["brier"],
         "test_ece": metrics["calibration"]["after"]["ece"],
-        **{f"test_{name}": point[name] for name in ("recall", "specificity", "ppv", "npv", "referral_rate") if point},
+        **{f"test_{name}{at}": point[name] for at, point in points.items() if point for name in rates},
     }
     values = {f"auc_{arm}": float(auc) for arm, auc in zip(comparison["arm"], comparison["auc"], strict=True)}
     for name, interval in intervals.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.statistics.patients import validate
 from pipeline.statistics.threshold import certifiable_recall
 
 
-def sweep_thresholds(y: Any, s: Any, operating: float | None = None, limit: int = 90) -> np.ndarray:
+def sweep_thresholds(y: Any, s: Any, operating: Sequence[float] = (), limit: int = 90) -> np.ndarray:
     """Return the thresholds that matter, rising: every score of a positive patient, where recall changes.
 
     Between two of them the higher always refers fewer for the same recall. The lowest score (refer everyone)
@@ -26,8 +27,7 @@ def sweep_thresholds(y: Any, s: Any, operating: float | None = None, limit: int 
         half = limit // 2
         kept = np.round(np.linspace(half, len(scores) - 1, limit - half)).astype(int)
         scores = np.concatenate([scores[:half], scores[kept]])
-    extra = [clean.s.min()] if operating is None else [clean.s.min(), operating]
-    return np.unique(np.concatenate([scores, extra]))
+    return np.unique(np.concatenate([scores, [clean.s.min()], operating]))
 
 
 def threshold_sweep(

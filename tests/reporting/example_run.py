@@ -99,7 +99,7 @@ def make_run(
     made("finetune", _finetune)
     made("score", lambda work: _score(work, split, generator, skill))
     for stage, function, settings in (
-        ("calibrate", calibrate, calibration or CalibrateSettings()),
+        ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
         ("evaluate", evaluate, EvaluateSettings()),
     ):
         inputs = Inputs(known, Machine(), dict(artifacts), READS[stage])

@@ -79,7 +79,7 @@ def test_too_few_positives_finish_without_a_threshold_and_say_what_is_needed(coh
     threshold = made.json("calibrate", "threshold.json")
     assert threshold["message"] == (
         "recall 0.95 with 95 % confidence needs at least 59 positive patients in the calibration split;"
-        " there are 41 (at most 0.930 can be certified). Lower calibrate.recall_target or add patients."
+        " there are 41 (at most 0.930 can be certified). Lower calibrate.recall_targets or add patients."
     )
     assert threshold["certified"] is False
     empty = ("threshold", "threshold_hex", "probability", "recall", "specificity", "certified_recall", "misses_allowed")
@@ -88,14 +88,14 @@ def test_too_few_positives_finish_without_a_threshold_and_say_what_is_needed(coh
     assert [(f["code"], f["level"]) for f in made.json("calibrate", "findings.json")] == [("not_certified", "fail")]
     assert made.table("calibrate", "patient_scores.parquet")["referred"].isna().all()
     assert not made.table("calibrate", "sweep.parquet")["operating_point"].any()
-    lowered = made.run("calibrate", recall_target=0.9).json("calibrate", "threshold.json")
+    lowered = made.run("calibrate", recall_targets=[0.9]).json("calibrate", "threshold.json")
     assert lowered["certified"] is True
 
 
 def test_a_threshold_file_has_the_same_fields_certified_or_not(cohort):
     made = cohort(patients={"calibration": 82})
     refused = made.run("calibrate").json("calibrate", "threshold.json")
-    certified = made.run("calibrate", recall_target=0.9).json("calibrate", "threshold.json")
+    certified = made.run("calibrate", recall_targets=[0.9]).json("calibrate", "threshold.json")
     assert refused.keys() == certified.keys()
 
 
@@ -204,6 +204,48 @@ def test_the_calibrator_is_a_setting_that_moves_no_threshold(cohort, method):
     patients = made.table("calibrate", "patient_scores.parquet").sort_values("score")
     assert (patients["probability"].diff().dropna() >= -1e-15).all()
     assert patients["probability"].between(1 / 242, 241 / 242).all()
+
+
+def test_further_targets_are_certified_beside_the_first_and_leave_it_alone(cohort):
+    made = cohort(patients={"calibration": 240})
+    alone = made.run("calibrate").json("calibrate", "threshold.json")
+    several = made.run("calibrate", recall_targets=[0.95, 0.8, 0.99]).json("calibrate", "threshold.json")
+    assert alone["other_operating_points"] == []
+    assert {n: v for n, v in several.items() if n != "other_operating_points"} == {
+        n: v for n, v in alone.items() if n != "other_operating_points"
+    }
+    lower, higher = several["other_operating_points"]
+    assert lower["certified"]
+    assert lower["threshold"] > several["threshold"]
+    assert lower["certified_recall"] >= 0.8
+    # Each by itself: a run with this target alone certifies the same threshold.
+    only = made.run("calibrate", recall_targets=[0.8])
+    assert {n: only.json("calibrate", "threshold.json")[n] for n in lower} == lower
+    assert (higher["certified"], higher["threshold"], higher["positives_needed"]) == (False, None, 299)
+    assert lower.keys() == higher.keys()
+
+
+def test_the_sweep_has_every_targets_threshold_and_marks_the_first(cohort):
+    made = cohort(patients={"calibration": 600}).run("calibrate", recall_targets=[0.95, 0.6])
+    threshold, sweep = made.json("calibrate", "threshold.json"), made.table("calibrate", "sweep.parquet")
+    (other,) = threshold["other_operating_points"]
+    assert {threshold["threshold"], other["threshold"]} <= set(sweep["threshold"])
+    assert sweep.loc[sweep["operating_point"], "threshold"].tolist() == [threshold["threshold"]]
+
+
+def test_what_is_wrong_with_a_further_target_is_noted_and_closes_no_gate(cohort):
+    made = cohort(patients={"calibration": 800}, arms={"mae": 0.8})
+    made.run("calibrate", recall_targets=[0.8, 0.985, 0.999])
+    found = {(f["code"], f["level"]) for f in made.json("calibrate", "findings.json")}
+    assert {("other_refers_everyone", "info"), ("other_not_certified", "info")} <= found
+    assert "fail" not in {level for _, level in found}
+
+
+def test_the_tracker_gets_further_targets_by_name(cohort):
+    made = cohort(patients={"calibration": 240}).run("calibrate", recall_targets=[0.95, 0.8])
+    tracked, (other,) = made.tracked["calibrate"], made.json("calibrate", "threshold.json")["other_operating_points"]
+    assert tracked["certified_recall_at_0.8"] == other["certified_recall"]
+    assert tracked["calibration_specificity_low_at_0.8"] == other["specificity"]["low"]
 
 
 def test_a_local_prevalence_shifts_what_is_shown_and_moves_no_threshold(cohort):

@@ -9,7 +9,8 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from pipeline.statistics.calibration import shift_prior
-from pipeline.statistics.metrics import Counts, at_prevalence
+from pipeline.statistics.metrics import Counts, at_prevalence, confusion
+from pipeline.statistics.threshold import verify_threshold
 from pipeline.store.files import sha256_file, write_json
 from pipeline.store.tables import COMPARISON, CURVES, PATIENT_SCORES, SPLIT, SUBGROUPS, SWEEP, read_table, write_table
 
@@ -168,6 +169,36 @@ def test_other_scores_on_the_test_patients_are_a_shift(cohort):
     made.run("calibrate").run("evaluate")
     assert ("shift", "warn") in findings(made, "test")
     assert made.json("evaluate", "metrics.json")["shift"]["score_ks"]["p"] < 0.001
+
+
+def test_every_further_target_is_verified_with_its_own_threshold(evaluated):
+    alone = evaluated.json("evaluate", "metrics.json")
+    made = evaluated.run("calibrate", recall_targets=[0.95, 0.8, 0.99]).run("evaluate")
+    metrics = made.json("evaluate", "metrics.json")
+    lower, higher = metrics.pop("other_operating_points")
+    assert alone.pop("other_operating_points") == []
+    assert metrics == alone
+    assert higher == {"recall_target": 0.99, "operating_point": None}
+    point = lower["operating_point"]
+    patients = made.table("evaluate", "patient_scores.parquet").query("arm == 'mae'")
+    counts = confusion(patients["label"], patients["score"], point["threshold"])
+    assert point["counts"] == counts.to_dict()
+    assert point["verification"] == verify_threshold(
+        patients["label"], patients["score"], point["threshold"], 0.8, 0.95
+    )
+    assert point["specificity"]["value"] > metrics["operating_point"]["specificity"]["value"]
+    assert made.tracked["evaluate"]["test_recall_at_0.8"] == point["recall"]["value"]
+    assert "test_recall_at_0.99" not in made.tracked["evaluate"]
+    assert findings(made) == {("other_not_certified", "info")}
+
+
+def test_a_further_target_that_does_not_hold_is_noted(cohort):
+    made = cohort(patients=SIZES)
+    scores = made.table("score", "scores_test.parquet")
+    scores.loc[scores["label"] == 1, "logit"] -= 1.5
+    made.write_scores("test", scores)
+    made.run("calibrate", recall_targets=[0.95, 0.9]).run("evaluate")
+    assert {("recall_contradicted", "warn"), ("other_recall_contradicted", "info")} <= findings(made, "test")
 
 
 def test_a_local_prevalence_changes_displayed_probabilities_alone(evaluated):

@@ -19,7 +19,7 @@ import pytest
 from pypdf import PdfReader
 
 from pipeline.config import ReportSettings
-from pipeline.reporting.document import Paragraph
+from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
 from pipeline.reporting.sections.groups import examples
@@ -203,6 +203,7 @@ def test_a_program_cannot_pick_up_a_withheld_threshold(chance: Made):
     numbers = chance.json["numbers"]
     assert numbers["metrics"]["operating_point"] is None
     assert numbers["metrics"]["consequences"] == []
+    assert numbers["metrics"]["other_operating_points"] == numbers["threshold"]["other_operating_points"] == []
     assert numbers["threshold"]["threshold"] is numbers["threshold"]["threshold_hex"] is None
     assert "sweep" not in numbers
     assert not (chance.root / "data" / "sweep.csv").exists()
@@ -225,6 +226,34 @@ def test_too_few_patients_to_calibrate_end_in_a_report_that_says_so(folder: Path
         assert "calibration needs at least 10 patients with and 10 without the condition; there are" in place
     assert "none could be fitted, so that everyone gets the same probability" in few.section_text("calibration")
     assert few.json["usable"] is False
+
+
+# ---------------------------------------------------------------- several targets
+
+
+def test_every_target_has_its_row_and_page_one_knows_the_first_alone(good: Made):
+    (table,) = [b for b in good.section("operating_point")["blocks"] if b.get("name") == "targets"]
+    first, lower, higher = table["rows"]
+    point = good.metrics["operating_point"]
+    (other, _) = good.metrics["other_operating_points"]
+    assert first[0] == "95 % ◄"
+    assert first[-1] == point["verification"].replace("_", " ")
+    assert lower[0] == "90 %"
+    assert lower[4].startswith(f"{100 * other['operating_point']['recall']['value']:.1f} (")
+    assert higher == ["99 %", *["—"] * 6, "not certified: 299 patients needed"]
+    assert "Each promise holds by itself, with 95 % confidence" in good.section_text("operating_point")
+    assert not re.search(r"\b9[09] %", good.pages[0])
+    assert "further target" not in good.pages[0]
+
+
+def test_one_target_needs_no_table_of_targets(good: Made):
+    e = evidence_of(good)
+    e = replace(
+        e,
+        threshold=dict(e.threshold) | {"other_operating_points": []},
+        metrics=dict(e.metrics) | {"other_operating_points": []},
+    )
+    assert "targets" not in [b.name for b in operating_point(e).blocks if isinstance(b, Table)]
 
 
 # ---------------------------------------------------------------- probabilities

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.reporting.document import Paragraph, Section, Table
+from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
 from pipeline.reporting.numbers import count, interval, missing, number, percent, plain_percent, short_interval
 from pipeline.reporting.sections.summary import promise, stop
@@ -57,8 +57,45 @@ def operating_point(e: Evidence) -> Section:
     )
     blocks = [how, Table("certificate", "The certificate", ["What", "Value"], rows, True), promise(e, e.point)]
     return Section(
-        "operating_point", "Operating point", [*blocks, _two_by_two(e, e.point), _measures(e.point), _sweep(e)]
+        "operating_point",
+        "Operating point",
+        [*blocks, _two_by_two(e, e.point), _measures(e.point), *_targets(e, e.point), _sweep(e)],
     )
+
+
+def _targets(e: Evidence, point: Json) -> list[Block]:
+    """Return every recall target of the run with what became of it; nothing when there is but one."""
+    others = e.threshold["other_operating_points"]
+    if not others:
+        return []
+    seen = [point, *(other["operating_point"] for other in e.metrics["other_operating_points"])]
+    rows = [
+        _target(promised, found, mark)
+        for promised, found, mark in zip([e.threshold, *others], seen, [" ◄", *[""] * len(others)], strict=True)
+    ]
+    n, positives = count(e.metrics["patients"]), count(e.metrics["positives"])
+    caption = (
+        f"Every share asked for: certified on the calibration patients, seen on {n} test patients, {positives} with "
+        f"the condition ({plain_percent(point['recall']['level'])} intervals); ◄ marks the operating point"
+    )
+    columns = ["Wanted", "Certified, %", "Score", "Probability", "Sensitivity, %", "Specificity, %", "Referred, %",
+               "On the test patients"]  # fmt: skip
+    one_by_one = Paragraph(
+        f"Each promise holds by itself, with {plain_percent(e.threshold['confidence'])} confidence. That all of them "
+        "hold at once is less sure, and so is a target picked because its row looks best: the operating point was "
+        "fixed beforehand."
+    )
+    return [Table("targets", caption, columns, rows), one_by_one]
+
+
+def _target(promised: Json, found: Json | None, mark: str) -> list[str]:
+    wanted = plain_percent(promised["recall_target"]) + mark
+    if found is None:
+        return [wanted, *["—"] * 6, f"not certified: {count(promised['positives_needed'])} patients needed"]
+    rates = [_short(found[name], scale=100) for name in ("recall", "specificity", "referral_rate")]
+    verdict = (found["verification"] or "not checked").replace("_", " ")
+    numbers = [number(100 * promised["certified_recall"], 1), number(promised["threshold"], 2)]
+    return [wanted, *numbers, number(promised["probability"]), *rates, verdict]
 
 
 def _two_by_two(e: Evidence, point: Json) -> Table:
