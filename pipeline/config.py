@@ -292,6 +292,8 @@ class CalibrateSettings(Settings):
         min_length=1,
         description="the first is the operating point; others are certified and reported beside it",
     )
+    cost_per_person: float = Field(0.0, ge=0, description="of screening one, in any currency; for the sweep table")
+    cost_per_referral: float = Field(1.0, ge=0, description="of examining one who is referred; 0 and 1 count referrals")
     confidence: Confidence = Field(0.95, description="of each target's certificate by itself")
 
     @field_validator("recall_targets")

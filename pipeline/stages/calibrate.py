@@ -58,6 +58,7 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
             "other_operating_points": [point.to_dict() for point in others],
             "local_prevalence": settings.local_prevalence,
             "probability_prevalence": settings.local_prevalence or calibrator.prevalence,
+            "costs": _costs(settings),
             "arm": settings.arm,
             "seeds": list(patients.seeds),
             "aggregation": settings.aggregation,
@@ -184,13 +185,17 @@ def _model_hashes(trained: dict[str, Any], arm: str, seeds: tuple[int, ...]) -> 
     return {seed: models[seed]["model_sha256"] for seed in sorted(models, key=int)}
 
 
+def _costs(settings: CalibrateSettings) -> dict[str, float]:
+    return {"cost_per_person": settings.cost_per_person, "cost_per_referral": settings.cost_per_referral}
+
+
 def _sweep(
     settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, points: Sequence[_Point]
 ) -> pd.DataFrame:
     confidence = shared_confidence(settings.confidence, settings.models_compared)
     certified = [point.threshold for point in points if point.threshold is not None]
     thresholds = sweep_thresholds(patients.y, patients.s, certified)
-    sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence)
+    sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence, **_costs(settings))
     probability = _shown(settings, calibrator, sweep["threshold"])
     return sweep.assign(probability=probability, operating_point=sweep["threshold"].isin([points[0].threshold]))
 

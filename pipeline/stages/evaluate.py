@@ -245,7 +245,7 @@ def _table_findings(
     """Compare the stored sweep with the one that the calibration scores give now."""
     stored = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
     again = threshold_sweep(
-        calibration.y, calibration.s, stored["threshold"], confidence=frozen["confidence_used"]
+        calibration.y, calibration.s, stored["threshold"], confidence=frozen["confidence_used"], **frozen["costs"]
     ).assign(probability=_shown(calibrator, frozen, stored["threshold"]))
     findings = compare_tables(stored, again)
     if scores_sha256(scores, frozen["arm"]) != frozen["data_sha256"]:

@@ -159,6 +159,7 @@ SWEEP = Table(
         Column("recall", NUMBER, "true positives / all with the condition", optional=True),
         Column("recall_low", NUMBER, "lower Wilson limit", optional=True),
         Column("recall_high", NUMBER, "upper Wilson limit", optional=True),
+        Column("missed_share", NUMBER, "false negatives / all with the condition", optional=True),
         Column(
             "certified_recall",
             NUMBER,
@@ -171,6 +172,8 @@ SWEEP = Table(
         Column("ppv", NUMBER, "positive predictive value at the prevalence of these patients", optional=True),
         Column("npv", NUMBER, "negative predictive value at the prevalence of these patients", optional=True),
         Column("referral_rate", NUMBER, "share of all patients referred"),
+        Column("total_cost", NUMBER, "of screening all and examining the referred, in the currency of the settings"),
+        Column("cost_per_found", NUMBER, "total cost / true positives", optional=True),
         Column("operating_point", YES_NO, "the certified operating threshold"),
     ),
     order=("threshold",),

@@ -226,6 +226,15 @@ def test_a_stored_table_that_does_not_fit_the_scores_fails(evaluated):
     assert findings(evaluated) == {("table_inconsistent", "fail")}
 
 
+def test_costs_stated_in_the_settings_reach_the_table_and_are_recomputed(evaluated):
+    costs = {"cost_per_person": 3.5, "cost_per_referral": 40.0}
+    evaluated.run("calibrate", **costs).run("evaluate")
+    assert evaluated.json("calibrate", "threshold.json")["costs"] == costs
+    row = evaluated.table("calibrate", "sweep.parquet").query("operating_point").iloc[0]
+    assert row["total_cost"] == pytest.approx(240 * 3.5 + 40 * (row["true_positive"] + row["false_positive"]))
+    assert findings(evaluated) == set()
+
+
 def test_calibration_scores_other_than_those_certified_fail(evaluated):
     scores = evaluated.table("score", "scores_calibration.parquet")
     scores.loc[scores.index[scores["arm"] == "mae"][0], "logit"] += 1e-9

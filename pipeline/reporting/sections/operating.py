@@ -79,7 +79,7 @@ def _targets(e: Evidence, point: Json) -> list[Block]:
         f"the condition ({plain_percent(point['recall']['level'])} intervals); ◄ marks the operating point"
     )
     columns = ["Wanted", "Certified, %", "Score", "Probability", "Sensitivity, %", "Specificity, %", "Referred, %",
-               "On the test patients"]  # fmt: skip
+               "Promise"]  # fmt: skip
     one_by_one = Paragraph(
         f"Each promise holds by itself, with {plain_percent(e.threshold['confidence'])} confidence. That all of them "
         "hold at once is less sure, and so is a target picked because its row looks best: the operating point was "
@@ -146,19 +146,27 @@ def _sweep(e: Evidence) -> Table:
                 "—" if missing(r[name]) else number(100 * r[name], 1)
                 for name in ("certified_recall", "specificity", "ppv", "npv", "referral_rate")
             ),
+            "—" if missing(r["cost_per_found"]) else number(r["cost_per_found"], 2),
         ]
         for r in chosen.to_dict("records")
     ]
     columns = ["Score", "Probability", "Found", "False alarms", "Rightly left", "Missed", "Sensitivity, %",
-               "Certified, %", "Specificity, %", "PPV, %", "NPV, %", "Referred, %"]  # fmt: skip
+               "Certified, %", "Specificity, %", "PPV, %", "NPV, %", "Referred, %", "Cost per found"]  # fmt: skip
     level = plain_percent(e.threshold["recall"]["level"])
     caption = (
         f"Other thresholds, calibration patients ({level} intervals, n = {count(e.threshold['positives'])} with the "
         f"condition); ◄ marks the operating point, and only this one carries the promise; {len(rows)} of "
         f"{count(len(s))} thresholds, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. PPV, NPV: "
-        "positive and negative predictive value"
+        f"positive and negative predictive value. Cost: {_costs(e)}"
     )
     return Table("sweep", caption, columns, rows)
+
+
+def _costs(e: Evidence) -> str:
+    person, referral = e.threshold["costs"]["cost_per_person"], e.threshold["costs"]["cost_per_referral"]
+    if (person, referral) == (0, 1):
+        return "in referrals"
+    return f"{person:g} per person screened and {referral:g} per person referred"
 
 
 def consequences(e: Evidence) -> Section:
