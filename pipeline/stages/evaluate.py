@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.statistics.arms import comparison_table, pretraining_benefit
+from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
@@ -70,7 +70,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     calibrated, shown = calibrator.predict(test.s), _shown(calibrator, frozen, test.s)
 
     with collect_warnings() as warned:
-        comparison = comparison_table(arms, _seed_aucs(scores["test"], arms, how), arm, settings.level)
+        seed_aucs = _seed_aucs(scores["test"], arms, how)
+        matched = _matched(scores["calibration"], arms, how, frozen) if frozen["certified"] else None
+        comparison = comparison_table(arms, seed_aucs, arm, settings.level, matched)
         sentence = pretraining_benefit(arms, settings.level)
         metrics: dict[str, Any] = {
             "arm": arm,
@@ -80,7 +82,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
             "comparison_sentence": sentence,
         }
         of_test = images[images["image_id"].isin(scores["test"]["image_id"])]
-        curves = curve_table(arms, arm, expit(test.s), calibrated, settings.calibration_bins, settings.level)
+        bins = settings.calibration_bins
+        curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, threshold)
         subgroups = _subgroups(settings, test, of_test, threshold)
     findings = [
         *(Finding(**item) for item in read_json(inputs.file("calibrate", "findings.json"))),
@@ -139,6 +142,14 @@ def _seed_aucs(scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any) -> 
         name: [auc_value(one.y, one.s) for one in (patients_of(scores, name, how, seed) for seed in arm.seeds)]
         for name, arm in arms.items()
     }
+
+
+def _matched(
+    scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any, frozen: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return every arm's threshold at matched sensitivity, from the calibration patients."""
+    calibration = {name: patients_of(scores, name, how) for name in arms}
+    return matched_thresholds(calibration, frozen["arm"], frozen["misses_allowed"])
 
 
 def _metrics(

@@ -213,6 +213,23 @@ COMPARISON = Table(
         Column("difference_low", NUMBER, "lower limit, paired DeLong", optional=True),
         Column("difference_high", NUMBER, "upper limit, paired DeLong", optional=True),
         Column("p", NUMBER, "two-sided p, paired DeLong", optional=True),
+        Column(
+            "threshold",
+            NUMBER,
+            "logit that misses as many calibration patients as the certificate allows",
+            optional=True,
+        ),
+        *(
+            Column(f"{rate}{suffix}", NUMBER, f"{rate} at that threshold{meaning}", optional=True)
+            for rate in ("recall", "specificity")
+            for suffix, meaning in (
+                ("", ""),
+                ("_difference", ": reported arm minus this one, paired"),
+                ("_difference_low", ": lower limit of the difference, Newcombe's for paired proportions"),
+                ("_difference_high", ": upper limit of the difference"),
+                ("_p", ": two-sided p, McNemar's exact test"),
+            )
+        ),
         Column("reported", YES_NO, "the arm that was calibrated and is reported"),
     ),
     order=("arm",),
@@ -221,10 +238,14 @@ COMPARISON = Table(
 CURVES = Table(
     "curves",
     (
-        Column("curve", TEXT, "roc, precision_recall, reliability_before, reliability_after"),
+        Column(
+            "curve",
+            TEXT,
+            "roc, precision_recall, reliability_before, reliability_after, or net_benefit with _all, _operating_point",
+        ),
         Column("arm", TEXT, "model"),
-        Column("x", NUMBER, "false-positive rate, recall, or mean predicted probability"),
-        Column("y", NUMBER, "recall, precision, or observed share with the condition"),
+        Column("x", NUMBER, "false-positive rate, recall, mean predicted probability, or threshold probability"),
+        Column("y", NUMBER, "recall, precision, observed share with the condition, or net benefit per patient"),
         Column("y_low", NUMBER, "lower limit where one exists", optional=True),
         Column("y_high", NUMBER, "upper limit where one exists", optional=True),
         Column("n", INTEGER, "patients behind the point, where they differ by point", optional=True),

@@ -113,6 +113,20 @@ def test_every_arm_is_compared_on_the_same_patients(evaluated):
     assert f"{table.loc['scratch', 'difference']:.3f} higher" in sentence
 
 
+def test_arms_decide_at_the_sensitivity_of_the_certificate(evaluated):
+    table = read_table(evaluated.path("evaluate", "comparison.parquet"), COMPARISON).set_index("arm")
+    threshold, metrics = evaluated.json("calibrate", "threshold.json"), evaluated.json("evaluate", "metrics.json")
+    assert table.loc["mae", "threshold"] == threshold["threshold"]
+    assert table.loc["mae", "recall"] == metrics["operating_point"]["recall"]["value"]
+    scores = evaluated.table("score", "scores_calibration.parquet").query("label == 1")
+    for arm, rows in scores.groupby("arm"):
+        own = rows.groupby("patient_id")["logit"].mean()
+        assert (own < table.loc[arm, "threshold"] - 1e-9).sum() == threshold["misses_allowed"]
+    others = table.drop("mae")
+    assert (others["specificity_difference_low"] <= others["specificity_difference"]).all()
+    assert (others["specificity_difference"] <= others["specificity_difference_high"]).all()
+
+
 def test_subgroups_add_up_and_use_the_frozen_threshold(evaluated):
     table = read_table(evaluated.path("evaluate", "subgroups.parquet"), SUBGROUPS)
     counts = evaluated.json("evaluate", "metrics.json")["operating_point"]["counts"]
@@ -142,6 +156,7 @@ def test_without_a_certificate_the_rest_is_still_measured(cohort):
     assert subgroups["referred"].isna().all()
     assert subgroups["auc"].notna().any()
     assert "test_recall" not in made.tracked["evaluate"]
+    assert made.table("evaluate", "comparison.parquet")[["threshold", "recall", "recall_p"]].isna().all(axis=None)
 
 
 def test_a_model_without_signal_fails_the_gate_on_both_sets(cohort):

@@ -206,6 +206,10 @@ def test_a_program_cannot_pick_up_a_withheld_threshold(chance: Made):
     assert numbers["metrics"]["other_operating_points"] == numbers["threshold"]["other_operating_points"] == []
     assert numbers["threshold"]["threshold"] is numbers["threshold"]["threshold_hex"] is None
     assert "sweep" not in numbers
+    assert not [name for name in numbers["comparison"][0] if name.startswith(("threshold", "recall", "specificity"))]
+    assert "matched sensitivity" not in chance.text
+    assert "operating threshold" not in chance.section_text("decision_curve").lower()
+    assert "net_benefit_operating_point" not in (chance.root / "data" / "curves.csv").read_text("utf-8")
     assert not (chance.root / "data" / "sweep.csv").exists()
     assert float(chance.threshold["threshold"]).hex() not in (chance.root / "report.json").read_text("utf-8")
 
@@ -294,8 +298,8 @@ def test_every_displayed_probability_says_at_what_prevalence(good: Made):
 def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
-        "Operating point", "Consequences", "Calibration", "Subgroups", "Comparison of arms", "Examples of errors",
-        "Shift and automatic checks", "Versions and provenance",
+        "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
+        "Comparison of arms", "Examples of errors", "Shift and automatic checks", "Versions and provenance",
     ]  # fmt: skip
     place = 0
     for section in good.json["sections"]:
@@ -358,10 +362,31 @@ def test_the_two_by_two_table_and_the_sweep_are_those_of_the_artifacts(good: Mad
     assert len(good.json["numbers"]["sweep"]) == len(sweep)
 
 
+def test_the_decision_curves_table_is_that_of_the_artifact(good: Made):
+    (table,) = [b for b in good.section("decision_curve")["blocks"] if b["kind"] == "table"]
+    counts = good.metrics["operating_point"]["counts"]
+    ten = next(row for row in table["rows"] if row[0] == "10 %")
+    n = good.metrics["patients"]
+    assert ten[1] == "9"
+    assert ten[3] == f"{100 * (good.metrics['positives'] - (n - good.metrics['positives']) / 9) / n:.1f}"
+    assert ten[4].startswith(f"{100 * (counts['tp'] - counts['fp'] / 9) / n:.1f} (")
+
+
+def test_decisions_of_arms_are_those_of_the_artifact(good: Made):
+    (table,) = [b for b in good.section("comparison")["blocks"] if b.get("name") == "decisions"]
+    reported, *others = table["rows"]
+    assert reported[0].endswith("— reported")
+    assert reported[1] == f"{100 * good.metrics['operating_point']['recall']['value']:.1f} %"
+    assert [reported[at] for at in (2, 3, 5, 6)] == ["—"] * 4
+    assert len(others) == 3
+    assert "McNemar" in table["caption"]
+
+
 def test_every_figure_has_a_picture_and_a_description(good: Made):
     figures = [f for s in good.json["sections"] for b in s["blocks"] if b["kind"] == "figures" for f in b["figures"]]
-    results = {"roc", "precision_recall", "scores", "reliability", "subgroups", "arms", "misses", "false_alarms"}
-    others = {"thousand_people", "flow", "pretraining_loss", "reconstructions"}
+    results = {"roc", "precision_recall", "scores", "reliability", "decision_curve"}
+    others = {"thousand_people", "flow", "pretraining_loss", "reconstructions", "subgroups", "arms", "misses",
+              "false_alarms"}  # fmt: skip
     assert results | others == {f["name"] for f in figures}
     pictures = [attributes for tag, attributes in TextOf(good.html).tags if tag == "img"]
     assert len(pictures) == len(figures)

@@ -6,7 +6,16 @@ import numpy as np
 
 from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
-from pipeline.reporting.numbers import count, interval, missing, number, percent, plain_percent, short_interval
+from pipeline.reporting.numbers import (
+    count,
+    interval,
+    missing,
+    number,
+    percent,
+    plain_percent,
+    probability,
+    short_interval,
+)
 from pipeline.reporting.sections.summary import promise, stop
 
 SWEEP_ROWS, NEIGHBOURS = 9, 3
@@ -40,7 +49,7 @@ def operating_point(e: Evidence) -> Section:
     )
     rows[1][1] += shared
     misses = f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}"
-    means = f"a calibrated probability of {number(t['probability'])} {prevalence_assumed(e)}"
+    means = f"a calibrated probability of {probability(t['probability'])} {prevalence_assumed(e)}"
     at = f"{number(t['threshold'], 4)} (log-odds), {means}"
     rows += [
         ["Misses allowed / seen among calibration patients", misses],
@@ -95,7 +104,7 @@ def _target(promised: Json, found: Json | None, mark: str) -> list[str]:
     rates = [_short(found[name], scale=100) for name in ("recall", "specificity", "referral_rate")]
     verdict = (found["verification"] or "not checked").replace("_", " ")
     numbers = [number(100 * promised["certified_recall"], 1), number(promised["threshold"], 2)]
-    return [wanted, *numbers, number(promised["probability"]), *rates, verdict]
+    return [wanted, *numbers, probability(promised["probability"]), *rates, verdict]
 
 
 def _two_by_two(e: Evidence, point: Json) -> Table:
@@ -139,7 +148,7 @@ def _sweep(e: Evidence) -> Table:
     rows = [
         [
             number(r["threshold"], 2) + (" ◄" if r["operating_point"] else ""),
-            number(r["probability"]),
+            probability(r["probability"]),
             *(count(r[n]) for n in ("true_positive", "false_positive", "true_negative", "false_negative")),
             short_interval(r["recall"], r["recall_low"], r["recall_high"], digits=1, scale=100),
             *(
