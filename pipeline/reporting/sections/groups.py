@@ -141,7 +141,8 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
         f"arm minus this one, paired, in percentage points, with {_level(e)} intervals (Newcombe); p by McNemar's "
         "exact test. Only the reported arm's threshold is certified"
     )
-    columns = ["Arm", "Sensitivity", "Difference", "p", "Specificity", "Difference", "p"]
+    rates = ("Sensitivity", "Specificity")
+    columns = ["Arm", *(f"{rate}{c}" for rate in rates for c in ("", " difference", " p"))]
     return Table("decisions", caption, columns, rows)
 
 
