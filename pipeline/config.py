@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Arm = Literal["mae", "scratch", "linear_probe", "hog"]
 SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
 JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
+Calibration = Literal["logistic", "beta", "isotonic", "temperature", "venn_abers", "auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0.5, lt=1)]
 
@@ -382,8 +383,28 @@ class CalibrateSettings(Settings):
     arm: Arm = Field("mae", description="the model reported; chosen before calibration, never on calibration data")
     models_compared: int = Field(1, ge=1, description="models compared on calibration data; divides the confidence")
     aggregation: Literal["max", "mean"] = Field("max", description="patient's score from those of their images")
-    recall_target: float = Field(0.95, gt=0, lt=1)
-    confidence: Confidence = 0.95
+    calibrator: Calibration = Field(
+        "logistic",
+        description="from score to probability; auto = logistic unless cross-validation clearly says otherwise",
+    )
+    local_prevalence: float | None = Field(
+        None, gt=0, lt=1, description="share with the condition where the model is used; shifts displayed probabilities"
+    )
+    recall_targets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.95],
+        min_length=1,
+        description="the first is the operating point; others are certified and reported beside it",
+    )
+    cost_per_person: float = Field(0.0, ge=0, description="of screening one, in any currency; for the sweep table")
+    cost_per_referral: float = Field(1.0, ge=0, description="of examining one who is referred; 0 and 1 count referrals")
+    confidence: Confidence = Field(0.95, description="of each target's certificate by itself")
+
+    @field_validator("recall_targets")
+    @classmethod
+    def _distinct(cls, value: list[float]) -> list[float]:
+        if len(set(value)) != len(value):
+            raise ValueError("values must be distinct")
+        return value
 
 
 class EvaluateSettings(Settings):

@@ -61,6 +61,10 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
         numbers |= {
             f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point
         }
+        for other in metrics["other_operating_points"]:
+            point = other["operating_point"] or {}
+            names = ("recall", "specificity", "referral_rate")
+            numbers |= {f"test_{n}_at_{other['recall_target']:g}": point[n] for n in names if n in point}
         numbers["gate_failures"] = float(len(gate_failures(artifacts)))
     flat: dict[str, float] = {}
     for name, value in numbers.items():

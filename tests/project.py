@@ -88,6 +88,6 @@ SETTINGS = {
         "base_learning_rate": 2e-2,
     },
     "finetune": {"seeds": [1, 2], "epochs": 6, "warmup_epochs": 1, "batch_size": 16, "hog_image_size": [32, 32]},
-    "calibrate": {"recall_target": 0.8, "confidence": 0.9, "arm": "hog"},
+    "calibrate": {"recall_targets": [0.8], "confidence": 0.9, "arm": "hog"},
     "report": {"title": "Mini"},
 }

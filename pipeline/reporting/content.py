@@ -20,6 +20,7 @@ SECTIONS = (
     operating.operating_point,
     operating.consequences,
     results.calibration,
+    results.decision_curve,
     groups.subgroups,
     groups.comparison,
     groups.examples,
@@ -48,18 +49,23 @@ def build(e: Evidence) -> Document:
 
 def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
     """Return the tables that go beside the report in full, by name; those of a threshold only when it is usable."""
-    tables = {"comparison": e.comparison, "curves": e.curves}
+    tables = {"comparison": e.comparison, "curves": e.curves, "subgroups": e.subgroups}
     if e.point is not None:
-        return {**tables, "subgroups": e.subgroups, "sweep": e.sweep}
-    withheld = [c for c in e.subgroups.columns if str(c).startswith(("referred", "recall", "specificity"))]
-    return {**tables, "subgroups": e.subgroups.drop(columns=withheld)}
+        return {**tables, "sweep": e.sweep}
+    tables["curves"] = e.curves[e.curves["curve"] != "net_benefit_operating_point"]
+    withheld = ("threshold", "referred", "recall", "specificity")
+    return {
+        name: table.drop(columns=[c for c in table.columns if str(c).startswith(withheld)])
+        for name, table in tables.items()
+    }
 
 
 def _numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
     metrics, threshold = dict(e.metrics), dict(e.threshold)
     if e.point is None:
-        metrics |= {"operating_point": None, "consequences": []}
+        metrics |= {"operating_point": None, "other_operating_points": [], "consequences": []}
+        threshold["other_operating_points"] = []
         threshold |= {name: None for name in threshold if name.startswith(("threshold", "probability"))}
     return {
         "metrics": metrics,

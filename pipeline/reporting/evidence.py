@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.reporting.numbers import percent, plain_percent
+
 Json = Mapping[str, Any]
 
 ARM_NAMES = {
@@ -95,6 +97,14 @@ def in_words(finding: Json) -> str:
     """Return a finding with the patients that it is about: `Test patients: the threshold refers no patient.`"""
     message = finding["message"].strip()
     return f"{finding['on'].capitalize()} patients: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
+
+
+def prevalence_assumed(e: Evidence) -> str:
+    """Return what displayed probabilities assume: `at the local prevalence of 5 %`."""
+    local = e.threshold["local_prevalence"]
+    if local is not None:
+        return f"at the stated local prevalence of {plain_percent(local)}"
+    return f"at the calibration patients' prevalence of {percent(e.threshold['probability_prevalence'])}"
 
 
 def arm_name(arm: str) -> str:

@@ -84,6 +84,27 @@ def reliability(figure: Figure, before: pd.DataFrame, after: pd.DataFrame) -> No
         axes.set_title(title, loc="left")
 
 
+@svg(16, 7)
+def decision(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
+    """Net benefit against threshold probability: of the model with its interval, and of what else one could do.
+
+    `curves` maps labels to points, the model first; it alone has a band. Lines differ by dashes, not colour alone.
+    """
+    axes = figure.subplots()
+    looks = ((BLUE, "-"), (GREY, "--"), (ORANGE, "-."))
+    for at, ((label, curve), (colour, line)) in enumerate(zip(curves.items(), looks, strict=False)):
+        if at == 0:
+            axes.fill_between(curve["x"], curve["y_low"], curve["y_high"], color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(curve["x"], curve["y"], line, color=colour, label=label)
+    axes.axhline(0, color=GREY, linestyle=":", linewidth=1, label="refer no one")
+    top = max([0.01, *(float(curve["y"].max()) for curve in curves.values())])
+    # Below 0 it only matters that a curve is there.
+    axes.set(xlim=(0, 1), ylim=(-0.3 * top, 1.1 * top))
+    axes.set_xlabel("Probability of the condition from which on one would refer")
+    axes.set_ylabel("Net benefit per patient")
+    figure.legend(loc="outside lower center", ncols=len(curves) + 1)
+
+
 @svg(16, 6)
 def forest(figure: Figure, groups: pd.DataFrame, panels: Mapping[str, str], overall: Mapping[str, float]) -> None:
     """One row per group, one panel per measure: value and interval; the dotted line is the value of all patients.

@@ -28,6 +28,13 @@ def number(x: float | None, digits: int = 3) -> str:
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
 
 
+def probability(p: float | None) -> str:
+    """Return a patient's probability: three decimals, and never 0 or 1, which no patient's is."""
+    if p is None or missing(p):
+        return NOT_ESTIMABLE
+    return "< 0.001" if p < 0.0005 else "> 0.999" if p >= 0.9995 else number(p)
+
+
 def percent(x: float | None, digits: int = 1) -> str:
     """Return a share as a percentage: `95.3 %`."""
     return NOT_ESTIMABLE if x is None or missing(x) else f"{number(100 * x, digits)} %"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.calibration import choose_calibrator, displayed_probability, fit_calibrator, uncalibrated
+from pipeline.statistics.calibrators import Calibrator, PrevalenceCalibrator
 from pipeline.statistics.errors import NotEnoughData, collect_warnings
-from pipeline.statistics.gate import Finding, assess_discrimination
+from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target
 from pipeline.statistics.patients import Patients, patient_table, patients_of, scores_sha256
 from pipeline.statistics.sweep import sweep_thresholds, threshold_sweep
 from pipeline.statistics.threshold import Certificate, certify_threshold, shared_confidence
@@ -27,83 +31,131 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
     """Fit the calibrator and certify the threshold of the reported model on patients it was not trained on.
 
     Leaves calibrator.json, threshold.json, sweep.parquet, patient_scores.parquet and findings.json in `work`.
-    Too few positives for a certificate is a result: `certified` false, and the finding `not_certified`. Too
-    few for a calibrator raises NotEnoughData; scores that are not finite or not complete raise ValueError.
+    Too few positives for a certificate is a result: `certified` false, and the finding `not_certified`. So are too
+    few patients for a calibrator: everyone gets the prevalence, and the finding is `not_calibrated`. Scores that
+    are not finite or not complete raise ValueError.
     """
     scores = read_table(inputs.file("score", "scores_calibration.parquet"), SCORES)
     patients = patients_of(scores, settings.arm, settings.aggregation)
     trained = read_json(inputs.file("finetune", "summary.json"))
-    certificate: Certificate | None = None
-    refusal = ""
     with collect_warnings() as warned:
-        calibrator = LogisticCalibrator.fit(patients.y, patients.s)
-        try:
-            certificate = certify_threshold(
-                patients.y,
-                patients.s,
-                settings.recall_target,
-                settings.confidence,
-                patient_id=patients.ids,
-                n_models=settings.models_compared,
-            )
-        except NotEnoughData as error:
-            refusal = _refusal(settings, error)
-            outcome = _uncertified(settings, patients, error)
-        else:
-            outcome = certificate.to_dict()
+        calibrator, uncalibrated_why = _calibrator(settings, patients)
+        points = [_certified(settings, patients, calibrator, target) for target in settings.recall_targets]
 
-    threshold = certificate.threshold if certificate else None
-    sweep = _sweep(settings, patients, calibrator, threshold)
-    findings = _findings(patients, calibrator, threshold, sweep, refusal)
-    message = _promise(certificate) if certificate else refusal
+    headline, *others = points
+    sweep = _sweep(settings, patients, calibrator, points)
+    findings = [
+        *([] if headline.certificate else [Finding("not_certified", "fail", "calibration", headline.message)]),
+        *_calibrator_findings(calibrator, uncalibrated_why),
+        *_findings(patients, calibrator, headline.threshold, sweep),
+        *(finding for point in others for finding in _other_findings(patients, point)),
+    ]
     write_json(work / "calibrator.json", calibrator.to_dict())
     write_json(
         work / "threshold.json",
         {
-            "certified": certificate is not None,
-            **outcome,
-            "probability": None if threshold is None else float(calibrator.predict([threshold])[0]),
+            **headline.to_dict(),
+            "other_operating_points": [point.to_dict() for point in others],
+            "local_prevalence": settings.local_prevalence,
+            "probability_prevalence": settings.local_prevalence or calibrator.prevalence,
+            "costs": _costs(settings),
             "arm": settings.arm,
             "seeds": list(patients.seeds),
             "aggregation": settings.aggregation,
             "model_sha256": _model_hashes(trained, settings.arm, patients.seeds),
             "data_sha256": scores_sha256(scores, settings.arm),
-            "message": message,
             "warnings": [str(warning) for warning in warned],
         },
     )
     write_table(work / "sweep.parquet", sweep, SWEEP)
-    table = patient_table(settings.arm, patients, calibrator.predict(patients.s), threshold)
+    table = patient_table(settings.arm, patients, _shown(settings, calibrator, patients.s), headline.threshold)
     write_table(work / "patient_scores.parquet", table, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
 
-    log.info(message)
+    for point in points:
+        log.info(point.message)
     for warning in warned:
         log.warn(str(warning))
     for finding in findings:
         (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
-    log.metrics({"positives": int(patients.y.sum()), **(_headline(certificate) if certificate else {})}, 0)
+    log.metrics({"positives": int(patients.y.sum()), **_tracked(points)}, 0)
 
 
-def _refusal(settings: CalibrateSettings, error: NotEnoughData) -> str:
+@dataclass(frozen=True)
+class _Point:
+    """What came of one recall target: its certificate, or why there is none. `fields` are for JSON."""
+
+    target: float
+    certificate: Certificate | None
+    message: str
+    fields: dict[str, Any]
+
+    @property
+    def threshold(self) -> float | None:
+        return self.certificate.threshold if self.certificate else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"certified": self.certificate is not None, **self.fields, "message": self.message}
+
+
+def _certified(settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, target: float) -> _Point:
+    """Certify one target at the full confidence, whatever the number of targets.
+
+    The operating point is the first target, fixed before any patient was seen. Sharing the confidence out over the
+    others would weaken its promise for the sake of rows that stand beside it. So each certificate holds by itself,
+    and not all of them at once; the report says so.
+    """
+    try:
+        certificate = certify_threshold(
+            patients.y,
+            patients.s,
+            target,
+            settings.confidence,
+            patient_id=patients.ids,
+            n_models=settings.models_compared,
+        )
+    except NotEnoughData as error:
+        fields = _uncertified(settings, patients, target, error)
+        return _Point(target, None, _refusal(settings, target, error), fields | {"probability": None})
+    probability = float(_shown(settings, calibrator, [certificate.threshold])[0])
+    return _Point(target, certificate, _promise(certificate), certificate.to_dict() | {"probability": probability})
+
+
+def _calibrator(settings: CalibrateSettings, patients: Patients) -> tuple[Calibrator, str]:
+    """Return the calibrator, and why there is none but the prevalence when patients are too few."""
+    auto = settings.calibrator == "auto"
+    method = choose_calibrator(patients.y, patients.s) if auto else settings.calibrator
+    try:
+        return fit_calibrator(patients.y, patients.s, method), ""
+    except NotEnoughData as error:
+        return uncalibrated(patients.y), str(error)
+
+
+def _shown(settings: CalibrateSettings, calibrator: Calibrator, scores: Any) -> np.ndarray:
+    return displayed_probability(calibrator, scores, settings.local_prevalence)
+
+
+def _refusal(settings: CalibrateSettings, target: float, error: NotEnoughData) -> str:
     shared = ""
     if settings.models_compared > 1:
         used = shared_confidence(settings.confidence, settings.models_compared)
         shared = f" ({100 * used:.4g} % for each of the {settings.models_compared} models compared)"
     return (
-        f"recall {settings.recall_target:g} with {100 * settings.confidence:g} % confidence{shared} needs at least"
+        f"recall {target:g} with {100 * settings.confidence:g} % confidence{shared} needs at least"
         f" {error.needed} positive patients in the calibration split; there are {error.positives}"
         f" (at most {error.certifiable_recall:.3f} can be certified)."
-        " Lower calibrate.recall_target or add patients."
+        " Lower calibrate.recall_targets or add patients."
     )
 
 
-def _uncertified(settings: CalibrateSettings, patients: Patients, error: NotEnoughData) -> dict[str, Any]:
+def _uncertified(
+    settings: CalibrateSettings, patients: Patients, target: float, error: NotEnoughData
+) -> dict[str, Any]:
     """Return the fields of a certificate, with nothing where a threshold would be needed."""
     nothing = ("threshold", "threshold_hex", "misses_allowed", "misses_seen", "certified_recall")
     return {
         **dict.fromkeys((*nothing, "recall", "specificity", "referral_rate")),
-        "recall_target": settings.recall_target,
+        "recall_target": target,
         "confidence": settings.confidence,
         "confidence_used": shared_confidence(settings.confidence, settings.models_compared),
         "models_compared": settings.models_compared,
@@ -133,27 +185,42 @@ def _model_hashes(trained: dict[str, Any], arm: str, seeds: tuple[int, ...]) -> 
     return {seed: models[seed]["model_sha256"] for seed in sorted(models, key=int)}
 
 
+def _costs(settings: CalibrateSettings) -> dict[str, float]:
+    return {"cost_per_person": settings.cost_per_person, "cost_per_referral": settings.cost_per_referral}
+
+
 def _sweep(
-    settings: CalibrateSettings, patients: Patients, calibrator: LogisticCalibrator, threshold: float | None
+    settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, points: Sequence[_Point]
 ) -> pd.DataFrame:
     confidence = shared_confidence(settings.confidence, settings.models_compared)
-    thresholds = sweep_thresholds(patients.y, patients.s, threshold)
-    sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence)
-    operating = sweep["threshold"].eq(threshold) if threshold is not None else False
-    return sweep.assign(probability=calibrator.predict(sweep["threshold"]), operating_point=operating)
+    certified = [point.threshold for point in points if point.threshold is not None]
+    thresholds = sweep_thresholds(patients.y, patients.s, certified)
+    sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence, **_costs(settings))
+    probability = _shown(settings, calibrator, sweep["threshold"])
+    return sweep.assign(probability=probability, operating_point=sweep["threshold"].isin([points[0].threshold]))
+
+
+def _calibrator_findings(calibrator: Calibrator, uncalibrated_why: str) -> list[Finding]:
+    if not isinstance(calibrator, PrevalenceCalibrator):
+        return []
+    everyone = "every patient gets the prevalence as probability"
+    if calibrator.reason == "not_calibrated":
+        return [Finding("not_calibrated", "fail", "calibration", f"{uncalibrated_why}; {everyone}")]
+    if calibrator.reason == "temperature_collapsed":
+        # The scores may be good, and so may be the threshold on them: only the choice of calibrator was wrong.
+        off = f"no temperature fits scores that are off by a constant: {everyone}; set calibrate.calibrator=logistic"
+        return [Finding("temperature_collapsed", "warn", "calibration", off)]
+    flat = f"scores do not rise with the condition: {everyone}"
+    return [Finding("calibration_reversed", "fail", "calibration", flat)]
 
 
 def _findings(
     patients: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     threshold: float | None,
     sweep: pd.DataFrame,
-    refusal: str,
 ) -> list[Finding]:
-    findings = [Finding("not_certified", "fail", "calibration", refusal)] if refusal else []
-    if calibrator.flat:
-        flat = "scores do not rise with the condition: calibrated, every patient gets the prevalence"
-        findings.append(Finding("calibration_reversed", "fail", "calibration", flat))
+    findings = []
     if patients.conflicts:
         mixed = f"{patients.conflicts} patients have images of both labels; each counts as positive"
         findings.append(Finding("conflicting_labels", "info", "calibration", mixed))
@@ -168,7 +235,24 @@ def _findings(
     )
 
 
-def _headline(c: Certificate) -> dict[str, float]:
+def _other_findings(patients: Patients, point: _Point) -> list[Finding]:
+    if point.threshold is None:
+        return [Finding("other_not_certified", "info", "calibration", point.message)]
+    return assess_other_target(patients.y, patients.s, point.threshold, point.target)
+
+
+def _tracked(points: Sequence[_Point]) -> dict[str, float]:
+    """Return what the tracker gets: the headline target's numbers by plain names, others with their target."""
+    names = ["", *(f"_at_{point.target:g}" for point in points[1:])]
+    return {
+        f"{name}{suffix}": value
+        for point, suffix in zip(points, names, strict=True)
+        if point.certificate
+        for name, value in _numbers(point.certificate).items()
+    }
+
+
+def _numbers(c: Certificate) -> dict[str, float]:
     rates = {"recall": c.recall, "specificity": c.specificity, "referral_rate": c.referral_rate}
     return {
         "certified_recall": c.certified_recall,

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.statistics.arms import comparison_table, pretraining_benefit
-from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit
+from pipeline.statistics.calibration import displayed_probability
+from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
 from pipeline.statistics.discrimination import auc_value, average_precision, roc_auc
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.gate import Finding, assess_discrimination, compare_tables
+from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables
 from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
 from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap, scores_sha256
@@ -57,18 +59,20 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
     _check_partitions(read_table(inputs.file("split", "split.parquet"), SPLIT), scores, images)
     frozen = read_json(inputs.file("calibrate", "threshold.json"))
-    calibrator = LogisticCalibrator.from_dict(read_json(inputs.file("calibrate", "calibrator.json")))
-    threshold = float.fromhex(frozen["threshold_hex"]) if frozen["certified"] else None
+    calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", "calibrator.json")))
+    threshold = _threshold(frozen)
     arm, how = frozen["arm"], frozen["aggregation"]
     calibration = patients_of(scores["calibration"], arm, how)
     arms = {name: patients_of(scores["test"], name, how) for name in sorted(set(scores["test"]["arm"]))}
     if arm not in arms or list(arms[arm].seeds) != frozen["seeds"]:
         raise ValueError(f"the test scores lack seeds of arm {arm} that the threshold was certified for")
     test = arms[arm]
-    calibrated = calibrator.predict(test.s)
+    calibrated, shown = calibrator.predict(test.s), _shown(calibrator, frozen, test.s)
 
     with collect_warnings() as warned:
-        comparison = comparison_table(arms, _seed_aucs(scores["test"], arms, how), arm, settings.level)
+        seed_aucs = _seed_aucs(scores["test"], arms, how)
+        matched = _matched(scores["calibration"], arms, how, frozen) if frozen["certified"] else None
+        comparison = comparison_table(arms, seed_aucs, arm, settings.level, matched)
         sentence = pretraining_benefit(arms, settings.level)
         metrics: dict[str, Any] = {
             "arm": arm,
@@ -78,7 +82,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
             "comparison_sentence": sentence,
         }
         of_test = images[images["image_id"].isin(scores["test"]["image_id"])]
-        curves = curve_table(arms, arm, expit(test.s), calibrated, settings.calibration_bins, settings.level)
+        bins = settings.calibration_bins
+        curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, threshold)
         subgroups = _subgroups(settings, test, of_test, threshold)
     findings = [
         *(Finding(**item) for item in read_json(inputs.file("calibrate", "findings.json"))),
@@ -93,7 +98,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     ]
 
     others = [patient_table(name, p, None, None) for name, p in arms.items() if name != arm]
-    patient_scores = pd.concat([patient_table(arm, test, calibrated, threshold), *others], ignore_index=True)
+    patient_scores = pd.concat([patient_table(arm, test, shown, threshold), *others], ignore_index=True)
 
     write_json(work / "metrics.json", metrics)
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
@@ -108,6 +113,10 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         if finding.on == "test":
             (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
     log.metrics(_headline(metrics, comparison), 0)
+
+
+def _threshold(point: Mapping[str, Any]) -> float | None:
+    return float.fromhex(point["threshold_hex"]) if point["certified"] else None
 
 
 def _check_partitions(split: pd.DataFrame, scores: Mapping[str, pd.DataFrame], images: pd.DataFrame) -> None:
@@ -135,11 +144,19 @@ def _seed_aucs(scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any) -> 
     }
 
 
+def _matched(
+    scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any, frozen: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return every arm's threshold at matched sensitivity, from the calibration patients."""
+    calibration = {name: patients_of(scores, name, how) for name in arms}
+    return matched_thresholds(calibration, frozen["arm"], frozen["misses_allowed"])
+
+
 def _metrics(
     settings: EvaluateSettings,
     test: Patients,
     calibration: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     frozen: Mapping[str, Any],
     threshold: float | None,
 ) -> dict[str, Any]:
@@ -168,7 +185,14 @@ def _metrics(
             "auc": roc_auc(test.y, test.s, level).to_dict(),
             "average_precision": average_precision(test.y, test.s, level, seed=seed).to_dict(),
         },
-        "operating_point": None if threshold is None else _operating_point(test, frozen, threshold, calibrator, level),
+        "operating_point": _operating_point(test, frozen, frozen, calibrator, level),
+        "other_operating_points": [
+            {
+                "recall_target": point["recall_target"],
+                "operating_point": _operating_point(test, frozen, point, calibrator, level),
+            }
+            for point in frozen["other_operating_points"]
+        ],
         "consequences": [row.to_dict() for row in rows],
         "headline_prevalence": settings.headline_prevalence,
         "calibration": {"bins": settings.calibration_bins, **measures},
@@ -180,15 +204,23 @@ def _metrics(
     }
 
 
+def _shown(calibrator: Calibrator, frozen: Mapping[str, Any], scores: Any) -> np.ndarray:
+    return displayed_probability(calibrator, scores, frozen["local_prevalence"])
+
+
 def _operating_point(
     test: Patients,
     frozen: Mapping[str, Any],
-    threshold: float,
-    calibrator: LogisticCalibrator,
+    point: Mapping[str, Any],
+    calibrator: Calibrator,
     level: float,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Return what the threshold of one target does on the test patients; None when none was certified."""
+    threshold = _threshold(point)
+    if threshold is None:
+        return None
     counts = confusion(test.y, test.s, threshold)
-    target, confidence = frozen["recall_target"], frozen["confidence"]
+    target, confidence = point["recall_target"], point["confidence"]
     verified = {"verification": None, "recall_lower_one_sided": None, "recall_upper_one_sided": None}
     if counts.positives:
         lower, upper = recall_bounds(counts.tp, counts.positives, confidence)
@@ -199,7 +231,8 @@ def _operating_point(
         }
     return {
         "threshold": threshold,
-        "probability": float(calibrator.predict([threshold])[0]),
+        "probability": float(_shown(calibrator, frozen, [threshold])[0]),
+        "probability_prevalence": frozen["probability_prevalence"],
         "counts": counts.to_dict(),
         **{name: interval.to_dict() for name, interval in operating_metrics(counts, level).items()},
         **verified,
@@ -217,14 +250,14 @@ def _table_findings(
     inputs: Inputs,
     scores: pd.DataFrame,
     calibration: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     frozen: Mapping[str, Any],
 ) -> list[Finding]:
     """Compare the stored sweep with the one that the calibration scores give now."""
     stored = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
     again = threshold_sweep(
-        calibration.y, calibration.s, stored["threshold"], confidence=frozen["confidence_used"]
-    ).assign(probability=calibrator.predict(stored["threshold"]))
+        calibration.y, calibration.s, stored["threshold"], confidence=frozen["confidence_used"], **frozen["costs"]
+    ).assign(probability=_shown(calibrator, frozen, stored["threshold"]))
     findings = compare_tables(stored, again)
     if scores_sha256(scores, frozen["arm"]) != frozen["data_sha256"]:
         other = "the calibration scores are not those that the threshold was certified on (SHA-256 differs)"
@@ -235,7 +268,7 @@ def _table_findings(
 def _test_findings(
     settings: EvaluateSettings,
     test: Patients,
-    calibrator: LogisticCalibrator,
+    calibrator: Calibrator,
     threshold: float | None,
     metrics: Mapping[str, Any],
 ) -> list[Finding]:
@@ -253,17 +286,35 @@ def _test_findings(
         found = f"{point['counts']['tp']} of {metrics['positives']} patients with the condition were referred"
         message = f"the certified recall did not hold on the test patients: {found}"
         findings.append(Finding("recall_contradicted", "warn", "test", message))
+    return findings + [
+        finding for other in metrics["other_operating_points"] for finding in _other_findings(settings, test, other)
+    ]
+
+
+def _other_findings(settings: EvaluateSettings, test: Patients, other: Mapping[str, Any]) -> list[Finding]:
+    point, target = other["operating_point"], other["recall_target"]
+    if point is None:
+        return []
+    findings = assess_other_target(test.y, test.s, point["threshold"], target, on="test", level=settings.level)
+    if point["verification"] == "contradicted":
+        message = (
+            f"the recall certified at the further target of {100 * target:.6g} % did not hold on the test patients"
+        )
+        findings.append(Finding("other_recall_contradicted", "info", "test", message))
     return findings
 
 
 def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str, float]:
-    point = metrics["operating_point"] or {}
+    points = {"": metrics["operating_point"] or {}} | {
+        f"_at_{other['recall_target']:g}": other["operating_point"] or {} for other in metrics["other_operating_points"]
+    }
+    rates = ("recall", "specificity", "ppv", "npv", "referral_rate")
     intervals = {
         "test_auc": metrics["discrimination"]["auc"],
         "test_average_precision": metrics["discrimination"]["average_precision"],
         "test_brier": metrics["calibration"]["after"]["brier"],
         "test_ece": metrics["calibration"]["after"]["ece"],
-        **{f"test_{name}": point[name] for name in ("recall", "specificity", "ppv", "npv", "referral_rate") if point},
+        **{f"test_{name}{at}": point[name] for at, point in points.items() if point for name in rates},
     }
     values = {f"auc_{arm}": float(auc) for arm, auc in zip(comparison["arm"], comparison["auc"], strict=True)}
     for name, interval in intervals.items():

@@ -8,10 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline.statistics.compare import PairedResult, delong_test
+from pipeline.statistics.compare import PairedResult, delong_test, mcnemar_exact
 from pipeline.statistics.discrimination import roc_auc
+from pipeline.statistics.intervals import newcombe_paired
 from pipeline.statistics.patients import Patients
 
+RATES = {"recall": 1, "specificity": 0}
+DECISIONS = (
+    "threshold",
+    *(f"{rate}{c}" for rate in RATES for c in ("", "_difference", "_difference_low", "_difference_high", "_p")),
+)
 BASELINES = {
     "scratch": "the same network trained from scratch",
     "hog": "the classical baseline (HOG and logistic regression)",
@@ -19,20 +25,20 @@ BASELINES = {
 
 
 def comparison_table(
-    arms: Mapping[str, Patients], seed_aucs: Mapping[str, Sequence[float]], reported: str, level: float = 0.95
+    arms: Mapping[str, Patients],
+    seed_aucs: Mapping[str, Sequence[float]],
+    reported: str,
+    level: float = 0.95,
+    thresholds: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Return one row per arm with the columns of the comparison table.
 
-    `seed_aucs` are the AUCs of each arm's single seeds. Differences are the reported arm minus the row's,
-    paired. Raises ValueError when the arms were not scored on the same patients with the same labels.
+    `seed_aucs` are the AUCs of each arm's single seeds, `thresholds` those of `matched_thresholds`. Differences are
+    the reported arm minus the row's, paired; without thresholds, those of decisions are NaN. Raises ValueError when
+    the arms were not scored on the same patients with the same labels.
     """
     best = arms[reported]
-    for name, patients in arms.items():
-        if not (np.array_equal(patients.ids, best.ids) and np.array_equal(patients.y, best.y)):
-            raise ValueError(
-                f"arms {reported} and {name} were not scored on the same patients with the same labels:"
-                f" {len(best.ids)} and {len(patients.ids)} patients; rebuild with --rebuild score"
-            )
+    _refuse_others(arms, reported)
     rows = []
     for name, patients in arms.items():
         auc = roc_auc(patients.y, patients.s, level)
@@ -47,6 +53,7 @@ def comparison_table(
             "auc_seed_min": min(seed_aucs[name]),
             "auc_seed_max": max(seed_aucs[name]),
             **dict.fromkeys(("difference", "difference_low", "difference_high", "p"), math.nan),
+            **dict.fromkeys(DECISIONS, math.nan),
             "reported": name == reported,
         }
         if name != reported:
@@ -57,8 +64,57 @@ def comparison_table(
                 "difference_high": paired.high,
                 "p": paired.p,
             }
+        if thresholds is not None:
+            row["threshold"] = thresholds[name]
+            row |= _decisions(best.y, best.s >= thresholds[reported], patients.s >= thresholds[name], level)
+        if name == reported:
+            row |= dict.fromkeys((column for column in DECISIONS if "_" in column), math.nan)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def matched_thresholds(arms: Mapping[str, Patients], reported: str, misses: int) -> dict[str, float]:
+    """Return each arm's highest threshold that misses at most `misses` of the same positive patients: (k+1)-th score.
+
+    Decisions of arms are comparable at matched sensitivity alone. With the misses that the certificate allows, the
+    reported arm's threshold is the certified one. Those of other arms are for comparison; none is certified.
+    """
+    _refuse_others(arms, reported)
+    return {name: float(np.sort(patients.s[patients.y == 1])[misses]) for name, patients in arms.items()}
+
+
+def _decisions(y: np.ndarray, first: np.ndarray, second: np.ndarray, level: float) -> dict[str, float]:
+    """Return what the second arm's decisions find and spare, and the paired differences, first minus second.
+
+    y: (n,) labels; first, second: (n,) bool, referred. Newcombe's interval, McNemar's exact p.
+    """
+    row: dict[str, float] = {}
+    for rate, label in RATES.items():
+        own = y == label
+        if not own.any():
+            continue
+        # Right is to refer those with the condition and not to refer the others.
+        one, two = first[own] == label, second[own] == label
+        a, b, c, d = (int((x & z).sum()) for x in (one, ~one) for z in (two, ~two))
+        difference = newcombe_paired(a, b, c, d, level)
+        row |= {
+            rate: float(two.mean()),
+            f"{rate}_difference": difference.value,
+            f"{rate}_difference_low": difference.low,
+            f"{rate}_difference_high": difference.high,
+            f"{rate}_p": mcnemar_exact(b, c),
+        }
+    return row
+
+
+def _refuse_others(arms: Mapping[str, Patients], reported: str) -> None:
+    best = arms[reported]
+    for name, patients in arms.items():
+        if not (np.array_equal(patients.ids, best.ids) and np.array_equal(patients.y, best.y)):
+            raise ValueError(
+                f"arms {reported} and {name} were not scored on the same patients with the same labels:"
+                f" {len(best.ids)} and {len(patients.ids)} patients; rebuild with --rebuild score"
+            )
 
 
 def pretraining_benefit(arms: Mapping[str, Patients], level: float = 0.95) -> str:

@@ -1,33 +1,44 @@
-"""Points of the ROC, precision-recall and reliability curves, in the columns of the curve table."""
+"""Points of the ROC, precision-recall, reliability and decision curves, in the columns of the curve table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from pipeline.statistics.intervals import Interval
+from pipeline.statistics.metrics import confusion, net_benefit
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.reliability import reliability_bins
 
 MAX_POINTS = 500
+PROBABILITIES = np.arange(1, 100) / 100
 
 
 def curve_table(
-    arms: Mapping[str, Patients], reported: str, before: np.ndarray, after: np.ndarray, bins: int, level: float
+    arms: Mapping[str, Patients],
+    reported: str,
+    before: np.ndarray,
+    after: np.ndarray,
+    bins: int,
+    level: float,
+    threshold: float | None = None,
 ) -> pd.DataFrame:
-    """Return every curve: ROC and precision-recall of each arm, and the reported arm's reliability.
+    """Return every curve: ROC and precision-recall of each arm; reliability and net benefit of the reported one.
 
-    `before` and `after` are its patients' probabilities, uncalibrated and calibrated.
+    `before` and `after` are its patients' probabilities, uncalibrated and calibrated; `threshold` is the operating
+    point on its scores, if there is one.
     """
-    y = arms[reported].y
+    y, s = arms[reported].y, arms[reported].s
     return pd.concat(
         [
             *(roc_points(p.y, p.s, name) for name, p in arms.items()),
             *(precision_recall_points(p.y, p.s, name) for name, p in arms.items()),
             reliability_points(y, before, reported, "reliability_before", bins, level),
             reliability_points(y, after, reported, "reliability_after", bins, level),
+            *decision_points(y, s, after, reported, level, threshold),
         ],
         ignore_index=True,
     )
@@ -61,6 +72,31 @@ def reliability_points(y: np.ndarray, p: np.ndarray, arm: str, curve: str, bins:
         y_high=[b.observed.high for b in points],
         n=pd.array([b.observed.n for b in points], "Int64"),
     )
+
+
+def decision_points(
+    y: np.ndarray, s: np.ndarray, p: np.ndarray, arm: str, level: float, threshold: float | None
+) -> list[pd.DataFrame]:
+    """Return the decision curve at threshold probabilities of 1 to 99 %: net benefit at these patients' prevalence.
+
+    `net_benefit` refers by probability, `net_benefit_all` refers everyone, and `net_benefit_operating_point` decides
+    by the operating threshold, which does not move. To refer no one has the net benefit 0.
+    """
+    fixed = {"net_benefit_all": confusion(y, np.zeros(len(y)), 0.0)}
+    if threshold is not None:
+        fixed["net_benefit_operating_point"] = confusion(y, s, threshold)
+    moving = [net_benefit(confusion(y, p, pt), pt, level) for pt in PROBABILITIES]
+    return [
+        _benefit("net_benefit", arm, moving),
+        *(_benefit(curve, arm, [net_benefit(c, pt, level) for pt in PROBABILITIES]) for curve, c in fixed.items()),
+    ]
+
+
+def _benefit(curve: str, arm: str, values: Sequence[Interval]) -> pd.DataFrame:
+    frame = _points(curve, arm, PROBABILITIES, np.array([v.value for v in values]))
+    if curve == "net_benefit_all":
+        return frame  # at a given prevalence it is exact
+    return frame.assign(y_low=[v.low for v in values], y_high=[v.high for v in values])
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

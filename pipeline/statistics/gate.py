@@ -83,6 +83,17 @@ def assess_discrimination(
     return [Finding(code, LEVELS[code], on, message) for code, message in found]
 
 
+def assess_other_target(
+    y: Any, s: Any, threshold: float, target: float, *, on: str = "calibration", level: float = 0.95
+) -> list[Finding]:
+    """Return what is wrong with the threshold of a further recall target: notes, since the gate is about the first."""
+    clean = validate(y, s)
+    return [
+        Finding(f"other_{code}", "info", on, f"at the further target of {100 * target:.6g} %: {message}")
+        for code, message in _about_threshold(clean.y, clean.s, threshold, level)
+    ]
+
+
 def _about_auc(auc: Interval, positives: int) -> Found:
     if math.isnan(auc.value):
         return [("no_discrimination", "all patients have the same label: nothing shows that the model separates them")]

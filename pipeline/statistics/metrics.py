@@ -158,12 +158,25 @@ def at_prevalence(
     )
 
 
-def net_benefit(y: Any, p: Any, pt: float) -> float:
-    """Return TP/n - FP/n * pt/(1-pt) when patients with probability >= pt are referred (Vickers & Elkin 2006)."""
+def net_benefit(c: Counts, pt: float, level: float = 0.95) -> Interval:
+    """Return TP/n - FP/n * pt/(1-pt), with its interval at the prevalence of these patients.
+
+    Vickers & Elkin, Medical Decision Making 26 (2006) 565-574: true positives per patient, less false positives at
+    the weight that someone gives them who would refer from probability `pt`, in (0, 1), on. A weighted difference of
+    two independent proportions; its limits join their Wilson limits (MOVER, Zou & Donner 2008).
+    """
     if not 0 < pt < 1:
         raise ValueError(f"a threshold probability lies strictly between 0 and 1, not {pt}")
-    c = confusion(y, p, pt)
-    return c.tp / c.n - c.fp / c.n * pt / (1 - pt)
+    weight = pt / (1 - pt)
+    value, below, above = c.tp / c.n - weight * c.fp / c.n, 0.0, 0.0
+    if c.positives:
+        recall, scale = proportion_ci(c.tp, c.positives, level), c.positives / c.n
+        below, above = scale * (recall.value - recall.low), scale * (recall.high - recall.value)
+    if c.negatives:
+        false_rate, scale = proportion_ci(c.fp, c.negatives, level), weight * c.negatives / c.n
+        below = math.hypot(below, scale * (false_rate.high - false_rate.value))
+        above = math.hypot(above, scale * (false_rate.value - false_rate.low))
+    return Interval(value, value - below, value + above, level, "mover_wilson", c.n)
 
 
 def _transformed(interval: Interval, monotone: Any, method: str) -> Interval:

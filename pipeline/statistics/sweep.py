@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.statistics.patients import validate
 from pipeline.statistics.threshold import certifiable_recall
 
 
-def sweep_thresholds(y: Any, s: Any, operating: float | None = None, limit: int = 90) -> np.ndarray:
+def sweep_thresholds(y: Any, s: Any, operating: Sequence[float] = (), limit: int = 90) -> np.ndarray:
     """Return the thresholds that matter, rising: every score of a positive patient, where recall changes.
 
     Between two of them the higher always refers fewer for the same recall. The lowest score (refer everyone)
@@ -26,15 +27,24 @@ def sweep_thresholds(y: Any, s: Any, operating: float | None = None, limit: int 
         half = limit // 2
         kept = np.round(np.linspace(half, len(scores) - 1, limit - half)).astype(int)
         scores = np.concatenate([scores[:half], scores[kept]])
-    extra = [clean.s.min()] if operating is None else [clean.s.min(), operating]
-    return np.unique(np.concatenate([scores, extra]))
+    return np.unique(np.concatenate([scores, [clean.s.min()], operating]))
 
 
 def threshold_sweep(
-    y: Any, s: Any, thresholds: Any = None, *, confidence: float = 0.95, level: float = 0.95
+    y: Any,
+    s: Any,
+    thresholds: Any = None,
+    *,
+    confidence: float = 0.95,
+    level: float = 0.95,
+    cost_per_person: float = 0.0,
+    cost_per_referral: float = 1.0,
 ) -> pd.DataFrame:
-    """Return one row per threshold with counts, recall, specificity, predictive values and referral rate.
+    """Return one row per threshold with counts, recall, specificity, predictive values, referral rate and cost.
 
+    The columns are those of the calibration tool of WHO/TDR for computer-aided detection of tuberculosis, which
+    shows, at every threshold, counts, cases found and missed, total cost and cost per case found. The costs, in any
+    currency, are of screening a person and of examining one who is referred: 0 and 1 count referrals.
     Limits are Wilson's at `level`; `certified_recall` is the one-sided Clopper-Pearson lower bound at
     `confidence`, valid for a threshold chosen before looking. Predictive values are at the prevalence of
     these patients. Undefined numbers are NaN.
@@ -47,10 +57,14 @@ def threshold_sweep(
         Counts(tp=len(positives) - int(fn), fp=len(negatives) - int(tn), tn=int(tn), fn=int(fn))
         for fn, tn in zip(missed, cleared, strict=True)
     ]
-    return pd.DataFrame([_row(float(t), c, confidence, level) for t, c in zip(thresholds, counts, strict=True)])
+    costs = cost_per_person, cost_per_referral
+    return pd.DataFrame([_row(float(t), c, confidence, level, costs) for t, c in zip(thresholds, counts, strict=True)])
 
 
-def _row(threshold: float, c: Counts, confidence: float, level: float) -> dict[str, float | int]:
+def _row(
+    threshold: float, c: Counts, confidence: float, level: float, costs: tuple[float, float]
+) -> dict[str, float | int]:
+    cost = costs[0] * c.n + costs[1] * (c.tp + c.fp)
     return {
         "threshold": threshold,
         "true_positive": c.tp,
@@ -58,11 +72,14 @@ def _row(threshold: float, c: Counts, confidence: float, level: float) -> dict[s
         "true_negative": c.tn,
         "false_negative": c.fn,
         **_limits("recall", c.tp, c.positives, level),
+        "missed_share": c.fn / c.positives if c.positives else np.nan,
         "certified_recall": certifiable_recall(c.positives, c.fn, confidence) if c.positives else np.nan,
         **_limits("specificity", c.tn, c.negatives, level),
         "ppv": c.tp / (c.tp + c.fp) if c.tp + c.fp else np.nan,
         "npv": c.tn / (c.tn + c.fn) if c.tn + c.fn else np.nan,
         "referral_rate": (c.tp + c.fp) / c.n,
+        "total_cost": cost,
+        "cost_per_found": cost / c.tp if c.tp else np.nan,
     }
 
 

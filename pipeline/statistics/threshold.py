@@ -111,9 +111,9 @@ def certify_threshold(
     """Certify the highest threshold whose recall is at least `recall` with confidence 1 - (1-confidence)/n_models.
 
     y, s, patient_id: (n,), one row per patient. Raises NotEnoughData when there are too few positives (with
-    `on_fail="refer_all"` the threshold is then -inf, with the warning `refers_everyone`), and ValueError
-    without positives, with weights (no exact guarantee exists) or with several rows per patient. Warns
-    `single_class` when there are no negatives, and `refers_everyone` when no score lies below the threshold.
+    `on_fail="refer_all"` and at least one positive, the threshold is -inf instead, with the warning
+    `refers_everyone`), and ValueError with weights (no exact guarantee exists) or with several rows per patient.
+    Warns `single_class` when there are no negatives, and `refers_everyone` when no score lies below the threshold.
     """
     if weight is not None:
         raise ValueError("a weighted sample has no exact guarantee: certify without weights")
@@ -122,11 +122,16 @@ def certify_threshold(
         raise ValueError(f"{extra} rows repeat a patient: aggregate the images of each patient first")
     positives = np.sort(clean.s[clean.y == 1])
     n = len(positives)
-    if n == 0:
-        raise ValueError("there is no patient with the condition: no recall can be certified")
     used = shared_confidence(confidence, n_models)
-    allowed = max_misses(n, recall, used)
-    needed, best = min_positives(recall, used), certifiable_recall(n, 0, used)
+    allowed, needed = max_misses(n, recall, used), min_positives(recall, used)
+    if n == 0:
+        raise NotEnoughData(
+            "there is no patient with the condition: no recall can be certified",
+            positives=0,
+            needed=needed,
+            certifiable_recall=0.0,
+        )
+    best = certifiable_recall(n, 0, used)
     if allowed is None and on_fail == "raise":
         raise NotEnoughData(
             f"{n} positives: {recall:.4g} recall cannot be certified; at most {best:.3f}; {needed} needed",

@@ -247,7 +247,9 @@ SWEEP = Table(
     "sweep",
     (
         Column("threshold", NUMBER, "logit; refer when the patient's score is at least this"),
-        Column("probability", NUMBER, "calibrated probability at that score"),
+        Column(
+            "probability", NUMBER, "calibrated probability at that score, at the prevalence that threshold.json states"
+        ),
         Column("true_positive", INTEGER, "patients with the condition, referred"),
         Column("false_positive", INTEGER, "patients without the condition, referred"),
         Column("true_negative", INTEGER, "patients without the condition, not referred"),
@@ -255,6 +257,7 @@ SWEEP = Table(
         Column("recall", NUMBER, "true positives / all with the condition", optional=True),
         Column("recall_low", NUMBER, "lower Wilson limit", optional=True),
         Column("recall_high", NUMBER, "upper Wilson limit", optional=True),
+        Column("missed_share", NUMBER, "false negatives / all with the condition", optional=True),
         Column(
             "certified_recall",
             NUMBER,
@@ -267,6 +270,8 @@ SWEEP = Table(
         Column("ppv", NUMBER, "positive predictive value at the prevalence of these patients", optional=True),
         Column("npv", NUMBER, "negative predictive value at the prevalence of these patients", optional=True),
         Column("referral_rate", NUMBER, "share of all patients referred"),
+        Column("total_cost", NUMBER, "of screening all and examining the referred, in the currency of the settings"),
+        Column("cost_per_found", NUMBER, "total cost / true positives", optional=True),
         Column("operating_point", YES_NO, "the certified operating threshold"),
     ),
     order=("threshold",),
@@ -306,6 +311,23 @@ COMPARISON = Table(
         Column("difference_low", NUMBER, "lower limit, paired DeLong", optional=True),
         Column("difference_high", NUMBER, "upper limit, paired DeLong", optional=True),
         Column("p", NUMBER, "two-sided p, paired DeLong", optional=True),
+        Column(
+            "threshold",
+            NUMBER,
+            "logit that misses as many calibration patients as the certificate allows",
+            optional=True,
+        ),
+        *(
+            Column(f"{rate}{suffix}", NUMBER, f"{rate} at that threshold{meaning}", optional=True)
+            for rate in ("recall", "specificity")
+            for suffix, meaning in (
+                ("", ""),
+                ("_difference", ": reported arm minus this one, paired"),
+                ("_difference_low", ": lower limit of the difference, Newcombe's for paired proportions"),
+                ("_difference_high", ": upper limit of the difference"),
+                ("_p", ": two-sided p, McNemar's exact test"),
+            )
+        ),
         Column("reported", YES_NO, "the arm that was calibrated and is reported"),
     ),
     order=("arm",),
@@ -314,10 +336,14 @@ COMPARISON = Table(
 CURVES = Table(
     "curves",
     (
-        Column("curve", TEXT, "roc, precision_recall, reliability_before, reliability_after"),
+        Column(
+            "curve",
+            TEXT,
+            "roc, precision_recall, reliability_before, reliability_after, or net_benefit with _all, _operating_point",
+        ),
         Column("arm", TEXT, "model"),
-        Column("x", NUMBER, "false-positive rate, recall, or mean predicted probability"),
-        Column("y", NUMBER, "recall, precision, or observed share with the condition"),
+        Column("x", NUMBER, "false-positive rate, recall, mean predicted probability, or threshold probability"),
+        Column("y", NUMBER, "recall, precision, observed share with the condition, or net benefit per patient"),
         Column("y_low", NUMBER, "lower limit where one exists", optional=True),
         Column("y_high", NUMBER, "upper limit where one exists", optional=True),
         Column("n", INTEGER, "patients behind the point, where they differ by point", optional=True),
@@ -331,7 +357,12 @@ PATIENT_SCORES = Table(
         Column("patient_id", TEXT, "pseudonym of the patient"),
         Column("arm", TEXT, "model"),
         Column("score", NUMBER, "logit of the patient: mean over seeds, then aggregated over images"),
-        Column("probability", NUMBER, "calibrated probability; reported arm only", optional=True),
+        Column(
+            "probability",
+            NUMBER,
+            "calibrated probability at the prevalence that threshold.json states; reported arm only",
+            optional=True,
+        ),
         Column("label", INTEGER, "1 positive, 0 negative"),
         Column("referred", YES_NO, "score at or above the operating threshold; reported arm only", optional=True),
     ),

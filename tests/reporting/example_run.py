@@ -75,6 +75,7 @@ def make_run(
     cards: Card | None = None,
     text: Mapping[str, str] | None = None,
     shares: Mapping[str, float] = SPLITS,
+    calibration: CalibrateSettings | None = None,
 ) -> Inputs:
     """Make a run in a store under `root` and return what the report stage is given.
 
@@ -98,7 +99,7 @@ def make_run(
     made("finetune", _finetune)
     made("score", lambda work: _score(work, split, generator, skill))
     for stage, function, settings in (
-        ("calibrate", calibrate, CalibrateSettings()),
+        ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
         ("evaluate", evaluate, EvaluateSettings()),
     ):
         inputs = Inputs(known, Machine(), dict(artifacts), READS[stage])

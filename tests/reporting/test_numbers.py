@@ -13,6 +13,7 @@ from pipeline.reporting.numbers import (
     people_interval,
     percent,
     plain_percent,
+    probability,
     share,
     short_interval,
 )
@@ -68,3 +69,11 @@ def test_people_are_whole_and_rounding_never_narrows_an_interval():
     assert people_interval(an_interval(0.3, 0.01, 0.9), 1000) == "fewer than 1 (0–1)"
     assert people_interval(an_interval(999.8, 998.2, 1000.0), 1000) == "1,000 (998–1,000)"
     assert people_interval(an_interval(0.0, 0.0, 1.2), 1000) == "0 (0–2)"
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0003, "< 0.001"), (0.0006, "0.001"), (0.5, "0.500"), (0.9994, "0.999"), (0.9996, "> 0.999")]
+)
+def test_no_probability_reads_as_0_or_1(p, text):
+    assert probability(p) == text
+    assert probability(None) == probability(float("nan")) == "not estimable"

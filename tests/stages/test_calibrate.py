@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.statistics.errors import NotEnoughData
+from pipeline.statistics.calibration import shift_prior
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.threshold import certifiable_recall
 from pipeline.store.artifacts import StoreError
@@ -79,7 +79,7 @@ def test_too_few_positives_finish_without_a_threshold_and_say_what_is_needed(coh
     threshold = made.json("calibrate", "threshold.json")
     assert threshold["message"] == (
         "recall 0.95 with 95 % confidence needs at least 59 positive patients in the calibration split;"
-        " there are 41 (at most 0.930 can be certified). Lower calibrate.recall_target or add patients."
+        " there are 41 (at most 0.930 can be certified). Lower calibrate.recall_targets or add patients."
     )
     assert threshold["certified"] is False
     empty = ("threshold", "threshold_hex", "probability", "recall", "specificity", "certified_recall", "misses_allowed")
@@ -88,14 +88,14 @@ def test_too_few_positives_finish_without_a_threshold_and_say_what_is_needed(coh
     assert [(f["code"], f["level"]) for f in made.json("calibrate", "findings.json")] == [("not_certified", "fail")]
     assert made.table("calibrate", "patient_scores.parquet")["referred"].isna().all()
     assert not made.table("calibrate", "sweep.parquet")["operating_point"].any()
-    lowered = made.run("calibrate", recall_target=0.9).json("calibrate", "threshold.json")
+    lowered = made.run("calibrate", recall_targets=[0.9]).json("calibrate", "threshold.json")
     assert lowered["certified"] is True
 
 
 def test_a_threshold_file_has_the_same_fields_certified_or_not(cohort):
     made = cohort(patients={"calibration": 82})
     refused = made.run("calibrate").json("calibrate", "threshold.json")
-    certified = made.run("calibrate", recall_target=0.9).json("calibrate", "threshold.json")
+    certified = made.run("calibrate", recall_targets=[0.9]).json("calibrate", "threshold.json")
     assert refused.keys() == certified.keys()
 
 
@@ -118,7 +118,8 @@ def test_scores_upside_down_are_reversed_and_calibrated_flat(cohort):
     made = cohort(patients={"calibration": 240}, arms={"mae": -2.0}).run("calibrate")
     failed = {f["code"] for f in made.json("calibrate", "findings.json") if f["level"] == "fail"}
     assert {"calibration_reversed", "reversed", "no_discrimination"} <= failed
-    assert made.json("calibrate", "calibrator.json")["flat"] is True
+    calibrator = made.json("calibrate", "calibrator.json")
+    assert (calibrator["method"], calibrator["reason"]) == ("prevalence", "calibration_reversed")
 
 
 def test_patients_with_images_of_both_labels_are_counted(cohort):
@@ -171,9 +172,112 @@ def test_models_other_than_those_scored_stop_the_stage(cohort):
         made.run("calibrate")
 
 
-def test_too_few_patients_to_calibrate_stop_the_stage(cohort):
-    with pytest.raises(NotEnoughData, match=r"at least 10 patients with.*there are 6 and 6"):
-        cohort(patients={"calibration": 12}).run("calibrate")
+@pytest.mark.parametrize(("patients", "prevalence"), [(12, 0.5), (300, 0.02), (300, 0.99), (40, 0.0), (90, 1.0)])
+def test_too_few_patients_of_a_kind_finish_without_a_calibrator_and_fail_the_gate(cohort, patients, prevalence):
+    made = cohort(patients={"calibration": patients}, prevalence=prevalence).run("calibrate")
+    positives = round(patients * prevalence)
+    found = {f["code"]: f for f in made.json("calibrate", "findings.json")}
+    assert found["not_calibrated"]["level"] == "fail"
+    assert found["not_calibrated"]["message"] == (
+        "calibration needs at least 10 patients with and 10 without the condition; there are"
+        f" {positives} and {patients - positives}; every patient gets the prevalence as probability"
+    )
+    assert ("not_certified" in found) == (positives < 59)
+    smoothed = pytest.approx((positives + 1) / (patients + 2))
+    assert made.json("calibrate", "calibrator.json")["prevalence"] == smoothed
+    assert made.table("calibrate", "patient_scores.parquet")["probability"].unique().tolist() == [smoothed]
+
+
+def test_no_positive_patient_at_all_is_refused_in_the_same_words(cohort):
+    made = cohort(patients={"calibration": 40}, prevalence=0.0).run("calibrate")
+    message = made.json("calibrate", "threshold.json")["message"]
+    assert "needs at least 59 positive patients in the calibration split; there are 0 (at most 0.000 can" in message
+
+
+@pytest.mark.parametrize("method", ["logistic", "beta", "isotonic", "temperature", "venn_abers"])
+def test_the_calibrator_is_a_setting_that_moves_no_threshold(cohort, method):
+    made = cohort(patients={"calibration": 240})
+    plain = made.run("calibrate").json("calibrate", "threshold.json")
+    other = made.run("calibrate", calibrator=method).json("calibrate", "threshold.json")
+    assert made.json("calibrate", "calibrator.json")["method"] == method
+    assert other["threshold"] == plain["threshold"]
+    patients = made.table("calibrate", "patient_scores.parquet").sort_values("score")
+    assert (patients["probability"].diff().dropna() >= -1e-15).all()
+    assert patients["probability"].between(1 / 242, 241 / 242).all()
+
+
+def test_further_targets_are_certified_beside_the_first_and_leave_it_alone(cohort):
+    made = cohort(patients={"calibration": 240})
+    alone = made.run("calibrate").json("calibrate", "threshold.json")
+    several = made.run("calibrate", recall_targets=[0.95, 0.8, 0.99]).json("calibrate", "threshold.json")
+    assert alone["other_operating_points"] == []
+    assert {n: v for n, v in several.items() if n != "other_operating_points"} == {
+        n: v for n, v in alone.items() if n != "other_operating_points"
+    }
+    lower, higher = several["other_operating_points"]
+    assert lower["certified"]
+    assert lower["threshold"] > several["threshold"]
+    assert lower["certified_recall"] >= 0.8
+    # Each by itself: a run with this target alone certifies the same threshold.
+    only = made.run("calibrate", recall_targets=[0.8])
+    assert {n: only.json("calibrate", "threshold.json")[n] for n in lower} == lower
+    assert (higher["certified"], higher["threshold"], higher["positives_needed"]) == (False, None, 299)
+    assert lower.keys() == higher.keys()
+
+
+def test_the_sweep_has_every_targets_threshold_and_marks_the_first(cohort):
+    made = cohort(patients={"calibration": 600}).run("calibrate", recall_targets=[0.95, 0.6])
+    threshold, sweep = made.json("calibrate", "threshold.json"), made.table("calibrate", "sweep.parquet")
+    (other,) = threshold["other_operating_points"]
+    assert {threshold["threshold"], other["threshold"]} <= set(sweep["threshold"])
+    assert sweep.loc[sweep["operating_point"], "threshold"].tolist() == [threshold["threshold"]]
+
+
+def test_what_is_wrong_with_a_further_target_is_noted_and_closes_no_gate(cohort):
+    made = cohort(patients={"calibration": 800}, arms={"mae": 0.8})
+    made.run("calibrate", recall_targets=[0.8, 0.985, 0.999])
+    found = {(f["code"], f["level"]) for f in made.json("calibrate", "findings.json")}
+    assert {("other_refers_everyone", "info"), ("other_not_certified", "info")} <= found
+    assert "fail" not in {level for _, level in found}
+
+
+def test_the_tracker_gets_further_targets_by_name(cohort):
+    made = cohort(patients={"calibration": 240}).run("calibrate", recall_targets=[0.95, 0.8])
+    tracked, (other,) = made.tracked["calibrate"], made.json("calibrate", "threshold.json")["other_operating_points"]
+    assert tracked["certified_recall_at_0.8"] == other["certified_recall"]
+    assert tracked["calibration_specificity_low_at_0.8"] == other["specificity"]["low"]
+
+
+def test_a_local_prevalence_shifts_what_is_shown_and_moves_no_threshold(cohort):
+    made = cohort(patients={"calibration": 240})
+    plain, before = made.run("calibrate").json("calibrate", "threshold.json"), made.table("calibrate", "sweep.parquet")
+    assert (plain["local_prevalence"], plain["probability_prevalence"]) == (None, 0.5)
+    local = made.run("calibrate", local_prevalence=0.05).json("calibrate", "threshold.json")
+    after = made.table("calibrate", "sweep.parquet")
+    assert (local["local_prevalence"], local["probability_prevalence"]) == (0.05, 0.05)
+    changed = {name for name in plain if plain[name] != local[name]}
+    assert changed == {"probability", "local_prevalence", "probability_prevalence"}
+    assert local["probability"] == pytest.approx(shift_prior(plain["probability"], 0.5, 0.05))
+    assert after["probability"].to_numpy() == pytest.approx(shift_prior(before["probability"], 0.5, 0.05))
+    pd.testing.assert_frame_equal(after.drop(columns="probability"), before.drop(columns="probability"))
+    patients = made.table("calibrate", "patient_scores.parquet")
+    assert (patients["referred"] == (patients["score"] >= plain["threshold"])).all()
+    assert made.json("calibrate", "findings.json") == []
+
+
+def test_the_automatic_choice_is_logistic_below_500_patients_in_a_class(cohort):
+    made = cohort(patients={"calibration": 240}).run("calibrate", calibrator="auto")
+    assert made.json("calibrate", "calibrator.json")["method"] == "logistic"
+
+
+def test_a_temperature_that_collapses_leaves_the_threshold_usable(cohort):
+    made = cohort(patients={"calibration": 400}, prevalence=0.3)
+    scores = made.table("score", "scores_calibration.parquet")
+    made.write_scores("calibration", scores.assign(logit=scores["logit"] + 6))
+    made.run("calibrate", calibrator="temperature")
+    found = {(f["code"], f["level"]) for f in made.json("calibrate", "findings.json")}
+    assert ("temperature_collapsed", "warn") in found
+    assert "fail" not in {level for _, level in found}
 
 
 def test_the_test_scores_cannot_be_opened(cohort):

@@ -8,7 +8,9 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from pipeline.statistics.metrics import Counts, at_prevalence
+from pipeline.statistics.calibration import shift_prior
+from pipeline.statistics.metrics import Counts, at_prevalence, confusion
+from pipeline.statistics.threshold import verify_threshold
 from pipeline.store.files import sha256_file, write_json
 from pipeline.store.tables import COMPARISON, CURVES, PATIENT_SCORES, SPLIT, SUBGROUPS, SWEEP, read_table, write_table
 
@@ -111,6 +113,20 @@ def test_every_arm_is_compared_on_the_same_patients(evaluated):
     assert f"{table.loc['scratch', 'difference']:.3f} higher" in sentence
 
 
+def test_arms_decide_at_the_sensitivity_of_the_certificate(evaluated):
+    table = read_table(evaluated.path("evaluate", "comparison.parquet"), COMPARISON).set_index("arm")
+    threshold, metrics = evaluated.json("calibrate", "threshold.json"), evaluated.json("evaluate", "metrics.json")
+    assert table.loc["mae", "threshold"] == threshold["threshold"]
+    assert table.loc["mae", "recall"] == metrics["operating_point"]["recall"]["value"]
+    scores = evaluated.table("score", "scores_calibration.parquet").query("label == 1")
+    for arm, rows in scores.groupby("arm"):
+        own = rows.groupby("patient_id")["logit"].mean()
+        assert (own < table.loc[arm, "threshold"] - 1e-9).sum() == threshold["misses_allowed"]
+    others = table.drop("mae")
+    assert (others["specificity_difference_low"] <= others["specificity_difference"]).all()
+    assert (others["specificity_difference"] <= others["specificity_difference_high"]).all()
+
+
 def test_subgroups_add_up_and_use_the_frozen_threshold(evaluated):
     table = read_table(evaluated.path("evaluate", "subgroups.parquet"), SUBGROUPS)
     counts = evaluated.json("evaluate", "metrics.json")["operating_point"]["counts"]
@@ -140,6 +156,7 @@ def test_without_a_certificate_the_rest_is_still_measured(cohort):
     assert subgroups["referred"].isna().all()
     assert subgroups["auc"].notna().any()
     assert "test_recall" not in made.tracked["evaluate"]
+    assert made.table("evaluate", "comparison.parquet")[["threshold", "recall", "recall_p"]].isna().all(axis=None)
 
 
 def test_a_model_without_signal_fails_the_gate_on_both_sets(cohort):
@@ -169,6 +186,51 @@ def test_other_scores_on_the_test_patients_are_a_shift(cohort):
     assert made.json("evaluate", "metrics.json")["shift"]["score_ks"]["p"] < 0.001
 
 
+def test_every_further_target_is_verified_with_its_own_threshold(evaluated):
+    alone = evaluated.json("evaluate", "metrics.json")
+    made = evaluated.run("calibrate", recall_targets=[0.95, 0.8, 0.99]).run("evaluate")
+    metrics = made.json("evaluate", "metrics.json")
+    lower, higher = metrics.pop("other_operating_points")
+    assert alone.pop("other_operating_points") == []
+    assert metrics == alone
+    assert higher == {"recall_target": 0.99, "operating_point": None}
+    point = lower["operating_point"]
+    patients = made.table("evaluate", "patient_scores.parquet").query("arm == 'mae'")
+    counts = confusion(patients["label"], patients["score"], point["threshold"])
+    assert point["counts"] == counts.to_dict()
+    assert point["verification"] == verify_threshold(
+        patients["label"], patients["score"], point["threshold"], 0.8, 0.95
+    )
+    assert point["specificity"]["value"] > metrics["operating_point"]["specificity"]["value"]
+    assert made.tracked["evaluate"]["test_recall_at_0.8"] == point["recall"]["value"]
+    assert "test_recall_at_0.99" not in made.tracked["evaluate"]
+    assert findings(made) == {("other_not_certified", "info")}
+
+
+def test_a_further_target_that_does_not_hold_is_noted(cohort):
+    made = cohort(patients=SIZES)
+    scores = made.table("score", "scores_test.parquet")
+    scores.loc[scores["label"] == 1, "logit"] -= 1.5
+    made.write_scores("test", scores)
+    made.run("calibrate", recall_targets=[0.95, 0.9]).run("evaluate")
+    assert {("recall_contradicted", "warn"), ("other_recall_contradicted", "info")} <= findings(made, "test")
+
+
+def test_a_local_prevalence_changes_displayed_probabilities_alone(evaluated):
+    before, patients = evaluated.json("evaluate", "metrics.json"), evaluated.table("evaluate", "patient_scores.parquet")
+    after = evaluated.run("calibrate", local_prevalence=0.05).run("evaluate").json("evaluate", "metrics.json")
+    shown = evaluated.table("evaluate", "patient_scores.parquet")
+    assert after["operating_point"].pop("probability_prevalence") == 0.05
+    assert before["operating_point"].pop("probability_prevalence") == 0.5
+    shifted = shift_prior(before["operating_point"].pop("probability"), 0.5, 0.05)
+    assert after["operating_point"].pop("probability") == pytest.approx(shifted)
+    assert after == before
+    expected = shift_prior(patients["probability"].dropna(), 0.5, 0.05)
+    assert shown["probability"].dropna().to_numpy() == pytest.approx(expected)
+    assert shown["referred"].equals(patients["referred"])
+    assert findings(evaluated) == set()
+
+
 def test_a_stored_table_that_does_not_fit_the_scores_fails(evaluated):
     path = evaluated.path("calibrate", "sweep.parquet")
     sweep = read_table(path, SWEEP)
@@ -177,6 +239,15 @@ def test_a_stored_table_that_does_not_fit_the_scores_fails(evaluated):
     evaluated.publish("calibrate")
     evaluated.run("evaluate")
     assert findings(evaluated) == {("table_inconsistent", "fail")}
+
+
+def test_costs_stated_in_the_settings_reach_the_table_and_are_recomputed(evaluated):
+    costs = {"cost_per_person": 3.5, "cost_per_referral": 40.0}
+    evaluated.run("calibrate", **costs).run("evaluate")
+    assert evaluated.json("calibrate", "threshold.json")["costs"] == costs
+    row = evaluated.table("calibrate", "sweep.parquet").query("operating_point").iloc[0]
+    assert row["total_cost"] == pytest.approx(240 * 3.5 + 40 * (row["true_positive"] + row["false_positive"]))
+    assert findings(evaluated) == set()
 
 
 def test_calibration_scores_other_than_those_certified_fail(evaluated):

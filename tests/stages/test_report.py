@@ -8,6 +8,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,8 +19,14 @@ import pytest
 from pypdf import PdfReader
 
 from pipeline.config import ReportSettings
+from pipeline.reporting.document import Paragraph, Table
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
-from pipeline.stages.report import report
+from pipeline.reporting.sections.groups import examples
+from pipeline.reporting.sections.operating import operating_point
+from pipeline.reporting.sections.results import calibration
+from pipeline.reporting.sections.summary import promise
+from pipeline.stages.report import _evidence, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
@@ -82,6 +89,10 @@ def flat(text: str) -> str:
 def make(root: Path, inputs: Inputs, title: str = "Chest screening") -> Made:
     root.mkdir()
     return Made(root, inputs, ReportSettings(title=title, contact="the screening team"))
+
+
+def evidence_of(made: Made) -> Evidence:
+    return _evidence(ReportSettings(title="x"), made.inputs)
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +167,7 @@ def test_page_one_stands_alone(good: Made):
     ],
 )
 def test_whether_the_promise_held_is_said_in_words(verdict, words, good: Made):
-    from pipeline.reporting.sections.summary import promise
-    from pipeline.stages.report import _evidence
-
-    evidence = _evidence(ReportSettings(title="x"), good.inputs)
-    box = promise(evidence, good.metrics["operating_point"] | {"verification": verdict})
+    box = promise(evidence_of(good), good.metrics["operating_point"] | {"verification": verdict})
     assert box.title == words
     assert (box.level == "stop") == (verdict == "contradicted")
 
@@ -196,8 +203,13 @@ def test_a_program_cannot_pick_up_a_withheld_threshold(chance: Made):
     numbers = chance.json["numbers"]
     assert numbers["metrics"]["operating_point"] is None
     assert numbers["metrics"]["consequences"] == []
+    assert numbers["metrics"]["other_operating_points"] == numbers["threshold"]["other_operating_points"] == []
     assert numbers["threshold"]["threshold"] is numbers["threshold"]["threshold_hex"] is None
     assert "sweep" not in numbers
+    assert not [name for name in numbers["comparison"][0] if name.startswith(("threshold", "recall", "specificity"))]
+    assert "matched sensitivity" not in chance.text
+    assert "operating threshold" not in chance.section_text("decision_curve").lower()
+    assert "net_benefit_operating_point" not in (chance.root / "data" / "curves.csv").read_text("utf-8")
     assert not (chance.root / "data" / "sweep.csv").exists()
     assert float(chance.threshold["threshold"]).hex() not in (chance.root / "report.json").read_text("utf-8")
 
@@ -210,14 +222,84 @@ def test_too_few_patients_are_refused_in_the_certificates_words(small: Made):
     assert f"Patients with the condition needed at least {small.threshold['positives_needed']}" in small.text
 
 
+def test_too_few_patients_to_calibrate_end_in_a_report_that_says_so(folder: Path):
+    few = make(folder / "few", example_run.make_run(folder / "few_store", patients=40))
+    assert read_json(few.inputs.file("calibrate", "calibrator.json"))["method"] == "prevalence"
+    for place in (few.pages[0], few.section_text("operating_point")):
+        assert BANNER in place
+        assert "calibration needs at least 10 patients with and 10 without the condition; there are" in place
+    assert "none could be fitted, so that everyone gets the same probability" in few.section_text("calibration")
+    assert few.json["usable"] is False
+
+
+# ---------------------------------------------------------------- several targets
+
+
+def test_every_target_has_its_row_and_page_one_knows_the_first_alone(good: Made):
+    (table,) = [b for b in good.section("operating_point")["blocks"] if b.get("name") == "targets"]
+    first, lower, higher = table["rows"]
+    point = good.metrics["operating_point"]
+    (other, _) = good.metrics["other_operating_points"]
+    assert first[0] == "95 % ◄"
+    assert first[-1] == point["verification"].replace("_", " ")
+    assert lower[0] == "90 %"
+    assert lower[4].startswith(f"{100 * other['operating_point']['recall']['value']:.1f} (")
+    assert higher == ["99 %", *["—"] * 6, "not certified: 299 patients needed"]
+    assert "Each promise holds by itself, with 95 % confidence" in good.section_text("operating_point")
+    assert not re.search(r"\b9[09] %", good.pages[0])
+    assert "further target" not in good.pages[0]
+
+
+def test_one_target_needs_no_table_of_targets(good: Made):
+    e = evidence_of(good)
+    e = replace(
+        e,
+        threshold=dict(e.threshold) | {"other_operating_points": []},
+        metrics=dict(e.metrics) | {"other_operating_points": []},
+    )
+    assert "targets" not in [b.name for b in operating_point(e).blocks if isinstance(b, Table)]
+
+
+# ---------------------------------------------------------------- probabilities
+
+
+@pytest.mark.parametrize(
+    ("setting", "method", "words"),
+    [
+        ("logistic", "logistic", "logistic regression on the score (Platt);"),
+        ("venn_abers", "venn_abers", "inductive Venn–Abers, both probabilities merged into one;"),
+        ("auto", "beta", "beta calibration, chosen by cross-validation on these patients"),
+    ],
+)
+def test_the_calibration_section_names_the_calibrator_and_its_patients(setting, method, words, good: Made):
+    e = evidence_of(good)
+    records = {"calibrate": e.records["calibrate"] | {"settings": {"calibrator": setting}}}
+    e = replace(e, calibrator=dict(e.calibrator) | {"method": method}, records=dict(e.records) | records)
+    first = calibration(e).blocks[0]
+    assert isinstance(first, Paragraph)
+    assert words in first.text
+    assert f"{good.threshold['positives'] + good.threshold['negatives']} calibration patients" in first.text
+
+
+def test_every_displayed_probability_says_at_what_prevalence(good: Made):
+    assumed = f"at the calibration patients' prevalence of {100 * good.threshold['probability_prevalence']:.1f} %"
+    for name in ("operating_point", "calibration", "examples"):
+        assert assumed in good.section_text(name)
+    local = evidence_of(good)
+    local = replace(local, threshold=dict(local.threshold) | {"local_prevalence": 0.05, "probability_prevalence": 0.05})
+    for section in (calibration, operating_point, examples):
+        assert "at the stated local prevalence of 5 %" in str(section(local))
+    assert good.json["numbers"]["threshold"]["probability_prevalence"] == good.threshold["probability_prevalence"]
+
+
 # ---------------------------------------------------------------- the whole
 
 
 def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
-        "Operating point", "Consequences", "Calibration", "Subgroups", "Comparison of arms", "Examples of errors",
-        "Shift and automatic checks", "Versions and provenance",
+        "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
+        "Comparison of arms", "Examples of errors", "Shift and automatic checks", "Versions and provenance",
     ]  # fmt: skip
     place = 0
     for section in good.json["sections"]:
@@ -280,10 +362,31 @@ def test_the_two_by_two_table_and_the_sweep_are_those_of_the_artifacts(good: Mad
     assert len(good.json["numbers"]["sweep"]) == len(sweep)
 
 
+def test_the_decision_curves_table_is_that_of_the_artifact(good: Made):
+    (table,) = [b for b in good.section("decision_curve")["blocks"] if b["kind"] == "table"]
+    counts = good.metrics["operating_point"]["counts"]
+    ten = next(row for row in table["rows"] if row[0] == "10 %")
+    n = good.metrics["patients"]
+    assert ten[1] == "9"
+    assert ten[3] == f"{100 * (good.metrics['positives'] - (n - good.metrics['positives']) / 9) / n:.1f}"
+    assert ten[4].startswith(f"{100 * (counts['tp'] - counts['fp'] / 9) / n:.1f} (")
+
+
+def test_decisions_of_arms_are_those_of_the_artifact(good: Made):
+    (table,) = [b for b in good.section("comparison")["blocks"] if b.get("name") == "decisions"]
+    reported, *others = table["rows"]
+    assert reported[0].endswith("— reported")
+    assert reported[1] == f"{100 * good.metrics['operating_point']['recall']['value']:.1f} %"
+    assert [reported[at] for at in (2, 3, 5, 6)] == ["—"] * 4
+    assert len(others) == 3
+    assert "McNemar" in table["caption"]
+
+
 def test_every_figure_has_a_picture_and_a_description(good: Made):
     figures = [f for s in good.json["sections"] for b in s["blocks"] if b["kind"] == "figures" for f in b["figures"]]
-    results = {"roc", "precision_recall", "scores", "reliability", "subgroups", "arms", "misses", "false_alarms"}
-    others = {"thousand_people", "flow", "pretraining_loss", "reconstructions"}
+    results = {"roc", "precision_recall", "scores", "reliability", "decision_curve"}
+    others = {"thousand_people", "flow", "pretraining_loss", "reconstructions", "subgroups", "arms", "misses",
+              "false_alarms"}  # fmt: skip
     assert results | others == {f["name"] for f in figures}
     pictures = [attributes for tag, attributes in TextOf(good.html).tags if tag == "img"]
     assert len(pictures) == len(figures)
@@ -404,8 +507,6 @@ def test_titles_too_long_for_a_line_leave_page_one_whole(folder: Path, good: Mad
 @pytest.mark.parametrize("shape", [(1, 24, 24), (1, 6, 24, 24)])
 def test_examples_show_the_stored_pixels_and_volumes_their_middle_slice(shape, folder: Path, monkeypatch):
     import numpy as np
-
-    from pipeline.stages.report import _evidence
 
     real: Callable[..., Any] = np.save
 

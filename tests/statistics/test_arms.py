@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.statistics.arms import benefit_sentence, comparison_table, pretraining_benefit
-from pipeline.statistics.compare import PairedResult
+from pipeline.statistics.arms import benefit_sentence, comparison_table, matched_thresholds, pretraining_benefit
+from pipeline.statistics.compare import PairedResult, mcnemar_exact
+from pipeline.statistics.intervals import newcombe_paired
 from pipeline.statistics.patients import Patients
 
 BETTER = PairedResult(0.03, 0.01, 0.05, 2.9, 0.0037)
@@ -76,6 +77,37 @@ def test_the_table_compares_the_reported_arm_with_each_other_one(arms):
         assert table.loc[other, "difference_low"] > 0
     assert (table["auc_seed_min"] == 0.8).all()
     assert (table["seeds"] == 2).all()
+
+
+def test_matched_thresholds_miss_the_same_number_of_the_same_patients(arms):
+    thresholds = matched_thresholds(arms, "mae", 3)
+    for name, threshold in thresholds.items():
+        assert (arms[name].s[arms[name].y == 1] < threshold).sum() == 3
+
+
+def test_decisions_are_compared_pair_by_pair(arms):
+    thresholds = matched_thresholds(arms, "mae", 3)
+    table = comparison_table(arms, {a: [0.5] for a in arms}, "mae", thresholds=thresholds).set_index("arm")
+    y = arms["mae"].y
+    one, two = (arms[name].s >= thresholds[name] for name in ("mae", "hog"))
+    for rate, own, right in (("recall", y == 1, (one, two)), ("specificity", y == 0, (~one, ~two))):
+        first, second = (r[own] for r in right)
+        b, c = int((first & ~second).sum()), int((~first & second).sum())
+        expected = newcombe_paired(int((first & second).sum()), b, c, int((~first & ~second).sum()))
+        row = table.loc["hog"]
+        assert row[rate] == pytest.approx(second.mean())
+        assert [row[f"{rate}_difference{limit}"] for limit in ("", "_low", "_high")] == [
+            expected.value, expected.low, expected.high
+        ]  # fmt: skip
+        assert row[f"{rate}_p"] == mcnemar_exact(b, c)
+        assert np.isnan(table.loc["mae", f"{rate}_difference"])
+    assert table.loc["hog", "specificity_difference"] > 0.2
+    assert table.loc["hog", "specificity_p"] < 0.001
+
+
+def test_without_thresholds_no_decision_is_compared(arms):
+    table = comparison_table(arms, {a: [0.5] for a in arms}, "mae")
+    assert table[["threshold", "recall", "specificity_difference", "recall_p"]].isna().all(axis=None)
 
 
 def test_arms_scored_on_other_patients_are_refused(arms):

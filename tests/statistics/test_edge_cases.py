@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.calibration import fit_calibrator
 from pipeline.statistics.discrimination import average_precision, roc_auc
 from pipeline.statistics.errors import NotEnoughData, ScreenWarning, collect_warnings
 from pipeline.statistics.gate import assess_discrimination
@@ -50,7 +50,7 @@ def test_one_class_leaves_the_other_half_of_the_table_undefined():
 @pytest.mark.parametrize("cohort", [POSITIVES_ONLY, NEGATIVES_ONLY])
 def test_one_class_cannot_be_calibrated(cohort):
     with pytest.raises(NotEnoughData):
-        LogisticCalibrator.fit(*cohort)
+        fit_calibrator(*cohort)
 
 
 def test_no_positives_cannot_be_certified_or_verified_and_no_negatives_can():
@@ -64,9 +64,7 @@ def test_no_positives_cannot_be_certified_or_verified_and_no_negatives_can():
     assert certificate.threshold == 0
 
 
-@pytest.mark.parametrize(
-    "function", [roc_auc, average_precision, brier, ece, LogisticCalibrator.fit, certify_threshold]
-)
+@pytest.mark.parametrize("function", [roc_auc, average_precision, brier, ece, fit_calibrator, certify_threshold])
 def test_nothing_at_all_is_refused(function):
     with pytest.raises(ValueError, match="there are no labels"):
         function([], [])
@@ -79,7 +77,7 @@ def test_equal_scores_rank_nobody_and_refer_everybody():
     auc, codes = outcome(roc_auc, y, s)
     assert (auc.value, codes) == (0.5, {"constant_score"})
     assert math.isnan(auc.low)
-    calibrator, codes = outcome(LogisticCalibrator.fit, y, s)
+    calibrator, codes = outcome(fit_calibrator, y, s)
     assert codes == {"constant_score"}
     assert calibrator.predict([0.63, 0.9]) == pytest.approx(81 / 202)
     certificate, codes = outcome(certify_threshold, y, s)
@@ -115,21 +113,21 @@ def test_an_average_precision_that_no_resample_changes_has_no_interval():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("function", [roc_auc, average_precision, LogisticCalibrator.fit, certify_threshold, brier])
+@pytest.mark.parametrize("function", [roc_auc, average_precision, fit_calibrator, certify_threshold, brier])
 def test_scores_that_are_not_finite_are_refused(function, bad):
     y, s = np.repeat([1, 0], 80), np.linspace(0, 1, 160)
     with pytest.raises(ValueError, match="1 scores are missing or not finite"):
         function(y, np.append(s[:-1], bad))
 
 
-@pytest.mark.parametrize("function", [roc_auc, LogisticCalibrator.fit, certify_threshold, brier])
+@pytest.mark.parametrize("function", [roc_auc, fit_calibrator, certify_threshold, brier])
 def test_a_missing_label_is_refused_and_never_a_negative(function):
     y = [1.0] * 80 + [0.0] * 79 + [np.nan]
     with pytest.raises(ValueError, match="1 labels are missing"):
         function(y, np.linspace(0, 1, 160))
 
 
-@pytest.mark.parametrize("function", [roc_auc, LogisticCalibrator.fit, certify_threshold, brier])
+@pytest.mark.parametrize("function", [roc_auc, fit_calibrator, certify_threshold, brier])
 def test_other_labels_are_named(function):
     with pytest.raises(ValueError, match="labels must be 0 or 1, not 2"):
         function([0, 1, 2], [0.1, 0.2, 0.3])

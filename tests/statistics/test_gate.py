@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from pipeline.statistics.calibration import LogisticCalibrator
+from pipeline.statistics.calibration import fit_calibrator
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.gate import LEVELS, assess_discrimination, compare_tables
 from pipeline.statistics.metrics import Counts, operating_metrics
@@ -24,7 +24,7 @@ def binormal(seed, n1=100, n0=200, auc=0.9):
 def judged(y, s, threshold=None, **more):
     """Calibrate and judge, as the stages do."""
     with collect_warnings():
-        p = LogisticCalibrator.fit(y, s).predict(s)
+        p = fit_calibrator(y, s).predict(s)
     return assess_discrimination(y, s, p, threshold, **more)
 
 

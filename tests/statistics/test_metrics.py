@@ -105,5 +105,25 @@ def test_a_prevalence_lies_between_0_and_1(prevalence):
 
 def test_net_benefit_worked_by_hand():
     y, p = [1] * 10 + [0] * 90, [0.9] * 8 + [0.1] * 2 + [0.6] * 18 + [0.1] * 72
-    assert net_benefit(y, p, 0.2) == pytest.approx(8 / 100 - 18 / 100 * 0.25)
-    assert net_benefit(y, p, 0.05) == pytest.approx(0.1 - 0.9 * 0.05 / 0.95)
+    assert net_benefit(confusion(y, p, 0.2), 0.2).value == pytest.approx(8 / 100 - 18 / 100 * 0.25)
+    assert net_benefit(confusion(y, p, 0.05), 0.05).value == pytest.approx(0.1 - 0.9 * 0.05 / 0.95)
+    assert net_benefit(confusion(y, p, 0.95), 0.95).value == 0
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        net_benefit(TABLE, 1.0)
+
+
+def test_net_benefit_has_the_coverage_it_states():
+    generator = np.random.default_rng(3)
+    pt, recall, false_rate = 0.2, 0.85, 0.3
+    truth = 0.3 * recall - 0.7 * false_rate * pt / (1 - pt)
+    inside = 0
+    for _ in range(500):
+        tp, fp = generator.binomial(60, recall), generator.binomial(140, false_rate)
+        interval = net_benefit(Counts(tp=tp, fp=fp, tn=140 - fp, fn=60 - tp), pt)
+        inside += interval.low <= truth <= interval.high
+    assert 0.925 <= inside / 500 <= 0.98
+
+
+def test_net_benefit_of_one_class_has_limits_too():
+    healthy = net_benefit(Counts(tp=0, fp=10, tn=90, fn=0), 0.5)
+    assert (healthy.value, healthy.low < -0.1 < healthy.high) == (-0.1, True)

@@ -31,6 +31,20 @@ def test_each_row_is_the_2x2_table_at_its_threshold(cohort):
             assert (row.recall_low, row.recall_high) == (metrics["recall"].low, metrics["recall"].high)
 
 
+def test_missed_cases_and_costs_are_those_of_the_who_tool(cohort):
+    y, s = cohort
+    sweep = threshold_sweep(y, s, [0.5, 99.0], cost_per_person=2.0, cost_per_referral=30.0)
+    c = confusion(y, s, 0.5)
+    first, nobody = sweep.to_dict("records")
+    assert first["missed_share"] == pytest.approx(c.fn / 70)
+    assert first["total_cost"] == pytest.approx(2 * 220 + 30 * (c.tp + c.fp))
+    assert first["cost_per_found"] == pytest.approx(first["total_cost"] / c.tp)
+    assert (nobody["missed_share"], nobody["total_cost"]) == (1, 440)
+    assert np.isnan(nobody["cost_per_found"])
+    in_referrals = threshold_sweep(y, s, [0.5]).iloc[0]
+    assert in_referrals["cost_per_found"] == pytest.approx(1 / in_referrals["ppv"])
+
+
 def test_every_recall_that_can_be_had_is_in_the_table(cohort):
     y, s = cohort
     thresholds = np.unique(s)
@@ -40,7 +54,7 @@ def test_every_recall_that_can_be_had_is_in_the_table(cohort):
 def test_the_row_of_the_certificate_certifies_the_same_recall(cohort):
     y, s = cohort
     certificate = certify_threshold(y, s)
-    sweep = threshold_sweep(y, s, sweep_thresholds(y, s, certificate.threshold)).set_index("threshold")
+    sweep = threshold_sweep(y, s, sweep_thresholds(y, s, [certificate.threshold])).set_index("threshold")
     assert sweep.loc[certificate.threshold, "certified_recall"] == certificate.certified_recall
     higher = sweep.loc[sweep.index > certificate.threshold]
     assert higher.iloc[0]["certified_recall"] < 0.95
@@ -51,9 +65,9 @@ def test_long_tables_keep_every_point_where_screening_works():
     y = np.repeat([1, 0], [3000, 5000])
     s = generator.normal(size=8000) + 2 * y
     operating = certify_threshold(y, s).threshold
-    thresholds = sweep_thresholds(y, s, operating)
-    assert len(thresholds) <= 92
-    assert operating in thresholds
+    thresholds = sweep_thresholds(y, s, [operating, operating + 0.001])
+    assert len(thresholds) <= 93
+    assert {operating, operating + 0.001} <= set(thresholds)
     assert (thresholds[1:40] == np.sort(s[y == 1])[:39]).all()
     assert (np.diff(thresholds) > 0).all()
     assert thresholds[0] == s.min()

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.reporting.diagrams import gallery
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Example, arm_name
+from pipeline.reporting.evidence import Evidence, Example, arm_name, prevalence_assumed
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -20,6 +20,7 @@ from pipeline.reporting.numbers import (
     p_value,
     percent,
     plain_percent,
+    probability,
     short_interval,
 )
 from pipeline.reporting.sections.operating import WITHHELD
@@ -112,7 +113,37 @@ def comparison(e: Evidence) -> Section:
         alt = "; ".join(f"{name}: AUC {number(auc)}" for name, auc in zip(names, drawn["auc"], strict=True))
         words = "AUC of each arm with its interval. Grey marks are single training seeds."
         blocks.append(Figures([Figure("arms", f"{alt}.", words, 15.5, arms(drawn, names))]))
-    return Section("comparison", "Comparison of arms", [*blocks, Table("comparison", caption, columns, rows)])
+    blocks.append(Table("comparison", caption, columns, rows))
+    return Section("comparison", "Comparison of arms", [*blocks, *([_decisions(e, frame)] if e.point else [])])
+
+
+def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
+    """Return what each arm would find and spare at matched sensitivity."""
+
+    def cells(r: Mapping[Any, Any], rate: str) -> list[str]:
+        if r["reported"]:
+            return [percent(r[rate]), "—", "—"]
+        value, low, high = (r[f"{rate}_difference{limit}"] for limit in ("", "_low", "_high"))
+        return [percent(r[rate]), short_interval(value, low, high, digits=1, scale=100), p_value(r[f"{rate}_p"])]
+
+    rows = [
+        [
+            arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
+            *cells(r, "recall"),
+            *cells(r, "specificity"),
+        ]
+        for r in frame.to_dict("records")
+    ]
+    misses, positives = count(e.threshold["misses_allowed"]), count(e.threshold["positives"])
+    caption = (
+        f"Decisions on the same test patients at matched sensitivity: every arm's threshold is the highest that misses "
+        f"at most {misses} of the {positives} calibration patients with the condition. Differences are the reported "
+        f"arm minus this one, paired, in percentage points, with {_level(e)} intervals (Newcombe); p by McNemar's "
+        "exact test. Only the reported arm's threshold is certified"
+    )
+    rates = ("Sensitivity", "Specificity")
+    columns = ["Arm", *(f"{rate}{c}" for rate in rates for c in ("", " difference", " p"))]
+    return Table("decisions", caption, columns, rows)
 
 
 def examples(e: Evidence) -> Section:
@@ -129,6 +160,8 @@ def examples(e: Evidence) -> Section:
             blocks += _gallery(name, f"{words}: {len(found)} of {count(total)}", found)
         else:
             blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
+    if e.misses or e.false_alarms:
+        blocks.append(Paragraph(f"Probabilities are {prevalence_assumed(e)}."))
     return Section("examples", "Examples of errors", blocks)
 
 
@@ -139,7 +172,7 @@ def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
             f"case {at}",
             x.patient,
             number(x.score, 2),
-            number(x.probability),
+            probability(x.probability),
             x.site[:12] or "unknown",
             x.view or "unknown",
             count(x.images),

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.reporting.document import Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Json
-from pipeline.reporting.numbers import count, interval, missing, number, percent, plain_percent, short_interval
+from pipeline.reporting.document import Block, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
+from pipeline.reporting.numbers import (
+    count,
+    interval,
+    missing,
+    number,
+    percent,
+    plain_percent,
+    probability,
+    short_interval,
+)
 from pipeline.reporting.sections.summary import promise, stop
 
 SWEEP_ROWS, NEIGHBOURS = 9, 3
@@ -40,7 +49,8 @@ def operating_point(e: Evidence) -> Section:
     )
     rows[1][1] += shared
     misses = f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}"
-    at = f"{number(t['threshold'], 4)} (log-odds), a calibrated probability of {number(t['probability'])}"
+    means = f"a calibrated probability of {probability(t['probability'])} {prevalence_assumed(e)}"
+    at = f"{number(t['threshold'], 4)} (log-odds), {means}"
     rows += [
         ["Misses allowed / seen among calibration patients", misses],
         ["Certified: share found", f"at least {percent(t['certified_recall'])}"],
@@ -56,8 +66,45 @@ def operating_point(e: Evidence) -> Section:
     )
     blocks = [how, Table("certificate", "The certificate", ["What", "Value"], rows, True), promise(e, e.point)]
     return Section(
-        "operating_point", "Operating point", [*blocks, _two_by_two(e, e.point), _measures(e.point), _sweep(e)]
+        "operating_point",
+        "Operating point",
+        [*blocks, _two_by_two(e, e.point), _measures(e.point), *_targets(e, e.point), _sweep(e)],
     )
+
+
+def _targets(e: Evidence, point: Json) -> list[Block]:
+    """Return every recall target of the run with what became of it; nothing when there is but one."""
+    others = e.threshold["other_operating_points"]
+    if not others:
+        return []
+    seen = [point, *(other["operating_point"] for other in e.metrics["other_operating_points"])]
+    rows = [
+        _target(promised, found, mark)
+        for promised, found, mark in zip([e.threshold, *others], seen, [" ◄", *[""] * len(others)], strict=True)
+    ]
+    n, positives = count(e.metrics["patients"]), count(e.metrics["positives"])
+    caption = (
+        f"Every share asked for: certified on the calibration patients, seen on {n} test patients, {positives} with "
+        f"the condition ({plain_percent(point['recall']['level'])} intervals); ◄ marks the operating point"
+    )
+    columns = ["Wanted", "Certified, %", "Score", "Probability", "Sensitivity, %", "Specificity, %", "Referred, %",
+               "Promise"]  # fmt: skip
+    one_by_one = Paragraph(
+        f"Each promise holds by itself, with {plain_percent(e.threshold['confidence'])} confidence. That all of them "
+        "hold at once is less sure, and so is a target picked because its row looks best: the operating point was "
+        "fixed beforehand."
+    )
+    return [Table("targets", caption, columns, rows), one_by_one]
+
+
+def _target(promised: Json, found: Json | None, mark: str) -> list[str]:
+    wanted = plain_percent(promised["recall_target"]) + mark
+    if found is None:
+        return [wanted, *["—"] * 6, f"not certified: {count(promised['positives_needed'])} patients needed"]
+    rates = [_short(found[name], scale=100) for name in ("recall", "specificity", "referral_rate")]
+    verdict = (found["verification"] or "not checked").replace("_", " ")
+    numbers = [number(100 * promised["certified_recall"], 1), number(promised["threshold"], 2)]
+    return [wanted, *numbers, probability(promised["probability"]), *rates, verdict]
 
 
 def _two_by_two(e: Evidence, point: Json) -> Table:
@@ -101,25 +148,34 @@ def _sweep(e: Evidence) -> Table:
     rows = [
         [
             number(r["threshold"], 2) + (" ◄" if r["operating_point"] else ""),
-            number(r["probability"]),
+            probability(r["probability"]),
             *(count(r[n]) for n in ("true_positive", "false_positive", "true_negative", "false_negative")),
             short_interval(r["recall"], r["recall_low"], r["recall_high"], digits=1, scale=100),
             *(
                 "—" if missing(r[name]) else number(100 * r[name], 1)
                 for name in ("certified_recall", "specificity", "ppv", "npv", "referral_rate")
             ),
+            "—" if missing(r["cost_per_found"]) else number(r["cost_per_found"], 2),
         ]
         for r in chosen.to_dict("records")
     ]
     columns = ["Score", "Probability", "Found", "False alarms", "Rightly left", "Missed", "Sensitivity, %",
-               "Certified, %", "Specificity, %", "PPV, %", "NPV, %", "Referred, %"]  # fmt: skip
+               "Certified, %", "Specificity, %", "PPV, %", "NPV, %", "Referred, %", "Cost per found"]  # fmt: skip
     level = plain_percent(e.threshold["recall"]["level"])
     caption = (
         f"Other thresholds, calibration patients ({level} intervals, n = {count(e.threshold['positives'])} with the "
         f"condition); ◄ marks the operating point, and only this one carries the promise; {len(rows)} of "
-        f"{count(len(s))} thresholds, all in data/sweep.csv. PPV, NPV: positive and negative predictive value"
+        f"{count(len(s))} thresholds, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. PPV, NPV: "
+        f"positive and negative predictive value. Cost: {_costs(e)}"
     )
     return Table("sweep", caption, columns, rows)
+
+
+def _costs(e: Evidence) -> str:
+    person, referral = e.threshold["costs"]["cost_per_person"], e.threshold["costs"]["cost_per_referral"]
+    if (person, referral) == (0, 1):
+        return "in referrals"
+    return f"{person:g} per person screened and {referral:g} per person referred"
 
 
 def consequences(e: Evidence) -> Section:

@@ -6,10 +6,19 @@ import numpy as np
 import pandas as pd
 
 from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.figures import precision_recall, reliability, roc, score_histogram
-from pipeline.reporting.numbers import count, interval, number, percent
+from pipeline.reporting.evidence import Evidence, prevalence_assumed
+from pipeline.reporting.figures import decision, precision_recall, reliability, roc, score_histogram
+from pipeline.reporting.numbers import count, interval, missing, number, percent, plain_percent, short_interval
 from pipeline.reporting.sections.summary import AT_THE_END
+
+CALIBRATORS = {
+    "logistic": "logistic regression on the score (Platt)",
+    "beta": "beta calibration",
+    "isotonic": "isotonic regression",
+    "temperature": "temperature scaling",
+    "venn_abers": "inductive Venn–Abers, both probabilities merged into one",
+    "prevalence": "none could be fitted, so that everyone gets the same probability",
+}
 
 
 def discrimination(e: Evidence) -> Section:
@@ -83,6 +92,7 @@ def calibration(e: Evidence) -> Section:
     picture = reliability(e.curve("reliability_before", arm), e.curve("reliability_after", arm))
     ece = c["after"]["ece"]["value"]
     blocks: list[Block] = [
+        Paragraph(_fitted(e)),
         Table("calibration", "Calibration on the test patients", ["Measure", "Before", "After", "Ideal"], rows),
         Figures(
             [
@@ -102,3 +112,59 @@ def calibration(e: Evidence) -> Section:
         ),
     ]
     return Section("calibration", "Calibration", blocks)
+
+
+def _fitted(e: Evidence) -> str:
+    """Say how scores were turned into probabilities, and on whom."""
+    c = e.calibrator
+    chosen = ""
+    if e.records["calibrate"]["settings"]["calibrator"] == "auto":
+        chosen = ", chosen by cross-validation on these patients (logistic below 500 patients of a kind)"
+    return (
+        f"From score to probability: {CALIBRATORS[c['method']]}{chosen}; {count(c['n'])} calibration patients, "
+        f"{count(c['n_positive'])} with the condition. It decides nothing: the threshold stands on the score. "
+        f"Probabilities of single patients and thresholds in this report are {prevalence_assumed(e)}; this section "
+        f"judges them as fitted, at the calibration patients' prevalence."
+    )
+
+
+def decision_curve(e: Evidence) -> Section:
+    """Return whom the model would do good, by how much harm a needless referral is held to do."""
+    arm, shares = e.reported_arm, (0.05, 0.1, 0.2, 0.5)
+    names = {"the model's probabilities": "net_benefit", "refer everyone": "net_benefit_all"}
+    if e.point is not None:
+        names["the operating threshold"] = "net_benefit_operating_point"
+    curves = {label: e.curve(name, arm) for label, name in names.items()}
+    rows = [
+        [plain_percent(share), number(1 / share - 1, 0), *(_benefit_at(curve, share) for curve in curves.values())]
+        for share in shares
+    ]
+    columns = ["Would refer from", "Needless referrals worth one found"]
+    columns += [label[0].upper() + label[1:] for label in curves]
+    n, positives = count(e.metrics["patients"]), count(e.metrics["positives"])
+    level = plain_percent(e.metrics["prevalence"]["level"])
+    caption = (
+        f"Net benefit per 100 patients: found, less needless referrals at that exchange; {n} test patients, "
+        f"{positives} with the condition, {level} intervals. To refer no one: 0"
+    )
+    words = Paragraph(
+        "How to read it: who would refer a patient from a probability of 10 % on accepts nine needless referrals for "
+        "one patient found. At each such preference, whatever lies highest does most good. The probabilities are as "
+        "fitted and the share with the condition is that of the test patients. It guarantees nothing about recall."
+    )
+    figure = Figure(
+        "decision_curve",
+        f"Net benefit against threshold probability of {', '.join(curves)} and refer no one; numbers below.",
+        f"Decision curve. The band is the {level} interval of the model's probabilities.",
+        15.5,
+        decision(curves),
+    )
+    table = Table("decision_curve", caption, columns, rows)
+    return Section("decision_curve", "Decision curve", [words, Figures([figure]), table])
+
+
+def _benefit_at(curve: pd.DataFrame, share: float) -> str:
+    row = curve[np.isclose(curve["x"], share)].to_dict("records")[0]
+    if missing(row["y_low"]):
+        return number(100 * row["y"], 1)
+    return short_interval(row["y"], row["y_low"], row["y_high"], digits=1, scale=100)
