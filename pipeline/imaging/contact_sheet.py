@@ -17,7 +17,7 @@ from pipeline.imaging.verdicts import Refused
 from pipeline.store.files import atomic
 
 # What is no fault of the picture.
-HARMLESS = {"spacing_unknown", "units_assumed", "rotated", "spacing_assumed", "colour_reduced"}
+HARMLESS = {"spacing_unknown", "units_assumed", "rotated", "spacing_assumed", "spacing_at_detector", "colour_reduced"}
 SHOWN, PER_ROW = 24, 6
 PICTURE, MARGIN, LINE = 200, 12, 15
 LINES = 4

@@ -1,7 +1,8 @@
 """Stored pixel values out of a DICOM data set, by a decoder that depends on the file alone.
 
 Which plug-in decodes what rests on how each behaves on damaged frames: gdcm aborts the process, pylibjpeg's RLE
-decoder panics, Pillow shifts some signed JPEG 2000 images by half their range. None of these is used there.
+decoder panics and its JPEG-LS decoder takes any damage, Pillow shifts some signed JPEG 2000 images by half their range.
+None of these is used there.
 """
 
 from __future__ import annotations
@@ -11,29 +12,39 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
-from pydicom.pixels.decoders import JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder
+from pydicom.pixels.decoders import (
+    JPEGExtended12BitDecoder,
+    JPEGLosslessDecoder,
+    JPEGLosslessSV1Decoder,
+    RLELosslessDecoder,
+)
 
+from pipeline.imaging import plugin
 from pipeline.imaging.codestream import is_complete, read_codestream
 from pipeline.imaging.verdicts import Refused
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 CODE_STREAMS = uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes + uid.JPEG2000TransferSyntaxes
+ITEM_TAG = b"\xfe\xff\x00\xe0"
+SEGMENTED_PALETTE = tuple(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
 HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 PLUGINS = {
     uid.JPEGBaseline8Bit: "pillow",
-    uid.JPEGExtended12Bit: "imagecodecs",
-    uid.JPEGLossless: "imagecodecs",
-    uid.JPEGLosslessSV1: "imagecodecs",
+    **dict.fromkeys(plugin.DECODER_DEPENDENCIES, plugin.NAME),
     uid.JPEGLSLossless: "pyjpegls",
     uid.JPEGLSNearLossless: "pyjpegls",
-    uid.RLELossless: "pydicom",
     **dict.fromkeys((*uid.JPEG2000TransferSyntaxes, *HTJ2K), "pylibjpeg"),
 }
 
-for _decoder in (JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder):
-    if "imagecodecs" not in _decoder.available_plugins:
-        _decoder.add_plugin("imagecodecs", ("pipeline.imaging.jpeg", "decode_frame"))
+for _decoder, _function in (
+    (JPEGExtended12BitDecoder, "decode_jpeg"),
+    (JPEGLosslessDecoder, "decode_jpeg"),
+    (JPEGLosslessSV1Decoder, "decode_jpeg"),
+    (RLELosslessDecoder, "decode_rle"),
+):
+    if plugin.NAME not in _decoder.available_plugins:
+        _decoder.add_plugin(plugin.NAME, (plugin.__name__, _function))
 
 
 def can_decode(syntax: uid.UID) -> bool:
@@ -81,6 +92,11 @@ def decode(dataset: Dataset) -> np.ndarray:
     if not can_decode(syntax):
         known = syntax.name if syntax in uid.AllTransferSyntaxes else "transfer syntax missing or unknown"
         raise Refused("unsupported_encoding", known)
+    if not syntax.is_compressed and bytes(dataset.get("PixelData", b"")[:4]) == ITEM_TAG and _odd_length(dataset):
+        raise Refused("damaged_header", "compressed frames under an uncompressed transfer syntax")
+    if any(element in dataset for element in SEGMENTED_PALETTE):
+        # Its few bytes can stand for any number of entries, and pydicom has no limit.
+        raise Refused("unsupported_encoding", "segmented palette")
     if syntax in CODE_STREAMS:
         _check_frames(dataset)
     try:
@@ -96,6 +112,12 @@ def decode(dataset: Dataset) -> np.ndarray:
     if plane != (dataset.Rows, dataset.Columns) or (frames > 1 and stored.shape[0] != frames):
         raise Refused("damaged_pixels", "size differs from the header")
     return stored
+
+
+def _odd_length(dataset: Dataset) -> bool:
+    """Say whether uncompressed pixels take another number of bytes than the header says."""
+    bits = frame_count(dataset) * dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
+    return len(dataset.PixelData) not in (-(-bits // 8), -(-bits // 8) + 1)
 
 
 def _check_frames(dataset: Dataset) -> None:
@@ -115,6 +137,8 @@ def _check_frames(dataset: Dataset) -> None:
             raise Refused("damaged_pixels", "code stream without frame header")
         if (stream.rows, stream.columns) != (dataset.Rows, dataset.Columns):
             raise Refused("damaged_pixels", "code stream and header differ in size")
+        if 8 * len(frame) < stream.fewest_bits():
+            raise Refused("damaged_pixels", "too few bytes for so many pixels")
 
 
 def _integer(dataset: Dataset, keyword: str) -> int:

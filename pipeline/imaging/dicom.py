@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from typing import Any
 
 import numpy as np
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from pipeline.imaging import vocabulary
@@ -20,6 +22,8 @@ from pipeline.imaging.image import About, Identity, Image, Part, Policy
 from pipeline.imaging.verdicts import Refused
 
 PREFIX_OFFSET = 128
+FILE_META_GROUP, TRANSFER_SYNTAX_TAG = b"\x02\x00", b"\x02\x00\x10\x00"
+LONG_VRS = (b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN", b"OD", b"OL", b"UC", b"UR", b"OV", b"SV", b"UV")
 EXECUTABLE_PREAMBLES = (b"MZ", b"\x7fELF", b"#!", b"%PDF", b"PK", b"\xca\xfe\xba\xbe", b"<")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Objects with pixel data that are no pictures: segmentations, dose, parametric and tractography maps.
@@ -39,6 +43,7 @@ IMAGE_ELEMENTS = tuple(
     "PixelData FloatPixelData DoubleFloatPixelData".split()
 )
 ELEMENTS = tuple(dict.fromkeys((*IMAGE_ELEMENTS, *GEOMETRY_ELEMENTS)))
+TAG_OF = {element: Tag(element) for element in ELEMENTS}
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 LARGEST_SPACING_MM = 100.0
 
@@ -81,17 +86,19 @@ def parse(data: bytes, policy: Policy) -> Dataset:
         raise Refused("suspicious_preamble")
     _check_inflated_size(data, policy)
     try:
-        return dcmread(io.BytesIO(data), specific_tags=[*ELEMENTS])
+        return dcmread(io.BytesIO(data), specific_tags=[*TAG_OF.values()])
+    except MemoryError:
+        raise Refused("too_large", "no memory to read") from None
     except Exception as error:
         raise Refused("damaged_header", type(error).__name__) from None
 
 
 def _check_inflated_size(data: bytes, policy: Policy) -> None:
     """Inflate a deflated data set piece by piece, since pydicom would do it at once and without limit."""
-    length = int.from_bytes(data[140:144], "little") if data[132:136] == b"\x02\x00\x00\x00" else 0
-    if DeflatedExplicitVRLittleEndian.encode() not in data[PREFIX_OFFSET : 144 + length]:
+    syntax, end = _file_meta(data)
+    if syntax != DeflatedExplicitVRLittleEndian:
         return
-    inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[144 + length :]
+    inflater, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[end:]
     try:
         while rest:
             size += len(inflater.decompress(rest, 1 << 20))
@@ -102,11 +109,32 @@ def _check_inflated_size(data: bytes, policy: Policy) -> None:
         raise Refused("damaged_header", "deflated data set") from None
 
 
+def _file_meta(data: bytes) -> tuple[str, int]:
+    """Return the transfer syntax, and where the data set begins: after the elements of group 2 (PS3.10 7.1).
+
+    Their group length would say so too, but it can be wrong.
+    """
+    position, syntax = PREFIX_OFFSET + 4, ""
+    while data[position : position + 2] == FILE_META_GROUP:
+        tag, vr = data[position : position + 4], data[position + 4 : position + 6]
+        header = 12 if vr in LONG_VRS else 8
+        length = int.from_bytes(data[position + (8 if header == 12 else 6) : position + header], "little")
+        if tag == TRANSFER_SYNTAX_TAG:
+            syntax = data[position + header : position + header + length].decode("ascii", "replace").strip(" \0")
+        position += header + length
+    return syntax, position
+
+
 def check(dataset: Dataset, about: About, policy: Policy) -> None:
     """Raise Refused when the header is not of an image, or of one that the policy does not accept."""
-    sop_class = UID(str(dataset.get("SOPClassUID", "")))
-    keyword = sop_class.keyword if sop_class in sop_class and sop_class.keyword else "unknown class"
-    if not any(element in dataset for element in PIXEL_ELEMENTS) or keyword in NOT_IMAGES:
+    sop_class = UID(_text(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
+    keyword = sop_class.keyword or "unknown class"
+    if not any(TAG_OF[element] in dataset for element in PIXEL_ELEMENTS) or keyword in NOT_IMAGES:
+        # pydicom returns what it has, or nothing, when a file ends inside an element.
+        if TAG_OF["SOPClassUID"] not in dataset and "ImageStorage" in keyword:
+            raise Refused("damaged_header", "cut off")
+        if TAG_OF["Rows"] in dataset and keyword not in NOT_IMAGES:
+            raise Refused("damaged_pixels", "cut off")
         raise Refused("not_an_image", keyword)
     if sop_class.startswith(SECONDARY_CAPTURE) and not policy.accept_secondary_capture:
         raise Refused("secondary_capture")
@@ -164,37 +192,42 @@ def _listed_photometric(dataset: Dataset) -> str:
 
 
 def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -> Image:
-    spacing = pixel_spacing(dataset)
+    spacing_mm, flags = pixel_spacing(dataset)
     if stored.ndim == 3:
-        grey, flags = grey_of(stored, about.photometric, policy)
-        shown = Display(grey, None, False, flags)
+        grey, reduced = grey_of(stored, about.photometric, policy)
+        shown = Display(grey, None, False, reduced)
     else:
         shown = display(stored, dataset)
     return Image(
         pixels=shown.values,
         about=about,
         valid=shown.valid,
-        spacing_mm=spacing,
+        spacing_mm=spacing_mm,
         polarity_fixed=shown.inverted,
-        flags=shown.flags if spacing else (*shown.flags, "spacing_unknown"),
+        flags=(*shown.flags, *flags),
     )
 
 
-def pixel_spacing(dataset: Dataset) -> tuple[float, ...] | None:
-    """Return row and column spacing in mm: calibrated, else at the detector over the magnification, else None."""
-    spacing = _numbers(dataset, "PixelSpacing")
-    if spacing is None:
-        spacing = _numbers(dataset, "ImagerPixelSpacing")
-        magnification = _numbers(dataset, "EstimatedRadiographicMagnificationFactor") or (1.0,)
-        if spacing is not None and magnification[0] > 0:
-            spacing = tuple(value / magnification[0] for value in spacing)
-    if spacing is None or len(spacing) != 2 or not all(0 < value < LARGEST_SPACING_MM for value in spacing):
-        return None
-    return spacing
+def pixel_spacing(dataset: Dataset) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+    """Return row and column spacing in mm, calibrated, else at the detector over the magnification, and flags."""
+    spacing_mm, flags = _numbers(dataset, "PixelSpacing"), ()
+    if spacing_mm is None:
+        spacing_mm, flags = _numbers(dataset, "ImagerPixelSpacing"), ("spacing_at_detector",)
+        magnification = _numbers(dataset, "EstimatedRadiographicMagnificationFactor")
+        if spacing_mm is not None and magnification is not None and magnification[0] > 0:
+            spacing_mm, flags = tuple(value / magnification[0] for value in spacing_mm), ()
+    if spacing_mm is None or len(spacing_mm) != 2 or not all(0 < value < LARGEST_SPACING_MM for value in spacing_mm):
+        return None, ("spacing_unknown",)
+    return spacing_mm, flags
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    """Return the value of one of ELEMENTS; None when it is absent, which pydicom takes its time to find out by name."""
+    return dataset.get(keyword) if TAG_OF[keyword] in dataset else None
 
 
 def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
-    value = dataset.get(keyword)
+    value = _value(dataset, keyword)
     if value in (None, ""):
         return None
     try:
@@ -205,17 +238,17 @@ def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
 
 
 def _integer(dataset: Dataset, keyword: str) -> int:
-    value = dataset.get(keyword)
+    value = _value(dataset, keyword)
     return int(value) if value not in (None, "") else 0
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
+    value = _value(dataset, keyword)
     return "" if value is None else str(value).strip().strip("\0")
 
 
 def _first_text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
+    value = _value(dataset, keyword)
     if value is not None and not isinstance(value, str):
         value = value[0] if len(value) else ""
     return "" if value is None else str(value).strip()

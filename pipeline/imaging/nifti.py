@@ -23,6 +23,9 @@ VERSIONS = {
 PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair)
 MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 FLATTEST_AFFINE = 1e-9
+LARGEST_SPACING_MM = 100.0
+# In a single file, voxels follow the header and four bytes that announce extensions.
+FIRST_VOXEL = {348: 352, 540: 544}
 PIECE_BYTES = 1 << 20
 
 
@@ -38,16 +41,15 @@ def inflate(data: bytes, limit: int) -> bytes:
 
     Raises Refused.
     """
-    content = bytearray()
+    content = io.BytesIO()  # hands over its buffer in the end, without a copy
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
             while piece := stream.read(PIECE_BYTES):
-                content += piece
-                if len(content) > limit:
+                if content.write(piece) and content.tell() > limit:
                     raise Refused("too_large", f"inflates to more than {limit} bytes")
     except (OSError, EOFError, zlib.error) as error:
         raise Refused("damaged_pixels", f"gzip: {type(error).__name__}") from None
-    return bytes(content)
+    return content.getvalue()
 
 
 def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Image:
@@ -64,11 +66,16 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         files = {"header": nib.FileHolder(fileobj=io.BytesIO(data))}
         files["image"] = files["header"] if voxels is None else nib.FileHolder(fileobj=io.BytesIO(voxels))
         volume = version.from_file_map(files)
+        raw = version.header_class.from_fileobj(io.BytesIO(data), check=False)
         header, affine = volume.header, np.array(volume.affine, dtype=float)
         shape = tuple(int(side) for side in volume.shape)
         dtype = header.get_data_dtype()
     except Exception as error:
         raise Refused("damaged_header", type(error).__name__) from None
+    if version not in PAIRS and raw["vox_offset"] < FIRST_VOXEL[int(raw["sizeof_hdr"])]:
+        raise Refused("damaged_header", "voxels begin inside the header")
+    if np.isinf(raw["scl_slope"]) or np.isinf(raw["scl_inter"]):  # nibabel takes it, like NaN, for no scaling at all
+        raise Refused("bad_values", "scaling is not finite")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
@@ -90,10 +97,13 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         raise Refused("damaged_pixels", type(error).__name__) from None
     if not np.isfinite(into.canonical).all():
         raise Refused("bad_values", "voxels are not finite")
+    spacing_mm = tuple(length * MM_PER_UNIT.get(unit, 1.0) for length in into.spacing_mm)
+    if not all(0 < length < LARGEST_SPACING_MM for length in spacing_mm):
+        raise Refused("bad_geometry", "voxel size impossible")
     return Image(
         pixels=into.canonical,
         about=About(format="nifti", bits_stored=dtype.itemsize * 8),
-        spacing_mm=tuple(length * MM_PER_UNIT.get(unit, 1.0) for length in into.spacing_mm),
+        spacing_mm=spacing_mm,
         flags=("units_assumed",) if unit == "unknown" else (),
     )
 

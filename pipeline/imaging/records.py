@@ -92,6 +92,8 @@ def _read(source: Source, data: bytes, policy: Policy) -> Image | Part:
             return Part(About("nifti", bits_stored=0), stem)
         raise
     if isinstance(found, Part) and found.about.format == "nifti":
+        if not source.path.lower().endswith(HEADER_SUFFIXES):
+            raise Refused("damaged_pixels", "the header of a pair in a file that is not called .hdr")
         return Part(found.about, stem)
     return found
 

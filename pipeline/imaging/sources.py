@@ -24,6 +24,7 @@ from pipeline.imaging.verdicts import Refusal, Refused
 
 ARCHIVE_SUFFIX, ARRAYS_SUFFIX = ".zip", ".npz"
 ENCRYPTED = 0x1
+LOCAL_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +86,40 @@ def _under(root: Path, left_out: Path | None) -> Iterator[Source]:
 
 
 def _in_folder(folder: Path, prefix: str, left_out: Path | None) -> Iterator[Source]:
+    """Yield what is in a folder, sorted, whatever the depth."""
+    levels = [_listed(folder, prefix)]
+    while levels:
+        found = next(levels[-1], None)
+        if found is None:
+            levels.pop()
+        elif isinstance(found, Source):
+            yield found
+        else:
+            entry, relative = found
+            path = Path(entry.path)
+            if entry.is_symlink():
+                yield Source(relative, entry.path, refusal=Refusal("symbolic_link"))
+            elif entry.is_dir():
+                levels.append(_listed(path, f"{relative}/"))
+            elif not entry.is_file():
+                yield Source(relative, entry.path, refusal=Refusal("special_file"))
+            elif path == left_out:
+                continue
+            elif path.suffix.lower() in (ARCHIVE_SUFFIX, ARRAYS_SUFFIX):
+                yield from _in_file(path, relative, f"{relative}/")
+            else:
+                yield Source(relative, entry.path)
+
+
+def _listed(folder: Path, prefix: str) -> Iterator[Source | tuple[os.DirEntry, str]]:
+    """Yield the entries of one folder with their paths, or the refusal of the folder."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         yield Source(prefix, str(folder), refusal=Refusal("unreadable", "folder"))
         return
     for entry in entries:
-        path, relative = Path(entry.path), f"{prefix}{entry.name}"
-        if entry.is_symlink():
-            yield Source(relative, entry.path, refusal=Refusal("symbolic_link"))
-        elif entry.is_dir():
-            yield from _in_folder(path, f"{relative}/", left_out)
-        elif not entry.is_file():
-            yield Source(relative, entry.path, refusal=Refusal("special_file"))
-        elif path == left_out:
-            continue
-        elif path.suffix.lower() in (ARCHIVE_SUFFIX, ARRAYS_SUFFIX):
-            yield from _in_file(path, relative, f"{relative}/")
-        else:
-            yield Source(relative, entry.path)
+        yield entry, f"{prefix}{entry.name}"
 
 
 def _in_file(file: Path, path: str, prefix: str) -> Iterator[Source]:
@@ -162,7 +178,7 @@ def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         yield Source(path, str(archive), refusal=Refusal("damaged_archive", "directory"))
         return
-    if sum(member.compress_size for member in members) > archive.stat().st_size:
+    if _overlap(members) or sum(member.compress_size for member in members) > archive.stat().st_size:
         yield Source(path, str(archive), refusal=Refusal("damaged_archive", "members overlap"))
         return
     seen: set[str] = set()
@@ -171,6 +187,16 @@ def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:
         repeat = f"#{member.header_offset}" if member.filename in seen else ""
         seen.add(member.filename)
         yield Source(f"{prefix}{member.filename}{repeat}", str(archive), member.filename, refusal)
+
+
+def _overlap(members: Sequence[zipfile.ZipInfo]) -> bool:
+    """Say whether bytes of the archive belong to several members, as in bombs that need no nesting."""
+    end = 0
+    for member in sorted(members, key=lambda member: member.header_offset):
+        if member.header_offset < end:
+            return True
+        end = member.header_offset + LOCAL_HEADER_BYTES + member.compress_size
+    return False
 
 
 def _member_refusal(member: zipfile.ZipInfo, repeated: bool) -> Refusal | None:
@@ -184,6 +210,9 @@ def _member_refusal(member: zipfile.ZipInfo, repeated: bool) -> Refusal | None:
         return Refusal("unsafe_member", "symbolic link")
     if member.flag_bits & ENCRYPTED:
         return Refusal("encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # zipfile inflates the others without limit.
+        return Refusal("damaged_archive", "compression other than deflate")
     return None
 
 
@@ -196,6 +225,8 @@ def read_bytes(source: Source, limit: int) -> bytes:
         raise Refused(source.refusal.reason, source.refusal.detail)
     try:
         content = _read(source, limit)
+    except Refused:
+        raise
     except MemoryError:
         raise Refused("too_large", "no memory to read") from None
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
@@ -206,8 +237,6 @@ def read_bytes(source: Source, limit: int) -> bytes:
         raise Refused("damaged_archive", type(error).__name__) from None
     if not content:
         raise Refused("empty_file")
-    if len(content) > limit:
-        raise Refused("too_large", f"file of more than {limit} bytes")
     return content
 
 
@@ -224,14 +253,22 @@ def _read_file(path: str, limit: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError
-        return stream.read(min(status.st_size, limit) + 1)
+        if status.st_size > limit:
+            raise Refused("too_large", f"file of more than {limit} bytes")
+        return stream.read(status.st_size + 1)
 
 
 def _read_member(source: Source, limit: int) -> bytes:
     status = os.stat(source.file)
-    archive = _opened(source.file, status.st_size, status.st_mtime_ns)
-    with archive.open(source.member or "") as stream:
-        return stream.read(limit + 1)
+    archive, members = _opened(source.file, status.st_size, status.st_mtime_ns)
+    member = members[source.member or ""]
+    if member.file_size > limit:
+        raise Refused("too_large", f"file of more than {limit} bytes")
+    with archive.open(member) as stream:
+        content = stream.read(limit + 1)
+    if len(content) != member.file_size:
+        raise zipfile.BadZipFile
+    return content
 
 
 def _read_row(source: Source, limit: int) -> bytes:
@@ -253,6 +290,13 @@ def _array(path: str, member: str, size: int, modified: int, limit: int) -> np.n
 
 
 @lru_cache(maxsize=4)
-def _opened(path: str, size: int, modified: int) -> zipfile.ZipFile:
-    # Reading the directory of a large archive anew for every member would take longer than the members.
-    return zipfile.ZipFile(path)
+def _opened(path: str, size: int, modified: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """Return an archive and its members by name, the first where a name occurs twice; zipfile takes the last.
+
+    Reading the directory of a large archive anew for every member would take longer than the members.
+    """
+    archive = zipfile.ZipFile(path)
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
+        members.setdefault(member.filename, member)
+    return archive, members

@@ -53,6 +53,7 @@ FLAGS = {
     "constant_border": "an edge strip of at least a tenth of a side has a single value",
     "extreme_aspect": "much longer than wide, or the reverse",
     "spacing_unknown": "physical pixel size is not stated",
+    "spacing_at_detector": "pixel size at the detector; what lies in front of it is magnified by an unstated factor",
     "spacing_assumed": "a single slice that states no thickness; a slice spacing of 1 mm was assumed",
     "spacing_implausible": "physical pixel size outside the limits of the config",
     "slices_refused": "other slices of the series were refused; the volume may not cover all that was scanned",

@@ -167,7 +167,7 @@ def _in_flight(scratch: Path, waiting: Mapping[int, Sequence[Any]]) -> list[tupl
 def _work(task: Task, items: Sequence[Any], known: Mapping[int, Any], pool: Pool, marker: str) -> list[Any]:
     _silence()
     results = []
-    with open(marker, "w", buffering=1) as stream, _ends_with_process(), _limited_memory(pool.memory_bytes):
+    with open(marker, "w", buffering=1) as stream, _muted(), _ends_with_process(), _limited_memory(pool.memory_bytes):
         for index, item in enumerate(items):
             if index in known:
                 results.append(known[index])
@@ -217,6 +217,22 @@ def _silence() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Keep what C libraries print, which can quote a file, from the terminal and the log."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    before = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    try:
+        for descriptor in before:
+            os.dup2(nowhere, descriptor)
+        yield
+    finally:
+        for descriptor, saved in before.items():
+            os.dup2(saved, descriptor)
+            os.close(saved)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -275,5 +291,5 @@ def _alone(task: Task, item: Any, pool: Pool) -> Any:
 def _send_result(sender: Any, task: Task, item: Any, pool: Pool) -> None:
     _silence()
     importlib.import_module(_module(task))
-    with _ends_with_process(), _limited_memory(pool.memory_bytes):
+    with _muted(), _ends_with_process(), _limited_memory(pool.memory_bytes):
         sender.send(_guarded(task, item, pool.timeout_s))

@@ -387,7 +387,7 @@ def _dicoms(folder: Path) -> dict[str, Verdicts]:
         ("directory", "DICOMDIR", "not_an_image"),
         ("report", "reportsi.dcm", "not_an_image"),
         ("plan", "rtplan.dcm", "not_an_image"),
-        ("slice", "CT_small.dcm", "volume_slice"),
+        ("slice", "CT_small.dcm", "accepted"),
     ):
         content = Path(str(get_testdata_file(file, download=False))).read_bytes()
         write(f"{name}.dcm", content, frozenset({reason}))

@@ -300,7 +300,7 @@ def _shape_damage(base: Base, rng: random.Random) -> Made:
     yield "representation_7", base.number("PixelRepresentation", 7), DAMAGED
     frames = base.place("NumberOfFrames").start
     for name, digits, expected in (
-        ("huge", b"2147483647", frozenset({"multi_frame"})),
+        ("huge", b"2147483647", TOO_LARGE | {"multi_frame"}),
         ("negative", b"-5", DAMAGED),
         ("text", b"1A", DAMAGED),
     ):
@@ -320,7 +320,7 @@ def _missing_elements(base: Base, rng: random.Random) -> Made:
         "SOPClassUID": BROKEN_HEADER | ACCEPTED,
         "SOPInstanceUID": ACCEPTED,
         "Modality": ACCEPTED,
-        "PixelData": frozenset({"not_an_image"}),
+        "PixelData": DAMAGED,
     }.items():
         yield f"without_{keyword}", base.without(keyword), expected
 
@@ -344,7 +344,8 @@ def _pixel_damage(base: Base, rng: random.Random) -> Made:
             ("undefined", UNDEFINED),
         ):
             body = _overwrite(base.body, length, struct.pack(f"{base.order}I", value))
-            yield f"pixel_length_{name}", base.file(body), BROKEN_HEADER
+            # Beyond the file, the pixels are whole, whatever the length says.
+            yield f"pixel_length_{name}", base.file(body), BROKEN_HEADER | (ACCEPTED if name == "beyond" else set())
         return
     fragment = next(generate_frames(base.dataset().PixelData, number_of_frames=1))
     frame = base.body.index(fragment)
@@ -376,7 +377,8 @@ def _encapsulation_damage(base: Base, rng: random.Random, start: int, frame: int
     size, empty = len(fragment), (ITEM, 0, b"")
     whole, at = (ITEM, size, fragment), rng.randrange(1, size // 2) * 2
     yield "two_fragments", with_items(empty, (ITEM, at, fragment[:at]), (ITEM, size - at, fragment[at:])), ACCEPTED
-    yield "item_beyond_file", with_items(empty, (ITEM, 0xFFFFFFF0, fragment)), DAMAGED
+    # The pixels are whole, whatever the length says.
+    yield "item_beyond_file", with_items(empty, (ITEM, 0xFFFFFFF0, fragment)), DAMAGED | ACCEPTED
     yield "item_undefined", with_items(empty, (ITEM, UNDEFINED, fragment)), DAMAGED
     yield "item_too_short", with_items(empty, (ITEM, size // 4 * 2, fragment)), DAMAGED
     yield "item_tag", with_items(empty, (b"\xfe\xff\x01\xe0", size, fragment)), DAMAGED
@@ -695,7 +697,7 @@ def _nifti_headers() -> Made:
         expected = geometry | DAMAGED | (ACCEPTED if name == "zero" else frozenset())
         yield f"pixdim_{name}", _overwrite(qform, PIXDIM + 4, struct.pack("<3f", *[number] * 3)), expected
     yield "units_unknown", put(XYZT_UNITS, "B", 0xFF), ACCEPTED | refused
-    yield "magic_pair", _overwrite(whole, MAGIC, b"ni1\0"), frozenset({"unknown_format"})
+    yield "magic_pair", _overwrite(whole, MAGIC, b"ni1\0"), frozenset({"damaged_pixels"})
     yield "magic_none", _overwrite(whole, MAGIC, bytes(4)), frozenset({"unknown_format"})
     yield "header_size_0", put(0, "i", 0), frozenset({"unknown_format"})
     yield "nan_voxels", _volume(data=np.full(SHAPE, np.nan, np.float32)), frozenset({"bad_values"})

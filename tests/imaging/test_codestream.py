@@ -30,13 +30,15 @@ def test_size_of_real_frames(name):
     assert not is_complete(frame[:-70])
 
 
-def test_a_signed_code_stream_is_known_by_its_own_header():
-    frames = {
-        name: next(generate_frames(dcmread(get_testdata_file(name)).PixelData, number_of_frames=1))
-        for name in ("MR_small_jp2klossless.dcm", "J2K_pixelrep_mismatch.dcm")
-    }
-    signed = {name: stream.signed for name, frame in frames.items() if (stream := read_codestream(frame))}
-    assert signed == {"MR_small_jp2klossless.dcm": True, "J2K_pixelrep_mismatch.dcm": False}
+def test_a_size_outside_the_code_stream_of_a_jp2_file_is_not_believed():
+    dataset = dcmread(str(get_testdata_file("MR_small_jp2klossless.dcm", download=False)))
+    inner = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    decoy = inner[:4] + (30_000).to_bytes(4, "big") * 8
+    boxes = b"\0\0\0\x0cjP  \r\n\x87\n" + (8 + len(decoy)).to_bytes(4, "big") + b"free" + decoy
+    stream = read_codestream(boxes + b"\0\0\0\0jp2c" + inner)
+    assert stream is not None
+    assert (stream.rows, stream.columns) == (dataset.Rows, dataset.Columns)
+    assert read_codestream(boxes) is None
 
 
 @pytest.mark.parametrize(

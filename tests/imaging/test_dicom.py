@@ -202,7 +202,8 @@ def test_a_file_that_is_also_a_program_or_document_is_refused(preamble):
         ({"SamplesPerPixel": 3}, "damaged_header"),
         ({"PhotometricInterpretation": "Musterfrau^Erika"}, "unsupported_encoding"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "bad_values"),
-        ({"PixelData": None, "BitsAllocated": None}, "not_an_image"),
+        ({"PixelData": None, "BitsAllocated": None}, "damaged_pixels"),
+        ({"PixelData": None, "Rows": None}, "not_an_image"),
     ],
 )
 def test_headers_that_contradict_themselves(elements, expected):
