@@ -58,7 +58,9 @@ def _reduced(plane: np.ndarray) -> np.ndarray:
     # Whole blocks first, which is fast and leaves less than a hundredth of a side unseen.
     rows, columns = (max(1, side // (2 * SIDE)) for side in plane.shape)
     height, width = plane.shape[0] // rows, plane.shape[1] // columns
-    blocks = plane[: height * rows, : width * columns].reshape(height, rows, width, columns).mean(axis=(1, 3))
+    # One axis at a time: both at once, numpy is several times slower.
+    strips = plane[: height * rows].reshape(height, rows, -1).mean(axis=1)
+    blocks = strips[:, : width * columns].reshape(height, width, columns).mean(axis=2)
     return np.asarray(pillow.fromarray(blocks.astype(np.float32)).resize((SIDE, SIDE), pillow.Resampling.BOX))
 
 

@@ -40,7 +40,7 @@ def assess(image: Image, limits: Limits) -> Quality:
     """Measure an image and name all that is odd about it."""
     pixels = image.pixels if image.valid is None else image.pixels[image.valid]
     lowest, highest = float(pixels.min()), float(pixels.max())
-    clipped = max(np.count_nonzero(pixels == lowest), np.count_nonzero(pixels == highest)) / pixels.size
+    clipped = max(np.count_nonzero(pixels == extreme) for extreme in (lowest, highest)) / pixels.size
     if lowest == highest:
         return Quality(lowest, highest, 1.0, tuple(sorted({*image.flags, "blank"})))
     checks = {

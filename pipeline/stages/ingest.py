@@ -80,8 +80,9 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     _assemble_all(settings, archive, rules, inputs, work, log)
     merge_pages(sorted(journal.glob("series-*.parquet")), work / "assembled.parquet", ASSEMBLED)
     images, files, quarantine, duplicates = _settle(work)
-    if len(files) + len(quarantine) != len(sources):
-        raise RuntimeError(f"{len(sources)} files received, but {len(files)} + {len(quarantine)} have a verdict")
+    used = files["source_id"].nunique()  # the frames of one file can be several volumes
+    if used + len(quarantine) != len(sources):
+        raise RuntimeError(f"{len(sources)} files received, but {used} + {len(quarantine)} have a verdict")
     images, near, odd = _compare(settings, images, work)
     summary = _summary(images, files, quarantine, {**duplicates, **odd}, inputs.secret)
     _say(summary, log)
@@ -450,9 +451,10 @@ def _summary(
     reasons = {str(reason): int(count) for reason, count in quarantine["reason"].value_counts().sort_index().items()}
     flags = images["quality_flags"].str.split(",").explode()
     flags = flags[flags != ""].value_counts().sort_index()
+    used = int(files["source_id"].nunique())
     return {
-        "received": len(files) + len(quarantine),
-        "files_accepted": len(files),
+        "received": used + len(quarantine),
+        "files_accepted": used,
         "accepted": len(images),
         "volumes": int((images["axes"] == 3).sum()),
         "quarantined": reasons,

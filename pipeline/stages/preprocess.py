@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from monai.data import set_track_meta
 
 from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import path_pseudonym
@@ -170,6 +171,7 @@ def _write_shard(
 def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
     parts, axes, pixel_hash = item
     torch.set_num_threads(1)  # the processes share the cores already
+    set_track_meta(False)  # half the time of a small image would go into noting what was done to it
     contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source, _ in parts]
     if any(sha256_bytes(data) != sha256 for data, (_, sha256) in zip(contents, parts, strict=True)):
         raise Refused("unreadable", "changed since ingest")

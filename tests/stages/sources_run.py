@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pipeline.config import Card, IngestSettings, Machine, PreprocessSettings, S
 from pipeline.run import STAGES
 from pipeline.store.artifacts import Artifact, Inputs
 from pipeline.store.files import read_json, sha256_file, write_json
+from pipeline.store.lineage import SourceHashes
 from pipeline.store.runlog import RunLog
 
 READS = {stage.name: stage.reads for stage in STAGES}
@@ -23,9 +24,13 @@ USE = {"condition": "c", "population": "p", "user": "u", "place": "p"}
 
 
 def make_card(
-    splits: Mapping[str, list[str]] | None = None, expected: Mapping[str, list[str]] | None = None, **columns: str
+    splits: Mapping[str, list[str]] | None = None,
+    expected: Mapping[str, list[str]] | None = None,
+    positive: Sequence[str] = ("ill",),
+    negative: Sequence[str] = ("well",),
+    **columns: str,
 ) -> Card:
-    """Return a card whose label column says `ill` or `well`."""
+    """Return a card whose label column says `ill` or `well`, if nothing else is asked for."""
     return Card.model_validate(
         {
             "name": "test",
@@ -42,8 +47,8 @@ def make_card(
                 "name": "n",
                 "definition": "d",
                 "reference_standard": "r",
-                "positive": ["ill"],
-                "negative": ["well"],
+                "positive": [*positive],
+                "negative": [*negative],
             },
         }
     )
@@ -57,6 +62,10 @@ class Archive:
     card: Card = field(default_factory=lambda: make_card(path="path"))
     secret: bytes = SECRET
     workers: int = 2
+    previous: Artifact | None = None
+    hashes: SourceHashes = field(default_factory=SourceHashes)
+    sources: tuple[str, ...] = ("studies",)
+    label_table: str = "labels.csv"
 
     @property
     def studies(self) -> Path:
@@ -84,10 +93,12 @@ class Archive:
             machine=Machine(workers=self.workers),
             artifacts=artifacts,
             readable=READS[stage],
-            studies=(self.studies,),
-            labels=self.folder / "labels.csv",
+            studies=tuple(self.folder / name for name in self.sources),
+            labels=self.folder / self.label_table,
+            hashes=self.hashes,
             secret=self.secret,
             lookup=self.lookup,
+            previous=self.previous,
         )
 
     def run(self, stage: str, log: RunLog | None = None, **settings: Any) -> Archive:
