@@ -84,8 +84,36 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
     return command
 
 
+@app.command()
+def ingest(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file of the run")] = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", metavar="DIR", help="say what would be found there; needs no CONFIG")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="with --dry-run: processes")] = 2,
+    store: StoreOption = None,
+    keep: Keep = None,
+    rebuild: Rebuild = None,
+    as_json: Json = False,
+) -> None:
+    """Read, check and pseudonymise the studies; or, with --dry-run DIR, look at a folder and keep nothing."""
+    if (config is None) == (dry_run is None):
+        _fail("name either a CONFIG or --dry-run DIR", USAGE)
+    if config is not None:
+        _run(config, overrides, store, keep, rebuild, as_json, only="ingest")
+    if dry_run is not None:
+        from pipeline import dry_run as rehearsal
+
+        with _errors():
+            found = rehearsal.dry_run(dry_run, workers)
+        if as_json:
+            _print_json(found)
+        else:
+            print("\n".join(rehearsal.lines(found)))
+
+
 for _name, _summary in {
-    "ingest": "Read, check and pseudonymise the studies",
     "split": "Divide patients into train, tune, calibration and test",
     "preprocess": "Turn images into arrays",
     "pretrain": "Fit the masked autoencoder",
