@@ -26,7 +26,7 @@ from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym, pat
 from pipeline.imaging.quality import Limits
 from pipeline.imaging.records import Assembled, Examined, Member, Rules, examine, examine_series
 from pipeline.imaging.sources import Source, find_sources
-from pipeline.imaging.verdicts import REASONS, Refusal
+from pipeline.imaging.verdicts import FLAGS, REASONS, Refusal
 from pipeline.imaging.workers import Pool, each_batch
 from pipeline.store.files import sha256_json, write_json
 from pipeline.store.tables import (
@@ -462,6 +462,7 @@ def _summary(
         "patients": int(images["patient_id"].nunique()),
         "studies": int(images["study_id"].nunique()),
         "flags": {str(flag): int(count) for flag, count in flags.items()},
+        "flag_meanings": {str(flag): FLAGS[str(flag)] for flag in flags.index},
         "duplicates": duplicates,
         "key_fingerprint": fingerprint(secret),
     }

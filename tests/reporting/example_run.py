@@ -202,7 +202,8 @@ def _ingest(work: Path, images: pd.DataFrame, meaning: str | None) -> None:
     summary = {
         "received": len(images) + gone, "accepted": len(images), "quarantined": counts, "reasons": reasons,
         "patients": images["patient_id"].nunique(), "studies": images["study_id"].nunique(),
-        "flags": {"clipped": 7, "aspect": 0}, "duplicates": {}, "key_fingerprint": "f" * 16,
+        "flags": {"clipped": 7, "aspect": 0}, "flag_meanings": {"clipped": "much at one value"},
+        "duplicates": {"same_pixels": 3, "near_duplicates": 2}, "key_fingerprint": "f" * 16,
     }  # fmt: skip
     write_json(work / "summary.json", summary)
 

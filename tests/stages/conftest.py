@@ -99,7 +99,7 @@ def make_cohort(
         rows["image_id"] = [f"i-{name}-{i:05d}" for i in range(len(rows))]
         rows["view"] = generator.choice(["AP", "PA"], len(rows))
         images.append(rows)
-        split.append(rows.assign(split=name, label_source="labels.csv:label", unit=rows["patient_id"]))
+        split.append(rows.assign(split=name, label_source="labels.csv:label", unit=rows["patient_id"], given=""))
         if name in patients:
             scores[name] = _scores(rows, arms, seeds, generator)
     all_images = pd.concat(images, ignore_index=True).drop(columns="label")

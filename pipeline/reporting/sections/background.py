@@ -60,6 +60,16 @@ def intended_use(e: Evidence) -> Section:
     return Section("intended_use", "Intended use and limits", blocks)
 
 
+COPIES = {
+    "same_image": "files with the same identifier as another file, set aside",
+    "same_pixels": "files with the same picture of the same patient, set aside",
+    "uid_conflicts": "files with one identifier and different pictures, all set aside",
+    "images_shared_between_patients": "images whose picture another patient has, too",
+    "near_duplicates": "pairs of images that show nearly the same",
+    "near_duplicates_across_patients": "of these, pairs of images of different patients",
+}
+
+
 def studies(e: Evidence) -> Section:
     """Return the flow of studies, who is in which part, and what was set aside."""
     card = e.card
@@ -77,9 +87,15 @@ def studies(e: Evidence) -> Section:
     ]
     if set_aside:
         blocks.append(Table("quarantine", "Files set aside, by reason", ["Reason", "Files", "Meaning"], set_aside))
-    flags = [[name, count(n)] for name, n in sorted(e.ingest["flags"].items()) if n]
+    meanings = e.ingest["flag_meanings"]
+    flags = [[name, count(n), meanings.get(name, "")] for name, n in sorted(e.ingest["flags"].items()) if n]
     if flags:
-        blocks.append(Table("quality_flags", "Images accepted with a remark", ["Remark", "Images"], flags))
+        columns = ["Remark", "Images", "Meaning"]
+        blocks.append(Table("quality_flags", "Images accepted with a remark", columns, flags))
+    copies = [[words, count(e.ingest["duplicates"].get(name, 0))] for name, words in COPIES.items()]
+    if any(e.ingest["duplicates"].values()):
+        blocks.append(Table("duplicates", "Images that came more than once", ["What", "Number"], copies))
+        blocks.append(Paragraph("Patients who share an image, exactly or nearly, are in the same part."))
     return Section("studies", "Studies", blocks)
 
 
