@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pipeline.imaging.fingerprints import links
+from pipeline.imaging.fingerprints import SmallCopies, links
 
 ACROSS_PATIENTS = "duplicate_across_patients"
 NEARLY_ACROSS_PATIENTS = "near_duplicate_across_patients"
@@ -15,7 +15,7 @@ NEARLY_ACROSS_PATIENTS = "near_duplicate_across_patients"
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """The rows kept, the refused ones as (reason, detail) by their index in the input, and counts."""
+    """The rows kept, with `shared` where another patient has the picture too, the refused ones, and counts."""
 
     kept: pd.DataFrame
     refused: pd.DataFrame
@@ -24,6 +24,8 @@ class Deduplicated:
 
 def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
     """Keep one of each image per patient: the first by `first_source`, which no order of reading changes.
+
+    `images` has image_id, patient_id, pixel_hash and first_source; the refused rows have reason and detail besides.
 
     Different pixels or patients under one image_id (one UID) are all refused, as nobody can tell which is right.
     Equal pixels of different patients are kept and flagged: they may be an error of either patient.
@@ -36,14 +38,13 @@ def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
     same_pixels = left.duplicated(["patient_id", "pixel_hash"]).reindex(images.index, fill_value=False)
     refused = pd.concat(
         [
-            _refusals(images.index[conflict], "uid_conflict", ""),
-            _refusals(images.index[same_uid], "duplicate", "same UID or same bytes"),
-            _refusals(images.index[same_pixels], "duplicate", "same pixels"),
+            images[conflict].assign(reason="uid_conflict", detail=""),
+            images[same_uid].assign(reason="duplicate", detail="same UID or same bytes"),
+            images[same_pixels].assign(reason="duplicate", detail="same pixels"),
         ]
     )
     kept = images[~conflict & ~same_uid & ~same_pixels].copy()
     shared = kept.groupby("pixel_hash")["patient_id"].transform("nunique") > 1
-    kept = with_flag(kept, shared, ACROSS_PATIENTS)
     counts = {
         "same_image": int(same_uid.sum()),
         "same_pixels": int(same_pixels.sum()),
@@ -51,16 +52,16 @@ def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
         "images_shared_between_patients": int(shared.sum()),
         "patients_sharing_images": int(kept.loc[shared, "patient_id"].nunique()),
     }
-    return Deduplicated(kept, refused, counts)
+    return Deduplicated(kept.assign(shared=shared), refused, counts)
 
 
 def find_near_duplicates(
-    images: pd.DataFrame, hashes: tuple[np.ndarray, np.ndarray, np.ndarray], small: np.ndarray
+    images: pd.DataFrame, hashes: tuple[np.ndarray, np.ndarray, np.ndarray], small: SmallCopies
 ) -> pd.DataFrame:
     """Return the columns of tables.NEAR_DUPLICATES for pairs of different pictures that show nearly the same.
 
     `hashes` are the perceptual, mirrored and gradient hashes (N, 32) of the N rows of `images`, all zero when blank;
-    `small` their copies (N, 1024).
+    `small` reads their small copies.
     """
     names, patients, pixels = (images[name].to_numpy() for name in ("image_id", "patient_id", "pixel_hash"))
     rows = []
@@ -78,7 +79,3 @@ def with_flag(images: pd.DataFrame, chosen: pd.Series | np.ndarray, flag: str) -
     flags = images["quality_flags"].copy()
     flags[chosen] = [",".join(sorted({*filter(None, old.split(",")), flag})) for old in flags[chosen]]
     return images.assign(quality_flags=flags)
-
-
-def _refusals(index: pd.Index, reason: str, detail: str) -> pd.DataFrame:
-    return pd.DataFrame({"reason": reason, "detail": detail}, index=index)

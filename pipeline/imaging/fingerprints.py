@@ -6,7 +6,7 @@ of small copies decides. Hashes of 64 bits link chest radiographs of different p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,9 @@ SMALL_SIDE = 32
 PERCEPTUAL_DISTANCE = 32
 GRADIENT_DISTANCE = 24
 CORRELATION = 0.98
-BLOCK = 1024
+BLOCK = 512
+# Reads the small copies from one image to another, (count, 1024) uint8: those of a large archive stay on disk.
+SmallCopies = Callable[[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -91,19 +93,19 @@ class Link:
     correlation: float
 
 
-def links(perceptual: np.ndarray, mirrored: np.ndarray, gradient: np.ndarray, small: np.ndarray) -> Iterator[Link]:
+def links(perceptual: np.ndarray, mirrored: np.ndarray, gradient: np.ndarray, small: SmallCopies) -> Iterator[Link]:
     """Yield every pair of near-duplicates among N images.
 
-    Hashes are (N, 32) uint8, all zero for a blank image, which has no duplicates; small copies (N, 1024) uint8. Time
-    grows with N squared, memory does not.
+    Hashes are (N, 32) uint8, all zero for a blank image, which has no duplicates. Time grows with N squared, memory
+    does not.
     """
     hashes = [np.ascontiguousarray(h).view(np.uint64) for h in (perceptual, mirrored, gradient)]
-    for start in range(0, len(small), BLOCK):
-        for other in range(start, len(small), BLOCK):
+    for start in range(0, len(perceptual), BLOCK):
+        for other in range(start, len(perceptual), BLOCK):
             yield from _links_between(hashes, small, start, other)
 
 
-def _links_between(hashes: list[np.ndarray], small: np.ndarray, start: int, other: int) -> Iterator[Link]:
+def _links_between(hashes: list[np.ndarray], small: SmallCopies, start: int, other: int) -> Iterator[Link]:
     perceptual, mirrored, gradient = hashes
     rows, columns = slice(start, start + BLOCK), slice(other, other + BLOCK)
     copies = _distances(perceptual[rows], perceptual[columns])
@@ -120,15 +122,16 @@ def _links_between(hashes: list[np.ndarray], small: np.ndarray, start: int, othe
                 yield link
 
 
-def _judge(first: int, second: int, copy: int, flipped: int, small: np.ndarray) -> Link | None:
-    correlation = _correlation(small[first], small[second])
+def _judge(first: int, second: int, copy: int, flipped: int, small: SmallCopies) -> Link | None:
+    one, other = small(first, first + 1)[0], small(second, second + 1)[0]
+    correlation = _correlation(one, other)
     if copy <= PERCEPTUAL_DISTANCE or correlation > CORRELATION:
         return Link(first, second, "copy", copy, correlation)
     if copy >= BITS - PERCEPTUAL_DISTANCE:
         return Link(first, second, "inverted", BITS - copy, correlation)
     if flipped <= PERCEPTUAL_DISTANCE:
-        mirror = small[second].reshape(SMALL_SIDE, SMALL_SIDE)[:, ::-1].reshape(-1)
-        return Link(first, second, "mirrored", flipped, _correlation(small[first], mirror))
+        mirror = other.reshape(SMALL_SIDE, SMALL_SIDE)[:, ::-1].reshape(-1)
+        return Link(first, second, "mirrored", flipped, _correlation(one, mirror))
     return None
 
 

@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.imaging.contact_sheet import contact_sheet, worst
-from pipeline.imaging.duplicates import NEARLY_ACROSS_PATIENTS, find_near_duplicates, resolve_duplicates, with_flag
+from pipeline.imaging.duplicates import (
+    ACROSS_PATIENTS,
+    NEARLY_ACROSS_PATIENTS,
+    find_near_duplicates,
+    resolve_duplicates,
+    with_flag,
+)
+from pipeline.imaging.fingerprints import SmallCopies
 from pipeline.imaging.image import Policy
 from pipeline.imaging.labels import patients_by_path
 from pipeline.imaging.likeness import INVERTED_BELOW, likeness
@@ -58,6 +66,7 @@ SERIES_TIMEOUT_FACTOR = 10
 PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
 HASH_BYTES, SMALL_BYTES = 32, 1024
 Hashes = tuple[np.ndarray, np.ndarray, np.ndarray]
+COMPARED = ["image_id", "patient_id", "pixel_hash"]
 SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest", "highest", "clipped_share"]
 
 
@@ -76,9 +85,9 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     journal.mkdir(exist_ok=True)
     archive = _Archive(sources, patients, inputs)
     _examine_all(settings, archive, rules, inputs, journal, log)
-    merge_pages(sorted(journal.glob("files-*.parquet")), work / "examined.parquet", EXAMINED)
+    merge_pages(sorted(journal.glob("files-*.parquet")), work / "examined.parquet", EXAMINED, journal)
     _assemble_all(settings, archive, rules, inputs, work, log)
-    merge_pages(sorted(journal.glob("series-*.parquet")), work / "assembled.parquet", ASSEMBLED)
+    merge_pages(sorted(journal.glob("series-*.parquet")), work / "assembled.parquet", ASSEMBLED, journal)
     images, files, quarantine, duplicates = _settle(work)
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
     if used + len(quarantine) != len(sources):
@@ -275,19 +284,18 @@ def _assemble_all(
     """Turn parts into volumes, but for those that were assembled before."""
     journal = work / JOURNAL
     names = ["source_id", "sha256", "part_of", "patient_id"]
-    pieces = [piece for piece in iterate(work / "examined.parquet", names) if piece.num_rows]
-    parts = pa.Table.from_batches(pieces).to_pandas() if pieces else pd.DataFrame(columns=names)
-    parts = parts[parts["part_of"] != ""].sort_values(["part_of", "source_id"])
+    found = [piece.filter(pc.field("part_of") != "") for piece in iterate(work / "examined.parquet", names)]
+    parts = pa.concat_tables(found).to_pandas().sort_values(["part_of", "source_id"])
     series = dict(iter(parts.groupby("part_of", sort=True)))
     members = {name: _members_digest(group) for name, group in series.items()}
     known = _take_over_series(members, inputs, journal)
     left = [name for name in series if name not in known]
     if not left:
         return
-    found = archive.chosen(set(parts["source_id"]))
+    sources = archive.chosen(set(parts["source_id"]))
     batches = dict(enumerate(left[at : at + SERIES_PER_BATCH] for at in range(0, len(left), SERIES_PER_BATCH)))
     todo = {number: batch for number, batch in batches.items() if not _page(journal, "series", number).exists()}
-    items = {number: [_series_item(series[name], found) for name in batch] for number, batch in todo.items()}
+    items = {number: [_series_item(series[name], sources) for name in batch] for number, batch in todo.items()}
     done = len(left) - sum(map(len, todo.values()))
 
     def results() -> Iterator[str]:
@@ -360,36 +368,59 @@ def _assembled_rows(
 
 def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return images, files, quarantine and counts of duplicates, each image with its row once."""
-    whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *SUMMED_UP])
-    volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", *SUMMED_UP])
+    whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *COMPARED])
+    volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", *COMPARED])
     hashes = whole.set_index("source_id")["sha256"]
     refused = [whole.loc[whole["reason"] != "", ["source_id", "sha256", "reason", "detail"]]]
     lost = volumes.loc[volumes["reason"] != "", ["sources", "reason", "detail"]].explode("sources")
     refused.append(_with_hash(lost.rename(columns={"sources": "source_id"}), hashes))
-    accepted = whole[(whole["reason"] == "") & (whole["part_of"] == "")]
-    accepted = accepted.assign(sources=accepted["source_id"].map(lambda name: [name]))
-    candidates = pd.concat(
-        [accepted[["sources", *SUMMED_UP]], volumes.loc[volumes["reason"] == "", ["sources", *SUMMED_UP]]]
-    )
-    candidates = candidates.assign(first_source=[min(names) for names in candidates["sources"]]).reset_index(drop=True)
-    resolved = resolve_duplicates(candidates)
-    again = resolved.refused.join(candidates["sources"]).explode("sources").rename(columns={"sources": "source_id"})
+    accepted = whole.loc[(whole["reason"] == "") & (whole["part_of"] == ""), ["source_id", *COMPARED]]
+    accepted = accepted.rename(columns={"source_id": "first_source"})
+    built = volumes.loc[volumes["reason"] == "", ["sources", *COMPARED]]
+    built = built.assign(first_source=built["sources"].map(min))
+    resolved = resolve_duplicates(pd.concat([accepted, built.drop(columns="sources")], ignore_index=True))
+    parts = built.set_index("image_id")["sources"]
+    again = _with_sources(resolved.refused, parts)[["source_id", "reason", "detail"]]
     refused.append(_with_hash(again, hashes))
-    images = resolved.kept.sort_values("image_id", ignore_index=True)
+    files = _with_sources(resolved.kept, parts)[["image_id", "source_id"]]
+    files["part"] = files.groupby("image_id").cumcount()
+    files["sha256"] = hashes.reindex(files["source_id"]).to_numpy()
+    return _rows(resolved.kept, work), files, pd.concat(refused, ignore_index=True), resolved.counts
+
+
+def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:
+    """Return a row for each file of each image: the parts of a volume, or the one file of a picture."""
+    pictures = rows[~rows["image_id"].isin(parts.index)].rename(columns={"first_source": "source_id"})
+    volumes = rows[rows["image_id"].isin(parts.index)]
+    volumes = volumes.assign(source_id=volumes["image_id"].map(parts[~parts.index.duplicated()])).explode("source_id")
+    return pd.concat([pictures, volumes], ignore_index=True)
+
+
+def _rows(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
+    """Return all that is known of the images kept, ordered by image_id, with days since the patient's first study."""
+    chosen = set(zip(kept["image_id"], kept["first_source"], strict=True))
+    pieces = []
+    for name, source in (("examined.parquet", "source_id"), ("assembled.parquet", "sources")):
+        for piece in iterate(work / name, [source, *SUMMED_UP], where="reason"):
+            of = piece[source].to_pylist()
+            first = of if source == "source_id" else map(min, of)
+            mask = [pair in chosen for pair in zip(piece["image_id"].to_pylist(), first, strict=True)]
+            pieces.append(piece.filter(pa.array(mask, pa.bool_())).select(SUMMED_UP))
+    table = pa.concat_tables(pieces) if pieces else EXAMINED.schema.empty_table().select(SUMMED_UP)
+    images = table.sort_by("image_id").to_pandas()
+    shared = images["image_id"].isin(kept.loc[kept["shared"], "image_id"])
+    images = with_flag(images, shared, ACROSS_PATIENTS)
     days = images["shifted_day"].astype("Int64")
     images["study_day"] = days - days.groupby(images["patient_id"]).transform("min")
     images["age_years"] = images["age_years"].astype("Float64")
-    files = images[["image_id", "sources"]].explode("sources").rename(columns={"sources": "source_id"})
-    files["part"] = files.groupby("image_id").cumcount()
-    files["sha256"] = hashes.reindex(files["source_id"]).to_numpy()
-    return images, files, pd.concat(refused, ignore_index=True), resolved.counts
+    return images
 
 
 def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     pieces = list(iterate(path, columns))
     if not pieces:
         return pd.DataFrame(columns=list(columns))
-    return pa.Table.from_batches(pieces).to_pandas()
+    return pa.concat_tables(pieces).to_pandas()
 
 
 def _with_hash(rows: pd.DataFrame, hashes: pd.Series) -> pd.DataFrame:
@@ -416,22 +447,32 @@ def _compare(
     return images, near, {"near_duplicates": len(near), "near_duplicates_across_patients": len(across)}
 
 
-def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, np.ndarray]:
-    """Return the three hashes (N, 32) of the images, and their small copies (N, 1024), which stay on disk."""
-    places, count = pd.Index(image_ids), max(1, len(image_ids))  # an empty file cannot be mapped
+def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, SmallCopies]:
+    """Return the three hashes (N, 32) of the images, and their small copies, which stay on disk."""
+    places = pd.Index(image_ids)
     perceptual, mirrored, gradient = (np.zeros((len(places), HASH_BYTES), np.uint8) for _ in range(3))
+    columns = ("perceptual", "mirrored", "gradient")
     path = work / JOURNAL / "small.bin"
-    small = np.memmap(path, np.uint8, "w+", shape=(count, SMALL_BYTES))
-    columns = ("perceptual", "mirrored", "gradient", "small")
-    for name in ("examined.parquet", "assembled.parquet"):
-        for piece in iterate(work / name, ["image_id", *columns], where="reason"):
-            piece = piece.filter(piece["small"].is_valid())
-            rows = places.get_indexer(piece["image_id"].to_pandas()) if piece.num_rows else np.empty(0, int)
-            for column, into in zip(columns, (perceptual, mirrored, gradient, small), strict=True):
-                for row, value in zip(rows, piece[column].to_pylist(), strict=True):
+    with path.open("wb") as stream:
+        stream.truncate(len(places) * SMALL_BYTES)
+        for name in ("examined.parquet", "assembled.parquet"):
+            for piece in iterate(work / name, ["image_id", *columns, "small"], where="reason"):
+                piece = piece.filter(piece["small"].is_valid())
+                rows = places.get_indexer(piece["image_id"].to_pandas()) if piece.num_rows else np.empty(0, int)
+                for column, into in zip(columns, (perceptual, mirrored, gradient), strict=True):
+                    for row, value in zip(rows, piece[column].to_pylist(), strict=True):
+                        if row >= 0:
+                            into[row] = np.frombuffer(value, np.uint8)
+                for row, value in zip(rows, piece["small"].to_pylist(), strict=True):
                     if row >= 0:
-                        into[row] = np.frombuffer(value, np.uint8)
-    return (perceptual, mirrored, gradient), small[: len(places)]
+                        stream.seek(int(row) * SMALL_BYTES)
+                        stream.write(value)
+
+    def small(start: int, stop: int) -> np.ndarray:
+        count = (min(stop, len(places)) - start) * SMALL_BYTES
+        return np.fromfile(path, np.uint8, count, offset=start * SMALL_BYTES).reshape(-1, SMALL_BYTES)
+
+    return (perceptual, mirrored, gradient), small
 
 
 # ---------------------------------------------------------------- what is said of it

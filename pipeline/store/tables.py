@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 
 from pipeline.store.files import atomic
 
+# Arrow's own allocator keeps what it frees, which adds up while an archive is read piece by piece.
+pa.set_memory_pool(pa.system_memory_pool())
+
 TEXT = pa.string()
 INTEGER = pa.int64()
 NUMBER = pa.float64()
@@ -28,7 +31,7 @@ NUMBERS = pa.list_(pa.float64())
 TEXTS = pa.list_(pa.string())
 BYTES = pa.binary()
 
-ROWS_PER_PIECE = 4096
+ROWS_PER_PIECE = 1024
 SPLITS = ("pretrain", "train", "tune", "calibration", "test")
 
 
@@ -399,39 +402,40 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], table: Table) -> N
         pq.write_table(pa.Table.from_pylist(list(rows), schema=table.schema), temporary, compression="zstd")
 
 
-def merge_pages(pages: Sequence[Path], path: Path, table: Table) -> None:
+def merge_pages(pages: Sequence[Path], path: Path, table: Table, scratch: Path) -> None:
     """Write the rows of many Parquet files as one, in the table's order, in memory that does not grow with them.
 
     Rows are dealt to files by the first character of the first column that they are ordered by; these are sorted one
-    by one.
+    by one, in a folder inside `scratch`.
     """
     key = table.order[0]
-    with TemporaryDirectory(dir=path.parent) as scratch, ExitStack() as stack:
+    with TemporaryDirectory(dir=scratch) as folder, ExitStack() as stack:
         piles: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
         for page in pages:
             rows = pq.read_table(page)
             first = np.array([text[0] for text in rows[key].to_pylist()])
             for letter in np.unique(first).tolist():
                 if letter not in piles:
-                    stream = stack.enter_context(pa.OSFile(f"{scratch}/{ord(letter)}", "wb"))
+                    stream = stack.enter_context(pa.OSFile(f"{folder}/{ord(letter)}", "wb"))
                     piles[letter] = stack.enter_context(pa.ipc.new_stream(stream, table.schema))
                 piles[letter].write_table(rows.filter(pa.array(first == letter)))
         stack.close()
         with atomic(path) as temporary, pq.ParquetWriter(temporary, table.schema, compression="zstd") as merged:
             for letter in sorted(piles):
-                with pa.OSFile(f"{scratch}/{ord(letter)}") as stream, pa.ipc.open_stream(stream) as pile:
-                    merged.write_table(
-                        pile.read_all().combine_chunks().sort_by([(name, "ascending") for name in table.order])
-                    )
+                with pa.OSFile(f"{folder}/{ord(letter)}") as stream, pa.ipc.open_stream(stream) as pile:
+                    ordered = pile.read_all().combine_chunks().sort_by([(name, "ascending") for name in table.order])
+                    merged.write_table(ordered, row_group_size=ROWS_PER_PIECE)
 
 
-def iterate(path: Path, columns: Sequence[str], where: str = "") -> Iterator[pa.RecordBatch]:
+def iterate(path: Path, columns: Sequence[str], where: str = "") -> Iterator[pa.Table]:
     """Yield some columns of a Parquet file piece by piece; `where` names a column that must be an empty text."""
     wanted = [*columns, *([where] if where and where not in columns else [])]
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS_PER_PIECE, columns=wanted):
-            kept = batch.filter(pc.field(where) == "") if where else batch
-            yield kept.select(list(columns))
+        # iter_batches holds on to every row group it has read.
+        for group in range(file.num_row_groups):
+            piece = file.read_row_group(group, columns=wanted, use_threads=False)
+            kept = piece.filter(pc.field(where) == "") if where else piece
+            yield kept.select(list(columns)).combine_chunks()
 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:

@@ -46,6 +46,19 @@ def default_uri(store: Path) -> str:
     return f"sqlite:///{store.resolve() / 'mlflow.db'}"
 
 
+def _create_database(store: Path) -> None:
+    """Make the database beside its place and rename it: one whose first migration was killed stays broken for good."""
+    final, new = store / "mlflow.db", store / "mlflow.db.new"
+    if final.exists():
+        return
+    for torn in store.glob(f"{new.name}*"):
+        torn.unlink()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}")
+    client.search_experiments(max_results=1)
+    client._tracking_client.store.engine.dispose()
+    new.replace(final)
+
+
 class Tracker:
     """Writes the runs of one project."""
 
@@ -62,6 +75,8 @@ class Tracker:
         try:
             # Several processes that open a fresh SQLite database at once destroy it for good.
             with FileLock(store / "mlflow.init.lock"):
+                if uri is None:
+                    _create_database(store.resolve())
                 self.client = mlflow.MlflowClient(tracking_uri=self.uri)
                 experiment = self.client.get_experiment_by_name(project)
                 self.experiment_id = (

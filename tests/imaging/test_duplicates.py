@@ -6,13 +6,12 @@ from pipeline.imaging.duplicates import resolve_duplicates
 
 
 def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["first_source", "image_id", "patient_id", "pixel_hash"])
-    return frame.assign(quality_flags="clipped")
+    return pd.DataFrame(rows, columns=["first_source", "image_id", "patient_id", "pixel_hash"])
 
 
 def refused(frame: pd.DataFrame) -> dict[str, str]:
     result = resolve_duplicates(frame).refused
-    return dict(zip(frame.loc[result.index, "first_source"], result["reason"], strict=True))
+    return dict(zip(result["first_source"], result["reason"], strict=True))
 
 
 def test_different_images_are_kept():
@@ -37,6 +36,6 @@ def test_different_pixels_or_patients_under_one_uid_are_all_refused():
 
 def test_pixels_shared_by_patients_are_kept_and_flagged():
     result = resolve_duplicates(table(("s1", "i1", "p1", "x"), ("s2", "i2", "p2", "x"), ("s3", "i3", "p3", "y")))
-    assert result.kept["quality_flags"].tolist() == ["clipped,duplicate_across_patients"] * 2 + ["clipped"]
+    assert result.kept["shared"].tolist() == [True, True, False]
     assert result.counts["images_shared_between_patients"] == 2
     assert result.counts["patients_sharing_images"] == 2

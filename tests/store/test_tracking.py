@@ -87,3 +87,11 @@ def test_nothing_of_the_machine_or_the_user_is_tagged(tracker):
     assert run.info.user_id == "unknown"
     assert socket.gethostname() not in str(run.data.tags)
     assert str(Path.cwd()) not in str(run.data.tags)
+
+
+def test_a_database_whose_making_was_killed_is_made_again(tmp_path):
+    """A first migration that stopped half-way would otherwise fail at every later start."""
+    (tmp_path / "mlflow.db.new").write_bytes(b"half a database")
+    (tmp_path / "mlflow.db.new-journal").write_bytes(b"half a journal")
+    assert Tracker("project", tmp_path).experiment_id
+    assert not list(tmp_path.glob("mlflow.db.new*"))
