@@ -1,9 +1,11 @@
 """The command line: what it prints, where, and with which exit code."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
+from project import DEMO
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -36,6 +38,30 @@ def test_a_wrong_config_is_a_usage_error_that_names_the_line(finished, tmp_path)
 def test_a_wrong_stage_is_a_usage_error(finished):
     result = call("run", finished.config, "--until", "evalute")
     assert (result.exit_code, result.stderr.strip()) == (2, "evalute is not a stage; did you mean evaluate?")
+
+
+def test_a_dry_run_counts_what_is_in_a_folder_and_leaves_nothing(tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    with zipfile.ZipFile(DEMO / "studies.zip") as demo:
+        for name in demo.namelist()[:8]:
+            demo.extract(name, studies)
+    (studies / "notes.txt").write_text("no image")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    result = call("ingest", "--dry-run", studies, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["files"], found["images"]) == (9, 8)
+    assert found["quarantined"]["unknown_format"][0] == 1
+    assert set(found["values"]["modality"]) <= {"DX", "CR"}
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    said = call("ingest", "--dry-run", studies)
+    assert "9 files: 8 images would be accepted" in said.stdout
+    assert str(tmp_path) not in said.stdout + said.stderr
+
+
+def test_ingest_needs_a_config_or_a_folder_to_look_at():
+    assert call("ingest").exit_code == 2
 
 
 def test_plan_says_what_would_run_and_why(finished):

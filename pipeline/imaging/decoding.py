@@ -34,7 +34,7 @@ PLUGINS = {
     **dict.fromkeys(plugin.DECODER_DEPENDENCIES, plugin.NAME),
     uid.JPEGLSLossless: "pyjpegls",
     uid.JPEGLSNearLossless: "pyjpegls",
-    **dict.fromkeys((*uid.JPEG2000TransferSyntaxes, *HTJ2K), "pylibjpeg"),
+    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000, *HTJ2K), "pylibjpeg"),
 }
 
 for _decoder, _function in (

@@ -5,8 +5,25 @@ import pytest
 from imaging.files import gradient
 
 from pipeline.imaging.image import About, Image
-from pipeline.imaging.transforms import Rendering, render
+from pipeline.imaging.transforms import Rendering, _percentiles, render
 from pipeline.imaging.verdicts import Refused
+
+
+def test_a_window_in_hounsfield_units_means_the_same_in_every_image():
+    window = Rendering((16, 16), None, 0.5, 99.5, window=(-1000.0, 400.0))
+    for top in (300, 3000):
+        pixels = np.full((16, 16), -300.0)
+        pixels[0, 0], pixels[0, 1] = top, -2000
+        shown = render(image(pixels), window).pixels[0]
+        assert shown[5, 5] == round(700 / 1400 * 255)
+        assert shown[0, 0] == (255 if top > 400 else round(1300 / 1400 * 255))
+        assert shown[0, 1] == 0
+
+
+def test_percentiles_of_a_large_image_come_from_a_regular_part_of_it():
+    pixels = np.random.default_rng(0).normal(1000, 100, (1100, 1300)).astype(np.float32)
+    low, high = _percentiles(image(pixels), rendering(64, 64, low=1, high=99))
+    assert np.allclose([low, high], np.percentile(pixels, [1, 99]), atol=2)
 
 
 def rendering(*size: int, spacing: tuple[float, ...] | None = None, low: float = 0, high: float = 100) -> Rendering:

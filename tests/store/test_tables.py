@@ -1,9 +1,22 @@
 """A table is what its definition says, or the stage stops with the column's name."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.store.tables import IMAGES, INDEX, SCORES, Table, TableError, read_table, write_table
+from pipeline.store.tables import (
+    IMAGES,
+    INDEX,
+    QUARANTINE,
+    SCORES,
+    Table,
+    TableError,
+    iterate,
+    merge_pages,
+    read_table,
+    write_rows,
+    write_table,
+)
 
 
 def scores() -> pd.DataFrame:
@@ -73,3 +86,29 @@ def test_every_column_has_a_meaning():
     for table in vars(module).values():
         if isinstance(table, Table):
             assert all(column.meaning for column in table.columns)
+
+
+def test_pages_are_merged_in_order_and_read_piece_by_piece(tmp_path):
+    names = [f"{letter}{number:04d}" for letter in "cab" for number in range(900)]
+    rows = [{"source_id": name, "sha256": "0" * 64, "reason": "" if n % 3 else "colour", "detail": ""}
+            for n, name in enumerate(names)]  # fmt: skip
+    np.random.default_rng(0).shuffle(rows)
+    for page, start in enumerate(range(0, len(rows), 70)):
+        write_rows(tmp_path / f"{page}.parquet", rows[start : start + 70], QUARANTINE)
+    merge_pages(sorted(tmp_path.glob("*.parquet")), tmp_path / "all", QUARANTINE, tmp_path)
+    assert read_table(tmp_path / "all", QUARANTINE)["source_id"].tolist() == sorted(names)
+    first = (tmp_path / "all").read_bytes()
+    for page in tmp_path.glob("*.parquet"):
+        page.unlink()
+    for page, start in enumerate(range(0, len(rows), 333)):
+        write_rows(tmp_path / f"{page}.parquet", rows[start : start + 333], QUARANTINE)
+    merge_pages(sorted(tmp_path.glob("*.parquet")), tmp_path / "all", QUARANTINE, tmp_path)
+    assert (tmp_path / "all").read_bytes() == first
+    pieces = list(iterate(tmp_path / "all", ["source_id"], where="reason"))
+    assert sum(piece.num_rows for piece in pieces) == len(rows) * 2 // 3
+    assert max(piece.num_rows for piece in pieces) <= 1024
+
+
+def test_no_pages_make_an_empty_table(tmp_path):
+    merge_pages([], tmp_path / "all", QUARANTINE, tmp_path)
+    assert len(read_table(tmp_path / "all", QUARANTINE)) == 0

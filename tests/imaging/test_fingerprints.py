@@ -1,0 +1,77 @@
+"""Copies are found although they were changed; images of different patients are not."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image as pillow
+from PIL import ImageEnhance
+
+from pipeline.imaging.fingerprints import CORRELATION, PERCEPTUAL_DISTANCE, Fingerprint, Link, fingerprint, links
+
+SIDE = 200
+
+
+def picture(number: int) -> np.ndarray:
+    """Return a bright oval with structures of its own, as chests have in common and apart."""
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE * 2 - 1
+    bumps = np.random.default_rng(number).normal(size=(9, 9)).astype(np.float32)
+    rough = np.asarray(pillow.fromarray(bumps).resize((SIDE, SIDE), pillow.Resampling.BICUBIC))
+    return ((1.3 - x**2 - y**2 + 0.25 * rough) * 100).clip(0, 255).astype(np.uint8)
+
+
+def found(pictures: list[np.ndarray]) -> list[Link]:
+    prints = [fingerprint(p.astype(np.float32)) for p in pictures]
+    hashes = [
+        np.stack([np.frombuffer(getattr(p, name), np.uint8) if p else np.zeros(32, np.uint8) for p in prints])
+        for name in ("perceptual", "mirrored", "gradient")
+    ]
+    small = np.stack([np.frombuffer(p.small, np.uint8) if p else np.zeros(1024, np.uint8) for p in prints])
+    return list(links(*hashes, lambda start, stop: small[start:stop]))
+
+
+def jpeg(pixels: np.ndarray) -> np.ndarray:
+    stream = io.BytesIO()
+    pillow.fromarray(pixels).save(stream, "JPEG", quality=50)
+    return np.asarray(pillow.open(stream))
+
+
+@pytest.mark.parametrize(
+    ("how", "change"),
+    [
+        ("copy", jpeg),
+        ("copy", lambda p: np.asarray(pillow.fromarray(p).resize((117, 131)))),
+        ("copy", lambda p: (p * 0.7 + 20).astype(np.uint8)),
+        ("copy", lambda p: np.asarray(ImageEnhance.Contrast(pillow.fromarray(p)).enhance(1.3))),
+        ("copy", lambda p: (255 * (p / 255) ** 0.8).astype(np.uint8)),
+        ("copy", lambda p: p.astype(np.uint16) * 16),
+        ("mirrored", lambda p: p[:, ::-1]),
+        ("inverted", lambda p: 255 - p),
+    ],
+    ids=["jpeg", "resized", "window", "contrast", "gamma", "bits", "mirrored", "inverted"],
+)
+def test_a_changed_copy_is_found(how, change):
+    pictures = [picture(n) for n in range(20)]
+    result = found([*pictures, change(pictures[7])])
+    assert [(link.first, link.second, link.how) for link in result] == [(7, 20, how)]
+    assert result[0].distance <= PERCEPTUAL_DISTANCE or result[0].correlation > CORRELATION
+
+
+def test_different_pictures_are_not_linked_beyond_one_block_either(monkeypatch):
+    monkeypatch.setattr("pipeline.imaging.fingerprints.BLOCK", 16)
+    pictures = [picture(n) for n in range(60)]
+    assert found(pictures) == []
+    assert [(link.first, link.second) for link in found([*pictures, jpeg(pictures[3])])] == [(3, 60)]
+
+
+def test_a_blank_image_has_no_fingerprint_and_no_duplicates():
+    assert fingerprint(np.full((50, 60), 7, np.float32)) is None
+    blank = np.full((SIDE, SIDE), 7, np.uint8)
+    assert found([blank, blank, picture(1)]) == []
+
+
+def test_a_volume_is_known_by_its_middle_plane():
+    volume = np.stack([picture(n) for n in range(5)]).astype(np.float32)
+    of_volume, of_plane = fingerprint(volume), fingerprint(volume[2])
+    assert isinstance(of_volume, Fingerprint)
+    assert of_volume == of_plane
