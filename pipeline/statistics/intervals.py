@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats._result_classes import BinomTestResult
 
 from pipeline.statistics.errors import warn
 
@@ -44,7 +44,9 @@ def proportion_ci(k: int, n: int, level: float = 0.95, method: Literal["wilson",
     if n == 0:
         warn("empty_denominator", "a proportion of no patients is undefined")
         return undefined(level, method)
-    limits = binomtest(int(k), int(n)).proportion_ci(level, method)
+    # As binomtest gives it, without the p-value, which takes ten times as long as the interval.
+    tested = BinomTestResult(k=int(k), n=int(n), alternative="two-sided", statistic=k / n, pvalue=math.nan)
+    limits = tested.proportion_ci(level, method)
     return Interval(k / n, float(limits.low), float(limits.high), level, method, int(n))
 
 

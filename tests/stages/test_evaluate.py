@@ -1,12 +1,17 @@
 """evaluate: its numbers recomputed another way, and what it refuses."""
 
+import copy
+import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from stages.conftest import make_cohort
 
 from pipeline.statistics.calibration import shift_prior
 from pipeline.statistics.metrics import Counts, at_prevalence, confusion
@@ -23,9 +28,17 @@ TABLES = {
 SIZES = {"calibration": 240, "test": 300}
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A cohort that was evaluated, for all tests."""
+    return make_cohort(tmp_path_factory.mktemp("once") / "cohort", patients=SIZES).run("calibrate").run("evaluate")
+
+
 @pytest.fixture
-def evaluated(cohort):
-    return cohort(patients=SIZES).run("calibrate").run("evaluate")
+def evaluated(once, tmp_path):
+    """A copy of it, to be changed at will."""
+    folder = Path(shutil.copytree(once.folder, tmp_path / "cohort"))
+    return replace(once, folder=folder, tracked=copy.deepcopy(once.tracked))
 
 
 def findings(made, on=None):
