@@ -385,7 +385,10 @@ def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[
     files = _with_sources(resolved.kept, parts)[["image_id", "source_id"]]
     files["part"] = files.groupby("image_id").cumcount()
     files["sha256"] = hashes.reindex(files["source_id"]).to_numpy()
-    return _rows(resolved.kept, work), files, pd.concat(refused, ignore_index=True), resolved.counts
+    quarantine = pd.concat(refused, ignore_index=True).drop_duplicates("source_id")
+    # Of a file with several volumes, one can be refused, as a copy of another, while the file is used.
+    quarantine = quarantine[~quarantine["source_id"].isin(files["source_id"])]
+    return _rows(resolved.kept, work), files, quarantine, resolved.counts
 
 
 def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:

@@ -321,6 +321,17 @@ def test_the_known_series_end_to_end(tmp_path):
     assert files.groupby("image_id")["part"].apply(lambda parts: sorted(parts) == list(range(len(parts)))).all()
 
 
+def test_a_file_whose_two_time_points_are_equal_is_one_image_and_used(tmp_path):
+    twice = next(case for case in CASES if case.name == "enhanced multi-frame, two time points")
+    archive = Archive(tmp_path)
+    archive.studies.mkdir()
+    write_case(replace(twice, planes=[replace(plane, add=0.0) for plane in twice.planes]), archive.studies)
+    archive.run("ingest", min_side=1)
+    summary = archive.summary("ingest")
+    assert (summary["received"], summary["accepted"], summary["quarantined"]) == (1, 1, {})
+    assert summary["duplicates"]["same_pixels"] == 1
+
+
 def test_volumes_go_on_to_arrays_and_a_changed_slice_stops_them(tmp_path):
     plain = next(case for case in CASES if case.name == "oblique")
     archive = Archive(tmp_path, card=make_card(patient_id="patient"))
