@@ -17,3 +17,8 @@ def finished(tmp_path_factory) -> Project:
     project = make_project(tmp_path_factory.mktemp("mini") / "project")
     run(*project.load(), say=lambda line: None)
     return project
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the longest file, which one process runs alone: last, it would keep the other waiting."""
+    items.sort(key=lambda item: item.path.name != "test_kills.py")
