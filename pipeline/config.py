@@ -186,7 +186,7 @@ class IngestSettings(Settings):
     min_spacing_mm: float = Field(0.01, gt=0, description="smaller pixel or slice spacing is flagged, mm")
     max_spacing_mm: float = Field(10.0, gt=0, description="larger pixel or slice spacing is flagged, mm")
     near_duplicates: bool = Field(
-        True, description="look for near-duplicates; takes a second for 5,000 images, six minutes for 100,000"
+        True, description="look for near-duplicates; a second for 5,000 images, growing with the square of their number"
     )
     batch_size: int = Field(200, ge=1, description="files per batch; a finished batch survives a kill")
 

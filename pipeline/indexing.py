@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pipeline.store.tracking import Tracker
 
 
+# Pictures of the oddest images, which may show anything, and small copies of all: nobody has looked at these yet.
+KEPT_IN_STORE = {"ingest": ("examined.parquet", "assembled.parquet", "contact_sheet.png")}
+
+
 def index_stage(tracker: Tracker, artifact: Artifact) -> None:
     """Make sure MLflow has the finished run of an artifact, also when a kill came between publishing and indexing."""
     key = f"{artifact.stage}/{artifact.key}"
@@ -25,7 +29,8 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
     tracker.parameters(run_id, flatten({artifact.stage: record["settings"]}))
     tracker.datasets(run_id, {**record["sources"], **record["inputs"]})
     tracker.metrics(run_id, {"seconds": record["seconds"]})
-    tracker.files(run_id, artifact.path, [RECORD, *record["files"]])
+    names = [name for name in record["files"] if name not in KEPT_IN_STORE.get(artifact.stage, ())]
+    tracker.files(run_id, artifact.path, [RECORD, *names])
     tracker.finish(run_id, {"git_commit": record["git_commit"], "device": record["device"]})
 
 

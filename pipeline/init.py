@@ -15,6 +15,7 @@ JOIN_NAMES = {
     "path": ("path", "file", "filename", "image", "image_path"),
     "patient_id": ("patient_id", "patientid", "patient", "subject", "subject_id"),
     "study_instance_uid": ("study_instance_uid", "studyinstanceuid", "study_uid"),
+    "series_instance_uid": ("series_instance_uid", "seriesinstanceuid", "series_uid"),
     "sop_instance_uid": ("sop_instance_uid", "sopinstanceuid", "sop_uid", "image_uid"),
 }
 LABEL_NAMES = ("label", "target", "class", "diagnosis", "finding", "y")

@@ -338,6 +338,7 @@ def _make(
 ) -> dict[str, Artifact]:
     artifacts = {s.stage.name: a for s in steps if (a := store.find(s.stage.name, s.key)) is not None}
     kept = {step.stage.name: step.kept for step in steps if step.kept}
+    hashes = _hashes(config, secret)
     for step in wanted:
         inputs = Inputs(
             card=card,
@@ -349,7 +350,7 @@ def _make(
             secret=secret,
             kept=kept,
             lookup=None if card.identifiers == "synthetic" else config.data.key_file.with_suffix(".lookup"),
-            hashes=_hashes(config, secret),
+            hashes=hashes,
             previous=_previous(step, store),
         )
         settings = getattr(config, step.stage.name)

@@ -184,3 +184,9 @@ def test_every_metric_of_the_report_carries_interval_and_n(finished):
     found = list(intervals(metrics))
     assert len(found) > 20
     assert all({"low", "high", "level", "n"} <= set(one) for one in found)
+
+
+def test_pictures_of_odd_images_and_small_copies_of_all_stay_in_the_store(finished):
+    logged = {path.name for path in (finished.store / "mlflow-artifacts").rglob("*")}
+    assert {"images.parquet", "quality.parquet", "quarantine.parquet"} <= logged
+    assert not logged & {"examined.parquet", "assembled.parquet", "contact_sheet.png"}

@@ -13,7 +13,6 @@ from PIL import ImageDraw, ImageFont
 from pipeline.imaging.image import Policy
 from pipeline.imaging.read import load_image
 from pipeline.imaging.sources import Source, read_bytes
-from pipeline.imaging.verdicts import Refused
 from pipeline.store.files import atomic
 
 # What is no fault of the picture.
@@ -31,8 +30,8 @@ def worst(images: pd.DataFrame) -> pd.DataFrame:
     return chosen.head(SHOWN)
 
 
-def contact_sheet(path: Path, images: pd.DataFrame, sources: Mapping[str, Sequence[Source]], policy: Policy) -> None:
-    """Write a PNG with each image, windowed between two percentiles, above its pseudonym and flags."""
+def contact_sheet(path: Path, images: pd.DataFrame, pictures: Mapping[str, np.ndarray]) -> None:
+    """Write a PNG with the thumbnail of each image above its pseudonym and flags; grey where there is none."""
     rows = max(1, -(-len(images) // PER_ROW))
     width, height = PICTURE + MARGIN, PICTURE + LINE * (LINES + 1) + MARGIN
     sheet = pillow.new("L", (PER_ROW * width + MARGIN, rows * height + MARGIN), 255)
@@ -42,7 +41,11 @@ def contact_sheet(path: Path, images: pd.DataFrame, sources: Mapping[str, Sequen
     for number, image in enumerate(images.to_dict("records")):
         left, top = MARGIN + number % PER_ROW * width, MARGIN + number // PER_ROW * height
         name = image["image_id"]
-        sheet.paste(_picture(sources[name], image["axes"], image["pixel_hash"], policy), (left, top))
+        square = pillow.new("L", (PICTURE, PICTURE), 128)
+        if name in pictures:
+            picture = pillow.fromarray(pictures[name])
+            square.paste(picture, ((PICTURE - picture.width) // 2, (PICTURE - picture.height) // 2))
+        sheet.paste(square, (left, top))
         words = [name[:8], *sorted({*image["quality_flags"].split(",")} - HARMLESS)]
         for line, word in enumerate(words[: LINES + 1]):
             draw.text((left, top + PICTURE + line * LINE), word.replace("_", " ")[:34], fill=0, font=font)
@@ -50,18 +53,16 @@ def contact_sheet(path: Path, images: pd.DataFrame, sources: Mapping[str, Sequen
         sheet.save(temporary, "PNG")
 
 
-def _picture(sources: Sequence[Source], axes: int, pixel_hash: str, policy: Policy) -> pillow.Image:
-    """Return the image, or the middle plane of a volume, fitted into a square on grey."""
-    square = pillow.new("L", (PICTURE, PICTURE), 128)
-    try:
-        contents = [read_bytes(source, policy.max_file_bytes) for source in sources]
-        image = load_image(contents, axes, pixel_hash, policy)
-    except Refused:
-        return square
+def thumbnail(sources: Sequence[Source], axes: int, pixel_hash: str, policy: Policy) -> np.ndarray:
+    """Return uint8 of at most PICTURE x PICTURE: the image, or the middle plane of a volume, between two percentiles.
+
+    Raises Refused when the files no longer hold that image.
+    """
+    contents = [read_bytes(source, policy.max_file_bytes) for source in sources]
+    image = load_image(contents, axes, pixel_hash, policy)
     plane = image.pixels if image.pixels.ndim == 2 else image.pixels[image.pixels.shape[0] // 2]
     low, high = np.percentile(plane, PERCENTILES)
     scaled = (plane - low) * (255 / (high - low)) if high > low else np.zeros_like(plane)
     picture = pillow.fromarray(scaled.clip(0, 255).astype(np.uint8))
     picture.thumbnail((PICTURE, PICTURE))
-    square.paste(picture, ((PICTURE - picture.width) // 2, (PICTURE - picture.height) // 2))
-    return square
+    return np.asarray(picture)

@@ -21,6 +21,7 @@ from pydicom.pixels.decoders import (
 
 from pipeline.imaging import plugin
 from pipeline.imaging.codestream import is_complete, read_codestream
+from pipeline.imaging.image import BYTES_PER_PIXEL
 from pipeline.imaging.verdicts import Refused
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -66,8 +67,8 @@ def check_size(dataset: Dataset, limit: int) -> None:
 
     Raises Refused.
     """
-    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
-    samples, bits = _integer(dataset, "SamplesPerPixel") or 1, _integer(dataset, "BitsAllocated")
+    rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
+    samples, bits = integer(dataset, "SamplesPerPixel") or 1, integer(dataset, "BitsAllocated")
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
     if rows < 1 or columns < 1 or bits not in (1, 8, 16, 32, 64) or samples not in (1, 3, 4):
         raise Refused("damaged_header", "rows, columns, samples or bits missing or impossible")
@@ -75,8 +76,7 @@ def check_size(dataset: Dataset, limit: int) -> None:
         raise Refused("unsupported_encoding", "photometric interpretation")
     if (photometric in GREY or photometric == "PALETTE COLOR") != (samples == 1):
         raise Refused("damaged_header", "samples per pixel contradict the photometric interpretation")
-    # Display values are float32, whatever is stored.
-    size = frame_count(dataset) * rows * columns * max(samples * max(1, bits // 8), 4)
+    size = frame_count(dataset) * rows * columns * max(samples * max(1, bits // 8), BYTES_PER_PIXEL)
     if size > limit:
         raise Refused("too_large", f"{frame_count(dataset)} x {rows} x {columns} pixels of {samples} x {bits} bits")
 
@@ -141,6 +141,7 @@ def _check_frames(dataset: Dataset) -> None:
             raise Refused("damaged_pixels", "too few bytes for so many pixels")
 
 
-def _integer(dataset: Dataset, keyword: str) -> int:
+def integer(dataset: Dataset, keyword: str) -> int:
+    """Return a whole number of a header; 0 when it is absent or empty."""
     value = dataset.get(keyword)
     return int(value) if value not in (None, "") else 0

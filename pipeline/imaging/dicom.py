@@ -15,10 +15,10 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from pipeline.imaging import vocabulary
 from pipeline.imaging.colour import grey_of
-from pipeline.imaging.decoding import COLOUR, GREY, check_size, decode, frame_count
+from pipeline.imaging.decoding import COLOUR, GREY, check_size, decode, frame_count, integer
 from pipeline.imaging.dicom_geometry import GEOMETRY_ELEMENTS
 from pipeline.imaging.display import Display, display
-from pipeline.imaging.image import About, Identity, Image, Part, Policy
+from pipeline.imaging.image import LARGEST_SPACING_MM, About, Identity, Image, Part, Policy
 from pipeline.imaging.verdicts import Refused
 
 PREFIX_OFFSET = 128
@@ -45,7 +45,6 @@ IMAGE_ELEMENTS = tuple(
 ELEMENTS = tuple(dict.fromkeys((*IMAGE_ELEMENTS, *GEOMETRY_ELEMENTS)))
 TAG_OF = {element: Tag(element) for element in ELEMENTS}
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-LARGEST_SPACING_MM = 100.0
 
 
 def is_dicom(data: bytes) -> bool:
@@ -166,7 +165,7 @@ def about_image(dataset: Dataset) -> About:
     born = vocabulary.day(_text(dataset, "PatientBirthDate"))
     return About(
         format="dicom",
-        bits_stored=_integer(dataset, "BitsStored") or _integer(dataset, "BitsAllocated"),
+        bits_stored=integer(dataset, "BitsStored") or integer(dataset, "BitsAllocated"),
         identity=Identity(
             patient=_text(dataset, "PatientID"),
             study_uid=_text(dataset, "StudyInstanceUID"),
@@ -235,11 +234,6 @@ def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
     except (TypeError, ValueError):
         return None
     return numbers if numbers and all(math.isfinite(number) for number in numbers) else None
-
-
-def _integer(dataset: Dataset, keyword: str) -> int:
-    value = _value(dataset, keyword)
-    return int(value) if value not in (None, "") else 0
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

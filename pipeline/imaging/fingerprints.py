@@ -22,6 +22,7 @@ SMALL_SIDE = 32
 # contrast, size and gamma.
 PERCEPTUAL_DISTANCE = 32
 GRADIENT_DISTANCE = 24
+# At 0.97, four pairs of different children were linked among 5,190 radiographs; at 0.98 none.
 CORRELATION = 0.98
 BLOCK = 512
 # Reads the small copies from one image to another, (count, 1024) uint8: those of a large archive stay on disk.

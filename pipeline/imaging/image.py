@@ -9,6 +9,9 @@ import numpy as np
 import xxhash
 
 HASHED_ROWS = 256
+# Display values are float32, whatever is stored.
+BYTES_PER_PIXEL = 4
+LARGEST_SPACING_MM = 100.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import zlib
 import nibabel as nib
 import numpy as np
 
-from pipeline.imaging.image import About, Image, Policy
+from pipeline.imaging.image import BYTES_PER_PIXEL, LARGEST_SPACING_MM, About, Image, Policy
 from pipeline.imaging.orientation import canvas
 from pipeline.imaging.verdicts import Refused
 
@@ -23,7 +23,6 @@ VERSIONS = {
 PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair)
 MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 FLATTEST_AFFINE = 1e-9
-LARGEST_SPACING_MM = 100.0
 # In a single file, voxels follow the header and four bytes that announce extensions.
 FIRST_VOXEL = {348: 352, 540: 544}
 PIECE_BYTES = 1 << 20
@@ -35,12 +34,14 @@ def is_nifti(data: bytes) -> bool:
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """Return the content of a gzip file, checksum included, up to `limit` bytes.
+    """Return the content of a gzip file, checksum included, up to `limit` bytes; what is no gzip file as it is.
 
     nibabel stops reading before the checksum, and so accepts damaged voxels.
 
     Raises Refused.
     """
+    if not data.startswith(GZIP):
+        return data
     content = io.BytesIO()  # hands over its buffer in the end, without a copy
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
@@ -83,7 +84,7 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise Refused("colour" if dtype.fields else "bad_values", "not real numbers of at most 64 bits")
     count = math.prod(shape) if min(shape) > 0 else 0
-    if count == 0 or count * max(4, dtype.itemsize) > policy.max_pixel_bytes:
+    if count == 0 or count * max(BYTES_PER_PIXEL, dtype.itemsize) > policy.max_pixel_bytes:
         raise Refused("too_large" if count else "bad_geometry", "x".join(map(str, shape)) + " voxels")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < FLATTEST_AFFINE:
         raise Refused("bad_geometry", "position matrix is singular or not finite")
@@ -110,7 +111,7 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
 
 def is_pair_header(data: bytes) -> bool:
     """Say whether these bytes are the header of a NIfTI whose voxels are in a file of their own."""
-    return is_nifti(data) and _version(data) in PAIRS
+    return _version(data) in PAIRS
 
 
 def _version(data: bytes) -> type[nib.Nifti1Pair] | None:

@@ -9,14 +9,13 @@ from PIL import Image as pillow
 from PIL import ImageOps
 
 from pipeline.imaging.colour import grey_of
-from pipeline.imaging.image import About, Image, Policy
+from pipeline.imaging.image import BYTES_PER_PIXEL, About, Image, Policy
 from pipeline.imaging.verdicts import Refused
 
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM")
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"P2", b"P5")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS = {"1": 1, "L": 8, "LA": 8, "P": 8, "RGB": 8, "RGBA": 8, "I": 32, "F": 32} | dict.fromkeys(SIXTEEN_BIT, 16)
-BYTES_PER_PIXEL = 4
 EXIF_ORIENTATION, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 274, 262, 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipeline.imaging.dicom import is_dicom, read_dicom
 from pipeline.imaging.image import About, Image, Part, Policy
-from pipeline.imaging.nifti import GZIP, inflate, is_nifti, is_pair_header, read_nifti
+from pipeline.imaging.nifti import inflate, is_nifti, is_pair_header, read_nifti
 from pipeline.imaging.numpy_array import is_array, read_array
 from pipeline.imaging.raster import is_raster, read_raster
 from pipeline.imaging.verdicts import Refused
@@ -21,8 +21,7 @@ def read_image(data: bytes, policy: Policy) -> Image | Part:
 
     Raises Refused with the reason when it is unusable.
     """
-    if data.startswith(GZIP):
-        data = inflate(data, policy.max_file_bytes)
+    data = inflate(data, policy.max_file_bytes)
     if is_dicom(data):
         image = read_dicom(data, policy)
     elif is_pair_header(data):
@@ -50,7 +49,7 @@ def load_image(contents: Sequence[bytes], axes: int, pixel_hash: str, policy: Po
 
     Raises Refused, also when they decode to other pixels than they did then.
     """
-    opened = [inflate(data, policy.max_file_bytes) if data.startswith(GZIP) else data for data in contents]
+    opened = [inflate(data, policy.max_file_bytes) for data in contents]
     if is_pair_header(opened[0]):
         found = [read_nifti(opened[0], policy, opened[1])]
     elif axes == 3 and is_dicom(opened[0]):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.imaging.fingerprints import fingerprint
 from pipeline.imaging.image import About, Image, Part, Policy
-from pipeline.imaging.nifti import GZIP, inflate, read_nifti
+from pipeline.imaging.nifti import inflate, read_nifti
 from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.imaging.quality import Limits, assess
 from pipeline.imaging.read import read_image
@@ -61,25 +61,21 @@ def examine(source: Source, patient: str | None, rules: Rules) -> Examined:
         found = _read(source, data, rules.policy)
         identifier = found.about.identity.patient or patient or ""
         patient_id = patient_pseudonym(rules.secret, identifier) if identifier else ""
-        part_of = pseudonym(rules.secret, "part", found.series) if isinstance(found, Part) else ""
-        if isinstance(found, Part) and found.about.format == "nifti":
-            # A header and its voxels have their path in common, and only one of them may be in the label table.
-            return Examined(source_id, sha256, None, None, part_of, patient_id, _with(lookup, patient_id, identifier))
-        if not identifier:
+        # Of a NIfTI header and its voxels, only one may be in the label table.
+        one_of_a_pair = isinstance(found, Part) and found.about.format == "nifti"
+        if identifier:
+            lookup.append(("patient", patient_id, identifier))
+        elif not one_of_a_pair:
             raise Refused("no_patient")
-        private = _with(lookup, patient_id, identifier)
         if isinstance(found, Part):
-            return Examined(source_id, sha256, None, None, part_of, patient_id, private)
+            part_of = pseudonym(rules.secret, "part", found.series)
+            return Examined(source_id, sha256, part_of=part_of, patient_id=patient_id, lookup=tuple(lookup))
         uid = found.about.identity.sop_instance_uid
         # Without a UID the content names the image; with the patient, since two can share a picture.
         name = uid if UID.fullmatch(uid) else f"{patient_id}\0{sha256}"
-        return Examined(source_id, sha256, image_row(found, patient_id, name, rules), lookup=private)
+        return Examined(source_id, sha256, image_row(found, patient_id, name, rules), lookup=tuple(lookup))
     except Refused as refused:
         return Examined(source_id, sha256, None, refused.refusal, lookup=tuple(lookup))
-
-
-def _with(lookup: list[tuple[str, str, str]], patient_id: str, identifier: str) -> tuple[tuple[str, str, str], ...]:
-    return (*lookup, ("patient", patient_id, identifier)) if identifier else tuple(lookup)
 
 
 def _read(source: Source, data: bytes, policy: Policy) -> Image | Part:
@@ -141,7 +137,7 @@ def _contents(members: Sequence[Member], policy: Policy) -> Iterator[tuple[str, 
         data = read_bytes(member.source, policy.max_file_bytes)
         if sha256_bytes(data) != member.sha256:
             raise Refused("unreadable", "changed while it was read")
-        yield member.source_id, inflate(data, policy.max_file_bytes) if data.startswith(GZIP) else data
+        yield member.source_id, inflate(data, policy.max_file_bytes)
 
 
 def _is_pair_part(member: Member) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.imaging.image import LARGEST_SPACING_MM
 from pipeline.imaging.verdicts import Refusal, Refused
 
 # A gap between neighbours may differ from the mean by the larger of these two.
@@ -26,7 +27,6 @@ UNIT_TOLERANCE = 0.01
 ORIENTATION_TOLERANCE = 1e-3
 PIXEL_SPACING_TOLERANCE = 1e-3
 FARTHEST_POSITION_MM = 1e5
-LARGEST_SPACING_MM = 100.0
 ASSUMED_SPACING_MM = 1.0
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # What may tell slices at one position apart, in the order in which it is tried; first alone, then two together.

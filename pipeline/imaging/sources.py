@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
-from numpy.lib import format as npy
 
+from pipeline.imaging.numpy_array import array_header
 from pipeline.imaging.verdicts import Refusal, Refused
 
 ARCHIVE_SUFFIX, ARRAYS_SUFFIX = ".zip", ".npz"
@@ -152,7 +151,7 @@ def image_arrays(file: Path) -> dict[str, int]:
         for name in sorted(archive.namelist()):
             if name.endswith(".npy"):
                 with archive.open(name) as stream:
-                    shape = array_shape(stream)
+                    shape, _ = array_header(stream)
                 if len(shape) >= 3:
                     found[name.removesuffix(".npy")] = shape[0]
     return found
@@ -161,13 +160,6 @@ def image_arrays(file: Path) -> dict[str, int]:
 def array_path(name: str, row: int) -> str:
     """Return the path of one image inside a .npz file."""
     return f"{name}/{row:06d}"
-
-
-def array_shape(stream: IO[bytes]) -> tuple[int, ...]:
-    """Return the shape that the header of an array file states."""
-    version = npy.read_magic(stream)
-    reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    return reader(stream)[0]
 
 
 def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:

@@ -11,18 +11,13 @@ import xxhash
 from pydicom.dataset import Dataset
 
 from pipeline.imaging.decoding import decode, frame_count
-from pipeline.imaging.dicom import about_image, check, parse
-from pipeline.imaging.dicom_geometry import VALUE_ELEMENTS, frame_headers, slice_of
+from pipeline.imaging.dicom import PIXEL_ELEMENTS, about_image, check, parse
+from pipeline.imaging.dicom_geometry import FUNCTIONAL_GROUPS, VALUE_ELEMENTS, frame_headers, slice_of
 from pipeline.imaging.display import display
-from pipeline.imaging.image import About, Image, Policy
+from pipeline.imaging.image import BYTES_PER_PIXEL, About, Image, Policy
 from pipeline.imaging.orientation import canvas
 from pipeline.imaging.series import Slice, Stack, assemble
 from pipeline.imaging.verdicts import Refusal, Refused
-
-PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# Per-frame and shared groups can be larger than the pixels; what they say is in the frame headers.
-FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ def read_series(files: Iterable[tuple[str, bytes]], policy: Policy) -> tuple[lis
         except Refused as error:
             refused.append((source_id, error.refusal))
             continue
-        size += sum(frame.stored.size * FLOAT_BYTES for frame in read)
+        size += sum(frame.stored.size * BYTES_PER_PIXEL for frame in read)
         if size > policy.max_pixel_bytes:
             raise Refused("too_large", f"a series of more than {policy.max_pixel_bytes} bytes of pixels")
         frames += read
@@ -113,7 +108,8 @@ def _headers(dataset: Dataset) -> list[Dataset]:
         raise Refused("multi_frame", f"{frame_count(dataset)} frames")
     base = Dataset()
     for element in dataset:
-        if element.keyword not in (*PIXELS, *FUNCTIONAL_GROUPS):
+        # Functional groups can be larger than the pixels; what they say is in the frame headers.
+        if element.keyword not in (*PIXEL_ELEMENTS, *FUNCTIONAL_GROUPS):
             base.add(element)
     headers = []
     for frame in frames:

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.imaging.contact_sheet import contact_sheet, worst
+from pipeline.imaging.contact_sheet import contact_sheet, thumbnail, worst
 from pipeline.imaging.duplicates import (
     ACROSS_PATIENTS,
     NEARLY_ACROSS_PATIENTS,
@@ -26,7 +26,7 @@ from pipeline.imaging.duplicates import (
     resolve_duplicates,
     with_flag,
 )
-from pipeline.imaging.fingerprints import SmallCopies
+from pipeline.imaging.fingerprints import BITS, SMALL_SIDE, SmallCopies
 from pipeline.imaging.image import Policy
 from pipeline.imaging.labels import patients_by_path
 from pipeline.imaging.likeness import INVERTED_BELOW, likeness
@@ -64,7 +64,7 @@ SERIES_PER_BATCH = 4
 SERIES_TIMEOUT_FACTOR = 10
 # What may turn out otherwise the next time is not taken over from an earlier ingest.
 PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
-HASH_BYTES, SMALL_BYTES = 32, 1024
+HASH_BYTES, SMALL_BYTES = BITS // 8, SMALL_SIDE**2
 Hashes = tuple[np.ndarray, np.ndarray, np.ndarray]
 COMPARED = ["image_id", "patient_id", "pixel_hash"]
 SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest", "highest", "clipped_share"]
@@ -84,10 +84,10 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     journal = work / JOURNAL
     journal.mkdir(exist_ok=True)
     archive = _Archive(sources, patients, inputs)
-    _examine_all(settings, archive, rules, inputs, journal, log)
-    merge_pages(sorted(journal.glob("files-*.parquet")), work / "examined.parquet", EXAMINED, journal)
-    _assemble_all(settings, archive, rules, inputs, work, log)
-    merge_pages(sorted(journal.glob("series-*.parquet")), work / "assembled.parquet", ASSEMBLED, journal)
+    pages = _examine_all(settings, archive, rules, inputs, journal, log)
+    merge_pages(pages, work / "examined.parquet", EXAMINED, journal)
+    pages = _assemble_all(settings, archive, rules, inputs, work, log)
+    merge_pages(pages, work / "assembled.parquet", ASSEMBLED, journal)
     images, files, quarantine, duplicates = _settle(work)
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
     if used + len(quarantine) != len(sources):
@@ -102,7 +102,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     write_table(work / "files.parquet", files, FILES)
     write_table(work / "quarantine.parquet", quarantine, QUARANTINE)
     write_table(work / "near_duplicates.parquet", near, NEAR_DUPLICATES)
-    _draw_worst(images, files, archive, rules, work)
+    _draw_worst(images, files, archive, rules, _pool(settings, inputs, SERIES_TIMEOUT_FACTOR), work)
     write_json(work / "summary.json", summary)
     shutil.rmtree(journal)
 
@@ -134,10 +134,10 @@ def _limits(settings: IngestSettings, inputs: Inputs) -> Limits:
     )
 
 
-def _pool(settings: IngestSettings, inputs: Inputs, timeout_s: float) -> Pool:
+def _pool(settings: IngestSettings, inputs: Inputs, timeout_factor: int = 1) -> Pool:
     machine = inputs.machine
     memory = int(settings.max_memory_mb * MB)
-    return Pool(machine.workers, timeout_s, machine.backend, machine.scheduler, memory)
+    return Pool(machine.workers, timeout_factor * settings.timeout_s, machine.backend, machine.scheduler, memory)
 
 
 class _Archive:
@@ -165,7 +165,7 @@ class _Archive:
             return ""
         if source.file not in self._archives:
             try:
-                found = self._inputs.hashes.of(Path(source.file))
+                found = self._inputs.hashes.as_planned(Path(source.file))
             except OSError:
                 found = ""
             if source.member is None:
@@ -184,14 +184,19 @@ class _Archive:
 
 def _examine_all(
     settings: IngestSettings, archive: _Archive, rules: Rules, inputs: Inputs, journal: Path, log: RunLog
-) -> None:
-    """Examine all files that neither an earlier ingest nor this one before its interruption has examined."""
-    kept = _take_over(archive, inputs, journal)
-    left = [source for name, source in zip(archive.ids, archive.sources, strict=True) if name.as_py() not in kept]
+) -> list[Path]:
+    """Examine all files that neither an earlier ingest nor this one before its interruption has examined.
+
+    Returns the pages of the journal that hold all files.
+    """
+    kept, pages = _take_over(archive, inputs, journal)
+    named = zip(archive.ids.to_pylist(), archive.sources, strict=True)
+    left = [(name, source) for name, source in named if name not in kept]
     if kept:
         log.info(f"{len(kept)} files are unchanged since the last ingest")
-    batches = dict(enumerate(left[at : at + settings.batch_size] for at in range(0, len(left), settings.batch_size)))
-    todo = {number: batch for number, batch in batches.items() if not _page(journal, "files", number).exists()}
+    batches = [left[at : at + settings.batch_size] for at in range(0, len(left), settings.batch_size)]
+    page_of = [_page(journal, "files", [name for name, _ in batch]) for batch in batches]
+    todo = {n: [source for _, source in batch] for n, batch in enumerate(batches) if not page_of[n].exists()}
     done = len(left) - sum(map(len, todo.values()))
     if done:
         log.info(f"{done} of {len(left)} files were read before the interruption")
@@ -199,30 +204,33 @@ def _examine_all(
     items = {number: [(source, archive.patient(source)) for source in batch] for number, batch in todo.items()}
 
     def results() -> Iterator[Examined]:
-        pool = _pool(settings, inputs, settings.timeout_s)
-        for number, found in each_batch(partial(_examine, rules), items, pool, journal):
-            verdicts = [
-                _verdict(source, result, archive, rules) for source, result in zip(todo[number], found, strict=True)
-            ]
+        for number, found in each_batch(partial(_examine, rules), items, _pool(settings, inputs), journal):
+            verdicts, rows = [], []
+            for source, result in zip(todo[number], found, strict=True):
+                stored = archive.stored_sha256(source)
+                verdicts.append(_verdict(source, result, stored, rules))
+                facts = {"stored_sha256": stored, "joined": archive.joined(source)}
+                rows.append(_examined_row(verdicts[-1]) | facts)
             if lookup is not None:
                 lookup.add(entry for verdict in verdicts for entry in verdict.lookup)
-            rows = [_examined_row(*pair, archive) for pair in zip(todo[number], verdicts, strict=True)]
-            write_rows(_page(journal, "files", number), rows, EXAMINED)
+            write_rows(page_of[number], rows, EXAMINED)
             yield from verdicts
 
     for _ in log.track(results(), "files", total=len(left), start=done):
         pass
+    return pages + page_of
 
 
-def _page(journal: Path, kind: str, number: int) -> Path:
-    return journal / f"{kind}-{number:06d}.parquet"
+def _page(journal: Path, kind: str, content: Sequence[str]) -> Path:
+    """Return the page of a batch, named by what is in it: after an interruption, batches can be others."""
+    return journal / f"{kind}-{sha256_json(list(content))[:16]}.parquet"
 
 
 def _examine(rules: Rules, item: tuple[Source, str | None]) -> Examined:
     return examine(item[0], item[1], rules)
 
 
-def _verdict(source: Source, result: Examined | Refusal, archive: _Archive, rules: Rules) -> Examined:
+def _verdict(source: Source, result: Examined | Refusal, stored_sha256: str, rules: Rules) -> Examined:
     """Return the result of a worker; a refusal that comes from its death lacks the file's pseudonym.
 
     A file that is not what it was when the run was planned is refused: the artifact's key speaks of the earlier one.
@@ -230,20 +238,18 @@ def _verdict(source: Source, result: Examined | Refusal, archive: _Archive, rule
     if isinstance(result, Refusal):
         source_id = path_pseudonym(rules.secret, source.path)
         return Examined(source_id, "", refusal=result, lookup=(("path", source_id, source.path),))
-    if source.member is None and result.sha256 and result.sha256 != archive.stored_sha256(source):
+    if source.member is None and result.sha256 and result.sha256 != stored_sha256:
         refusal = Refusal("unreadable", "changed while the pipeline ran")
         return Examined(result.source_id, result.sha256, refusal=refusal, lookup=result.lookup)
     return result
 
 
-def _examined_row(source: Source, verdict: Examined, archive: _Archive) -> dict[str, Any]:
+def _examined_row(verdict: Examined) -> dict[str, Any]:
     refusal = verdict.refusal
     return {
         "patient_id": verdict.patient_id,
         **(verdict.row or {}),
         "source_id": verdict.source_id,
-        "stored_sha256": archive.stored_sha256(source),
-        "joined": archive.joined(source),
         "sha256": verdict.sha256,
         "reason": refusal.reason if refusal else "",
         "detail": refusal.detail if refusal else "",
@@ -251,10 +257,10 @@ def _examined_row(source: Source, verdict: Examined, archive: _Archive) -> dict[
     }
 
 
-def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> set[str]:
-    """Copy the rows of unchanged files from the previous ingest into the journal; return their pseudonyms."""
+def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> tuple[set[str], list[Path]]:
+    """Copy the rows of unchanged files from the previous ingest into the journal; return their pseudonyms and pages."""
     if inputs.previous is None:
-        return set()
+        return set(), []
     now = pd.DataFrame(
         {
             "stored_sha256": [archive.stored_sha256(source) for source in archive.sources],
@@ -263,16 +269,19 @@ def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> set[str]:
         index=pd.Index(archive.ids.to_pandas()),
     )
     kept: set[str] = set()
+    pages = []
     names = [column.name for column in EXAMINED.columns]
-    for number, piece in enumerate(iterate(inputs.previous.file("examined.parquet"), names)):
+    for piece in iterate(inputs.previous.file("examined.parquet"), names):
         before = piece.select(["source_id", "stored_sha256", "joined", "reason"]).to_pandas()
         same = now.reindex(before["source_id"]).reset_index(drop=True)
         unchanged = (same["stored_sha256"] == before["stored_sha256"]) & (same["joined"] == before["joined"])
         unchanged &= (before["stored_sha256"] != "") & ~before["reason"].isin(PASSING_REASONS)
         rows = piece.filter(pa.array(unchanged.fillna(False).astype(bool)))
-        write_rows(_page(journal, "files-kept", number), rows.to_pylist(), EXAMINED)
-        kept.update(rows["source_id"].to_pylist())
-    return kept
+        ids = rows["source_id"].to_pylist()
+        pages.append(_page(journal, "kept-files", ids))
+        write_rows(pages[-1], rows.to_pylist(), EXAMINED)
+        kept.update(ids)
+    return kept, pages
 
 
 # ---------------------------------------------------------------- series by series
@@ -280,46 +289,49 @@ def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> set[str]:
 
 def _assemble_all(
     settings: IngestSettings, archive: _Archive, rules: Rules, inputs: Inputs, work: Path, log: RunLog
-) -> None:
-    """Turn parts into volumes, but for those that were assembled before."""
+) -> list[Path]:
+    """Turn parts into volumes, but for those that were assembled before; return the pages that hold all of them."""
     journal = work / JOURNAL
     names = ["source_id", "sha256", "part_of", "patient_id"]
     found = [piece.filter(pc.field("part_of") != "") for piece in iterate(work / "examined.parquet", names)]
     parts = pa.concat_tables(found).to_pandas().sort_values(["part_of", "source_id"])
     series = dict(iter(parts.groupby("part_of", sort=True)))
     members = {name: _members_digest(group) for name, group in series.items()}
-    known = _take_over_series(members, inputs, journal)
+    known, pages = _take_over_series(members, inputs, journal)
     left = [name for name in series if name not in known]
     if not left:
-        return
+        return pages
     sources = archive.chosen(set(parts["source_id"]))
-    batches = dict(enumerate(left[at : at + SERIES_PER_BATCH] for at in range(0, len(left), SERIES_PER_BATCH)))
-    todo = {number: batch for number, batch in batches.items() if not _page(journal, "series", number).exists()}
+    batches = [left[at : at + SERIES_PER_BATCH] for at in range(0, len(left), SERIES_PER_BATCH)]
+    page_of = [_page(journal, "series", [members[name] for name in batch]) for batch in batches]
+    todo = {number: batch for number, batch in enumerate(batches) if not page_of[number].exists()}
     items = {number: [_series_item(series[name], sources) for name in batch] for number, batch in todo.items()}
     done = len(left) - sum(map(len, todo.values()))
 
     def results() -> Iterator[str]:
-        pool = _pool(settings, inputs, settings.timeout_s * SERIES_TIMEOUT_FACTOR)
+        pool = _pool(settings, inputs, SERIES_TIMEOUT_FACTOR)
         for number, results in each_batch(partial(_examine_series, rules), items, pool, journal):
             rows = []
             for name, result in zip(todo[number], results, strict=True):
                 rows += _assembled_rows(name, members[name], series[name], result)
-            write_rows(_page(journal, "series", number), rows, ASSEMBLED)
+            write_rows(page_of[number], rows, ASSEMBLED)
             yield from todo[number]
 
     for _ in log.track(results(), "series", total=len(left), start=done):
         pass
+    return pages + page_of
 
 
 def _members_digest(group: pd.DataFrame) -> str:
     return sha256_json(group[["source_id", "sha256", "patient_id"]].to_numpy().tolist())
 
 
-def _take_over_series(members: Mapping[str, str], inputs: Inputs, journal: Path) -> set[str]:
-    """Copy the volumes of series of which no file has changed into the journal; return these series."""
+def _take_over_series(members: Mapping[str, str], inputs: Inputs, journal: Path) -> tuple[set[str], list[Path]]:
+    """Copy the volumes of series of which no file has changed into the journal; return these series and the pages."""
     if inputs.previous is None:
-        return set()
+        return set(), []
     kept: set[str] = set()
+    pages = []
     names = [column.name for column in ASSEMBLED.columns]
     for number, piece in enumerate(iterate(inputs.previous.file("assembled.parquet"), names)):
         rows = [
@@ -327,9 +339,11 @@ def _take_over_series(members: Mapping[str, str], inputs: Inputs, journal: Path)
             for row in piece.to_pylist()
             if members.get(row["part_of"]) == row["members"] and row["reason"] not in PASSING_REASONS
         ]
-        write_rows(_page(journal, "series-kept", number), rows, ASSEMBLED)
+        # The number keeps apart two pieces that hold rows of one large series.
+        pages.append(_page(journal, "kept-series", [str(number), *(row["members"] for row in rows)]))
+        write_rows(pages[-1], rows, ASSEMBLED)
         kept.update(row["part_of"] for row in rows)
-    return kept
+    return kept, pages
 
 
 def _series_item(group: pd.DataFrame, found: Mapping[str, Source]) -> tuple[tuple[Member, ...], tuple[str, ...]]:
@@ -481,12 +495,24 @@ def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, SmallCopies
 # ---------------------------------------------------------------- what is said of it
 
 
-def _draw_worst(images: pd.DataFrame, files: pd.DataFrame, archive: _Archive, rules: Rules, work: Path) -> None:
+def _draw_worst(
+    images: pd.DataFrame, files: pd.DataFrame, archive: _Archive, rules: Rules, pool: Pool, work: Path
+) -> None:
     chosen = worst(images)
     parts = files[files["image_id"].isin(chosen["image_id"])].sort_values(["image_id", "part"])
     found = archive.chosen(set(parts["source_id"]))
     sources = {str(name): [found[one] for one in group["source_id"]] for name, group in parts.groupby("image_id")}
-    contact_sheet(work / "contact_sheet.png", chosen, sources, rules.policy)
+    facts = chosen[["image_id", "axes", "pixel_hash"]].itertuples(index=False, name=None)
+    items = {number: [(sources[name], axes, pixels)] for number, (name, axes, pixels) in enumerate(facts)}
+    names, pictures = chosen["image_id"].tolist(), {}
+    for number, (picture,) in each_batch(partial(_thumbnail, rules.policy), items, pool, work / JOURNAL):
+        if not isinstance(picture, Refusal):
+            pictures[names[number]] = picture
+    contact_sheet(work / "contact_sheet.png", chosen, pictures)
+
+
+def _thumbnail(policy: Policy, item: tuple[Sequence[Source], int, str]) -> np.ndarray:
+    return thumbnail(*item, policy)
 
 
 def _summary(

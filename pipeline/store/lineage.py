@@ -121,17 +121,29 @@ class SourceHashes:
         if self._memory is None:
             return sha256_file(path)
         status = path.stat()
-        seen = (status.st_size, status.st_mtime_ns)
-        message = f"source\0{path}".encode("utf-8", "surrogateescape")
-        name = hmac.new(self._secret, message, "sha256").hexdigest()[:32]
-        known = self._memory.execute("SELECT size, modified_ns, sha256 FROM hashes WHERE name = ?", (name,)).fetchone()
+        seen, known = (status.st_size, status.st_mtime_ns), self._known(path)
         if known is not None and known[:2] == seen:
             return known[2]
         sha256 = sha256_file(path)
-        self._new.append((name, *seen, sha256))
+        self._new.append((self._name(path), *seen, sha256))
         if len(self._new) >= HASHES_PER_COMMIT:
             self.remember()
         return sha256
+
+    def as_planned(self, path: Path) -> str:
+        """Return the SHA-256 that `of` gave last, whatever has become of the file since."""
+        known = self._known(path)
+        return self.of(path) if known is None else known[2]
+
+    def _name(self, path: Path) -> str:
+        message = f"source\0{path}".encode("utf-8", "surrogateescape")
+        return hmac.new(self._secret, message, "sha256").hexdigest()[:32]
+
+    def _known(self, path: Path) -> tuple[int, int, str] | None:
+        if self._memory is None:
+            return None
+        query = "SELECT size, modified_ns, sha256 FROM hashes WHERE name = ?"
+        return self._memory.execute(query, (self._name(path),)).fetchone()
 
     def remember(self) -> None:
         """Write down what was learned since the last time, in one short transaction, so that no other run waits."""

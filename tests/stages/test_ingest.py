@@ -253,12 +253,12 @@ def test_killed_three_times_and_started_again(tmp_path):
     journal = archive.work("ingest") / "journal"
     for pages in (1, 4, 8):
         process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
-        while process.poll() is None and len(list(journal.glob("files-0*.parquet"))) < pages:
+        while process.poll() is None and len(list(journal.glob("files-*.parquet"))) < pages:
             time.sleep(0.005)
         assert process.poll() is None, "it was finished before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert len(list(journal.glob("files-0*.parquet"))) >= 8
+    assert len(list(journal.glob("files-*.parquet"))) >= 8
     archive.run("ingest", min_side=8, batch_size=10)
     assert archive.files("ingest") == expected
 
@@ -441,6 +441,28 @@ def test_a_second_ingest_reads_what_is_new_and_gives_what_a_fresh_one_gives(tmp_
     assert fresh.run("ingest", **SETTINGS).files("ingest") == again
 
 
+def test_what_was_read_before_a_kill_is_not_taken_for_other_files(tmp_path, monkeypatch):
+    """After the kill an earlier ingest of a part of the archive is at hand, so that batches hold other files."""
+    archive = Archive(tmp_path / "a")
+    for number in range(4):
+        archive.add(f"{number}.dcm", study(number))
+    archive.run("ingest", **SETTINGS)
+    part = archive.folder / "part"
+    archive.work("ingest").rename(part)
+    for number in range(4, 14):
+        archive.add(f"{number}.dcm", study(number))
+    with monkeypatch.context() as killed:
+        killed.setattr("pipeline.stages.ingest.merge_pages", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            archive.run("ingest", **SETTINGS)
+    archive.previous = Artifact("ingest", "0" * 16, part)
+    again = archive.run("ingest", **SETTINGS).files("ingest")
+    fresh = Archive(tmp_path / "b")
+    fresh.folder.mkdir()
+    archive.studies.rename(fresh.studies)
+    assert fresh.run("ingest", **SETTINGS).files("ingest") == again
+
+
 def _noted(read: list[list[str]], task, batches, pool, scratch):
     items = [item for batch in batches.values() for item in batch]
     found = [[item[0]] if isinstance(item[0], Source) else [member.source for member in item[0]] for item in items]
@@ -450,8 +472,8 @@ def _noted(read: list[list[str]], task, batches, pool, scratch):
 
 def test_a_file_that_changes_while_the_pipeline_runs_is_refused(archive):
     class Meanwhile(SourceHashes):
-        def of(self, path):
-            return "0" * 64 if path.name == "3.dcm" else super().of(path)
+        def as_planned(self, path):
+            return "0" * 64 if path.name == "3.dcm" else super().as_planned(path)
 
     archive.hashes = Meanwhile()
     archive.run("ingest", **SETTINGS)

@@ -127,3 +127,14 @@ def test_unchanged_files_are_not_read_again_and_the_memory_holds_no_path(tmp_pat
     lineage.studies_digest([tmp_path / "a"], SourceHashes(b"k" * 32, memory))
     assert read == ["2.dcm"]
     assert b"Mueller" not in memory.read_bytes()
+
+
+def test_what_was_planned_is_remembered_although_the_file_has_changed(tmp_path):
+    write_studies(tmp_path / "a")
+    file = tmp_path / "a/2.dcm"
+    hashes = SourceHashes(b"k" * 32, tmp_path / "hashes.sqlite")
+    lineage.studies_digest([tmp_path / "a"], hashes)
+    planned = hashes.of(file)
+    file.write_bytes(b"another content")
+    assert SourceHashes(b"k" * 32, tmp_path / "hashes.sqlite").as_planned(file) == planned
+    assert hashes.of(file) != planned
