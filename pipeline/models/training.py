@@ -1,7 +1,8 @@
 """The pieces of a plain training loop: device, schedule, parameter groups, one epoch.
 
-The loop itself stands in the stages, to be read there. Order of images, augmentation, masks and dropped branches are
-functions of (seed, epoch, image), so that a resume needs the weights, the optimiser and the number of epochs done.
+The loops themselves stand in stages/pretrain.py and finetuning.py, to be read there. Order of images, augmentation,
+masks and dropped branches are functions of (seed, epoch, image), so that a resume needs the weights, the optimiser and
+the number of epochs done.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
+from pipeline.models import finetuning
+from pipeline.models.arms import load_pretrained
+from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, require_equal
 from pipeline.models.classifier import Classifier, read_model
 from pipeline.models.training import TrainingError
@@ -85,7 +88,7 @@ def test_every_encoder_tensor_is_pretrainings_before_the_first_step(copy, monkey
         seen.append(epoch)
         raise Killed
 
-    monkeypatch.setattr(stage, "train_epoch", first_epoch)
+    monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
     with pytest.raises(Killed):
         run_stage(copy, "finetune", arms=["mae"])
     with pytest.raises(WeightsError, match="tensors are not those of pretraining"):
@@ -97,7 +100,7 @@ def test_loading_proves_itself(pretrained, monkeypatch, capsys):
     spec = EncoderSpec.from_json(read_json(pretrained / "pretrain" / "model.json"))
     encoder = read_weights(pretrained / "pretrain" / "encoder.safetensors")
     model = Classifier(spec, "norm_linear")
-    stage.load_pretrained(model, encoder, "3f9a", RunLog("finetune"))
+    load_pretrained(model, encoder, "3f9a", RunLog("finetune").info)
     parameters = sum(tensor.numel() for tensor in encoder.values())
     line = f"encoder: {len(encoder)} of {len(encoder)} tensors ({parameters:,} parameters) from pretraining 3f9a"
     assert line in capsys.readouterr().err
@@ -105,7 +108,7 @@ def test_loading_proves_itself(pretrained, monkeypatch, capsys):
     monkeypatch.setattr(Classifier, "load_state_dict", lambda *_, **__: None)
     monkeypatch.setattr(type(model.encoder), "load_state_dict", lambda *_, **__: None)
     with pytest.raises(WeightsError, match=r"cls_token"):
-        stage.load_pretrained(Classifier(spec, "norm_linear"), encoder, "3f9a", RunLog("finetune", quiet=True))
+        load_pretrained(Classifier(spec, "norm_linear"), encoder, "3f9a", RunLog("finetune", quiet=True).info)
 
 
 def test_the_frozen_encoder_stays_as_it_was(trained):
@@ -148,14 +151,14 @@ def test_an_encoder_that_changed_on_disk_is_not_loaded(copy):
 
 def test_arms_of_a_seed_differ_in_their_start_and_layer_decay_alone(copy, monkeypatch):
     """With the same start and no layer decay, `mae` and `scratch` end in the same weights."""
-    build = stage._build
+    build = finetuning.build_classifier
 
     def pretrained_start(data, head, seed):
         model = build(data, head, seed)
         model.encoder.load_state_dict(data.encoder)
         return model
 
-    monkeypatch.setattr(stage, "_build", pretrained_start)
+    monkeypatch.setattr(finetuning, "build_classifier", pretrained_start)
     files, _ = run_stage(copy, "finetune", arms=["mae", "scratch"], layer_decay=1.0, epochs=2)
     for seed in (1, 2):
         assert files[f"mae/seed{seed}/model.safetensors"] == files[f"scratch/seed{seed}/model.safetensors"]
@@ -179,7 +182,7 @@ def test_the_head_starts_at_the_training_images_log_odds(copy, monkeypatch):
         seen["bias"] = model.head.bias.item()
         raise Killed
 
-    monkeypatch.setattr(stage, "train_epoch", first_epoch)
+    monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
     with pytest.raises(Killed):
         run_stage(copy, "finetune", arms=["scratch"])
     # Every second patient is positive and has two images, the others one: 40 of 60.
@@ -204,7 +207,7 @@ def test_the_probe_is_the_logistic_regression_that_was_fitted(trained):
     model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu"))
     tune = stage._read(SETTINGS["finetune"], inputs(trained[0], "finetune"), RunLog("finetune")).tune
     logits = model(tune.pixels(np.arange(len(tune)), torch.device("cpu")))
-    assert stage.auc(tune.labels, logits) == pytest.approx(read_json(folder / "model.json")["tune_auc"])
+    assert auc(tune.labels, logits) == pytest.approx(read_json(folder / "model.json")["tune_auc"])
     tried = read_json(folder / "history.json")
     assert max(entry["tune_auc"] for entry in tried) == read_json(folder / "model.json")["tune_auc"]
 
