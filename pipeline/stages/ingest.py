@@ -48,6 +48,7 @@ from pipeline.store.tables import (
     QUARANTINE,
     iterate,
     merge_pages,
+    return_memory,
     write_rows,
     write_table,
 )
@@ -85,14 +86,21 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     journal.mkdir(exist_ok=True)
     archive = _Archive(sources, patients, inputs)
     pages = _examine_all(settings, archive, rules, inputs, journal, log)
+    return_memory()
     merge_pages(pages, work / "examined.parquet", EXAMINED, journal)
+    return_memory()
     pages = _assemble_all(settings, archive, rules, inputs, work, log)
     merge_pages(pages, work / "assembled.parquet", ASSEMBLED, journal)
-    images, files, quarantine, duplicates = _settle(work)
+    kept, files, quarantine, duplicates = _settle(work)
+    return_memory()
+    images = _rows(kept, work)
+    del kept
+    return_memory()
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
     if used + len(quarantine) != len(sources):
         raise RuntimeError(f"{len(sources)} files received, but {used} + {len(quarantine)} have a verdict")
     images, near, odd = _compare(settings, images, work)
+    return_memory()
     summary = _summary(images, files, quarantine, {**duplicates, **odd}, inputs.secret)
     _say(summary, log)
     if images.empty:
@@ -381,7 +389,7 @@ def _assembled_rows(
 
 
 def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Return images, files, quarantine and counts of duplicates, each image with its row once."""
+    """Return the images kept, with their first source, files, quarantine and counts of duplicates."""
     whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *COMPARED])
     volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", *COMPARED])
     hashes = whole.set_index("source_id")["sha256"]
@@ -402,7 +410,8 @@ def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[
     quarantine = pd.concat(refused, ignore_index=True).drop_duplicates("source_id")
     # Of a file with several volumes, one can be refused, as a copy of another, while the file is used.
     quarantine = quarantine[~quarantine["source_id"].isin(files["source_id"])]
-    return _rows(resolved.kept, work), files, quarantine, resolved.counts
+    kept = resolved.kept[["image_id", "first_source", "shared"]]
+    return kept, files, quarantine, resolved.counts
 
 
 def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:
@@ -415,16 +424,20 @@ def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:
 
 def _rows(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
     """Return all that is known of the images kept, ordered by image_id, with days since the patient's first study."""
-    chosen = set(zip(kept["image_id"], kept["first_source"], strict=True))
+    chosen = pa.array(kept["image_id"] + "/" + kept["first_source"], pa.string())
     pieces = []
     for name, source in (("examined.parquet", "source_id"), ("assembled.parquet", "sources")):
         for piece in iterate(work / name, [source, *SUMMED_UP], where="reason"):
-            of = piece[source].to_pylist()
-            first = of if source == "source_id" else map(min, of)
-            mask = [pair in chosen for pair in zip(piece["image_id"].to_pylist(), first, strict=True)]
-            pieces.append(piece.filter(pa.array(mask, pa.bool_())).select(SUMMED_UP))
+            of = piece[source]
+            first = of if source == "source_id" else pa.array(map(min, of.to_pylist()), pa.string())
+            pairs = pc.binary_join_element_wise(piece["image_id"], first, "/")
+            pieces.append(piece.filter(pc.is_in(pairs, chosen)).select(SUMMED_UP))
     table = pa.concat_tables(pieces) if pieces else EXAMINED.schema.empty_table().select(SUMMED_UP)
-    images = table.sort_by("image_id").to_pandas()
+    del pieces, chosen
+    table = table.sort_by("image_id")
+    return_memory()
+    images = table.to_pandas(split_blocks=True, self_destruct=True)
+    del table
     shared = images["image_id"].isin(kept.loc[kept["shared"], "image_id"])
     images = with_flag(images, shared, ACROSS_PATIENTS)
     days = images["shifted_day"].astype("Int64")

@@ -419,12 +419,20 @@ def merge_pages(pages: Sequence[Path], path: Path, table: Table, scratch: Path) 
                     stream = stack.enter_context(pa.OSFile(f"{folder}/{ord(letter)}", "wb"))
                     piles[letter] = stack.enter_context(pa.ipc.new_stream(stream, table.schema))
                 piles[letter].write_table(rows.filter(pa.array(first == letter)))
+            return_memory()
         stack.close()
         with atomic(path) as temporary, pq.ParquetWriter(temporary, table.schema, compression="zstd") as merged:
             for letter in sorted(piles):
                 with pa.OSFile(f"{folder}/{ord(letter)}") as stream, pa.ipc.open_stream(stream) as pile:
                     ordered = pile.read_all().combine_chunks().sort_by([(name, "ascending") for name in table.order])
                     merged.write_table(ordered, row_group_size=ROWS_PER_PIECE)
+                    del ordered
+                    return_memory()
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system, which the allocator otherwise keeps for later."""
+    pa.default_memory_pool().release_unused()
 
 
 def iterate(path: Path, columns: Sequence[str], where: str = "") -> Iterator[pa.Table]:
@@ -435,7 +443,10 @@ def iterate(path: Path, columns: Sequence[str], where: str = "") -> Iterator[pa.
         for group in range(file.num_row_groups):
             piece = file.read_row_group(group, columns=wanted, use_threads=False)
             kept = piece.filter(pc.field(where) == "") if where else piece
+            del piece
             yield kept.select(list(columns)).combine_chunks()
+            del kept
+            return_memory()
 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:
