@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Arm = Literal["mae", "scratch", "linear_probe", "hog"]
+Axis = Literal["horizontal", "vertical", "depth"]
 SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
 JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
 Calibration = Literal["logistic", "beta", "isotonic", "temperature", "venn_abers", "auto"]
@@ -109,6 +110,11 @@ class Card(Settings):
     synthetic: str = Field("nothing", description="what in the data is made up")
     intended_use: IntendedUse
     expected: Expected = Field(default_factory=Expected)
+    symmetric_axes: list[Axis] = Field(
+        default_factory=list,
+        description="axes along which a mirrored image could be another patient's, with the same label: only these "
+        "may be flipped in training; empty = none, as where an organ has its side",
+    )
     splits: dict[str, list[SplitName]] = Field(
         default_factory=dict,
         description="for each value of the column `split`, the splits that its patients may go to, e.g. val: [tune]",
@@ -303,6 +309,46 @@ class EncoderSettings(Settings):
         return self
 
 
+class Mirroring(Settings):
+    """Axes that are mirrored in half of the cases."""
+
+    flips: list[Axis] = Field(
+        default_factory=list, description="allowed where the card lists the axis in symmetric_axes; laterality matters"
+    )
+
+    @field_validator("flips")
+    @classmethod
+    def _distinct(cls, value: list) -> list:
+        if len(set(value)) != len(value):
+            raise ValueError("values must be distinct")
+        return value
+
+
+class PretrainAugmentation(Mirroring):
+    """How images are changed for pretraining, which has to reproduce them: not in their values."""
+
+    crop_min: float = Field(0.5, gt=0, le=1, description="smallest share of the area kept by the random crop")
+
+
+class FinetuneAugmentation(Mirroring):
+    """How far images are changed at random for training, alike in every arm; 0 = off."""
+
+    crop_min: float = Field(0.8, gt=0, le=1, description="smallest share of the area kept by the random crop")
+    rotate_degrees: float = Field(7.0, ge=0, le=45, description="in the image's plane, either way")
+    tilt_degrees: float = Field(0.0, ge=0, le=45, description="in the two other planes of a volume, either way")
+    shear: float = Field(0.0, ge=0, le=0.5, description="pixels along one axis per pixel along another")
+    scale: float = Field(0.0, ge=0, le=0.5, description="relative change of each axis' length, by itself")
+    translate: float = Field(0.0, ge=0, le=0.5, description="along each axis, share of its side")
+    contrast: float = Field(0.1, ge=0, le=0.5, description="relative change about mid grey")
+    brightness: float = Field(0.1, ge=0, le=0.5, description="share of the range")
+    gamma: float = Field(0.0, ge=0, le=0.9, description="distance of the exponent from 1")
+    noise: float = Field(0.0, ge=0, le=0.5, description="standard deviation, share of the range; half of the images")
+    blur_pixels: float = Field(0.0, ge=0, le=10, description="standard deviation; half of the images")
+    cutout: float = Field(
+        0.0, ge=0, le=0.9, description="side of a box made black, share of the image's; half of the images"
+    )
+
+
 class PretrainSettings(Settings):
     """The masked autoencoder (He et al. 2021)."""
 
@@ -327,8 +373,7 @@ class PretrainSettings(Settings):
     min_learning_rate: float = Field(1e-4, ge=0, description="floor of the scaled peak rate, for small batches")
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: float = Field(10.0, ge=0)
-    crop_min: float = Field(0.5, gt=0, le=1, description="smallest share of the area kept by the random crop")
-    flip_horizontal: bool = Field(False, description="off by default: laterality matters")
+    augmentation: PretrainAugmentation = Field(default_factory=PretrainAugmentation)
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 only on hardware that has it")
     checkpoint_every_epochs: int = Field(1, ge=1)
 
@@ -356,10 +401,7 @@ class FinetuneSettings(Settings):
     weight_decay: float = Field(0.05, ge=0)
     drop_path: float = Field(0.1, ge=0, lt=1, description="share of residual branches dropped in the last block")
     warmup_epochs: float = Field(5.0, ge=0)
-    crop_min: float = Field(0.8, gt=0, le=1)
-    rotate_degrees: float = Field(7.0, ge=0, le=45)
-    intensity: float = Field(0.1, ge=0, le=0.5, description="random brightness and contrast, share of the range")
-    flip_horizontal: bool = False
+    augmentation: FinetuneAugmentation = Field(default_factory=FinetuneAugmentation)
     precision: Literal["fp32", "bf16"] = "fp32"
     hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
 
@@ -462,6 +504,12 @@ class Config(Settings):
             problems.append(f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}")
         elif any(s % p for s, p in zip(size, patch, strict=True)):
             problems.append(f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}")
+        if len(size) == 2:
+            for stage in ("pretrain", "finetune"):
+                if "depth" in getattr(self, stage).augmentation.flips:
+                    problems.append(f"{stage}.augmentation.flips has depth; preprocess.image_size has no such axis")
+            if self.finetune.augmentation.tilt_degrees:
+                problems.append("finetune.augmentation.tilt_degrees is for volumes; preprocess.image_size has two axes")
         if self.calibrate.arm not in self.finetune.arms:
             problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
         if problems:

@@ -59,9 +59,24 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
         if config.data.card.is_file():
             card_content, card_lines = _read(config.data.card)
             card = _validate(Card, card_content, card_lines, config.data.card, problems)
+            if card is not None:
+                problems += _forbidden_flips(config, card, path, lines)
     if problems or config is None or card is None:
         raise ConfigError("\n".join(problems))
     return config, card
+
+
+def _forbidden_flips(config: Config, card: Card, path: Path, lines: dict[Loc, int]) -> list[str]:
+    problems = []
+    for stage in ("pretrain", "finetune"):
+        axes = [axis for axis in getattr(config, stage).augmentation.flips if axis not in card.symmetric_axes]
+        if axes:
+            loc = (stage, "augmentation", "flips")
+            problems.append(
+                f"{_place(loc, lines, path)}: {'.'.join(loc)}: the card does not list {' and '.join(axes)} in "
+                "symmetric_axes; remove it here, or add it there if a mirrored image could be another patient's"
+            )
+    return problems
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
@@ -130,8 +145,7 @@ def _validate(model: type, content: dict, lines: dict[Loc, int], path: Path, pro
 
 def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: Path) -> str:
     loc: Loc = detail["loc"]
-    known = next((loc[:end] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
-    place = f"{path}" if known is None else f"{path}:{lines[known]}" if lines[known] else COMMAND_LINE
+    place = _place(loc, lines, path)
     name = ".".join(map(str, loc))
     if detail["type"] == "missing":
         return f"{place}: {name} is missing"
@@ -145,6 +159,11 @@ def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: 
     given = detail["input"]
     got = f" (got {given!r})" if not isinstance(given, dict) else ""
     return f"{place}: {name or 'config'}: {message}{got}"
+
+
+def _place(loc: Loc, lines: dict[Loc, int], path: Path) -> str:
+    known = next((loc[:end] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
+    return f"{path}" if known is None else f"{path}:{lines[known]}" if lines[known] else COMMAND_LINE
 
 
 def _fields(model: type[BaseModel], loc: Loc) -> list[str]:

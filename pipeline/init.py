@@ -111,6 +111,7 @@ intended_use:
   user: not stated
   place: not stated                  # place in the pathway
   not_for: []
+symmetric_axes: []                   # axes that training may mirror: horizontal, vertical, depth; none if sides matter
 known_traps: []
 """
 

@@ -132,6 +132,19 @@ def test_empty_split_is_refused(folder):
     assert "tune has share 0" in "\n".join(problems(folder, text))
 
 
+def test_flips_need_the_cards_word_and_an_axis_that_images_have(folder):
+    text = CONFIG + "finetune:\n  augmentation:\n    flips: [horizontal]\n"
+    (found,) = problems(folder, text, "pretrain.augmentation.flips=[]")
+    assert ":14: finetune.augmentation.flips: the card does not list horizontal in symmetric_axes" in found
+    (folder / "card.yaml").write_text(CARD + "symmetric_axes: [horizontal]\n")
+    assert load(folder / "run.yaml")[0].finetune.augmentation.flips == ["horizontal"]
+    flat = problems(folder, CONFIG, "pretrain.augmentation.flips=[depth]", "finetune.augmentation.tilt_degrees=5")
+    assert "pretrain.augmentation.flips has depth" in flat[0]
+    assert "tilt_degrees is for volumes" in flat[0]
+    twice = problems(folder, CONFIG, "finetune.augmentation.flips=[vertical, vertical]")
+    assert "values must be distinct" in twice[0]
+
+
 def test_every_setting_has_a_meaning_in_the_committed_configs():
     """Committed configs name only real settings, and the large ones name every setting of every stage."""
     for path in sorted(Path(__file__).parents[1].glob("configs/*.yaml")):

@@ -56,7 +56,7 @@ def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData
 
     schedule = Schedule(settings.learning_rate, settings.warmup_epochs, settings.epochs)
     labels = torch.from_numpy(data.train.labels).float().to(data.device)
-    augment = Augmentation(settings.crop_min, settings.rotate_degrees, settings.intensity, settings.flip_horizontal)
+    augment = Augmentation(**settings.augmentation.model_dump())
     what = f"{arm} seed {seed}, epoch"
     for epoch in log.track(range(len(history), settings.epochs), what, settings.epochs, len(history)):
 

@@ -144,7 +144,7 @@ def _train(
     optimiser = adamw(parameter_groups(model, settings.weight_decay), BETAS)
     precision = usable_precision(settings.precision, device, log.warn)
     schedule = Schedule(_peak_rate(settings), settings.warmup_epochs, settings.epochs)
-    augment = Augmentation(crop_min=settings.crop_min, flip_horizontal=settings.flip_horizontal)
+    augment = Augmentation(**settings.augmentation.model_dump())
     history: list[dict[str, float]] = []
     if (state := load_checkpoint(folder, device, log.warn)) is not None:
         model.load_state_dict(state["model"])

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
+from pipeline.config import FinetuneAugmentation
 from pipeline.models import finetuning
 from pipeline.models.arms import load_pretrained
 from pipeline.models.baseline import auc
@@ -191,7 +192,10 @@ def test_the_head_starts_at_the_training_images_log_odds(copy, monkeypatch):
 
 CHANGES = [
     {"learning_rate": 1e-3}, {"layer_decay": 0.5}, {"weight_decay": 0.5}, {"drop_path": 0.0}, {"warmup_epochs": 0.0},
-    {"crop_min": 0.5}, {"rotate_degrees": 0.0}, {"intensity": 0.3}, {"flip_horizontal": True}, {"batch_size": 20},
+    {"batch_size": 20},
+    *({"augmentation": FinetuneAugmentation(**change)} for change in (
+        {"crop_min": 0.5}, {"rotate_degrees": 0.0}, {"contrast": 0.3}, {"flips": ["horizontal"]}, {"noise": 0.1},
+    )),
 ]  # fmt: skip
 
 
