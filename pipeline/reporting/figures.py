@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,28 @@ def arms(figure: Figure, comparison: pd.DataFrame, names: Sequence[str]) -> None
     axes.set_yticks(at, names)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlabel("AUC on the test patients")
+
+
+@svg(16, 8)
+def label_curve(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
+    """AUC against labelled patients, logarithmic: a line and a band, the interval, per arm; markers tell arms apart.
+
+    `curves` maps labels to rows with `labelled_patients`, `auc`, `auc_low` and `auc_high`, pretrained arm first.
+    """
+    axes = figure.subplots()
+    looks = ((BLUE, "o-", True), (ORANGE, "s--", True), (GREY, "^:", False), (GREY, "D-.", False), (GREY, "v-", True))
+    for (label, curve), (colour, look, filled) in zip(curves.items(), cycle(looks), strict=False):
+        at = curve["labelled_patients"]
+        axes.fill_between(at, curve["auc_low"], curve["auc_high"], color=colour, alpha=0.12, linewidth=0)
+        axes.plot(at, curve["auc"], look, color=colour, label=label, markersize=5,
+                  markerfacecolor=colour if filled else "white")  # fmt: skip
+    counts = sorted({int(n) for curve in curves.values() for n in curve["labelled_patients"]})
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{n:,}" for n in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("Labelled training patients")
+    axes.set_ylabel("AUC on the test patients")
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 @svg(7.6, 5.6)
