@@ -142,17 +142,20 @@ def arms(figure: Figure, comparison: pd.DataFrame, names: Sequence[str]) -> None
 
 @svg(16, 8)
 def label_curve(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
-    """AUC against labelled patients, logarithmic: a line and a band, the interval, per arm; markers tell arms apart.
+    """AUC against labelled patients, logarithmic: a line per arm, told apart by dashes and markers.
 
-    `curves` maps labels to rows with `labelled_patients`, `auc`, `auc_low` and `auc_high`, pretrained arm first.
+    `curves` maps labels to rows with `labelled_patients`, `auc`, `auc_low` and `auc_high`. The first two, whose
+    comparison is the question, have their interval as a band; more bands would hide each other.
     """
     axes = figure.subplots()
-    looks = ((BLUE, "o-", True), (ORANGE, "s--", True), (GREY, "^:", False), (GREY, "D-.", False), (GREY, "v-", True))
-    for (label, curve), (colour, look, filled) in zip(curves.items(), cycle(looks), strict=False):
-        at = curve["labelled_patients"]
-        axes.fill_between(at, curve["auc_low"], curve["auc_high"], color=colour, alpha=0.12, linewidth=0)
-        axes.plot(at, curve["auc"], look, color=colour, label=label, markersize=5,
-                  markerfacecolor=colour if filled else "white")  # fmt: skip
+    looks = ((BLUE, "o-", BLUE), (ORANGE, "s--", ORANGE), (GREY, "^:", "white"), (GREY, "D-.", "white"))
+    for at, ((label, curve), (colour, look, face)) in enumerate(zip(curves.items(), cycle(looks), strict=False)):
+        counts = curve["labelled_patients"]
+        if at < 2:
+            axes.fill_between(counts, curve["auc_low"], curve["auc_high"], facecolor=colour, alpha=0.15, linewidth=0)
+            for limit in ("auc_low", "auc_high"):
+                axes.plot(counts, curve[limit], look[1:], color=colour, linewidth=0.5)
+        axes.plot(counts, curve["auc"], look, color=colour, label=label, markersize=5, markerfacecolor=face)
     counts = sorted({int(n) for curve in curves.values() for n in curve["labelled_patients"]})
     axes.set_xscale("log")
     axes.set_xticks(counts, [f"{n:,}" for n in counts])

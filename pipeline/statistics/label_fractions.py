@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.statistics.arms import DECISIONS, comparison_table, seed_aucs
+from pipeline.statistics.arms import BASELINES, DECISIONS, comparison_table, seed_aucs
 from pipeline.statistics.intervals import Interval
 from pipeline.statistics.patients import Aggregation, patients_of
 
@@ -62,15 +62,16 @@ def label_fraction_sentence(table: pd.DataFrame, level: float = 0.95) -> str:
         "No difference was shown with": [row for row in rows if row["difference_low"] <= 0 <= row["difference_high"]],
         "No interval exists, so that nothing is shown, with": [r for r in rows if math.isnan(r["difference_low"])],
     }
-    said = [f"{verdict} {_listed(own)} labelled patients." for verdict, own in verdicts.items() if own]
+    said = [f"{verdict} {_listed(own)}." for verdict, own in verdicts.items() if own]
     return " ".join(said) + (
-        f" In brackets: the pretrained model's AUC minus that of {BASELINE} on the same {rows[0]['patients']} test"
-        f" patients, with its {100 * level:g} % interval, each by itself."
+        f" In brackets: the pretrained model's AUC minus that of {BASELINES[BASELINE]}, on the same"
+        f" {rows[0]['patients']} test patients, with {100 * level:g} % interval and p, each by itself."
     )
 
 
 def _listed(rows: list[dict[Any, Any]]) -> str:
-    parts = [f"{row['labelled_patients']:,} ({_difference(row)})" for row in rows]
+    nouns = [" labelled patients", *[""] * (len(rows) - 1)]
+    parts = [f"{row['labelled_patients']:,}{noun} ({_difference(row)})" for row, noun in zip(rows, nouns, strict=True)]
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 

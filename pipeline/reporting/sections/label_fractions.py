@@ -33,14 +33,17 @@ def label_fractions(e: Evidence) -> Sequence[Block]:
         for _, same in frame.groupby("labelled_patients")
         for r in same.set_index("arm", drop=False).loc[arms].to_dict("records")
     ]
-    columns = ["Labelled patients", "With the condition", "Arm", "AUC", "Single seeds",
-               "Pretrained minus this arm (paired)", "p (paired DeLong)"]  # fmt: skip
-    caption = f"Arms trained with fewer labelled patients, on the same test patients, with {level} intervals"
+    columns = ["Labelled patients", "With condition", "Arm", "AUC", "Single seeds", "Pretrained minus this arm", "p"]
+    caption = (
+        f"Arms trained with fewer and with all labelled patients, on the same test patients, with {level} intervals; "
+        "differences are paired (DeLong)"
+    )
     curves = {arm_name(arm): frame[frame["arm"] == arm] for arm in arms}
     figure = Figure(
         "label_fractions",
         f"AUC on the test patients against the number of labelled training patients. {_ends(curves)}",
-        f"AUC by the number of labelled training patients (logarithmic); bands are {level} intervals.",
+        f"AUC by the number of labelled training patients (logarithmic). Bands are {level} intervals of the first two "
+        "arms; those of all are in the table.",
         15.5,
         label_curve(curves),
     )
