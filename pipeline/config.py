@@ -404,13 +404,23 @@ class FinetuneSettings(Settings):
     augmentation: FinetuneAugmentation = Field(default_factory=FinetuneAugmentation)
     precision: Literal["fp32", "bf16"] = "fp32"
     hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
+    labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
+        default_factory=list,
+        description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
+    )
 
-    @field_validator("arms", "seeds")
+    @field_validator("arms", "seeds", "labelled_patients")
     @classmethod
     def _distinct(cls, value: list) -> list:
         if len(set(value)) != len(value):
             raise ValueError("values must be distinct")
         return value
+
+    @model_validator(mode="after")
+    def _compares(self) -> FinetuneSettings:
+        if self.labelled_patients and "mae" not in self.arms:
+            raise ValueError("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
+        return self
 
 
 class ScoreSettings(Settings):

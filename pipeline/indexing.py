@@ -61,6 +61,7 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
         metrics = read_json(artifacts["evaluate"].file("metrics.json"))
         numbers |= {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
         numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
+        numbers |= {f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()}
         numbers["test_brier"] = metrics["calibration"]["after"]["brier"]
         point = metrics["operating_point"] or {}
         numbers |= {

@@ -86,7 +86,8 @@ STAGES = (
     Stage(
         "evaluate",
         {
-            "score": ("scores_calibration.parquet", "scores_test.parquet"),
+            "score": ("scores_calibration.parquet", "scores_test.parquet", "label_fractions_test.parquet"),
+            "finetune": ("summary.json",),
             "calibrate": ("*",),
             "ingest": ("images.parquet",),
             "split": ("split.parquet",),

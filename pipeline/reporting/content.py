@@ -50,6 +50,8 @@ def build(e: Evidence) -> Document:
 def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
     """Return the tables that go beside the report in full, by name; those of a threshold only when it is usable."""
     tables = {"comparison": e.comparison, "curves": e.curves, "subgroups": e.subgroups}
+    if e.label_fractions is not None:
+        tables["label_fractions"] = e.label_fractions
     if e.point is not None:
         return {**tables, "sweep": e.sweep}
     tables["curves"] = e.curves[e.curves["curve"] != "net_benefit_operating_point"]

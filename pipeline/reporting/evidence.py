@@ -39,6 +39,7 @@ class Evidence:
     """The contents of earlier artifacts. Names are those of the stages and of their files; tables are data frames.
 
     `scores` are the test patients' scores; `records` the artifacts' records by stage; `date` is ISO 8601.
+    `label_fractions` is None when no arm was trained with fewer labelled patients.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Evidence:
     misses: Sequence[Example]
     false_alarms: Sequence[Example]
     records: Mapping[str, Json]
+    label_fractions: pd.DataFrame | None = None
 
     @property
     def reported_arm(self) -> str:

@@ -10,14 +10,19 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit
+from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
-from pipeline.statistics.discrimination import auc_value, average_precision, roc_auc
+from pipeline.statistics.discrimination import average_precision, roc_auc
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables
 from pipeline.statistics.intervals import proportion_ci
+from pipeline.statistics.label_fractions import (
+    label_fraction_intervals,
+    label_fraction_sentence,
+    label_fraction_table,
+)
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
 from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap, scores_sha256
 from pipeline.statistics.reliability import calibration_summary
@@ -30,6 +35,8 @@ from pipeline.store.tables import (
     COMPARISON,
     CURVES,
     IMAGES,
+    LABEL_FRACTION_SCORES,
+    LABEL_FRACTIONS,
     PATIENT_SCORES,
     SCORES,
     SPLIT,
@@ -48,10 +55,10 @@ if TYPE_CHECKING:
 def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Judge the reported model, its calibrator and its frozen threshold on the test patients, beside every arm.
 
-    Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet and
-    findings.json (those of the calibration patients first) in `work`. Raises ValueError when a patient is in
-    two splits, when scores are not finite or not complete, or when the arms were not scored on the same
-    patients.
+    Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet,
+    findings.json (those of the calibration patients first) and, when arms were also trained with fewer labelled
+    patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when scores are not
+    finite or not complete, or when the arms were not scored on the same patients.
     """
     scores = {
         name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in ("calibration", "test")
@@ -70,16 +77,17 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     calibrated, shown = calibrator.predict(test.s), _shown(calibrator, frozen, test.s)
 
     with collect_warnings() as warned:
-        seed_aucs = _seed_aucs(scores["test"], arms, how)
         matched = _matched(scores["calibration"], arms, how, frozen) if frozen["certified"] else None
-        comparison = comparison_table(arms, seed_aucs, arm, settings.level, matched)
+        comparison = comparison_table(arms, seed_aucs(scores["test"], arms, how), arm, settings.level, matched)
         sentence = pretraining_benefit(arms, settings.level)
+        fractions = _label_fractions(inputs, scores["test"], how, settings.level)
         metrics: dict[str, Any] = {
             "arm": arm,
             "seeds": list(test.seeds),
             "aggregation": how,
             **_metrics(settings, test, calibration, calibrator, frozen, threshold),
             "comparison_sentence": sentence,
+            "label_fractions": _fraction_numbers(fractions, settings.level),
         }
         of_test = images[images["image_id"].isin(scores["test"]["image_id"])]
         bins = settings.calibration_bins
@@ -104,9 +112,12 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
     write_table(work / "comparison.parquet", comparison, COMPARISON)
     write_table(work / "curves.parquet", curves, CURVES)
+    if fractions is not None:
+        write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
-    log.info(sentence)
+    for said in filter(None, (sentence, metrics["label_fractions"]["sentence"])):
+        log.info(said)
     for warning in warned:
         log.warn(str(warning))
     for finding in findings:
@@ -137,19 +148,32 @@ def _check_partitions(split: pd.DataFrame, scores: Mapping[str, pd.DataFrame], i
         raise ValueError("scores do not fit the split: " + "; ".join(problems) + "; rebuild with --rebuild score")
 
 
-def _seed_aucs(scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any) -> dict[str, list[float]]:
-    return {
-        name: [auc_value(one.y, one.s) for one in (patients_of(scores, name, how, seed) for seed in arm.seeds)]
-        for name, arm in arms.items()
-    }
-
-
 def _matched(
     scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any, frozen: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return every arm's threshold at matched sensitivity, from the calibration patients."""
     calibration = {name: patients_of(scores, name, how) for name in arms}
     return matched_thresholds(calibration, frozen["arm"], frozen["misses_allowed"])
+
+
+def _label_fractions(inputs: Inputs, scores: pd.DataFrame, how: Any, level: float) -> pd.DataFrame | None:
+    """Return the table of every arm with fewer and with all labelled patients; None when none had fewer."""
+    found = inputs.files("score", "label_fractions_test.parquet")
+    if not found:
+        return None
+    trained = read_json(inputs.file("finetune", "summary.json"))
+    everyone = trained["train_patients"]
+    positives = {int(count): record["positive_patients"] for count, record in trained["labelled_patients"].items()}
+    fewer = read_table(found[0], LABEL_FRACTION_SCORES)
+    every = pd.concat([fewer, scores.assign(labelled_patients=everyone)], ignore_index=True)
+    return label_fraction_table(every, {**positives, everyone: trained["train_positive_patients"]}, how, level)
+
+
+def _fraction_numbers(fractions: pd.DataFrame | None, level: float) -> dict[str, Any]:
+    if fractions is None:
+        return {"sentence": "", "intervals": {}}
+    sentence, intervals = label_fraction_sentence(fractions, level), label_fraction_intervals(fractions, level)
+    return {"sentence": sentence, "intervals": intervals}
 
 
 def _metrics(
@@ -315,6 +339,7 @@ def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str,
         "test_brier": metrics["calibration"]["after"]["brier"],
         "test_ece": metrics["calibration"]["after"]["ece"],
         **{f"test_{name}{at}": point[name] for at, point in points.items() if point for name in rates},
+        **{f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()},
     }
     values = {f"auc_{arm}": float(auc) for arm, auc in zip(comparison["arm"], comparison["auc"], strict=True)}
     for name, interval in intervals.items():

@@ -9,11 +9,15 @@ Rules that hold for all arms alike:
   resampling would mainly shift the logits by a constant, which neither the ranking nor the threshold sees and which
   calibration undoes; the head starts at the training patients' log odds instead.
 - **Layer decay** protects what pretraining found, so it applies to arm `mae` alone.
+- **Fewer labelled patients** (`labelled_patients`) are the same for every arm and seed: an arm's score is the mean over
+  its seeds, which must not know more patients than it says. Networks get as many steps as with all patients. The tune
+  split stays whole: its labels choose the regularisation of the logistic regressions, and are not counted.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +27,7 @@ from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.convex import train_hog, train_probe
 from pipeline.models.finetuning import train_network
 from pipeline.models.images import Images, read_images
+from pipeline.models.labelled_patients import labelled_subsets, same_steps
 from pipeline.models.training import TrainingError, prepare, usable_precision
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 
+NETWORKS = ("mae", "scratch")
 DESCRIPTIONS = {
     "mae": "encoder pretrained as a masked autoencoder, all layers trained",
     "scratch": "the same network, trained from random weights",
@@ -49,28 +55,30 @@ SELECTION = {
 def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Train every arm and seed; leave each model in `<arm>/seed<k>/` and what came of it in summary.json.
 
-    Raises TrainingError when a class has no training or tuning image or the loss stops being finite, WeightsError
-    when the pretrained encoder does not fit.
+    Models of n labelled patients go to `labelled<n>/<arm>/seed<k>/`. Raises TrainingError when a class has no training
+    or tuning image, a number of labelled patients cannot be had or the loss stops being finite, WeightsError when the
+    pretrained encoder does not fit.
     """
     data = _read(settings, inputs, log)
+    subsets = labelled_subsets(data.train, settings.labelled_patients, settings.seeds[0])
     arms: dict[str, Any] = {}
     for arm in settings.arms:
-        # Logistic regression has one optimum: a second seed would give the same model again.
-        seeds = settings.seeds if arm in ("mae", "scratch") else settings.seeds[:1]
-        results = {str(seed): _result(arm, seed, settings, data, work / arm / f"seed{seed}", log) for seed in seeds}
+        results = _results(arm, settings, data, work, log)
         first = next(iter(results.values()))
         arms[arm] = {
             "description": DESCRIPTIONS[arm],
             "selection": SELECTION[arm],
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
-            "epochs": settings.epochs if arm in ("mae", "scratch") else 0,
+            "epochs": settings.epochs if arm in NETWORKS else 0,
             "seeds": {seed: {key: result[key] for key in _PER_SEED} for seed, result in results.items()},
         }
+    fewer = {str(count): _with_fewer(settings, data, count, part, work, log) for count, part in subsets.items()}
     write_json(
         work / "summary.json",
         {
             "arms": arms,
+            "labelled_patients": fewer,
             "encoder_sha256": sha256_file(inputs.file("pretrain", "encoder.safetensors")),
             **{f"{name}_{what}": n for name, part in (("train", data.train), ("tune", data.tune))
                for what, n in _counts(part).items()},
@@ -112,6 +120,34 @@ def _counts(images: Images) -> dict[str, int]:
         "positive_patients": positive["patient_id"].nunique(),
         "positive_images": len(positive),
     }
+
+
+def _with_fewer(
+    settings: FinetuneSettings, data: ArmData, count: int, part: Images, work: Path, log: RunLog
+) -> dict[str, Any]:
+    """Train every arm and seed on the images of `count` labelled patients; return the record of them all."""
+    repeated, longer = same_steps(part, data.train, settings)
+    name = f"labelled{count}"
+
+    def sink(values: Mapping[str, float], step: int) -> None:
+        log.metrics({f"{name}.{metric}": value for metric, value in values.items()}, step)
+
+    own = replace(log, stage=f"{log.stage} with {count:,} labelled patients", sink=sink)
+    arms = {}
+    for arm in settings.arms:
+        # Repeats would weaken the regularisation of a logistic regression.
+        images, chosen = (repeated, longer) if arm in NETWORKS else (part, settings)
+        results = _results(arm, chosen, replace(data, train=images), work / name, own)
+        seeds = {seed: {key: result[key] for key in ("tune_auc", "model_sha256")} for seed, result in results.items()}
+        arms[arm] = {"seeds": seeds}
+    return {**_counts(part), "epochs": longer.epochs, "repeats": len(repeated) // len(part), "arms": arms}
+
+
+def _results(arm: str, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> dict[str, Any]:
+    """Return the record of every seed's training."""
+    # Logistic regression has one optimum: a second seed would give the same model again.
+    seeds = settings.seeds if arm in NETWORKS else settings.seeds[:1]
+    return {str(seed): _result(arm, seed, settings, data, folder / arm / f"seed{seed}", log) for seed in seeds}
 
 
 def _result(

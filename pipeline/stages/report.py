@@ -56,6 +56,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     alarms = reported[(reported["label"] == 0) & reported["referred"].fillna(False)]
     alarms = alarms.sort_values("score", ascending=False, kind="stable")
     index = table("preprocess", "index_test.parquet", tables.INDEX)
+    fractions = inputs.files("evaluate", "label_fractions.parquet")
     return Evidence(
         title=settings.title,
         contact=settings.contact,
@@ -82,6 +83,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         misses=_examples(missed.head(settings.examples), index, images, inputs),
         false_alarms=_examples(alarms.head(settings.examples), index, images, inputs),
         records={stage: inputs.record(stage) for stage in inputs.artifacts},
+        label_fractions=tables.read_table(fractions[0], tables.LABEL_FRACTIONS) if fractions else None,
     )
 
 

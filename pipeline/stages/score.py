@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from pipeline.models.classifier import read_model
 from pipeline.models.images import Images, read_images
 from pipeline.models.training import prepare
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import SCORES, read_table, write_table
+from pipeline.store.tables import LABEL_FRACTION_SCORES, SCORES, read_table, write_table
 
 if TYPE_CHECKING:
     from pipeline.config import ScoreSettings
@@ -29,12 +29,14 @@ Model = Callable[[Tensor], np.ndarray]
 def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave the logits of every arm and seed in one table per split; images without a label are counted, not scored.
 
+    Models of fewer labelled patients are scored on test alone, in a table of their own, if there are any.
     Raises WeightsError when a model's weights are not those that training recorded, ImagesError when a split has no
     image.
     """
     device = prepare(inputs.machine.device, inputs.machine.threads)
-    trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
-    models = {(arm, int(seed)): _model(inputs, arm, seed, device) for arm in trained for seed in trained[arm]["seeds"]}
+    finetuned = read_json(inputs.file("finetune", "summary.json"))
+    trained = finetuned["arms"]
+    models = _models(inputs, trained, device)
     summary: dict[str, Any] = {"splits": {}}
     for split in SPLITS:
         images = read_images(
@@ -51,16 +53,46 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
             "rows": len(read_table(path, SCORES)),
         }
         log.info(f"{split}: {len(labelled)} images, {len(models)} models")
+        if split == "test" and finetuned["labelled_patients"]:
+            _score_fewer(settings, inputs, finetuned["labelled_patients"], labelled, work, device, log)
     summary["arms"] = {
         arm: {seed: record["model_sha256"] for seed, record in trained[arm]["seeds"].items()} for arm in trained
     }
     write_json(work / "summary.json", summary)
 
 
-def _model(inputs: Inputs, arm: str, seed: str, device: torch.device) -> Model:
-    folder = f"{arm}/seed{seed}"
-    record, weights = (inputs.file("finetune", f"{folder}/{name}") for name in ("model.json", "model.safetensors"))
-    return read_model(record, weights, device)
+def _score_fewer(
+    settings: ScoreSettings,
+    inputs: Inputs,
+    fewer: Mapping[str, Any],
+    images: Images,
+    work: Path,
+    device: torch.device,
+    log: RunLog,
+) -> None:
+    """Leave the logits of the models of fewer labelled patients; `fewer` is what fine-tuning recorded of them."""
+    path = work / "label_fractions_test.parquet"
+    if path.is_file():
+        return
+    frames = []
+    for count, record in fewer.items():
+        models = _models(inputs, record["arms"], device, f"labelled{count}/")
+        scores = _scores(models, images, settings.batch_size, f"test, {count} labelled patients", log)
+        frames.append(scores.assign(labelled_patients=int(count)))
+    write_table(path, pd.concat(frames, ignore_index=True), LABEL_FRACTION_SCORES)
+
+
+def _models(
+    inputs: Inputs, arms: Mapping[str, Any], device: torch.device, folder: str = ""
+) -> dict[tuple[str, int], Model]:
+    """Return every model by arm and seed; `folder` is where fine-tuning left the arms."""
+
+    def model(arm: str, seed: str) -> Model:
+        files = [f"{folder}{arm}/seed{seed}/{name}" for name in ("model.json", "model.safetensors")]
+        record, weights = (inputs.file("finetune", name) for name in files)
+        return read_model(record, weights, device)
+
+    return {(arm, int(seed)): model(arm, seed) for arm in arms for seed in arms[arm]["seeds"]}
 
 
 def _scores(

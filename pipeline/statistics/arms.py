@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.statistics.compare import PairedResult, delong_test, mcnemar_exact
-from pipeline.statistics.discrimination import roc_auc
+from pipeline.statistics.discrimination import auc_value, roc_auc
 from pipeline.statistics.intervals import newcombe_paired
-from pipeline.statistics.patients import Patients
+from pipeline.statistics.patients import Aggregation, Patients, patients_of
 
 RATES = {"recall": 1, "specificity": 0}
 DECISIONS = (
@@ -71,6 +71,14 @@ def comparison_table(
             row |= dict.fromkeys((column for column in DECISIONS if "_" in column), math.nan)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def seed_aucs(scores: pd.DataFrame, arms: Mapping[str, Patients], how: Aggregation) -> dict[str, list[float]]:
+    """Return the AUC of every single seed of each arm; `scores` has the columns of the score table."""
+    return {
+        name: [auc_value(one.y, one.s) for one in (patients_of(scores, name, how, seed) for seed in arm.seeds)]
+        for name, arm in arms.items()
+    }
 
 
 def matched_thresholds(arms: Mapping[str, Patients], reported: str, misses: int) -> dict[str, float]:

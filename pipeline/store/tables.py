@@ -246,6 +246,12 @@ SCORES = Table(
     order=("arm", "seed", "image_id"),
 )
 
+LABELLED_PATIENTS = Column("labelled_patients", INTEGER, "labelled training patients that the model was trained with")
+
+LABEL_FRACTION_SCORES = Table(
+    "label_fraction_scores", (*SCORES.columns, LABELLED_PATIENTS), order=("labelled_patients", *SCORES.order)
+)
+
 SWEEP = Table(
     "sweep",
     (
@@ -298,18 +304,22 @@ SUBGROUPS = Table(
     order=("attribute", "group"),
 )
 
+ARM_COLUMNS = (
+    Column("arm", TEXT, "model compared"),
+    Column("seeds", INTEGER, "training seeds averaged"),
+    Column("patients", INTEGER, "test patients, the same for every arm"),
+    Column("positives", INTEGER, "of these, with the condition"),
+    Column("auc", NUMBER, "area under the ROC curve", optional=True),
+    Column("auc_low", NUMBER, "lower limit", optional=True),
+    Column("auc_high", NUMBER, "upper limit", optional=True),
+    Column("auc_seed_min", NUMBER, "lowest AUC of a single seed", optional=True),
+    Column("auc_seed_max", NUMBER, "highest AUC of a single seed", optional=True),
+)
+
 COMPARISON = Table(
     "comparison",
     (
-        Column("arm", TEXT, "model compared"),
-        Column("seeds", INTEGER, "training seeds averaged"),
-        Column("patients", INTEGER, "test patients, the same for every arm"),
-        Column("positives", INTEGER, "of these, with the condition"),
-        Column("auc", NUMBER, "area under the ROC curve", optional=True),
-        Column("auc_low", NUMBER, "lower limit", optional=True),
-        Column("auc_high", NUMBER, "upper limit", optional=True),
-        Column("auc_seed_min", NUMBER, "lowest AUC of a single seed", optional=True),
-        Column("auc_seed_max", NUMBER, "highest AUC of a single seed", optional=True),
+        *ARM_COLUMNS,
         Column("difference", NUMBER, "AUC of the reported arm minus this arm's, paired", optional=True),
         Column("difference_low", NUMBER, "lower limit, paired DeLong", optional=True),
         Column("difference_high", NUMBER, "upper limit, paired DeLong", optional=True),
@@ -334,6 +344,20 @@ COMPARISON = Table(
         Column("reported", YES_NO, "the arm that was calibrated and is reported"),
     ),
     order=("arm",),
+)
+
+LABEL_FRACTIONS = Table(
+    "label_fractions",
+    (
+        LABELLED_PATIENTS,
+        Column("labelled_positives", INTEGER, "of these, with the condition"),
+        *ARM_COLUMNS,
+        Column("difference", NUMBER, "AUC of arm mae minus this arm's, paired; missing for mae itself", optional=True),
+        Column("difference_low", NUMBER, "lower limit, paired DeLong", optional=True),
+        Column("difference_high", NUMBER, "upper limit, paired DeLong", optional=True),
+        Column("p", NUMBER, "two-sided p, paired DeLong", optional=True),
+    ),
+    order=("labelled_patients", "arm"),
 )
 
 CURVES = Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,13 @@ def make_run(
     text: Mapping[str, str] | None = None,
     shares: Mapping[str, float] = SPLITS,
     calibration: CalibrateSettings | None = None,
+    labelled: Sequence[int] = (),
 ) -> Inputs:
     """Make a run in a store under `root` and return what the report stage is given.
 
     `skill` scales how far the scores of positive patients are shifted: 0 is a model without skill. `text` replaces
-    the site of every image, the quarantine's meaning and the message of a warning by strings of the caller.
+    the site of every image, the quarantine's meaning and the message of a warning by strings of the caller. `labelled`
+    are numbers of labelled patients with which arms were trained as well: the fewer, the less they know.
     """
     text = dict(text or {})
     generator = np.random.default_rng(5)
@@ -96,8 +98,8 @@ def make_run(
     made("split", lambda work: _split(work, split))
     made("preprocess", lambda work: _preprocess(work, split, generator), **SETTINGS["preprocess"])
     made("pretrain", _pretrain, **SETTINGS["pretrain"])
-    made("finetune", _finetune)
-    made("score", lambda work: _score(work, split, generator, skill))
+    made("finetune", lambda work: _finetune(work, labelled))
+    made("score", lambda work: _score(work, split, generator, skill, labelled))
     for stage, function, settings in (
         ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
         ("evaluate", evaluate, EvaluateSettings()),
@@ -253,7 +255,7 @@ def _pretrain(work: Path) -> None:
     (work / "reconstructions.png").write_bytes(stream.getvalue())
 
 
-def _finetune(work: Path) -> None:
+def _finetune(work: Path, labelled: Sequence[int]) -> None:
     def seeds(arm: str) -> dict[str, Any]:
         whole = {"mae": 75, "linear_probe": 75, "scratch": 0, "hog": 0}[arm]
         return {
@@ -277,28 +279,43 @@ def _finetune(work: Path) -> None:
         }
         for arm in ARMS
     }
-    write_json(work / "summary.json", {"arms": arms, "train_patients": 360, "train_images": 540})
+    fewer = {str(count): {"positive_patients": round(0.4 * count)} for count in labelled}
+    counts = {"train_patients": 360, "train_positive_patients": 144, "train_images": 540, "tune_patients": 120}
+    write_json(work / "summary.json", {"arms": arms, "labelled_patients": fewer, **counts})
 
 
-def _score(work: Path, split: pd.DataFrame, generator: np.random.Generator, skill: float) -> None:
+def _score(
+    work: Path, split: pd.DataFrame, generator: np.random.Generator, skill: float, labelled: Sequence[int]
+) -> None:
     for name in ("tune", "calibration", "test"):
         own = split[split["split"] == name]
-        shared = generator.normal(0, 1, len(own))
-        rows = [
-            pd.DataFrame(
-                {
-                    "image_id": own["image_id"],
-                    "patient_id": own["patient_id"],
-                    "arm": arm,
-                    "seed": seed,
-                    "logit": (
-                        skill * shift * own["label"].astype(float) + 0.8 * shared + generator.normal(-1, 0.6, len(own))
-                    ),
-                    "label": own["label"].astype("int64"),
-                }
-            )
-            for arm, shift in ARMS.items()
-            for seed in SEEDS
+        tables.write_table(work / f"scores_{name}.parquet", _logits(own, generator, skill), tables.SCORES)
+    if labelled:
+        test = split[split["split"] == "test"]
+        fewer = [
+            _logits(test, generator, skill * (1 - 5 / count)).assign(labelled_patients=count) for count in labelled
         ]
-        tables.write_table(work / f"scores_{name}.parquet", pd.concat(rows, ignore_index=True), tables.SCORES)
+        tables.write_table(work / "label_fractions_test.parquet", pd.concat(fewer), tables.LABEL_FRACTION_SCORES)
     write_json(work / "summary.json", {})
+
+
+def _logits(own: pd.DataFrame, generator: np.random.Generator, skill: float) -> pd.DataFrame:
+    """Return the scores of every arm and seed; part of each score is the image's, shared by all."""
+    shared = generator.normal(0, 1, len(own))
+    rows = [
+        pd.DataFrame(
+            {
+                "image_id": own["image_id"],
+                "patient_id": own["patient_id"],
+                "arm": arm,
+                "seed": seed,
+                "logit": (
+                    skill * shift * own["label"].astype(float) + 0.8 * shared + generator.normal(-1, 0.6, len(own))
+                ),
+                "label": own["label"].astype("int64"),
+            }
+        )
+        for arm, shift in ARMS.items()
+        for seed in SEEDS
+    ]
+    return pd.concat(rows, ignore_index=True)

@@ -23,6 +23,7 @@ from pipeline.reporting.numbers import (
     probability,
     short_interval,
 )
+from pipeline.reporting.sections.label_fractions import label_fractions
 from pipeline.reporting.sections.operating import WITHHELD
 
 LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
@@ -114,7 +115,8 @@ def comparison(e: Evidence) -> Section:
         words = "AUC of each arm with its interval. Grey marks are single training seeds."
         blocks.append(Figures([Figure("arms", f"{alt}.", words, 15.5, arms(drawn, names))]))
     blocks.append(Table("comparison", caption, columns, rows))
-    return Section("comparison", "Comparison of arms", [*blocks, *([_decisions(e, frame)] if e.point else [])])
+    decisions = [_decisions(e, frame)] if e.point else []
+    return Section("comparison", "Comparison of arms", [*blocks, *decisions, *label_fractions(e)])
 
 
 def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
