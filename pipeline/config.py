@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Arm = Literal["mae", "scratch", "linear_probe", "hog"]
+Arm = Literal["mae", "scratch", "imported", "linear_probe", "hog"]
 SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
 JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
 Calibration = Literal["logistic", "beta", "isotonic", "temperature", "venn_abers", "auto"]
@@ -134,6 +134,11 @@ class Data(Settings):
     labels: Path = Field(description="CSV or Parquet; columns named in the card")
     card: Path
     key_file: Path = Field(description="secret key of the pseudonyms; created on first use outside the data")
+    imported_weights: Path | None = Field(
+        None,
+        description="arm imported: ViT weights in the layout of timm, facebookresearch/mae or Hugging Face; "
+        ".safetensors or .pth. Their content is part of the key, their licence is yours to keep",
+    )
 
 
 class Tracking(Settings):
@@ -347,12 +352,20 @@ class PretrainSettings(Settings):
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
-    arms: list[Arm] = Field(["mae", "scratch", "linear_probe", "hog"], min_length=1)
-    seeds: list[int] = Field([1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean")
+    arms: list[Arm] = Field(
+        ["mae", "scratch", "linear_probe", "hog"],
+        min_length=1,
+        description="imported as well: the same network started from data.imported_weights",
+    )
+    seeds: list[int] = Field(
+        [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
+    )
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(5e-4, gt=0, description="peak rate of arms mae and scratch")
-    layer_decay: float = Field(0.75, gt=0, le=1, description="rate multiplier per block, counted from the head")
+    learning_rate: float = Field(5e-4, gt=0, description="peak rate of the networks")
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="rate multiplier per block, counted from the head; arms mae and imported"
+    )
     weight_decay: float = Field(0.05, ge=0)
     drop_path: float = Field(0.1, ge=0, lt=1, description="share of residual branches dropped in the last block")
     warmup_epochs: float = Field(5.0, ge=0)
@@ -360,6 +373,24 @@ class FinetuneSettings(Settings):
     rotate_degrees: float = Field(7.0, ge=0, le=45)
     intensity: float = Field(0.1, ge=0, le=0.5, description="random brightness and contrast, share of the range")
     flip_horizontal: bool = False
+    loss: Literal["bce", "weighted", "focal"] = Field(
+        "bce", description="weighted: classes count alike; the default keeps logits at the data's own log odds"
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="loss focal: 0 is bce; 2 as in Lin et al. 2017")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over both classes")
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced: each epoch draws as many images of either class"
+    )
+    mixup: float = Field(0.0, ge=0, le=10, description="parameter of the Beta distribution of mixtures; 0 = none")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="weights averaged over about the last 1 / (1 - decay) steps are kept; null = off"
+    )
+    early_stopping_epochs: int | None = Field(
+        None, ge=1, description="stop after so many without a higher tune AUC, keep the best; null = the last epoch's"
+    )
+    trainable_blocks: int | None = Field(
+        None, ge=0, description="arms mae and imported: last blocks trained, 0 = the head alone; null = all layers"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
 
@@ -370,11 +401,25 @@ class FinetuneSettings(Settings):
             raise ValueError("values must be distinct")
         return value
 
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneSettings:
+        problems = []
+        if self.loss == "weighted" and self.sampling == "balanced":
+            problems.append("loss weighted and sampling balanced correct for imbalance twice; choose one")
+        if self.early_stopping_epochs is not None and self.early_stopping_epochs >= self.epochs:
+            problems.append(f"early_stopping_epochs {self.early_stopping_epochs} must be below epochs {self.epochs}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
 
 class ScoreSettings(Settings):
     """Scores of every arm and seed on tune, calibration and test."""
 
     batch_size: int = Field(64, ge=1)
+    flips: bool = Field(
+        False, description="mean logit of an image and its mirror image; needs finetune.flip_horizontal: laterality"
+    )
 
 
 class CalibrateSettings(Settings):
@@ -462,6 +507,15 @@ class Config(Settings):
             problems.append(f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}")
         elif any(s % p for s, p in zip(size, patch, strict=True)):
             problems.append(f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}")
+        if "imported" in self.finetune.arms and self.data.imported_weights is None:
+            problems.append("finetune.arms names imported; data.imported_weights must say which weights")
+        blocks, depth = self.finetune.trainable_blocks, self.pretrain.encoder.depth
+        if blocks is not None and blocks > depth:
+            problems.append(f"finetune.trainable_blocks {blocks} is above pretrain.encoder.depth {depth}")
+        if self.score.flips and not self.finetune.flip_horizontal:
+            problems.append(
+                "score.flips needs finetune.flip_horizontal: a model that never saw mirror images cannot judge them"
+            )
         if self.calibrate.arm not in self.finetune.arms:
             problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
         if problems:

@@ -35,7 +35,9 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     device = prepare(inputs.machine.device, inputs.machine.threads)
     trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
     models = {(arm, int(seed)): _model(inputs, arm, seed, device) for arm in trained for seed in trained[arm]["seeds"]}
-    summary: dict[str, Any] = {"splits": {}}
+    if settings.flips:
+        models = {name: _over_flips(model) for name, model in models.items()}
+    summary: dict[str, Any] = {"splits": {}, "flips": settings.flips}
     for split in SPLITS:
         images = read_images(
             inputs.files("preprocess", f"index_{split}.parquet"), inputs.files("preprocess", f"{split}-*.npy")
@@ -61,6 +63,11 @@ def _model(inputs: Inputs, arm: str, seed: str, device: torch.device) -> Model:
     folder = f"{arm}/seed{seed}"
     record, weights = (inputs.file("finetune", f"{folder}/{name}") for name in ("model.json", "model.safetensors"))
     return read_model(record, weights, device)
+
+
+def _over_flips(model: Model) -> Model:
+    """Return the mean of a model's logits over an image and its mirror image, left to right."""
+    return lambda pixels: (model(pixels) + model(pixels.flip(-1))) / 2
 
 
 def _scores(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
 from pipeline.models import finetuning
-from pipeline.models.arms import load_pretrained
+from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, require_equal
 from pipeline.models.classifier import Classifier, read_model
@@ -100,7 +100,8 @@ def test_loading_proves_itself(pretrained, monkeypatch, capsys):
     spec = EncoderSpec.from_json(read_json(pretrained / "pretrain" / "model.json"))
     encoder = read_weights(pretrained / "pretrain" / "encoder.safetensors")
     model = Classifier(spec, "norm_linear")
-    load_pretrained(model, encoder, "3f9a", RunLog("finetune").info)
+    start = Start(encoder, "pretraining 3f9a", len(encoder))
+    load_pretrained(model, start, RunLog("finetune").info)
     parameters = sum(tensor.numel() for tensor in encoder.values())
     line = f"encoder: {len(encoder)} of {len(encoder)} tensors ({parameters:,} parameters) from pretraining 3f9a"
     assert line in capsys.readouterr().err
@@ -108,7 +109,7 @@ def test_loading_proves_itself(pretrained, monkeypatch, capsys):
     monkeypatch.setattr(Classifier, "load_state_dict", lambda *_, **__: None)
     monkeypatch.setattr(type(model.encoder), "load_state_dict", lambda *_, **__: None)
     with pytest.raises(WeightsError, match=r"cls_token"):
-        load_pretrained(Classifier(spec, "norm_linear"), encoder, "3f9a", RunLog("finetune", quiet=True).info)
+        load_pretrained(Classifier(spec, "norm_linear"), start, RunLog("finetune", quiet=True).info)
 
 
 def test_the_frozen_encoder_stays_as_it_was(trained):
@@ -155,7 +156,7 @@ def test_arms_of_a_seed_differ_in_their_start_and_layer_decay_alone(copy, monkey
 
     def pretrained_start(data, head, seed):
         model = build(data, head, seed)
-        model.encoder.load_state_dict(data.encoder)
+        model.encoder.load_state_dict(data.starts["mae"].tensors)
         return model
 
     monkeypatch.setattr(finetuning, "build_classifier", pretrained_start)
