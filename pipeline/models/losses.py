@@ -28,12 +28,15 @@ class Objective:
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of logits (B,) with targets (B,) in [0, 1]; those in between are mixtures."""
-        targets = targets * (1 - self.smoothing) + self.smoothing / 2
         log_negative, log_positive = F.logsigmoid(-logits), F.logsigmoid(logits)
         # (1 - p)^gamma through its logarithm, whose gradient stays finite where p is 0 or 1 in float32.
-        positive = self.weights[1] * (self.gamma * log_negative).exp() * log_positive
-        negative = self.weights[0] * (self.gamma * log_positive).exp() * log_negative
-        return -(targets * positive + (1 - targets) * negative).mean()
+        positive = (self.gamma * log_negative).exp() * log_positive
+        negative = (self.gamma * log_positive).exp() * log_negative
+        other = self.smoothing / 2
+        # Smoothed within each class, so that a class keeps its weight.
+        of_positive = self.weights[1] * ((1 - other) * positive + other * negative)
+        of_negative = self.weights[0] * ((1 - other) * negative + other * positive)
+        return -(targets * of_positive + (1 - targets) * of_negative).mean()
 
 
 def objective(kind: LossKind, labels: np.ndarray, gamma: float, smoothing: float) -> Objective:
