@@ -28,6 +28,8 @@ class Objective:
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of logits (B,) with targets (B,) in [0, 1]; those in between are mixtures."""
+        if self == Objective():
+            return F.binary_cross_entropy_with_logits(logits, targets)
         log_negative, log_positive = F.logsigmoid(-logits), F.logsigmoid(logits)
         # (1 - p)^gamma through its logarithm, whose gradient stays finite where p is 0 or 1 in float32.
         positive = (self.gamma * log_negative).exp() * log_positive

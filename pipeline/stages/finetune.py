@@ -137,7 +137,10 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
 
 
 def _imported(inputs: Inputs, spec: EncoderSpec, log: RunLog) -> Start:
-    """Read and convert the public weights, and say what became of each tensor."""
+    """Read and convert the public weights, and say what became of each tensor.
+
+    Their positions are learned on or stay as they are as `pretrain.encoder.positions` says of the network.
+    """
     path = inputs.imported_weights
     if path is None:
         raise TrainingError("arm imported needs data.imported_weights: the file with the weights to start from")

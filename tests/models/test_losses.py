@@ -27,9 +27,11 @@ def test_plain_loss_and_focal_loss_without_focus_are_the_cross_entropy(kind, tar
     generator = torch.Generator().manual_seed(0)
     logits = 5 * torch.randn(40, generator=generator)
     wanted = torch.from_numpy(LABELS).float() if targets == "labels" else torch.rand(40, generator=generator)
-    value, gradient = with_gradient(objective(kind, LABELS, 0.0, 0.0), logits, wanted)
-    assert value == pytest.approx(F.binary_cross_entropy_with_logits(logits, wanted).item(), rel=1e-6)
-    assert torch.allclose(gradient, (logits.sigmoid() - wanted) / 40, atol=1e-7)
+    # Next to nothing of focus takes the path of the other losses.
+    for gamma in (0.0, 1e-9):
+        value, gradient = with_gradient(objective(kind, LABELS, gamma, 0.0), logits, wanted)
+        assert value == pytest.approx(F.binary_cross_entropy_with_logits(logits, wanted).item(), rel=1e-6)
+        assert torch.allclose(gradient, (logits.sigmoid() - wanted) / 40, atol=1e-7)
     assert objective("bce", LABELS, 2.0, 0.0) == objective("focal", LABELS, 0.0, 0.0)
 
 
