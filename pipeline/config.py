@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Arm = Literal["mae", "scratch", "linear_probe", "hog"]
+Arm = Literal["mae", "scratch", "imported", "linear_probe", "hog"]
 Axis = Literal["horizontal", "vertical", "depth"]
 SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
 JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
@@ -140,6 +140,11 @@ class Data(Settings):
     labels: Path = Field(description="CSV or Parquet; columns named in the card")
     card: Path
     key_file: Path = Field(description="secret key of the pseudonyms; created on first use outside the data")
+    imported_weights: Path | None = Field(
+        None,
+        description="arm imported: ViT weights in the layout of timm, facebookresearch/mae or Hugging Face; "
+        ".safetensors or .pth. Their content is part of the key, their licence is yours to keep",
+    )
 
 
 class Tracking(Settings):
@@ -392,16 +397,42 @@ class PretrainSettings(Settings):
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
-    arms: list[Arm] = Field(["mae", "scratch", "linear_probe", "hog"], min_length=1)
-    seeds: list[int] = Field([1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean")
+    arms: list[Arm] = Field(
+        ["mae", "scratch", "linear_probe", "hog"],
+        min_length=1,
+        description="imported as well: the same network started from data.imported_weights",
+    )
+    seeds: list[int] = Field(
+        [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
+    )
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(5e-4, gt=0, description="peak rate of arms mae and scratch")
-    layer_decay: float = Field(0.75, gt=0, le=1, description="rate multiplier per block, counted from the head")
+    learning_rate: float = Field(5e-4, gt=0, description="peak rate of the networks")
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="rate multiplier per block, counted from the head; arms mae and imported"
+    )
     weight_decay: float = Field(0.05, ge=0)
     drop_path: float = Field(0.1, ge=0, lt=1, description="share of residual branches dropped in the last block")
     warmup_epochs: float = Field(5.0, ge=0)
     augmentation: FinetuneAugmentation = Field(default_factory=FinetuneAugmentation)
+    loss: Literal["bce", "weighted", "focal"] = Field(
+        "bce", description="weighted: classes count alike; the default keeps logits at the data's own log odds"
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="loss focal: 0 is bce; 2 as in Lin et al. 2017")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over both classes")
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced: each epoch draws as many images of either class"
+    )
+    mixup: float = Field(0.0, ge=0, le=10, description="parameter of the Beta distribution of mixtures; 0 = none")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="weights averaged over about the last 1 / (1 - decay) steps are kept; null = off"
+    )
+    early_stopping_epochs: int | None = Field(
+        None, ge=1, description="stop after so many without a higher tune AUC, keep the best; null = the last epoch's"
+    )
+    trainable_blocks: int | None = Field(
+        None, ge=0, description="arms mae and imported: last blocks trained, 0 = the head alone; null = all layers"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
     labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
@@ -417,9 +448,16 @@ class FinetuneSettings(Settings):
         return value
 
     @model_validator(mode="after")
-    def _compares(self) -> FinetuneSettings:
+    def _consistent(self) -> FinetuneSettings:
+        problems = []
+        if self.loss == "weighted" and self.sampling == "balanced":
+            problems.append("loss weighted and sampling balanced correct for imbalance twice; choose one")
+        if self.early_stopping_epochs is not None and self.early_stopping_epochs >= self.epochs:
+            problems.append(f"early_stopping_epochs {self.early_stopping_epochs} must be below epochs {self.epochs}")
         if self.labelled_patients and "mae" not in self.arms:
-            raise ValueError("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
+            problems.append("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -427,6 +465,10 @@ class ScoreSettings(Settings):
     """Scores of every arm and seed on tune, calibration and test."""
 
     batch_size: int = Field(64, ge=1)
+    flips: bool = Field(
+        False,
+        description="mean logit of an image and its mirror image; needs horizontal in finetune.augmentation.flips",
+    )
 
 
 class CalibrateSettings(Settings):
@@ -520,6 +562,15 @@ class Config(Settings):
                     problems.append(f"{stage}.augmentation.flips has depth; preprocess.image_size has no such axis")
             if self.finetune.augmentation.tilt_degrees:
                 problems.append("finetune.augmentation.tilt_degrees is for volumes; preprocess.image_size has two axes")
+        if "imported" in self.finetune.arms and self.data.imported_weights is None:
+            problems.append("finetune.arms names imported; data.imported_weights must say which weights")
+        blocks, depth = self.finetune.trainable_blocks, self.pretrain.encoder.depth
+        if blocks is not None and blocks > depth:
+            problems.append(f"finetune.trainable_blocks {blocks} is above pretrain.encoder.depth {depth}")
+        if self.score.flips and "horizontal" not in self.finetune.augmentation.flips:
+            problems.append(
+                "score.flips needs horizontal among finetune.augmentation.flips: a model cannot judge what it never saw"
+            )
         if self.calibrate.arm not in self.finetune.arms:
             problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
         if problems:

@@ -191,6 +191,7 @@ def _absolute(config: Config, folder: Path) -> Config:
                     "labels": here(data.labels),
                     "card": here(data.card),
                     "key_file": here(data.key_file),
+                    "imported_weights": None if data.imported_weights is None else here(data.imported_weights),
                 }
             ),
         }
@@ -200,6 +201,8 @@ def _absolute(config: Config, folder: Path) -> Config:
 def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
     named: list[tuple[Loc, Path]] = [(("data", "studies", i), p) for i, p in enumerate(config.data.studies)]
     named += [(("data", "labels"), config.data.labels), (("data", "card"), config.data.card)]
+    if "imported" in config.finetune.arms and config.data.imported_weights is not None:
+        named.append((("data", "imported_weights"), config.data.imported_weights))
     return [
         f"{path}:{lines.get(loc, '?')}: {'.'.join(map(str, loc))}: no such file or folder: {file}"
         for loc, file in named

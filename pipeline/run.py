@@ -36,7 +36,8 @@ from pipeline.store.runlog import RunLog
 class Stage:
     """A stage: the files of earlier stages that it may read, and the sources from outside the store.
 
-    When only sources in `incremental` changed, the stage may take over from its previous artifact what did not.
+    A source that a run does not use is none of its key. When only sources in `incremental` changed, the stage may take
+    over from its previous artifact what did not.
     """
 
     name: str
@@ -70,6 +71,7 @@ STAGES = (
             "pretrain": ("encoder.safetensors", "model.json"),
             "preprocess": ("summary.json", "index_train.*", "train-*", "index_tune.*", "tune-*"),
         },
+        sources=("imported_weights",),
         costly=True,
     ),
     Stage(
@@ -159,7 +161,7 @@ def plan(
     kept: dict[str, str] = {}
     steps = []
     for stage in STAGES:
-        sources = {name: available[name] for name in stage.sources}
+        sources = {name: available[name] for name in stage.sources if name in available}
         if stage.name == "report":
             sources |= {f"kept.{name}": reason for name, reason in kept.items()}
         settings = getattr(config, stage.name).model_dump(mode="json")
@@ -180,9 +182,13 @@ def _sources(config: Config, card: Card, secret: bytes) -> dict[str, str]:
     """Return the digest of each thing from outside the store, as fine as the stages use it."""
     from pipeline.imaging import labels, pseudonyms
 
-    data = config.data
+    data, hashes = config.data, _hashes(config, secret)
+    weights = {}
+    if "imported" in config.finetune.arms and data.imported_weights is not None:
+        weights["imported_weights"] = hashes.of(data.imported_weights)
     return {
-        "studies": studies_digest(data.studies, _hashes(config, secret), data.labels, _track_hashing),
+        **weights,
+        "studies": studies_digest(data.studies, hashes, data.labels, _track_hashing),
         "patients": labels.patients_digest(config.data.labels, card.columns.path, card.columns.patient_id),
         "labels": sha256_file(config.data.labels),
         "label": sha256_json(card.label.model_dump()),
@@ -348,6 +354,7 @@ def _make(
             readable=step.stage.reads,
             studies=tuple(config.data.studies),
             labels=config.data.labels,
+            imported_weights=config.data.imported_weights,
             secret=secret,
             kept=kept,
             lookup=None if card.identifiers == "synthetic" else config.data.key_file.with_suffix(".lookup"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config, ConfigError, Settings
 from pipeline.config_file import flatten, load
 
 CARD = """
@@ -121,6 +121,29 @@ def test_what_a_free_definition_leaves_open_is_that_of_small(folder):
     assert (encoder.width, encoder.depth, encoder.heads) == (384, 4, 6)
 
 
+def test_settings_of_training_that_contradict_each_other_are_all_told_at_once(folder):
+    overrides = ["finetune.loss=weighted", "finetune.sampling=balanced", "finetune.early_stopping_epochs=50"]
+    (line,) = problems(folder, CONFIG, *overrides)
+    assert "correct for imbalance twice" in line
+    assert "early_stopping_epochs 50 must be below epochs 50" in line
+    overrides = ["score.flips=true", "finetune.trainable_blocks=13", "finetune.arms=[mae, imported]"]
+    (line,) = problems(folder, CONFIG, *overrides)
+    assert "score.flips needs horizontal among finetune.augmentation.flips" in line
+    assert "finetune.trainable_blocks 13 is above pretrain.encoder.depth 12" in line
+    assert "data.imported_weights must say which weights" in line
+    (folder / "card.yaml").write_text(CARD + "symmetric_axes: [horizontal]\n")
+    allowed = ["score.flips=true", "finetune.augmentation.flips=[horizontal]", "finetune.trainable_blocks=12",
+               "finetune.mixup=0.2", "finetune.sampling=balanced", "finetune.ema_decay=0.99"]  # fmt: skip
+    load(folder / "run.yaml", allowed)
+
+
+def test_imported_weights_must_exist_only_where_an_arm_starts_from_them(folder):
+    assert load(folder / "run.yaml", ["data.imported_weights=w.pth"])[0].data.imported_weights == folder / "w.pth"
+    overrides = ["data.imported_weights=w.pth", "finetune.arms=[mae, imported]"]
+    (line,) = problems(folder, CONFIG, *overrides)
+    assert f"data.imported_weights: no such file or folder: {folder / 'w.pth'}" in line
+
+
 def test_a_mistake_in_the_card_names_the_card(folder):
     (folder / "card.yaml").write_text(CARD.replace("positive: ['1']", "positive: ['0']"))
     (line,) = problems(folder, CONFIG)
@@ -151,6 +174,10 @@ def test_every_setting_has_a_meaning_in_the_committed_configs():
         config = yaml.safe_load(path.read_text())
         assert set(config) <= set(Config.model_fields), path.name
         assert path.read_text().startswith("#"), f"{path.name}: command, hardware, time and result stand at its top"
+        for section, given in config.items():
+            model = Config.model_fields[section].annotation
+            if isinstance(model, type) and issubclass(model, Settings):
+                assert set(given) == set(model.model_fields), f"{path.name}: {section}"
 
 
 def test_flatten_names_every_leaf():

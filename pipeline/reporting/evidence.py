@@ -16,6 +16,7 @@ Json = Mapping[str, Any]
 ARM_NAMES = {
     "mae": "pretrained (masked autoencoder)",
     "scratch": "same network, from scratch",
+    "imported": "same network, from public weights",
     "linear_probe": "pretrained, frozen (linear probe)",
     "hog": "classical baseline (HOG, logistic regression)",
 }

@@ -4,14 +4,19 @@ Rules that hold for all arms alike:
 
 - **Last epoch.** The weights after the last epoch are kept. The rate has come down to 0 by then, and with the few
   tuning patients of a small study the best of many epochs is picked by noise and its AUC is flattering. The tuning
-  AUC is recorded after every epoch, for the reader.
-- **Class imbalance.** The loss is plain binary cross-entropy and images are drawn as they come. Weighting or
-  resampling would mainly shift the logits by a constant, which neither the ranking nor the threshold sees and which
+  AUC is recorded after every epoch, for the reader. Early stopping, a setting, keeps the epoch with the highest one.
+- **Class imbalance.** By default the loss is plain binary cross-entropy and images are drawn as they come. Weighting
+  or resampling would mainly shift the logits by a constant, which neither the ranking nor the threshold sees and which
   calibration undoes; the head starts at the training patients' log odds instead.
-- **Layer decay** protects what pretraining found, so it applies to arm `mae` alone.
+- **Layer decay and frozen blocks** protect what pretraining found, so they apply to arms `mae` and `imported` alone.
 - **Fewer labelled patients** (`labelled_patients`) are the same for every arm and seed: an arm's score is the mean over
   its seeds, which must not know more patients than it says. Networks get as many steps as with all patients. The tune
   split stays whole: its labels choose the regularisation of the logistic regressions, and are not counted.
+- **Seeds.** An arm with several seeds is an ensemble: its score is the mean logit of its networks. That score is what
+  is calibrated, certified and evaluated.
+
+There is no masked-image loss beside the label's: it would need a decoder in every arm and a weight to be chosen, for a
+gain that was not measured here.
 """
 
 from __future__ import annotations
@@ -22,10 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.arms import ArmData
+from pipeline.models.arms import NETWORKS, ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.convex import train_hog, train_probe
 from pipeline.models.finetuning import train_network
+from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
 from pipeline.models.labelled_patients import labelled_subsets, same_steps
 from pipeline.models.training import TrainingError, prepare, usable_precision
@@ -37,18 +43,12 @@ if TYPE_CHECKING:
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 
-NETWORKS = ("mae", "scratch")
 DESCRIPTIONS = {
-    "mae": "encoder pretrained as a masked autoencoder, all layers trained",
-    "scratch": "the same network, trained from random weights",
+    "mae": "encoder pretrained as a masked autoencoder",
+    "scratch": "the same network, all layers trained from random weights",
+    "imported": "the same network, started from public weights that were trained elsewhere",
     "linear_probe": "logistic regression on the frozen pretrained encoder's features",
     "hog": "logistic regression on histograms of oriented gradients, no network",
-}
-SELECTION = {
-    "mae": "weights after the last epoch",
-    "scratch": "weights after the last epoch",
-    "linear_probe": "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds",
-    "hog": "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds",
 }
 
 
@@ -66,8 +66,9 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
         results = _results(arm, settings, data, work, log)
         first = next(iter(results.values()))
         arms[arm] = {
-            "description": DESCRIPTIONS[arm],
-            "selection": SELECTION[arm],
+            "description": _description(arm, settings, data),
+            "selection": _selection(arm, settings),
+            "score": "the logit of its one model" if len(results) == 1 else _ensemble(len(results)),
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
             "epochs": settings.epochs if arm in NETWORKS else 0,
@@ -89,6 +90,32 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
 _PER_SEED = ("tune_auc", "best_epoch", "model_sha256", "encoder_tensors_loaded", "encoder_tensors")
 
 
+def _description(arm: str, settings: FinetuneSettings, data: ArmData) -> str:
+    if arm not in NETWORKS or arm not in data.starts:
+        return DESCRIPTIONS[arm]
+    blocks = settings.trainable_blocks
+    trained = {None: "all layers", 0: "the head alone", 1: "the last block and the head"}
+    return f"{DESCRIPTIONS[arm]}, {trained.get(blocks, f'the last {blocks} blocks and the head')} trained"
+
+
+def _selection(arm: str, settings: FinetuneSettings) -> str:
+    """Say which of the fitted models an arm's is, and by what rule."""
+    if arm not in NETWORKS:
+        return "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds"
+    decay, patience = settings.ema_decay, settings.early_stopping_epochs
+    mean = "" if decay is None else f", averaged over the steps (exponential moving average, decay {decay:g})"
+    if patience is None:
+        return f"weights after the last epoch{mean}"
+    return (
+        f"weights{mean} after the epoch with the highest AUC on the tuning images, the earlier of equals; training "
+        f"stopped after {patience} epochs without a higher one"
+    )
+
+
+def _ensemble(seeds: int) -> str:
+    return f"the mean logit of {seeds} networks that differ in their seed: an ensemble, calibrated and evaluated as one"
+
+
 def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
     def images(split: str) -> Images:
         arrays = inputs.files("preprocess", f"{split}-*.npy")
@@ -108,8 +135,29 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
         raise TrainingError(f"the encoder takes {spec.channels} channels; the images have {train.shape[0]}")
     encoder = read_weights(inputs.file("pretrain", "encoder.safetensors"))
     encoder = fit_positions(encoder, pretrained.grid, spec.grid)
+    own = Start(encoder, f"pretraining {inputs.key('pretrain')}", len(encoder))
+    starts = {"mae": own, "linear_probe": own}
+    if "imported" in settings.arms:
+        starts["imported"] = _imported(inputs, spec, log)
     precision = usable_precision(settings.precision, device, log.warn)
-    return ArmData(train, tune, spec, encoder, inputs.key("pretrain"), device, precision)
+    return ArmData(train, tune, spec, starts, device, precision)
+
+
+def _imported(inputs: Inputs, spec: EncoderSpec, log: RunLog) -> Start:
+    """Read and convert the public weights, and say what became of each tensor.
+
+    Their positions are learned on or stay as they are as `pretrain.encoder.positions` says of the network.
+    """
+    path = inputs.imported_weights
+    if path is None:
+        raise TrainingError("arm imported needs data.imported_weights: the file with the weights to start from")
+    sha256 = sha256_file(path)
+    if sha256 != inputs.hashes.as_planned(path):
+        raise TrainingError(f"{path.name} was changed while the run was going on; start the run again")
+    converted = import_encoder(read_foreign(path), spec)
+    log.info(f"imported weights, {converted.account}")
+    loaded = len(converted.tensors) - len(converted.account.made)
+    return Start(converted.tensors, f"imported weights, SHA-256 {sha256[:16]}", loaded)
 
 
 def _counts(images: Images) -> dict[str, int]:

@@ -431,7 +431,7 @@ def _rows(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
             of = piece[source]
             first = of if source == "source_id" else pa.array(map(min, of.to_pylist()), pa.string())
             pairs = pc.binary_join_element_wise(piece["image_id"], first, "/")
-            pieces.append(piece.filter(pc.is_in(pairs, chosen)).select(SUMMED_UP))
+            pieces.append(piece.filter(pc.is_in(pairs, value_set=chosen)).select(SUMMED_UP))
     table = pa.concat_tables(pieces) if pieces else EXAMINED.schema.empty_table().select(SUMMED_UP)
     del pieces, chosen
     table = table.sort_by("image_id")

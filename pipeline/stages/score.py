@@ -36,8 +36,8 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     device = prepare(inputs.machine.device, inputs.machine.threads)
     finetuned = read_json(inputs.file("finetune", "summary.json"))
     trained = finetuned["arms"]
-    models = _models(inputs, trained, device)
-    summary: dict[str, Any] = {"splits": {}}
+    models = _models(settings, inputs, trained, device)
+    summary: dict[str, Any] = {"splits": {}, "flips": settings.flips}
     for split in SPLITS:
         images = read_images(
             inputs.files("preprocess", f"index_{split}.parquet"), inputs.files("preprocess", f"{split}-*.npy")
@@ -76,23 +76,29 @@ def _score_fewer(
         return
     frames = []
     for count, record in fewer.items():
-        models = _models(inputs, record["arms"], device, f"labelled{count}/")
+        models = _models(settings, inputs, record["arms"], device, f"labelled{count}/")
         scores = _scores(models, images, settings.batch_size, f"test, {count} labelled patients", log)
         frames.append(scores.assign(labelled_patients=int(count)))
     write_table(path, pd.concat(frames, ignore_index=True), LABEL_FRACTION_SCORES)
 
 
 def _models(
-    inputs: Inputs, arms: Mapping[str, Any], device: torch.device, folder: str = ""
+    settings: ScoreSettings, inputs: Inputs, arms: Mapping[str, Any], device: torch.device, folder: str = ""
 ) -> dict[tuple[str, int], Model]:
     """Return every model by arm and seed; `folder` is where fine-tuning left the arms."""
 
     def model(arm: str, seed: str) -> Model:
         files = [f"{folder}{arm}/seed{seed}/{name}" for name in ("model.json", "model.safetensors")]
         record, weights = (inputs.file("finetune", name) for name in files)
-        return read_model(record, weights, device)
+        trained = read_model(record, weights, device)
+        return _over_flips(trained) if settings.flips else trained
 
     return {(arm, int(seed)): model(arm, seed) for arm in arms for seed in arms[arm]["seeds"]}
+
+
+def _over_flips(model: Model) -> Model:
+    """Return the mean of a model's logits over an image and its mirror image, left to right."""
+    return lambda pixels: (model(pixels) + model(pixels.flip(-1))) / 2
 
 
 def _scores(

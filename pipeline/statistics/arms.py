@@ -20,6 +20,7 @@ DECISIONS = (
 )
 BASELINES = {
     "scratch": "the same network trained from scratch",
+    "imported": "the same network started from public weights",
     "hog": "the classical baseline (HOG and logistic regression)",
 }
 
@@ -137,12 +138,13 @@ def pretraining_benefit(arms: Mapping[str, Patients], level: float = 0.95) -> st
 def benefit_sentence(results: Mapping[str, PairedResult], patients: int, level: float = 0.95) -> str:
     """Say in plain words whether pretraining helped: by how much, and how sure one can be.
 
-    `results` holds the paired AUC differences, pretrained (`mae`) minus each of `scratch` and `hog` that was
-    trained. Unreserved help is claimed only where both were, and both intervals lie above 0.
+    `results` holds the paired AUC differences, pretrained (`mae`) minus each of `scratch`, `imported` and `hog` that
+    was trained. Unreserved help is claimed only where `scratch` and `hog` were, and both intervals lie above 0;
+    `imported` is reported beside them.
     """
     known = {name: results[name] for name in BASELINES if name in results}
     if not known:
-        return "Whether pretraining helped was not measured: it takes arm mae and one of scratch and hog."
+        return "Whether pretraining helped was not measured: it takes arm mae and one of scratch, imported and hog."
     parts = " and ".join(_in_words(result, BASELINES[name], level) for name, result in known.items())
     verdict = _verdict(known.get("scratch"), known.get("hog"))
     return f"{verdict}: on the same {patients} test patients, the pretrained model's AUC {parts}."

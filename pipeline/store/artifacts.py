@@ -70,7 +70,8 @@ class Inputs:
     `artifacts` are those of earlier stages; `readable` limits their files by pattern, so that, for instance,
     `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
     back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
-    an unchanged one again. `previous` is an earlier artifact of this stage that differs in its sources alone.
+    an unchanged one again. `imported_weights` are those of another project. `previous` is an earlier artifact of this
+    stage that differs in its sources alone.
     """
 
     card: Card
@@ -79,6 +80,7 @@ class Inputs:
     readable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     studies: tuple[Path, ...] = ()
     labels: Path | None = None
+    imported_weights: Path | None = None
     secret: bytes = b""
     kept: Mapping[str, str] = field(default_factory=dict)
     lookup: Path | None = None

@@ -23,7 +23,9 @@ from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
 from pipeline.reporting.sections.groups import examples
+from pipeline.reporting.sections.model import model
 from pipeline.reporting.sections.operating import operating_point
+from pipeline.reporting.sections.provenance import provenance
 from pipeline.reporting.sections.results import calibration
 from pipeline.reporting.sections.summary import promise
 from pipeline.stages.report import _evidence, report
@@ -290,6 +292,28 @@ def test_every_displayed_probability_says_at_what_prevalence(good: Made):
     for section in (calibration, operating_point, examples):
         assert "at the stated local prevalence of 5 %" in str(section(local))
     assert good.json["numbers"]["threshold"]["probability_prevalence"] == good.threshold["probability_prevalence"]
+
+
+# ---------------------------------------------------------------- the trainings
+
+
+def test_the_model_section_says_that_seeds_are_an_ensemble_and_which_epochs_were_kept(good: Made):
+    assert "an arm's seeds are an ensemble" in good.section_text("model")
+    assert "The score of the ensemble is what was calibrated" in good.section_text("model")
+    e = evidence_of(good)
+    arm = e.finetune["arms"]["mae"]
+    early = {seed: record | {"best_epoch": 9 + int(seed)} for seed, record in arm["seeds"].items()}
+    finetune = dict(e.finetune) | {"arms": e.finetune["arms"] | {"mae": arm | {"seeds": early}}}
+    records = {
+        "score": e.records["score"] | {"settings": {"flips": True}},
+        "finetune": e.records["finetune"] | {"sources": {"imported_weights": "f" * 64}},
+    }
+    e = replace(e, finetune=finetune, records=dict(e.records) | records)
+    assert "50 at most; kept: 10, 11" in str(model(e))
+    assert "mean of their logits of it and of its mirror image" in str(model(e))
+    assert ["Public weights that arm imported started from", "f" * 64] in [
+        row for block in provenance(e).blocks if isinstance(block, Table) for row in block.rows
+    ]
 
 
 # ---------------------------------------------------------------- the whole
