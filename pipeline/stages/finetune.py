@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.models.arms import ArmData
 from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.convex import train_hog, train_probe
+from pipeline.models.distributed import from_leader, leads
 from pipeline.models.finetuning import train_network
 from pipeline.models.images import Images, read_images
-from pipeline.models.training import TrainingError, prepare, usable_precision
+from pipeline.models.training import TrainingError, hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
 
@@ -44,6 +45,7 @@ SELECTION = {
     "linear_probe": "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds",
     "hog": "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds",
 }
+CONVEX = {"linear_probe": train_probe, "hog": train_hog}
 
 
 def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -67,6 +69,8 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "epochs": settings.epochs if arm in ("mae", "scratch") else 0,
             "seeds": {seed: {key: result[key] for key in _PER_SEED} for seed, result in results.items()},
         }
+    if not leads():
+        return
     write_json(
         work / "summary.json",
         {
@@ -86,7 +90,6 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
         arrays = inputs.files("preprocess", f"{split}-*.npy")
         return read_images(inputs.files("preprocess", f"index_{split}.parquet"), arrays).labelled()
 
-    device = prepare(inputs.machine.device, inputs.machine.threads)
     train, tune = images("train"), images("tune")
     for name, part in (("train", train), ("tune", tune)):
         missing = [word for value, word in ((1, "positive"), (0, "negative")) if value not in part.labels]
@@ -100,8 +103,9 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
         raise TrainingError(f"the encoder takes {spec.channels} channels; the images have {train.shape[0]}")
     encoder = read_weights(inputs.file("pretrain", "encoder.safetensors"))
     encoder = fit_positions(encoder, pretrained.grid, spec.grid)
-    precision = usable_precision(settings.precision, device, log.warn)
-    return ArmData(train, tune, spec, encoder, inputs.key("pretrain"), device, precision)
+    prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
+    train, tune = (part.cached(prepared.device) for part in (train, tune))
+    return ArmData(train, tune, spec, encoder, inputs.key("pretrain"), prepared)
 
 
 def _counts(images: Images) -> dict[str, int]:
@@ -117,16 +121,15 @@ def _counts(images: Images) -> dict[str, int]:
 def _result(
     arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog
 ) -> dict[str, Any]:
-    """Return the record of one training, done now or found finished."""
-    if (folder / "model.json").is_file():
+    """Return the record of one training, done now or found finished; processes that follow write nothing."""
+    if from_leader((folder / "model.json").is_file()):
         log.info(f"{arm} seed {seed}: already trained")
-    elif arm == "hog":
-        train_hog(settings, data, folder, log)
-    elif arm == "linear_probe":
-        train_probe(settings, data, folder, log)
-    else:
+    elif arm not in CONVEX:
         train_network(arm, seed, settings, data, folder, log)
-    # A kill may fall between the last file and the clearing away of checkpoints.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    record = read_json(folder / "model.json")
+    elif leads():
+        CONVEX[arm](settings, data, folder, log)
+    if leads():
+        # A kill may fall between the last file and the clearing away of checkpoints.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    record = from_leader(read_json(folder / "model.json") if leads() else None)
     return {**record, "model_sha256": record["sha256"]}
