@@ -73,7 +73,7 @@ class Images:
     def pixels(self, rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
         """Return the images at `rows` as float32 in [0, 1], (B, C, ...), on `device`."""
         with self.waited.running():
-            if self.cache is None:
+            if self.cache is None or self.cache.device != device:
                 raw = on_device(self.raw(rows), device)
             else:
                 raw = self.cache[on_device(torch.as_tensor(rows), device)].view(self._dtype)
@@ -93,13 +93,22 @@ class Images:
         size = len(self) * np.prod(self.shape) * self._dtype.itemsize
         if device.type == "cpu" or size > CACHE_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self
-        # As bytes, since few operations take unsigned integers of 16 bits.
-        parts = [self.raw(rows).view(torch.uint8).to(device) for rows in self.chunks(256)]
-        return replace(self, cache=torch.cat(parts))
+        return replace(self, cache=self.all_bytes(device))
+
+    def all_bytes(self, device: torch.device) -> torch.Tensor:
+        """Return all images as the bytes of their stored integers, (N, C, ..., W x bytes per integer), on `device`.
+
+        As bytes, since few operations take unsigned integers of 16 bits.
+        """
+        *outer, width = self.shape
+        found = torch.empty((len(self), *outer, width * self._dtype.itemsize), dtype=torch.uint8, device=device)
+        for rows in self.chunks(256):
+            found[rows[0] : rows[-1] + 1] = self.raw(rows).view(torch.uint8)
+        return found
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.uint8 if self.full_scale == 255 else torch.uint16 if self.full_scale == 65535 else torch.uint32
+        return torch.from_numpy(np.empty(0, next(iter(self.arrays.values())).dtype)).dtype
 
     @property
     def full_scale(self) -> float:

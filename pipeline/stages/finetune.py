@@ -66,7 +66,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "selection": SELECTION[arm],
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
-            "epochs": settings.epochs if arm in ("mae", "scratch") else 0,
+            "epochs": first["best_epoch"] or 0,
             "seeds": {seed: {key: result[key] for key in _PER_SEED} for seed, result in results.items()},
         }
     if not leads():

@@ -1,4 +1,4 @@
-"""What each process of a torchrun test does: pretrain and fine-tune a tiny network, and write down every step's loss."""
+"""What each process of a torchrun test does: pretrain and fine-tune a tiny network, and note every step's loss."""
 
 from __future__ import annotations
 
