@@ -1,6 +1,7 @@
 """The command line: parse, call, print. No logic.
 
-Exit codes: 0 done, 1 error, 2 usage (a wrong option or config), 3 finished but a gate failed.
+Exit codes: 0 done, 1 error, 2 usage (a wrong option or config), 3 finished but a gate failed, 75 stopped in time: the
+same command goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.run import Result
 
 ERROR, USAGE, GATE_FAILED = 1, 2, 3
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 app = typer.Typer(
     name="maescreen",
@@ -299,13 +301,18 @@ def _run(
     as_json: bool,
     **which: Any,
 ) -> None:
+    from pipeline import followers
     from pipeline import run as pipeline
 
     with _errors(f"go on with: maescreen run {config}"):
         for name in which.values():
             _stages([name])
+        if followers.follows():
+            followers.follow(_settings(config, overrides, store)[0])
+            raise typer.Exit
         loaded = _load(config, overrides, store)
-        result = pipeline.run(*loaded, keep=_stages(keep), rebuild=_stages(rebuild), say=_say, **which)
+        with followers.leading(loaded[0]):
+            result = pipeline.run(*loaded, keep=_stages(keep), rebuild=_stages(rebuild), say=_say, **which)
     _announce(result, loaded[0], config, as_json)
     raise typer.Exit(GATE_FAILED if result.failures else 0)
 
@@ -331,13 +338,17 @@ def _announce(result: Result, settings: Config, config: Path, as_json: bool) -> 
 
 
 def _load(config: Path, overrides: list[str] | None, store: Path | None) -> tuple[Config, Card, bytes]:
-    from pipeline.config_file import load
     from pipeline.imaging.pseudonyms import load_key
 
-    settings, card = load(config, overrides)
-    if store is not None:
-        settings = settings.model_copy(update={"store": store.resolve()})
+    settings, card = _settings(config, overrides, store)
     return settings, card, load_key(settings.data.key_file, identifiers=card.identifiers)
+
+
+def _settings(config: Path, overrides: list[str] | None, store: Path | None) -> tuple[Config, Card]:
+    from pipeline.config_file import load
+
+    settings, card = load(config, overrides)
+    return settings if store is None else settings.model_copy(update={"store": store.resolve()}), card
 
 
 def _stages(names: list[str] | None) -> list[str]:
@@ -366,8 +377,8 @@ def _errors(after_interrupt: str = "") -> Iterator[None]:
         _fail(str(error), USAGE)
     except (ValueError, RuntimeError, OSError) as error:
         _fail(f"{error} ({_raised_at(error)})", ERROR)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; what was finished is kept. {after_interrupt}", ERROR)
+    except KeyboardInterrupt as error:
+        _fail(f"{str(error) or 'interrupted'}; what was finished is kept. {after_interrupt}", STOPPED)
 
 
 def _raised_at(error: Exception) -> str:

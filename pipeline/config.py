@@ -161,6 +161,19 @@ class Machine(Settings):
     scheduler: str | None = Field(None, description="address of the Dask scheduler; null = a local cluster")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the GPU if there is one")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = all cores")
+    images_per_pass: int | None = Field(
+        None, ge=1, description="most images of a training step in memory at once; null = the whole batch"
+    )
+    on_out_of_memory: Literal["stop", "halve"] = Field(
+        "stop", description="when a training step does not fit: stop with advice, or halve images_per_pass and go on"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="train with less memory and a third more time: inner values are computed twice"
+    )
+    compile: bool = Field(False, description="torch.compile; takes a minute per network, pays on a GPU in long runs")
+    max_minutes: float | None = Field(
+        None, gt=0, description="after so many minutes save and leave, as on SIGTERM; null = no limit"
+    )
 
 
 # ---------------------------------------------------------------- one model per stage
@@ -379,7 +392,12 @@ class PretrainSettings(Settings):
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: float = Field(10.0, ge=0)
     augmentation: PretrainAugmentation = Field(default_factory=PretrainAugmentation)
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 only on hardware that has it")
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after so many steps, the schedule shortened to them; null = all epochs"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; the others on a GPU only, fp16 where bf16 is missing"
+    )
     checkpoint_every_epochs: int = Field(1, ge=1)
 
     @model_validator(mode="after")
@@ -433,7 +451,12 @@ class FinetuneSettings(Settings):
     trainable_blocks: int | None = Field(
         None, ge=0, description="arms mae and imported: last blocks trained, 0 = the head alone; null = all layers"
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="of each training; the schedule is shortened to them; null = all epochs",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
     hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
     labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
         default_factory=list,

@@ -7,6 +7,7 @@ others only through the files named in STAGES.
 from __future__ import annotations
 
 import importlib
+import math
 import shutil
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from pipeline.config import Card, Config
 from pipeline.config_file import flatten
+from pipeline.followers import announce
 from pipeline.indexing import gate_failures, index_pipeline, index_stage
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.files import sha256_file, sha256_json
@@ -37,7 +39,7 @@ class Stage:
     """A stage: the files of earlier stages that it may read, and the sources from outside the store.
 
     A source that a run does not use is none of its key. When only sources in `incremental` changed, the stage may take
-    over from its previous artifact what did not.
+    over from its previous artifact what did not. Under torchrun, all processes work on a `shared` stage.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Stage:
     sources: tuple[str, ...] = ()
     costly: bool = False
     incremental: tuple[str, ...] = ()
+    shared: bool = False
 
 
 STAGES = (
@@ -64,6 +67,7 @@ STAGES = (
         "pretrain",
         {"preprocess": ("summary.json", "index_train.*", "train-*", "index_pretrain.*", "pretrain-*")},
         costly=True,
+        shared=True,
     ),
     Stage(
         "finetune",
@@ -73,6 +77,7 @@ STAGES = (
         },
         sources=("imported_weights",),
         costly=True,
+        shared=True,
     ),
     Stage(
         "score",
@@ -288,8 +293,11 @@ def run(
 ) -> Result:
     """Run what has to run up to stage `until`, or the stage `only`, and index it in MLflow.
 
-    Raises RunError when a costly stage would run only because its code changed, or when `only` lacks an input.
+    Raises RunError when a costly stage would run only because its code changed, or when `only` lacks an input;
+    KeyboardInterrupt when `machine.max_minutes` have passed.
     """
+    minutes = config.machine.max_minutes
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     from pipeline.store.tracking import Tracker, closing, comparison_fragment
 
     store = Store(config.store)
@@ -305,16 +313,16 @@ def run(
     tracker = Tracker(config.project, config.store, config.tracking.uri)
     wanted = [step for step in steps if only in (None, step.stage.name)]
     if only is not None:
-        artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+        artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
         return _result(config, artifacts, comparison_fragment(tracker.experiment_id), None)
     name, key = f"{config.project} {steps[-1].key[:8]}", f"{steps[-1].stage.name}/{steps[-1].key}"
     if key in tracker.indexed("pipeline") and not any(step.anew for step in steps):
-        artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+        artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
     else:
         run_id = tracker.open("pipeline", key, name)
         with closing(tracker, run_id):
             tracker.parameters(run_id, _parameters(config))
-            artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+            artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
             index_pipeline(tracker, run_id, artifacts)
     report = _deliver(config, artifacts.get("report"))
     return _result(config, artifacts, comparison_fragment(tracker.experiment_id), report)
@@ -342,11 +350,14 @@ def _make(
     secret: bytes,
     store: Store,
     tracker: Any,
+    deadline: float,
 ) -> dict[str, Artifact]:
     artifacts = {s.stage.name: a for s in steps if (a := store.find(s.stage.name, s.key)) is not None}
     kept = {step.stage.name: step.kept for step in steps if step.kept}
     hashes = _hashes(config, secret)
     for step in wanted:
+        if time.monotonic() > deadline and step.stage.name not in artifacts:
+            raise KeyboardInterrupt(f"stopped before {step.stage.name}: machine.max_minutes have passed")
         inputs = Inputs(
             card=card,
             machine=config.machine,
@@ -360,6 +371,7 @@ def _make(
             lookup=None if card.identifiers == "synthetic" else config.data.key_file.with_suffix(".lookup"),
             hashes=hashes,
             previous=_previous(step, store),
+            deadline=deadline,
         )
         settings = getattr(config, step.stage.name)
         artifacts[step.stage.name] = _build(step, settings, inputs, config.project, store, tracker)
@@ -388,7 +400,10 @@ def _execute(
     function = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
     started = time.monotonic()
     with closing(tracker, run_id):
-        function(settings, inputs, store.begin(name, key), log)
+        work = store.begin(name, key)
+        if step.stage.shared:
+            announce(step)
+        function(settings, inputs, work, log)
         seconds = time.monotonic() - started
         artifact = store.publish(
             name,

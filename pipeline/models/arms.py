@@ -14,6 +14,7 @@ from pipeline.models.checkpoints import load_strict, require_equal, save_weights
 from pipeline.models.classifier import Classifier, Head
 from pipeline.models.images import Images
 from pipeline.models.randomness import derived_seed
+from pipeline.models.training import Hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import sha256_file, write_json
 
@@ -37,8 +38,12 @@ class ArmData:
     tune: Images
     spec: EncoderSpec
     starts: Mapping[str, Start]
-    device: torch.device
-    precision: torch.dtype
+    hardware: Hardware
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self.hardware.device
 
 
 def build_classifier(data: ArmData, head: Head, seed: int) -> Classifier:

@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from pipeline.models.augmentation import Augmentation
-from pipeline.models.images import Images
+from pipeline.models.images import Images, on_device
 from pipeline.models.randomness import MIXUP, derived_seed, order, uniform
 
 Sampling = Literal["natural", "balanced"]
@@ -39,14 +39,14 @@ class Examples:
             return pixels, targets
         partners, shares = mixing(numbers, drawn, self.mixup, self.seed, epoch)
         others, their_targets = self._augmented(partners, epoch)
-        share = torch.from_numpy(shares).to(pixels)
+        share = on_device(torch.from_numpy(shares), self.device).to(pixels)
         along = share.view(-1, *[1] * (pixels.ndim - 1))
         return others + along * (pixels - others), their_targets + share * (targets - their_targets)
 
     def _augmented(self, numbers: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
         rows = numbers % len(self.images)
         pixels = self.augment(self.images.pixels(rows, self.device), self.seed, epoch, numbers)
-        return pixels, torch.from_numpy(self.images.labels[rows]).to(pixels)
+        return pixels, on_device(torch.from_numpy(self.images.labels[rows]), self.device).to(pixels)
 
 
 def draw(labels: np.ndarray, sampling: Sampling, seed: int, epoch: int) -> np.ndarray:

@@ -14,29 +14,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.averaging import RunningAverage
 from pipeline.models.baseline import auc
-from pipeline.models.checkpoints import load_checkpoint, save_checkpoint
 from pipeline.models.classifier import Classifier, branch_scales, freeze_below
+from pipeline.models.distributed import leads
+from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
 from pipeline.models.examples import Examples, draw
-from pipeline.models.images import Images
+from pipeline.models.images import Images, on_device
 from pipeline.models.losses import objective, starting_logit
 from pipeline.models.randomness import DROP_PATH, uniform
 from pipeline.models.training import (
+    Hardware,
     Schedule,
     adamw,
     autocast,
     batches,
     parameter_groups,
-    train_epoch,
+    steps_per_epoch,
 )
 
 if TYPE_CHECKING:
@@ -44,69 +46,70 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 BETAS = (0.9, 0.999)
-History = list[dict[str, float]]
 
 
 def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
     """Train one of arms.NETWORKS and leave its files in `folder`; goes on from its checkpoints there.
 
-    Raises TrainingError when the loss stops being finite, WeightsError when the weights to start from do not fit.
+    Raises TrainingError when the loss stops being finite, WeightsError when the weights to start from do not fit,
+    Stopped when asked to stop.
     """
     model = _build(arm, seed, settings, data, log)
     layer_decay = settings.layer_decay if arm in data.starts else 1.0
     groups = parameter_groups(model, settings.weight_decay, layer_decay, data.spec.depth)
     optimiser = adamw(groups, BETAS)
     average = RunningAverage(model, settings.ema_decay) if settings.ema_decay is not None else None
-    judged: nn.Module = model
+    judged: Classifier = model
     if average is not None:
         judged = average.model
         optimiser.register_step_post_hook(lambda *_: average.update(model))
-    history: History = []
     best: dict[str, Tensor] = {}
-    checkpoints = folder / "checkpoints"
-    if (state := load_checkpoint(checkpoints, data.device, log.warn)) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        history, best = state["history"], state["best"]
-        log.info(f"{arm} seed {seed}: goes on after epoch {len(history)} of {settings.epochs}")
 
+    def further_state() -> dict[str, Any]:
+        return {"average": average.state_dict() if average is not None else {}, "best": best}
+
+    images = len(draw(data.train.labels, settings.sampling, seed, 0))
     schedule = Schedule(settings.learning_rate, settings.warmup_epochs, settings.epochs)
+    schedule = schedule.within(settings.max_steps, steps_per_epoch(images, settings.batch_size))
     loss_of = objective(settings.loss, data.train.labels, settings.focal_gamma, settings.label_smoothing)
     augment = Augmentation(**settings.augmentation.model_dump())
     examples = Examples(data.train, augment, settings.mixup, seed, data.device)
-    what = f"{arm} seed {seed}, epoch"
-    for epoch in log.track(range(len(history), settings.epochs), what, settings.epochs, len(history)):
-        if exhausted(history, settings.early_stopping_epochs):
-            break
-        drawn = draw(data.train.labels, settings.sampling, seed, epoch)
+    what, checkpoints = f"{arm} seed {seed}", folder / "checkpoints"
+    with begin(
+        model, optimiser, schedule, data.hardware, data.train, checkpoints, log, what, further_state
+    ) as training:
+        if training.restored:
+            best.update(training.restored["best"])
+            if average is not None:
+                average.load_state_dict(training.restored["average"])
+        history = training.history
+        for epoch in epochs_left(training, f"{what}, epoch"):
+            if exhausted(history, settings.early_stopping_epochs):
+                break
+            drawn = draw(data.train.labels, settings.sampling, seed, epoch)
 
-        def batch_loss(numbers: np.ndarray, epoch: int = epoch, drawn: np.ndarray = drawn) -> Tensor:
-            pixels, targets = examples.prepared(numbers, drawn, epoch)
-            with autocast(data.device, data.precision):
-                logits = model(pixels, _dropped(settings, data, seed, epoch, numbers))
-            return loss_of(logits.float(), targets)
+            def batch_loss(numbers: np.ndarray, epoch: int = epoch, drawn: np.ndarray = drawn) -> Tensor:
+                pixels, targets = examples.prepared(numbers, drawn, epoch)
+                with autocast(data.device, data.hardware.precision):
+                    logits = model(pixels, _dropped(settings, data, seed, epoch, numbers))
+                return loss_of(logits.float(), targets)
 
-        order = [drawn[places] for places in batches(len(drawn), settings.batch_size, seed, epoch)]
-        loss, rate = train_epoch(model, optimiser, schedule, epoch, order, batch_loss)
-        tune_auc = auc(data.tune.labels, _logits(judged, data.tune, settings.batch_size, data.device))
-        values = {"train_loss": loss, "tune_auc": tune_auc, "learning_rate": rate}
-        history.append({"epoch": epoch + 1, **values})
-        log.metrics({f"{arm}.seed{seed}.{name}": value for name, value in values.items()}, epoch + 1)
-        if settings.early_stopping_epochs is not None and best_epoch(history) == len(history):
-            best = {name: tensor.clone() for name, tensor in judged.state_dict().items()}
-        save_checkpoint(checkpoints, len(history), {
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "average": average.state_dict() if average is not None else {},
-            "history": history,
-            "best": best,
-        })  # fmt: skip
+            order = [drawn[places] for places in batches(len(drawn), settings.batch_size, seed, epoch)]
+            done = train_epoch(training, order, batch_loss)
+            tune_auc = auc(data.tune.labels, _logits(judged, data.tune, settings.batch_size, data.hardware))
+            values = {"train_loss": done.loss, "tune_auc": tune_auc, "learning_rate": done.learning_rate}
+            tracked = values | done.measured
+            log.metrics({f"{arm}.seed{seed}.{name}": value for name, value in tracked.items()}, epoch + 1)
+            record(training, values)
+            if settings.early_stopping_epochs is not None and best_epoch(history) == len(history):
+                best.update({name: tensor.clone() for name, tensor in judged.state_dict().items()})
+            save(training)
 
+    if not leads():
+        return
     kept = len(history) if settings.early_stopping_epochs is None else best_epoch(history)
     tune_auc = history[kept - 1]["tune_auc"]
-    log.info(f"{arm} seed {seed}: tune AUC {tune_auc:.4f} at epoch {kept}, kept; {len(history)} epochs trained")
+    log.info(f"{what}: tune AUC {tune_auc:.4f} at epoch {kept}, kept; {len(history)} epochs trained")
     content = {"spec": data.spec.to_json(), "head": "norm_linear"}
     finish(folder, arm, best or judged.state_dict(), history, content, {
         "tune_auc": tune_auc,
@@ -154,11 +157,16 @@ def _dropped(settings: FinetuneSettings, data: ArmData, seed: int, epoch: int, n
     if not settings.drop_path:
         return None
     draws = uniform(seed, epoch, numbers, DROP_PATH, 2 * data.spec.depth)
-    return branch_scales(torch.from_numpy(draws).to(data.device), settings.drop_path, data.spec.depth)
+    return branch_scales(on_device(torch.from_numpy(draws), data.device), settings.drop_path, data.spec.depth)
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, images: Images, batch_size: int, device: torch.device) -> np.ndarray:
+def _logits(model: Classifier, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
     model.eval()
-    parts = [model(images.pixels(rows, device)).double().cpu() for rows in images.chunks(batch_size)]
-    return torch.cat(parts).numpy()
+    with autocast(hardware.device, hardware.precision):
+        # Not the compiled call, which would be compiled once more for this use.
+        parts = [
+            model.forward(images.pixels(rows, hardware.device)).double()
+            for rows in images.chunks(min(batch_size, hardware.images_per_pass or batch_size))
+        ]
+    return torch.cat(parts).cpu().numpy()

@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.models.arms import NETWORKS, ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.convex import train_hog, train_probe
+from pipeline.models.distributed import from_leader, leads
 from pipeline.models.finetuning import train_network
 from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
 from pipeline.models.labelled_patients import labelled_subsets, same_steps
-from pipeline.models.training import TrainingError, prepare, usable_precision
+from pipeline.models.training import TrainingError, hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
 
@@ -50,6 +51,7 @@ DESCRIPTIONS = {
     "linear_probe": "logistic regression on the frozen pretrained encoder's features",
     "hog": "logistic regression on histograms of oriented gradients, no network",
 }
+CONVEX = {"linear_probe": train_probe, "hog": train_hog}
 
 
 def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -71,10 +73,12 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "score": "the logit of its one model" if len(results) == 1 else _ensemble(len(results)),
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
-            "epochs": settings.epochs if arm in NETWORKS else 0,
+            "epochs": max(result.get("epochs_trained", 0) for result in results.values()),
             "seeds": {seed: {key: result[key] for key in _PER_SEED} for seed, result in results.items()},
         }
     fewer = {str(count): _with_fewer(settings, data, count, part, work, log) for count, part in subsets.items()}
+    if not leads():
+        return
     write_json(
         work / "summary.json",
         {
@@ -121,7 +125,6 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
         arrays = inputs.files("preprocess", f"{split}-*.npy")
         return read_images(inputs.files("preprocess", f"index_{split}.parquet"), arrays).labelled()
 
-    device = prepare(inputs.machine.device, inputs.machine.threads)
     train, tune = images("train"), images("tune")
     for name, part in (("train", train), ("tune", tune)):
         missing = [word for value, word in ((1, "positive"), (0, "negative")) if value not in part.labels]
@@ -139,8 +142,9 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
     starts = {"mae": own, "linear_probe": own}
     if "imported" in settings.arms:
         starts["imported"] = _imported(inputs, spec, log)
-    precision = usable_precision(settings.precision, device, log.warn)
-    return ArmData(train, tune, spec, starts, device, precision)
+    prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
+    train, tune = (part.cached(prepared.device) for part in (train, tune))
+    return ArmData(train, tune, spec, starts, prepared)
 
 
 def _imported(inputs: Inputs, spec: EncoderSpec, log: RunLog) -> Start:
@@ -201,16 +205,15 @@ def _results(arm: str, settings: FinetuneSettings, data: ArmData, folder: Path, 
 def _result(
     arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog
 ) -> dict[str, Any]:
-    """Return the record of one training, done now or found finished."""
-    if (folder / "model.json").is_file():
+    """Return the record of one training, done now or found finished; processes that follow write nothing."""
+    if from_leader((folder / "model.json").is_file()):
         log.info(f"{arm} seed {seed}: already trained")
-    elif arm == "hog":
-        train_hog(settings, data, folder, log)
-    elif arm == "linear_probe":
-        train_probe(settings, data, folder, log)
-    else:
+    elif arm not in CONVEX:
         train_network(arm, seed, settings, data, folder, log)
-    # A kill may fall between the last file and the clearing away of checkpoints.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    record = read_json(folder / "model.json")
+    elif leads():
+        CONVEX[arm](settings, data, folder, log)
+    if leads():
+        # A kill may fall between the last file and the clearing away of checkpoints.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    record = from_leader(read_json(folder / "model.json") if leads() else None)
     return {**record, "model_sha256": record["sha256"]}

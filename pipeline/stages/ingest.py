@@ -424,14 +424,13 @@ def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:
 
 def _rows(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
     """Return all that is known of the images kept, ordered by image_id, with days since the patient's first study."""
-    chosen = pa.array(kept["image_id"] + "/" + kept["first_source"], pa.string())
+    chosen = pd.Index(kept["image_id"] + kept["first_source"])
     pieces = []
     for name, source in (("examined.parquet", "source_id"), ("assembled.parquet", "sources")):
         for piece in iterate(work / name, [source, *SUMMED_UP], where="reason"):
-            of = piece[source]
-            first = of if source == "source_id" else pa.array(map(min, of.to_pylist()), pa.string())
-            pairs = pc.binary_join_element_wise(piece["image_id"], first, "/")
-            pieces.append(piece.filter(pc.is_in(pairs, value_set=chosen)).select(SUMMED_UP))
+            of = piece[source].to_pandas()
+            pairs = piece["image_id"].to_pandas() + (of if source == "source_id" else of.map(min))
+            pieces.append(piece.filter(pa.array(chosen.get_indexer(pairs) >= 0)).select(SUMMED_UP))
     table = pa.concat_tables(pieces) if pieces else EXAMINED.schema.empty_table().select(SUMMED_UP)
     del pieces, chosen
     table = table.sort_by("image_id")

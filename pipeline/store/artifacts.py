@@ -7,6 +7,7 @@ every file. Work happens in `<key>.partial/`; one rename publishes it.
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -71,7 +72,8 @@ class Inputs:
     `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
     back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
     an unchanged one again. `imported_weights` are those of another project. `previous` is an earlier artifact of this
-    stage that differs in its sources alone.
+    stage that differs in its sources alone. `deadline` is the time.monotonic() after which a training should save and
+    stop.
     """
 
     card: Card
@@ -86,6 +88,7 @@ class Inputs:
     lookup: Path | None = None
     hashes: SourceHashes = field(default_factory=SourceHashes)
     previous: Artifact | None = None
+    deadline: float = math.inf
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.

@@ -90,9 +90,9 @@ def test_every_encoder_tensor_is_pretrainings_before_the_first_step(copy, monkey
     encoder = read_weights(copy / "pretrain" / "encoder.safetensors")
     seen = []
 
-    def first_epoch(model, optimiser, schedule, epoch, order, batch_loss):
-        require_equal(model.encoder, encoder)
-        seen.append(epoch)
+    def first_epoch(training, order, batch_loss):
+        require_equal(training.model.encoder, encoder)
+        seen.append(len(training.history))
         raise Killed
 
     monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
@@ -186,8 +186,8 @@ def test_tuning_images_choose_nothing_in_the_networks(copy, trained):
 def test_the_head_starts_at_the_training_images_log_odds(copy, monkeypatch):
     seen = {}
 
-    def first_epoch(model, *_):
-        seen["bias"] = model.head.bias.item()
+    def first_epoch(training, *_):
+        seen["bias"] = training.model.head.bias.item()
         raise Killed
 
     monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
