@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
 from pipeline.config import Arm, FinetuneAugmentation
-from pipeline.models import finetuning
+from pipeline.models import engine, finetuning
 from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, require_equal, save_weights
@@ -211,10 +211,10 @@ def test_the_head_starts_at_the_training_images_log_odds(copy, monkeypatch):
 def test_early_stopping_keeps_the_best_epochs_weights(copy, monkeypatch, aucs, patience, best, trained):
     after = {}
 
-    def saved(folder, epochs_done, state):
+    def saved(folder, epochs_done, state, steps_done):
         after[epochs_done] = {name: tensor.clone() for name, tensor in state["model"].items()}
 
-    monkeypatch.setattr(finetuning, "save_checkpoint", saved)
+    monkeypatch.setattr(engine, "save_checkpoint", saved)
     left = iter(aucs)
     monkeypatch.setattr(finetuning, "auc", lambda *_: next(left))
     choices = {"arms": ["mae"], "seeds": [1], "epochs": len(aucs), "early_stopping_epochs": patience}
