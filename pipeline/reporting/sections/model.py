@@ -41,9 +41,10 @@ def _aggregation(e: Evidence) -> str:
 def _making(e: Evidence) -> Table:
     images, pre = e.records["preprocess"]["settings"], e.records["pretrain"]["settings"]
     encoder = pre["encoder"]
+    spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
     shown = (
-        f"{_by(images['image_size'])} pixels; grey values between percentiles {images['lower_percentile']:g} and "
-        f"{images['upper_percentile']:g} stretched to 0–255"
+        f"{_by(images['image_size'])} pixels{spacing}; grey values between percentiles "
+        f"{images['lower_percentile']:g} and {images['upper_percentile']:g} stretched to 0–255"
     )
     network = (
         f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
@@ -122,5 +123,5 @@ def _reconstructions(e: Evidence) -> Figure:
     )
 
 
-def _by(sizes: Sequence[int]) -> str:
-    return " × ".join(str(size) for size in sizes)
+def _by(sizes: Sequence[float]) -> str:
+    return " × ".join(f"{size:g}" for size in sizes)
