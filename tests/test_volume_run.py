@@ -1,10 +1,10 @@
 """From NIfTI volumes to a report: the three-dimensional path from end to end, on made-up volumes."""
 
 import io
+import json
 
 import nibabel as nib
 import numpy as np
-import pypdf
 import pytest
 import yaml
 from PIL import Image
@@ -77,11 +77,11 @@ def test_every_stage_takes_volumes_and_a_report_comes_out(finished_volumes):
     assert read_json(artifact(finished_volumes, "ingest") / "summary.json")["volumes"] == PATIENTS
     metrics = read_json(artifact(finished_volumes, "evaluate") / "metrics.json")
     assert metrics["discrimination"]["auc"]["value"] > 0.9
-    assert read_json(artifact(finished_volumes, "report") / "report.json")["usable"]
-    pages = pypdf.PdfReader(artifact(finished_volumes, "report") / "report.pdf").pages
-    text = " ".join("\n".join(page.extract_text() for page in pages).split())
-    assert "24 × 32 × 24 pixels of 1 × 1 × 1 mm" in text
-    assert "patches of 8 × 8 × 8 pixels" in text
+    assert (artifact(finished_volumes, "report") / "report.pdf").read_bytes().startswith(b"%PDF")
+    report = (artifact(finished_volumes, "report") / "report.json").read_text("utf-8")
+    assert json.loads(report)["usable"]
+    assert "24 × 32 × 24 pixels of 1 × 1 × 1 mm" in report
+    assert "patches of 8 × 8 × 8 pixels" in report
 
 
 def test_reconstructions_show_three_planes_original_masked_and_filled_in(finished_volumes):

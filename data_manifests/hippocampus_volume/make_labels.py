@@ -4,11 +4,11 @@
 
 IMAGES holds `hippocampus_<number>.nii.gz`; MASKS holds the reference mask of each under the same name, with 1 for the
 anterior and 2 for the posterior part. A hippocampus's volume is the number of voxels of both parts times the size of
-a voxel. A person is "large" when the mean volume of their hippocampi is at or above the median of all persons.
+a voxel. A person is "large" when the mean volume over their files is at or above the median of all persons.
 
-The files name no person, but their numbers do: 2k - 1 and 2k are the two hippocampi of one person. Of the 260 files
-with a mask, 90 such pairs are complete and their volumes correlate by 0.91; those of the 91 pairs 2k and 2k + 1
-correlate by 0.06. Both correlations are printed, so that another copy of the data can be checked.
+The files name no person, but their numbers seem to: 2k - 1 and 2k are taken to be of one person. Of the 260 files with
+a mask, 90 such pairs are complete and their volumes correlate by 0.91; those of the 91 pairs 2k and 2k + 1 correlate by
+0.06. Both correlations are printed, so that another copy of the data can be checked.
 """
 
 from __future__ import annotations
