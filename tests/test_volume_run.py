@@ -82,6 +82,7 @@ def test_every_stage_takes_volumes_and_a_report_comes_out(finished_volumes):
     assert json.loads(report)["usable"]
     assert "24 × 32 × 24 pixels of 1 × 1 × 1 mm" in report
     assert "patches of 8 × 8 × 8 pixels" in report
+    assert "each volume by its coronal, sagittal and axial middle plane" in report
 
 
 def test_reconstructions_show_three_planes_original_masked_and_filled_in(finished_volumes):

@@ -113,10 +113,12 @@ def _loss(e: Evidence) -> Figure:
 
 def _reconstructions(e: Evidence) -> Figure:
     width, height = Image.open(io.BytesIO(e.reconstructions)).size
+    volumes = len(e.records["preprocess"]["settings"]["image_size"]) == 3
+    planes = "; each volume by its coronal, sagittal and axial middle plane" if volumes else ""
     return Figure(
         "reconstructions",
         "Rows of images: as they are, with patches hidden, and as the model fills them in.",
-        "Pretraining: images of patients held out, with patches hidden, and as filled in by the model",
+        f"Pretraining: images of patients held out, with patches hidden, and as filled in by the model{planes}",
         min(FIGURE_CM, MAX_HEIGHT_CM * width / height),
         e.reconstructions,
         "png",
