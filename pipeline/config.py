@@ -596,6 +596,8 @@ class Config(Settings):
             )
         if self.calibrate.arm not in self.finetune.arms:
             problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
+        if len(size) == 3 and "hog" in self.finetune.arms:
+            problems.append("finetune.arms names hog, which needs 2-D images; remove it for volumes")
         if problems:
             raise ValueError("; ".join(problems))
         return self

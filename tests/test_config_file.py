@@ -144,6 +144,14 @@ def test_imported_weights_must_exist_only_where_an_arm_starts_from_them(folder):
     assert f"data.imported_weights: no such file or folder: {folder / 'w.pth'}" in line
 
 
+def test_hog_and_volumes_are_refused_before_anything_runs(folder):
+    text = CONFIG.replace("mask_ratio: 0.75", "encoder: {patch_size: [8, 8, 8]}")
+    text += "preprocess: {image_size: [32, 32, 32]}\n"
+    assert "finetune.arms names hog, which needs 2-D images" in "\n".join(problems(folder, text))
+    (folder / "run.yaml").write_text(text + "finetune: {arms: [mae]}\n")
+    assert load(folder / "run.yaml")[0].finetune.arms == ["mae"]
+
+
 def test_a_mistake_in_the_card_names_the_card(folder):
     (folder / "card.yaml").write_text(CARD.replace("positive: ['1']", "positive: ['0']"))
     (line,) = problems(folder, CONFIG)

@@ -130,8 +130,6 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
         missing = [word for value, word in ((1, "positive"), (0, "negative")) if value not in part.labels]
         if missing:
             raise TrainingError(f"split {name} has no {' and no '.join(missing)} image; check labels and fractions")
-    if "hog" in settings.arms and len(train.shape) != 3:
-        raise TrainingError("arm hog needs 2-D images; remove it from finetune.arms")
     pretrained = EncoderSpec.from_json(read_json(inputs.file("pretrain", "model.json")))
     spec = replace(pretrained, image_size=train.shape[1:])
     if spec.channels != train.shape[0]:

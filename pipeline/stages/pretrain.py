@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.imaging.planes import three_planes
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.checkpoints import save_weights
 from pipeline.models.checks import MIN_POSITION_SPREAD, self_test
@@ -235,21 +236,21 @@ def _check(
 def _draw(
     model: MaskedAutoencoder, held_out: Images, settings: PretrainSettings, device: torch.device, path: Path
 ) -> None:
-    """Write a picture: a row per held-out image with original, masked and reconstructed; volumes by middle slice."""
+    """Write a picture: a row per held-out image with original, masked and reconstructed; volumes by three planes."""
     model.eval()
     rows = np.arange(min(PICTURES, len(held_out)))
     pixels = held_out.pixels(rows, device)
     masked, reconstructed = model.reconstruct(pixels, _mask(settings, model.spec, HELD_OUT_EPOCH, rows, device))
     pictures = zip(pixels, masked, reconstructed, strict=True)
-    strips = [np.concatenate([_plane(image) for image in row], axis=1) for row in pictures]
+    strips = [np.concatenate([_picture(image) for image in row], axis=1) for row in pictures]
     with atomic(path) as temporary:
         Image.fromarray(np.concatenate(strips)).save(temporary)
 
 
-def _plane(image: Tensor) -> np.ndarray:
-    """Return the first channel's (middle) slice as uint8, with a black margin."""
-    plane = image[0] if image.ndim == 3 else image[0, image.shape[1] // 2]
-    return np.pad((plane.cpu().numpy() * 255).round().astype(np.uint8), 2)
+def _picture(image: Tensor) -> np.ndarray:
+    """Return the first channel as uint8, with a black margin."""
+    pixels = (image[0].cpu().numpy() * 255).round().astype(np.uint8)
+    return np.pad(pixels if pixels.ndim == 2 else three_planes(pixels), 2)
 
 
 def _count(parameters: Any) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from pipeline.imaging.planes import three_planes
 from pipeline.reporting import html, pdf
 from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
@@ -100,7 +101,7 @@ def _examples(chosen: pd.DataFrame, index: pd.DataFrame, images: pd.DataFrame, i
         examples.append(
             Example(
                 patient=row["patient_id"][:12],
-                image=image if image.ndim == 2 else image[len(image) // 2],
+                image=image if image.ndim == 2 else three_planes(image),
                 images=len(own),
                 score=row["score"],
                 probability=row["probability"],

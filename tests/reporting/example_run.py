@@ -26,7 +26,7 @@ SEEDS = (1, 2)
 SIDE = 48
 READS = {stage.name: stage.reads for stage in STAGES}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "preprocess": {"image_size": [SIDE, SIDE], "lower_percentile": 0.5, "upper_percentile": 99.5},
+    "preprocess": {"image_size": [SIDE, SIDE], "spacing_mm": None, "lower_percentile": 0.5, "upper_percentile": 99.5},
     "pretrain": {"encoder": {"patch_size": [8, 8], "width": 192, "depth": 6, "heads": 3}, "mask_ratio": 0.75,
                  "epochs": 40, "batch_size": 64, "seed": 17},
 }  # fmt: skip

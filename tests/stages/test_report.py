@@ -19,6 +19,7 @@ import pytest
 from pypdf import PdfReader
 
 from pipeline.config import ReportSettings
+from pipeline.imaging.planes import three_planes
 from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
@@ -529,7 +530,7 @@ def test_titles_too_long_for_a_line_leave_page_one_whole(folder: Path, good: Mad
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 24), (1, 6, 24, 24)])
-def test_examples_show_the_stored_pixels_and_volumes_their_middle_slice(shape, folder: Path, monkeypatch):
+def test_examples_show_the_stored_pixels_and_volumes_three_planes(shape, folder: Path, monkeypatch):
     import numpy as np
 
     real: Callable[..., Any] = np.save
@@ -537,7 +538,7 @@ def test_examples_show_the_stored_pixels_and_volumes_their_middle_slice(shape, f
     def stored(path: Path, pixels: Any) -> None:
         planes = np.arange(len(pixels)).reshape(-1, *[1] * len(shape)) % 200 + np.zeros((1, *shape))
         if len(shape) == 4:
-            planes[:, :, shape[1] // 2] += 50
+            planes[:, :, 2, 5:9] += 50
         real(path, planes.astype(np.uint8))
 
     monkeypatch.setattr(example_run.np, "save", stored)
@@ -546,8 +547,10 @@ def test_examples_show_the_stored_pixels_and_volumes_their_middle_slice(shape, f
     assert len(evidence.misses) == len(evidence.false_alarms) == 2
     index = __import__("pandas").read_parquet(inputs.file("preprocess", "index_test.parquet"))
     for example in [*evidence.misses, *evidence.false_alarms]:
-        assert example.image.shape == (24, 24)
-        rows = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id")["row"]
-        assert (example.image == rows.iloc[0] % 200 + 50 * (len(shape) == 4)).all()
+        own = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id").iloc[0]
+        kept = np.load(inputs.file("preprocess", own["shard"]))[own["row"], 0]
+        expected = kept if kept.ndim == 2 else three_planes(kept)
+        assert np.array_equal(example.image, expected)
+        assert len(np.unique(expected)) == len(shape) - 2
     assert [x.score for x in evidence.misses] == sorted(x.score for x in evidence.misses)
     assert [x.score for x in evidence.false_alarms] == sorted((x.score for x in evidence.false_alarms), reverse=True)

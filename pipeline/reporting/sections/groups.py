@@ -182,8 +182,10 @@ def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
         for at, x in enumerate(found, 1)
     ]
     columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images"]
-    alt = f"{len(found)} radiographs as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
-    caption = f"{words}. Images as the model saw them, the patient's first image; volumes by their middle slice."
+    alt = f"{len(found)} images as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
+    caption = (
+        f"{words}. Images as the model saw them, the patient's first image; volumes by three planes through the middle."
+    )
     return [
         Figures([Figure(name, alt, caption, 15.5, gallery([x.image for x in found], titles))]),
         Table(name, words, columns, rows),

@@ -44,9 +44,10 @@ def _aggregation(e: Evidence) -> str:
 def _making(e: Evidence) -> Table:
     images, pre = e.records["preprocess"]["settings"], e.records["pretrain"]["settings"]
     encoder = pre["encoder"]
+    spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
     shown = (
-        f"{_by(images['image_size'])} pixels; grey values between percentiles {images['lower_percentile']:g} and "
-        f"{images['upper_percentile']:g} stretched to 0–255"
+        f"{_by(images['image_size'])} pixels{spacing}; grey values between percentiles "
+        f"{images['lower_percentile']:g} and {images['upper_percentile']:g} stretched to 0–255"
     )
     network = (
         f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
@@ -123,15 +124,17 @@ def _loss(e: Evidence) -> Figure:
 
 def _reconstructions(e: Evidence) -> Figure:
     width, height = Image.open(io.BytesIO(e.reconstructions)).size
+    volumes = len(e.records["preprocess"]["settings"]["image_size"]) == 3
+    planes = "; each volume by its coronal, sagittal and axial middle plane" if volumes else ""
     return Figure(
         "reconstructions",
         "Rows of images: as they are, with patches hidden, and as the model fills them in.",
-        "Pretraining: images of patients held out, with patches hidden, and as filled in by the model",
+        f"Pretraining: images of patients held out, with patches hidden, and as filled in by the model{planes}",
         min(FIGURE_CM, MAX_HEIGHT_CM * width / height),
         e.reconstructions,
         "png",
     )
 
 
-def _by(sizes: Sequence[int]) -> str:
-    return " × ".join(str(size) for size in sizes)
+def _by(sizes: Sequence[float]) -> str:
+    return " × ".join(f"{size:g}" for size in sizes)
