@@ -29,6 +29,8 @@ Model = Callable[[Tensor], np.ndarray]
 def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave the logits of every arm and seed in one table per split; images without a label are counted, not scored.
 
+    An external test set has the split `test` alone.
+
     Raises WeightsError when a model's weights are not those that training recorded, ImagesError when a split has no
     image.
     """
@@ -36,7 +38,7 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
     models = {(arm, int(seed)): _model(inputs, arm, seed, device) for arm in trained for seed in trained[arm]["seeds"]}
     summary: dict[str, Any] = {"splits": {}}
-    for split in SPLITS:
+    for split in ("test",) if inputs.test_only else SPLITS:
         images = read_images(
             inputs.files("preprocess", f"index_{split}.parquet"), inputs.files("preprocess", f"{split}-*.npy")
         )

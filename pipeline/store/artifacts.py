@@ -71,6 +71,8 @@ class Inputs:
     `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
     back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
     an unchanged one again. `previous` is an earlier artifact of this stage that differs in its sources alone.
+    `test_only` says that these are the studies of an external test set, of which every labelled patient is a test
+    patient; `external` has the cards of such sets by name, whose artifacts are called `score@name` and so on.
     """
 
     card: Card
@@ -84,6 +86,8 @@ class Inputs:
     lookup: Path | None = None
     hashes: SourceHashes = field(default_factory=SourceHashes)
     previous: Artifact | None = None
+    test_only: bool = False
+    external: Mapping[str, Card] = field(default_factory=dict)
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.
