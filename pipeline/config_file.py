@@ -191,9 +191,7 @@ def _absolute(config: Config, folder: Path) -> Config:
         update={
             "store": here(config.store),
             "reports": here(config.reports),
-            "data": data.model_copy(
-                update={**placed(data), "key_file": here(data.key_file), "external": external}
-            ),
+            "data": data.model_copy(update={**placed(data), "key_file": here(data.key_file), "external": external}),
         }
     )
 

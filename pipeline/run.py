@@ -244,7 +244,8 @@ def _check_names(wanted: Sequence[str], steps: Sequence[str]) -> None:
 
 def _datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
     """Return the studies and card of each external test set by its name, those of the run by an empty name."""
-    return {"": (config.data, card)} | {one.name: (one, read_card(one.card)) for one in config.data.external}
+    datasets: dict[str, tuple[Studies, Card]] = {"": (config.data, card)}
+    return datasets | {one.name: (one, read_card(one.card)) for one in config.data.external}
 
 
 def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> dict[str, str]:

@@ -60,6 +60,17 @@ def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
     return Deduplicated(kept.assign(shared=shared), refused, counts)
 
 
+def met_before(known: pd.DataFrame, images: pd.DataFrame) -> pd.Series:
+    """Return, by image_id, why images of another dataset are not new: `same image` or `same patient`.
+
+    The frames have image_id, patient_id and pixel_hash, pseudonyms under the same key.
+    """
+    same = images["pixel_hash"].isin(known["pixel_hash"]) | images["image_id"].isin(known["image_id"])
+    patient = images["patient_id"].isin(known["patient_id"])
+    why = pd.Series(np.select([same, patient], ["same image", "same patient"], ""), index=images["image_id"])
+    return why[why != ""]
+
+
 def read_fingerprints(files: Sequence[Path], image_ids: pd.Series, scratch: Path) -> tuple[Hashes, SmallCopies]:
     """Return the perceptual, mirrored and gradient hashes (N, 32) of N images, and a reader of their small copies.
 
@@ -101,9 +112,9 @@ def near_copies(known: tuple[Hashes, SmallCopies], new: tuple[Hashes, SmallCopie
     def small(start: int, stop: int) -> np.ndarray:
         return known_small(start, stop) if start < count else new_small(start - count, stop - count)
 
-    both = [np.concatenate(pair) for pair in zip(hashes, others, strict=True)]
+    perceptual, mirrored, gradient = (np.concatenate(pair) for pair in zip(hashes, others, strict=True))
     found = np.zeros(len(others[0]), bool)
-    found[[link.second - count for link in links(*both, small, known=count)]] = True
+    found[[link.second - count for link in links(perceptual, mirrored, gradient, small, known=count)]] = True
     return found
 
 

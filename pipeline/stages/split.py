@@ -94,7 +94,9 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         _refuse_missing_class(summary["splits"])
     elif rows.empty:
         column = inputs.card.columns.join
-        raise ValueError(f"none of {len(joined)} accepted images has a label; see which column the card names as {column}")
+        raise ValueError(
+            f"none of {len(joined)} accepted images has a label; see which column the card names as {column}"
+        )
     write_table(work / "split.parquet", rows[[c.name for c in SPLIT.columns]], SPLIT)
     write_table(work / "unmatched.parquet", unmatched, UNMATCHED)
     write_json(work / "summary.json", summary)
@@ -233,7 +235,7 @@ def _assign(images: pd.DataFrame, given: Mapping[str, Sequence[str]], settings: 
 def _test_only(images: pd.DataFrame) -> pd.Series:
     """Return `test` for the images of labelled patients and of those who share pictures with them, else nothing."""
     labelled = images.groupby("unit")["label"].transform("count") > 0
-    return pd.Series("test", index=images.index, dtype=object).where(labelled, None)
+    return labelled.map({True: "test", False: None})
 
 
 def _bucket(unit: str, seed: int, fractions: SplitFractions, allowed: Sequence[str] = LABELLED_SPLITS) -> str:
