@@ -99,8 +99,8 @@ def population_stability(calibration: Any, other: Any, bins: int = 10) -> Stabil
     leave out of account: in small groups, chance alone exceeds them.
     """
     scores = [np.asarray(values, float) for values in (calibration, other)]
-    edges = np.unique(np.quantile(scores[0], np.arange(1, bins) / bins))
-    counts = [np.bincount(np.searchsorted(edges, s, side="right"), minlength=len(edges) + 1) + 0.5 for s in scores]
+    edges = np.unique(np.quantile(scores[0], np.arange(1, bins) / bins, method="inverted_cdf"))
+    counts = [np.bincount(np.searchsorted(edges, s), minlength=len(edges) + 1) + 0.5 for s in scores]
     p, q = (count / count.sum() for count in counts)
     chance = float(chi2.ppf(0.95, len(edges))) * sum(1 / len(s) for s in scores)
     return Stability(float(((q - p) * np.log(q / p)).sum()), chance, len(edges) + 1)

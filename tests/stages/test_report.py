@@ -299,7 +299,8 @@ def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
         "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
-        "Comparison of arms", "Examples of errors", "External test sets", "Shift and automatic checks", "Versions and provenance",
+        "Comparison of arms", "Examples of errors", "External test sets", "Shift and automatic checks",
+        "Versions and provenance",
     ]  # fmt: skip
     place = 0
     for section in good.json["sections"]:

@@ -44,12 +44,13 @@ def _verdict(e: Evidence, name: str) -> Box | Paragraph:
         gone = f"All {count(its['excluded']['patients'])} of its labelled patients occur in this run already."
         return Box("caution", f"Nothing can be said of {its['group']}", [gone])
     shift = next(g for g in e.metrics["shift"]["groups"] if g["group"] == its["group"])
+    differences = [f"{_capital(text)}." for text in shift["differences"]]
     if e.point is None:
-        return Paragraph(f"{_capital(its['group'])}. {WITHHELD}")
+        return Paragraph(" ".join([f"{_capital(its['group'])}.", WITHHELD, *differences]))
     verdict = VERDICTS.get(shift["verification"], "not checked, since no patient has the condition")
     found = f"{interval(its['operating_point']['recall'], as_percent=True)} of those with the condition were referred."
     promised = f"The promise of at least {plain_percent(e.threshold['recall_target'])} is {verdict}."
-    lines = [f"{found} {promised}", *(f"{_capital(text)}." for text in shift["differences"])]
+    lines = [f"{found} {promised}", *differences]
     if not shift["covered"]:
         return Box("caution", f"The certificate does not cover {its['group']}", lines)
     confirmed = shift["verification"] == "confirmed"
@@ -156,8 +157,9 @@ def shift(e: Evidence) -> Section:
 HOW_TO_READ = (
     "How to read it: the largest gap between distributions of scores (Kolmogorov–Smirnov) and the population stability "
     "index (PSI) rise with any difference, also with another share of people with the condition, which alone does not "
-    "touch the promise. Chance keeps the index below the number beside it in 95 of 100 groups. Calibration in the large is above 0 where probabilities are too low. Studies "
-    "carry no calendar dates, which are removed at the start, so that there are no periods to compare."
+    "touch the promise. Chance keeps the index below the number beside it in 95 of 100 groups. Calibration in the "
+    "large is above 0 where probabilities are too low. Studies carry no calendar dates, which are removed at the "
+    "start, so that there are no periods to compare."
 )
 
 
