@@ -73,7 +73,7 @@ def override(project) -> str:
 
 @pytest.fixture(scope="module")
 def result(project, override) -> Result:
-    return run(*project.load(override), say=lambda line: None)
+    return run(*project.load(override, "machine.workers=1"), say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
