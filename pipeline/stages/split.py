@@ -172,7 +172,7 @@ def _join(images: pd.DataFrame, files: pd.DataFrame, labels: Labels) -> pd.DataF
         raise LabelsError(f"label table: the files of {mixed} volumes have different labels; correct the table")
     return joined.assign(
         label=joined["image_id"].map(by_image["label"].first()),
-        given=joined["image_id"].map(by_image["given"].first()).fillna(""),
+        given=joined["image_id"].map(by_image["given"].first()).astype(object).fillna(""),
     )
 
 

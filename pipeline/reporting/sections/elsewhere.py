@@ -180,7 +180,7 @@ def _distributions(e: Evidence) -> Table:
         for g in s["groups"]
     ]
     columns = ["Group", "Patients", "With the condition, %", "Score gap",
-               "PSI / by chance", "Calibration slope", "Calibration in the large"]  # fmt: skip
+               "PSI/chance", "Calibration slope", "Calibration in the large"]  # fmt: skip
     caption = f"Everyone tested against the calibration patients; {plain_percent(its['level'])} intervals"
     return Table("shift", caption, columns, rows)
 
