@@ -39,9 +39,9 @@ Overrides = Annotated[
 ]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="folder of artifacts, instead of the config's")]
 Keep = Annotated[
-    list[str] | None, typer.Option("--keep", metavar="STAGE", help="use the artifact that earlier code made")
+    list[str] | None, typer.Option("--keep", metavar="STEP", help="use the artifact that earlier code made")
 ]
-Rebuild = Annotated[list[str] | None, typer.Option("--rebuild", metavar="STAGE", help="make it anew, and what follows")]
+Rebuild = Annotated[list[str] | None, typer.Option("--rebuild", metavar="STEP", help="make it anew, and what follows")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object for a program to read")]
 
 
@@ -61,7 +61,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    until: Annotated[str, typer.Option(metavar="STAGE", help="last stage to run")] = "report",
+    until: Annotated[str, typer.Option(metavar="STEP", help="last step to run: a stage, or stage@SET")] = "report",
     store: StoreOption = None,
     keep: Keep = None,
     rebuild: Rebuild = None,
@@ -144,7 +144,7 @@ def plan(
         settings, card, secret = _load(config, overrides, store)
         steps = pipeline.plan(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
     if as_json:
-        _print_json([{"stage": s.stage.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps])
+        _print_json([{"stage": s.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps])
     else:
         print("\n".join(step.line() for step in steps))
 
@@ -203,15 +203,13 @@ def trace(
         result = tracing.trace(report, artifacts)
         problems = tracing.verify(report, artifacts, _say) if verify else []
         if verify and loaded:
-            problems += tracing.verify_sources(
-                report, artifacts, loaded[0].data.studies, loaded[0].data.labels, loaded[2]
-            )
+            problems += tracing.verify_sources(report, artifacts, loaded[0].data)
     if as_json:
         _print_json({**result, "problems": problems if verify else None})
     else:
         for artifact in result["artifacts"]:
             made = f"{artifact['created']}  code {artifact['git_commit'][:12]}  {len(artifact['files'])} files"
-            print(f"{artifact['stage']:<10} {artifact['key']}  {made}")
+            print(f"{artifact['step']:<10} {artifact['key']}  {made}")
         for source in result["sources"]:
             print(f"source     {source['source_id']}  sha256 {source['sha256']}  {source['verdict']}")
     for problem in problems:
@@ -357,7 +355,7 @@ def _stages(names: list[str] | None) -> list[str]:
     from pipeline.run import NAMES
 
     for name in names or []:
-        if name not in NAMES:
+        if name.partition("@")[0] not in NAMES:  # whether there is such an external test set, the config says
             near = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"stages: {', '.join(NAMES)}"
             _fail(f"{name} is not a stage; {hint}", USAGE)

@@ -23,7 +23,7 @@ def compare(runs: Sequence[tuple[str, Config, Card, bytes]]) -> dict[str, Any]:
     numbers, settings, unfinished = [], [], []
     for name, config, card, secret in runs:
         store = Store(config.store)
-        steps = {step.stage.name: step for step in run.plan(config, card, secret)}
+        steps = {step.name: step for step in run.plan(config, card, secret)}
         found = {n: store.find(n, steps[n].key) for n in ("calibrate", "evaluate")}
         artifacts = {n: artifact for n, artifact in found.items() if artifact is not None}
         if len(artifacts) < len(found):

@@ -133,18 +133,39 @@ class Card(Settings):
 # ---------------------------------------------------------------- where and how fast (not part of any key)
 
 
-class Data(Settings):
-    """Where the studies and labels are. Relative paths are relative to the config file."""
+class Studies(Settings):
+    """Where the studies and labels of one dataset are. Relative paths are relative to the config file."""
 
     studies: list[Path] = Field(min_length=1, description="folders, zip archives or single files")
     labels: Path = Field(description="CSV or Parquet; columns named in the card")
     card: Path
+
+
+class ExternalSet(Studies):
+    """A test set from elsewhere: scored with the frozen model and threshold, and used for nothing else."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="what plan and report call it")
+
+
+class Data(Studies):
+    """The studies of the run, and those that it is tested on besides."""
+
     key_file: Path = Field(description="secret key of the pseudonyms; created on first use outside the data")
     imported_weights: Path | None = Field(
         None,
         description="arm imported: ViT weights in the layout of timm, facebookresearch/mae or Hugging Face; "
         ".safetensors or .pth. Their content is part of the key, their licence is yours to keep",
     )
+    external: list[ExternalSet] = Field(
+        default_factory=list, description="test sets from elsewhere: name, studies, labels and card of each"
+    )
+
+    @field_validator("external")
+    @classmethod
+    def _distinct(cls, value: list[ExternalSet]) -> list[ExternalSet]:
+        if len({one.name for one in value}) != len(value):
+            raise ValueError("names must be distinct")
+        return value
 
 
 class Tracking(Settings):

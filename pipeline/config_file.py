@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Card, Config, ConfigError
+from pipeline.config import Card, Config, ConfigError, Studies
 
 MAX_BYTES = 1_000_000
 COMMAND_LINE = "command line"
@@ -52,15 +52,20 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
     content, lines = _read(path)
     problems = _override(content, lines, overrides or [])
     config = _validate(Config, content, lines, path, problems)
-    card = None
+    card: Card | None = None
     if config is not None:
         config = _absolute(config, path.resolve().parent)
         problems += _missing_files(config, path, lines)
-        if config.data.card.is_file():
-            card_content, card_lines = _read(config.data.card)
-            card = _validate(Card, card_content, card_lines, config.data.card, problems)
-            if card is not None:
-                problems += _forbidden_flips(config, card, path, lines)
+        card = _card(config.data.card, problems)
+        for external in config.data.external:
+            other = _card(external.card, problems)
+            if card and other and (card.identifiers, other.identifiers) == ("synthetic", "real"):
+                problems.append(
+                    f"{external.card}: identifiers are real, but the key of a run on synthetic ones may be public; use "
+                    "a secret data.key_file and a data.card that says real"
+                )
+        if card is not None:
+            problems += _forbidden_flips(config, card, path, lines)
     if problems or config is None or card is None:
         raise ConfigError("\n".join(problems))
     return config, card
@@ -77,6 +82,22 @@ def _forbidden_flips(config: Config, card: Card, path: Path, lines: dict[Loc, in
                 "symmetric_axes; remove it here, or add it there if a mirrored image could be another patient's"
             )
     return problems
+
+
+def read_card(path: Path) -> Card:
+    """Return a dataset card. Raises ConfigError listing every problem."""
+    problems: list[str] = []
+    card = _card(path, problems)
+    if card is None:
+        raise ConfigError("\n".join(problems) or f"{path}: no such file")
+    return card
+
+
+def _card(path: Path, problems: list[str]) -> Card | None:
+    if not path.is_file():
+        return None  # named among the files that are missing
+    content, lines = _read(path)
+    return _validate(Card, content, lines, path, problems)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
@@ -176,10 +197,14 @@ def _fields(model: type[BaseModel], loc: Loc) -> list[str]:
 
 
 def _absolute(config: Config, folder: Path) -> Config:
-    data = config.data
-
     def here(path: Path) -> Path:
         return (folder / path.expanduser()).resolve()
+
+    def placed(data: Studies) -> dict[str, Any]:
+        return {"studies": [here(p) for p in data.studies], "labels": here(data.labels), "card": here(data.card)}
+
+    data = config.data
+    external = [one.model_copy(update=placed(one)) for one in data.external]
 
     return config.model_copy(
         update={
@@ -187,11 +212,10 @@ def _absolute(config: Config, folder: Path) -> Config:
             "reports": here(config.reports),
             "data": data.model_copy(
                 update={
-                    "studies": [here(path) for path in data.studies],
-                    "labels": here(data.labels),
-                    "card": here(data.card),
+                    **placed(data),
                     "key_file": here(data.key_file),
                     "imported_weights": None if data.imported_weights is None else here(data.imported_weights),
+                    "external": external,
                 }
             ),
         }
@@ -199,8 +223,12 @@ def _absolute(config: Config, folder: Path) -> Config:
 
 
 def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
-    named: list[tuple[Loc, Path]] = [(("data", "studies", i), p) for i, p in enumerate(config.data.studies)]
-    named += [(("data", "labels"), config.data.labels), (("data", "card"), config.data.card)]
+    places: list[tuple[Loc, Studies]] = [(("data",), config.data)]
+    places += [(("data", "external", i), one) for i, one in enumerate(config.data.external)]
+    named: list[tuple[Loc, Path]] = []
+    for loc, data in places:
+        named += [((*loc, "studies", i), path) for i, path in enumerate(data.studies)]
+        named += [((*loc, "labels"), data.labels), ((*loc, "card"), data.card)]
     if "imported" in config.finetune.arms and config.data.imported_weights is not None:
         named.append((("data", "imported_weights"), config.data.imported_weights))
     return [

@@ -61,6 +61,32 @@ def test_scientific_notation_is_a_number(folder):
     assert load(folder / "run.yaml")[0].pretrain.base_learning_rate == 1e-3
 
 
+def external(folder: Path, **changes: str) -> str:
+    """Write the studies of an external set; return the override that names it, with `changes`."""
+    (folder / "b").mkdir(exist_ok=True)
+    (folder / "b.yaml").write_text(
+        CARD.replace("identifiers: synthetic", f"identifiers: {changes.pop('is_', 'synthetic')}")
+    )
+    where = {"name": "site_b", "studies": "[b]", "labels": "labels.csv", "card": "b.yaml", **changes}
+    return "{" + ", ".join(f"{name}: {value}" for name, value in where.items()) + "}"
+
+
+def test_an_external_set_has_places_of_its_own(folder):
+    config, _ = load(folder / "run.yaml", [f"data.external=[{external(folder)}]"])
+    (one,) = config.data.external
+    assert (one.name, one.studies, one.card) == ("site_b", [folder / "b"], folder / "b.yaml")
+
+
+def test_what_is_wrong_with_an_external_set_is_said(folder):
+    wrong = external(folder, labels="no.csv")
+    (missing,) = problems(folder, CONFIG, f"data.external=[{wrong}]")
+    assert "data.external.0.labels: no such file or folder" in missing
+    (twice,) = problems(folder, CONFIG, f"data.external=[{external(folder)}, {external(folder)}]")
+    assert "names must be distinct" in twice
+    (public,) = problems(folder, CONFIG, f"data.external=[{external(folder, is_='real')}]")
+    assert "identifiers are real, but the key of a run on synthetic ones may be public" in public
+
+
 def test_override_replaces_one_setting(folder):
     config, _ = load(folder / "run.yaml", ["pretrain.mask_ratio=0.6", "finetune.seeds=[4, 5]"])
     assert (config.pretrain.mask_ratio, config.finetune.seeds) == (0.6, [4, 5])

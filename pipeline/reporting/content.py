@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.sections import background, groups, model, operating, provenance, results, summary
+from pipeline.reporting.sections import background, elsewhere, groups, model, operating, provenance, results, summary
 
 SECTIONS = (
     summary.summary,
@@ -24,7 +24,8 @@ SECTIONS = (
     groups.subgroups,
     groups.comparison,
     groups.examples,
-    groups.shift,
+    elsewhere.external,
+    elsewhere.shift,
     provenance.provenance,
 )
 
@@ -66,7 +67,10 @@ def _numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
     metrics, threshold = dict(e.metrics), dict(e.threshold)
     if e.point is None:
-        metrics |= {"operating_point": None, "other_operating_points": [], "consequences": []}
+        nothing = {"operating_point": None, "other_operating_points": [], "consequences": []}
+        metrics |= nothing | {"external": {name: {**its, **nothing} for name, its in metrics["external"].items()}}
+        groups = [{**group, "recall": None, "verification": None} for group in metrics["shift"]["groups"]]
+        metrics["shift"] = {**metrics["shift"], "groups": groups}
         threshold["other_operating_points"] = []
         threshold |= {name: None for name in threshold if name.startswith(("threshold", "probability"))}
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,9 @@ class Example:
 class Evidence:
     """The contents of earlier artifacts. Names are those of the stages and of their files; tables are data frames.
 
-    `scores` are the test patients' scores; `records` the artifacts' records by stage; `date` is ISO 8601.
-    `label_fractions` is None when no arm was trained with fewer labelled patients.
+    `scores` are the test patients' scores; `records` the artifacts' records by step; `date` is ISO 8601; `external`
+    the cards of external test sets by name. `label_fractions` is None when no arm was trained with fewer labelled
+    patients.
     """
 
     title: str
@@ -69,6 +70,7 @@ class Evidence:
     false_alarms: Sequence[Example]
     records: Mapping[str, Json]
     label_fractions: pd.DataFrame | None = None
+    external: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def reported_arm(self) -> str:
@@ -98,8 +100,9 @@ class Evidence:
 
 def in_words(finding: Json) -> str:
     """Return a finding with the patients that it is about: `Test patients: the threshold refers no patient.`"""
-    message = finding["message"].strip()
-    return f"{finding['on'].capitalize()} patients: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
+    message, on = finding["message"].strip(), finding["on"]
+    who = f"{on} patients" if on in ("calibration", "test") else on
+    return f"{who[0].upper()}{who[1:]}: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
 
 
 def prevalence_assumed(e: Evidence) -> str:

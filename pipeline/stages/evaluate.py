@@ -1,8 +1,9 @@
-"""evaluate: the locked test set, once → every number of the report, each with its interval."""
+"""evaluate: the locked test set, once, and external ones → every number of the report, each with its interval."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from pipeline.imaging.duplicates import met_before, near_copies, read_fingerprints
 from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
@@ -26,8 +28,15 @@ from pipeline.statistics.label_fractions import (
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
 from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap, scores_sha256
 from pipeline.statistics.reliability import calibration_summary
-from pipeline.statistics.shift import assess_image_counts, assess_shift, score_shift
-from pipeline.statistics.subgroups import ATTRIBUTES, patient_attributes, subgroup_table
+from pipeline.statistics.shift import (
+    GroupShift,
+    Promise,
+    assess_image_counts,
+    assess_shift,
+    group_shift,
+    unseen_patients,
+)
+from pipeline.statistics.subgroups import ATTRIBUTES, UNKNOWN, patient_attributes, subgroup_table
 from pipeline.statistics.sweep import threshold_sweep
 from pipeline.statistics.threshold import recall_bounds, verify_threshold
 from pipeline.store.files import read_json, write_json
@@ -54,6 +63,9 @@ if TYPE_CHECKING:
 
 def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Judge the reported model, its calibrator and its frozen threshold on the test patients, beside every arm.
+
+    External test sets are judged by the same model, calibrator and threshold, less the patients whom the run has met
+    already. Their findings warn: they never decide whether the operating point may be used.
 
     Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet,
     findings.json (those of the calibration patients first) and, when arms were also trained with fewer labelled
@@ -85,11 +97,27 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
             "arm": arm,
             "seeds": list(test.seeds),
             "aggregation": how,
-            **_metrics(settings, test, calibration, calibrator, frozen, threshold),
+            **_metrics(settings, test, calibrator, frozen, threshold),
             "comparison_sentence": sentence,
             "label_fractions": _fraction_numbers(fractions, settings.level),
         }
         of_test = images[images["image_id"].isin(scores["test"]["image_id"])]
+        reference = _Reference(
+            settings,
+            frozen,
+            calibrator,
+            calibration,
+            images[images["image_id"].isin(scores["calibration"]["image_id"])],
+        )
+        shift, *sites = _shifts(reference, test, of_test)
+        external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
+        metrics["external"] = {name: one.metrics for name, one in external.items()}
+        metrics["shift"] = {
+            "calibration": _prevalence(calibration, settings.level),
+            "groups": [
+                group.to_dict() for group in [shift, *sites, *(one.shift for one in external.values() if one.shift)]
+            ],
+        }
         bins = settings.calibration_bins
         curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, threshold)
         subgroups = _subgroups(settings, test, of_test, threshold)
@@ -97,12 +125,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         *(Finding(**item) for item in read_json(inputs.file("calibrate", "findings.json"))),
         *_table_findings(inputs, scores["calibration"], calibration, calibrator, frozen),
         *_test_findings(settings, test, calibrator, threshold, metrics),
-        *assess_shift(
-            score_shift(calibration.s, test.s),
-            images[images["image_id"].isin(scores["calibration"]["image_id"])],
-            of_test,
-        ),
+        *assess_shift(shift, "test", sites),
         *(assess_image_counts(of_test) if how == "max" else []),
+        *(finding for one in external.values() for finding in one.findings),
     ]
 
     others = [patient_table(name, p, None, None) for name, p in arms.items() if name != arm]
@@ -121,7 +146,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     for warning in warned:
         log.warn(str(warning))
     for finding in findings:
-        if finding.on == "test":
+        if finding.on != "calibration":
             (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
     log.metrics(_headline(metrics, comparison), 0)
 
@@ -179,7 +204,6 @@ def _fraction_numbers(fractions: pd.DataFrame | None, level: float) -> dict[str,
 def _metrics(
     settings: EvaluateSettings,
     test: Patients,
-    calibration: Patients,
     calibrator: Calibrator,
     frozen: Mapping[str, Any],
     threshold: float | None,
@@ -196,15 +220,9 @@ def _metrics(
         }
         for when, p in probabilities.items()
     }
-    prevalence = {
-        name: proportion_ci(int(patients.y.sum()), len(patients.y), level).to_dict()
-        for name, patients in (("calibration", calibration), ("test", test))
-    }
     return {
-        "patients": len(test.y),
-        "positives": int(test.y.sum()),
+        **_prevalence(test, level),
         "images": test.images,
-        "prevalence": prevalence["test"],
         "discrimination": {
             "auc": roc_auc(test.y, test.s, level).to_dict(),
             "average_precision": average_precision(test.y, test.s, level, seed=seed).to_dict(),
@@ -220,12 +238,12 @@ def _metrics(
         "consequences": [row.to_dict() for row in rows],
         "headline_prevalence": settings.headline_prevalence,
         "calibration": {"bins": settings.calibration_bins, **measures},
-        "shift": {
-            "prevalence_calibration": prevalence["calibration"],
-            "prevalence_test": prevalence["test"],
-            "score_ks": score_shift(calibration.s, test.s).to_dict(),
-        },
     }
+
+
+def _prevalence(patients: Patients, level: float) -> dict[str, Any]:
+    n, positives = len(patients.y), int(patients.y.sum())
+    return {"patients": n, "positives": positives, "prevalence": proportion_ci(positives, n, level).to_dict()}
 
 
 def _shown(calibrator: Calibrator, frozen: Mapping[str, Any], scores: Any) -> np.ndarray:
@@ -295,6 +313,7 @@ def _test_findings(
     calibrator: Calibrator,
     threshold: float | None,
     metrics: Mapping[str, Any],
+    on: str = "test",
 ) -> list[Finding]:
     findings = assess_discrimination(
         test.y,
@@ -302,30 +321,138 @@ def _test_findings(
         calibrator.predict(test.s),
         threshold,
         raw=expit(test.s),
-        on="test",
+        on=on,
         level=settings.level,
     )
     point = metrics["operating_point"]
     if point and point["verification"] == "contradicted":
         found = f"{point['counts']['tp']} of {metrics['positives']} patients with the condition were referred"
-        message = f"the certified recall did not hold on the test patients: {found}"
-        findings.append(Finding("recall_contradicted", "warn", "test", message))
+        message = f"the certified recall did not hold on these patients: {found}"
+        findings.append(Finding("recall_contradicted", "warn", on, message))
     return findings + [
-        finding for other in metrics["other_operating_points"] for finding in _other_findings(settings, test, other)
+        finding for other in metrics["other_operating_points"] for finding in _other_findings(settings, test, other, on)
     ]
 
 
-def _other_findings(settings: EvaluateSettings, test: Patients, other: Mapping[str, Any]) -> list[Finding]:
+def _other_findings(settings: EvaluateSettings, test: Patients, other: Mapping[str, Any], on: str) -> list[Finding]:
     point, target = other["operating_point"], other["recall_target"]
     if point is None:
         return []
-    findings = assess_other_target(test.y, test.s, point["threshold"], target, on="test", level=settings.level)
+    findings = assess_other_target(test.y, test.s, point["threshold"], target, on=on, level=settings.level)
     if point["verification"] == "contradicted":
-        message = (
-            f"the recall certified at the further target of {100 * target:.6g} % did not hold on the test patients"
-        )
-        findings.append(Finding("other_recall_contradicted", "info", "test", message))
+        message = f"the recall certified at the further target of {100 * target:.6g} % did not hold on these patients"
+        findings.append(Finding("other_recall_contradicted", "info", on, message))
     return findings
+
+
+# ---------------------------------------------------------------- other patients
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What was frozen on the calibration patients, and who these are."""
+
+    settings: EvaluateSettings
+    frozen: Mapping[str, Any]
+    calibrator: Calibrator
+    patients: Patients
+    images: pd.DataFrame
+
+    def shift(self, group: str, members: Patients, unseen: set[str]) -> GroupShift:
+        """Return how a group of patients differs from the calibration patients; `unseen` are those of other sites."""
+        return group_shift(
+            group,
+            self.patients,
+            members,
+            self.calibrator.predict(members.s),
+            Promise(_threshold(self.frozen), self.frozen["recall_target"], self.frozen["confidence"]),
+            unseen=len(unseen.intersection(members.ids)),
+            level=self.settings.level,
+            min_positives=self.settings.min_subgroup_positives,
+        )
+
+
+def _shifts(reference: _Reference, test: Patients, images: pd.DataFrame) -> list[GroupShift]:
+    """Return the shift of the test patients and, when they come from several, of each site that is stated."""
+    unseen = unseen_patients(reference.images, images)
+    site = patient_attributes(images)["site"].loc[test.ids].to_numpy()
+    sites = [name for name in sorted(set(site)) if name != UNKNOWN] if len(set(site)) > 1 else []
+    members = {f"site {name[:12]}": _those(test, site == name) for name in sites}
+    return [reference.shift(name, some, unseen) for name, some in {"test": test, **members}.items()]
+
+
+def _those(patients: Patients, chosen: np.ndarray) -> Patients:
+    return replace(patients, ids=patients.ids[chosen], y=patients.y[chosen], s=patients.s[chosen])
+
+
+@dataclass(frozen=True)
+class _External:
+    """What came of an external test set; no shift when nobody in it is new."""
+
+    metrics: dict[str, Any]
+    shift: GroupShift | None
+    findings: list[Finding]
+
+
+def _external(reference: _Reference, name: str, known: pd.DataFrame, inputs: Inputs, work: Path) -> _External:
+    """Judge what was frozen on an external test set. `known` has the images of the run, whatever they were used for.
+
+    Findings that would close the gate on the test patients warn here: the certificate never spoke of this set.
+    """
+    settings, frozen, calibrator = reference.settings, reference.frozen, reference.calibrator
+    on = f"external set {name}"
+    scores = read_table(inputs.file(f"score@{name}", "scores_test.parquet"), SCORES)
+    images = read_table(inputs.file(f"ingest@{name}", "images.parquet"), IMAGES)
+    split = read_table(inputs.file(f"split@{name}", "split.parquet"), SPLIT)
+    _check_partitions(split, {"test": scores}, images)
+    met = _met_before(known, images[images["image_id"].isin(split["image_id"])], name, inputs, work)
+    again = set(split.loc[split["unit"].isin(split.loc[split["image_id"].isin(met.index), "unit"]), "patient_id"])
+    excluded = {
+        "patients": scores.loc[scores["patient_id"].isin(again), "patient_id"].nunique(),
+        "images": {why: int(count) for why, count in met.value_counts().sort_index().items()},
+    }
+    findings = _overlap_findings(excluded, scores["patient_id"].nunique(), on)
+    left = scores[~scores["patient_id"].isin(again)]
+    if left.empty:
+        return _External({"group": on, "patients": 0, "excluded": excluded}, None, findings)
+    members = patients_of(left, frozen["arm"], frozen["aggregation"])
+    threshold = _threshold(frozen)
+    metrics = {"group": on, "excluded": excluded, **_metrics(settings, members, calibrator, frozen, threshold)}
+    elsewhere = unseen_patients(reference.images, images, elsewhere=True)
+    shift = reference.shift(on, members, elsewhere)
+    found = [
+        *_test_findings(settings, members, calibrator, threshold, metrics, on),
+        *assess_shift(shift, on),
+    ]
+    findings += [replace(one, level="warn") if one.level == "fail" else one for one in found]
+    return _External(metrics, shift, findings)
+
+
+def _met_before(known: pd.DataFrame, images: pd.DataFrame, name: str, inputs: Inputs, work: Path) -> pd.Series:
+    """Return why external images are not new to the run, by image_id; nearly the same ones only where ingest looked."""
+    met = met_before(known, images)
+    new = images.loc[~images["image_id"].isin(met.index), "image_id"]
+    if new.empty or not inputs.record("ingest")["settings"]["near_duplicates"]:
+        return met
+    tables, scratch = ("examined.parquet", "assembled.parquet"), [work / f".small{n}.tmp" for n in (1, 2)]
+    prints = [
+        read_fingerprints([inputs.file(step, table) for table in tables], ids, small)
+        for step, ids, small in zip(("ingest", f"ingest@{name}"), (known["image_id"], new), scratch, strict=True)
+    ]
+    near = new[near_copies(*prints)]
+    for path in scratch:
+        path.unlink()
+    return pd.concat([met, pd.Series("nearly the same image", index=near)])
+
+
+def _overlap_findings(excluded: Mapping[str, Any], patients: int, on: str) -> list[Finding]:
+    if not excluded["images"]:
+        return []
+    reasons = ", ".join(f"{count} images: {why}" for why, count in excluded["images"].items())
+    message = f"{excluded['patients']} of {patients} patients occur in this run already and were left out ({reasons})"
+    if "same patient" in excluded["images"]:
+        message += "; where both places number their patients alike, these may be others"
+    return [Finding("external_overlap", "warn", on, message)]
 
 
 def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str, float]:

@@ -23,10 +23,10 @@ from pipeline.imaging.duplicates import (
     ACROSS_PATIENTS,
     NEARLY_ACROSS_PATIENTS,
     find_near_duplicates,
+    read_fingerprints,
     resolve_duplicates,
     with_flag,
 )
-from pipeline.imaging.fingerprints import BITS, SMALL_SIDE, SmallCopies
 from pipeline.imaging.image import Policy
 from pipeline.imaging.labels import patients_by_path
 from pipeline.imaging.likeness import INVERTED_BELOW, likeness
@@ -65,8 +65,6 @@ SERIES_PER_BATCH = 4
 SERIES_TIMEOUT_FACTOR = 10
 # What may turn out otherwise the next time is not taken over from an earlier ingest.
 PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
-HASH_BYTES, SMALL_BYTES = BITS // 8, SMALL_SIDE**2
-Hashes = tuple[np.ndarray, np.ndarray, np.ndarray]
 COMPARED = ["image_id", "patient_id", "pixel_hash"]
 SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest", "highest", "clipped_share"]
 
@@ -462,7 +460,8 @@ def _compare(
     settings: IngestSettings, images: pd.DataFrame, work: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return the images with flags for negatives and near-duplicates across patients, the near-duplicates, counts."""
-    hashes, small = _fingerprints(images["image_id"], work)
+    files = [work / name for name in ("examined.parquet", "assembled.parquet")]
+    hashes, small = read_fingerprints(files, images["image_id"], work / JOURNAL / "small.bin")
     images = images.assign(likeness=likeness(images, small))
     images = with_flag(images, images["likeness"].to_numpy() < INVERTED_BELOW, "inversion_suspected")
     if settings.near_duplicates:
@@ -474,34 +473,6 @@ def _compare(
         images, images["image_id"].isin([*across["image_id"], *across["other_image_id"]]), NEARLY_ACROSS_PATIENTS
     )
     return images, near, {"near_duplicates": len(near), "near_duplicates_across_patients": len(across)}
-
-
-def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, SmallCopies]:
-    """Return the three hashes (N, 32) of the images, and their small copies, which stay on disk."""
-    places = pd.Index(image_ids)
-    perceptual, mirrored, gradient = (np.zeros((len(places), HASH_BYTES), np.uint8) for _ in range(3))
-    columns = ("perceptual", "mirrored", "gradient")
-    path = work / JOURNAL / "small.bin"
-    with path.open("wb") as stream:
-        stream.truncate(len(places) * SMALL_BYTES)
-        for name in ("examined.parquet", "assembled.parquet"):
-            for piece in iterate(work / name, ["image_id", *columns, "small"], where="reason"):
-                piece = piece.filter(piece["small"].is_valid())
-                rows = places.get_indexer(piece["image_id"].to_pandas()) if piece.num_rows else np.empty(0, int)
-                for column, into in zip(columns, (perceptual, mirrored, gradient), strict=True):
-                    for row, value in zip(rows, piece[column].to_pylist(), strict=True):
-                        if row >= 0:
-                            into[row] = np.frombuffer(value, np.uint8)
-                for row, value in zip(rows, piece["small"].to_pylist(), strict=True):
-                    if row >= 0:
-                        stream.seek(int(row) * SMALL_BYTES)
-                        stream.write(value)
-
-    def small(start: int, stop: int) -> np.ndarray:
-        count = (min(stop, len(places)) - start) * SMALL_BYTES
-        return np.fromfile(path, np.uint8, count, offset=start * SMALL_BYTES).reshape(-1, SMALL_BYTES)
-
-    return (perceptual, mirrored, gradient), small
 
 
 # ---------------------------------------------------------------- what is said of it

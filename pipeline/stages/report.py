@@ -83,7 +83,8 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         findings=content("evaluate", "findings.json"),
         misses=_examples(missed.head(settings.examples), index, images, inputs),
         false_alarms=_examples(alarms.head(settings.examples), index, images, inputs),
-        records={stage: inputs.record(stage) for stage in inputs.artifacts},
+        records={step: inputs.record(step) for step in inputs.artifacts},
+        external={name: card.model_dump() for name, card in inputs.external.items()},
         label_fractions=tables.read_table(fractions[0], tables.LABEL_FRACTIONS) if fractions else None,
     )
 

@@ -29,7 +29,9 @@ Model = Callable[[Tensor], np.ndarray]
 def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave the logits of every arm and seed in one table per split; images without a label are counted, not scored.
 
-    Models of fewer labelled patients are scored on test alone, in a table of their own, if there are any.
+    Models of fewer labelled patients are scored on test alone, in a table of their own, if there are any. An external
+    test set has the split `test` alone.
+
     Raises WeightsError when a model's weights are not those that training recorded, ImagesError when a split has no
     image.
     """
@@ -38,7 +40,7 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     trained = finetuned["arms"]
     models = _models(settings, inputs, trained, device)
     summary: dict[str, Any] = {"splits": {}, "flips": settings.flips}
-    for split in SPLITS:
+    for split in ("test",) if inputs.test_only else SPLITS:
         images = read_images(
             inputs.files("preprocess", f"index_{split}.parquet"), inputs.files("preprocess", f"{split}-*.npy")
         )
@@ -53,7 +55,7 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
             "rows": len(read_table(path, SCORES)),
         }
         log.info(f"{split}: {len(labelled)} images, {len(models)} models")
-        if split == "test" and finetuned["labelled_patients"]:
+        if finetuned["labelled_patients"] and split == "test" and not inputs.test_only:
             _score_fewer(settings, inputs, finetuned["labelled_patients"], labelled, work, device, log)
     summary["arms"] = {
         arm: {seed: record["model_sha256"] for seed, record in trained[arm]["seeds"].items()} for arm in trained

@@ -73,7 +73,8 @@ class Inputs:
     back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
     an unchanged one again. `imported_weights` are those of another project. `previous` is an earlier artifact of this
     stage that differs in its sources alone. `deadline` is the time.monotonic() after which a training should save and
-    stop.
+    stop. `test_only` says that these are the studies of an external test set, of which every labelled patient is a test
+    patient; `external` has the cards of such sets by name, whose artifacts are called `score@name` and so on.
     """
 
     card: Card
@@ -89,6 +90,8 @@ class Inputs:
     hashes: SourceHashes = field(default_factory=SourceHashes)
     previous: Artifact | None = None
     deadline: float = math.inf
+    test_only: bool = False
+    external: Mapping[str, Card] = field(default_factory=dict)
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.

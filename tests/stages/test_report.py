@@ -20,15 +20,17 @@ from pypdf import PdfReader
 
 from pipeline.config import ReportSettings
 from pipeline.imaging.planes import three_planes
+from pipeline.reporting.content import _numbers
 from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
+from pipeline.reporting.sections.elsewhere import external
 from pipeline.reporting.sections.groups import examples
 from pipeline.reporting.sections.model import model
 from pipeline.reporting.sections.operating import operating_point
 from pipeline.reporting.sections.provenance import provenance
 from pipeline.reporting.sections.results import calibration
-from pipeline.reporting.sections.summary import promise
+from pipeline.reporting.sections.summary import promise, summary
 from pipeline.stages.report import _evidence, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
@@ -324,11 +326,61 @@ def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
         "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
-        "Comparison of arms", "Examples of errors", "Shift and automatic checks", "Versions and provenance",
+        "Comparison of arms", "Examples of errors", "External test sets", "Shift and automatic checks",
+        "Versions and provenance",
     ]  # fmt: skip
     place = 0
     for section in good.json["sections"]:
         place = good.text.index(f"{section['number']} {section['title']}", place)
+
+
+def with_external(made: Made, **changes: Any) -> Evidence:
+    """The run as if its test patients were also an external set whose label is defined otherwise."""
+    e = evidence_of(made)
+    its = {**e.metrics, "group": "external set b", "excluded": {"patients": 2, "images": {"same image": 3}}}
+    shift = {**e.metrics["shift"]["groups"][0], "group": "external set b", **changes}
+    metrics = {
+        **e.metrics,
+        "external": {"b": its},
+        "shift": {**e.metrics["shift"], "groups": [*e.metrics["shift"]["groups"], shift]},
+    }
+    other = {**e.card, "label": {**e.card["label"], "definition": "an opacity"}}
+    return replace(e, metrics=metrics, external={"b": other})
+
+
+def test_an_external_set_stands_beside_the_test_patients_in_words_and_numbers(good: Made):
+    e = with_external(good, covered=False, differences=["50 of 90 patients come from other sites"])
+    text = str(external(e))
+    assert "The certificate does not cover external set b" in text
+    assert "50 of 90 patients come from other sites." in text
+    (table,) = [b for b in external(e).blocks if getattr(b, "name", "") == "external"]
+    assert list(table.columns) == ["Measure", "Test patients", "External set b"]
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert cells["Patients left out, since they occur in this run"] == ["—", "2 (3 images: same image)"]
+    recall = good.metrics["operating_point"]["recall"]
+    assert cells["Sensitivity, %"][1].startswith(f"{100 * recall['value']:.1f} (")
+    (definitions,) = [b for b in external(e).blocks if getattr(b, "name", "") == "definitions"]
+    assert [row[2] for row in definitions.rows] == ["both readers see a consolidation", "an opacity"]
+    assert "The promise elsewhere: external set b" in str(summary(e))
+
+
+def test_an_external_set_shows_no_threshold_when_none_may_be_used(chance: Made):
+    e = with_external(chance)
+    text = str(external(e))
+    assert "withheld" in text
+    assert "Sensitivity" not in text.replace("Sensitivity is of the patients", "")
+    assert _numbers(e)["metrics"]["external"]["b"]["operating_point"] is None
+
+
+def test_an_external_set_of_nobody_new_says_so(good: Made):
+    e = evidence_of(good)
+    nobody = {"b": {"group": "external set b", "patients": 0, "excluded": {"patients": 7, "images": {"same image": 9}}}}
+    text = str(external(replace(e, metrics={**e.metrics, "external": nobody}, external={"b": e.card})))
+    assert "All 7 of its labelled patients occur in this run already" in text
+
+
+def test_without_an_external_set_the_report_says_what_is_not_known(good: Made):
+    assert "how the model does on patients from elsewhere is not known" in good.section_text("external")
 
 
 def test_html_and_pdf_show_the_same_document(good: Made):

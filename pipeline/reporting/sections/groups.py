@@ -1,4 +1,4 @@
-"""Subgroups, comparison of arms, examples of errors, and whether test patients differ from calibration patients."""
+"""Subgroups, comparison of arms, and examples of errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pipeline.reporting.evidence import Evidence, Example, arm_name, prevalence_
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
-    interval,
     limits,
     missing,
     number,
@@ -25,8 +24,6 @@ from pipeline.reporting.numbers import (
 )
 from pipeline.reporting.sections.label_fractions import label_fractions
 from pipeline.reporting.sections.operating import WITHHELD
-
-LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
 
 
 def subgroups(e: Evidence) -> Section:
@@ -190,27 +187,6 @@ def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
         Figures([Figure(name, alt, caption, 15.5, gallery([x.image for x in found], titles))]),
         Table(name, words, columns, rows),
     ]
-
-
-def shift(e: Evidence) -> Section:
-    """Return whether the test patients look like the calibration patients, and what the automatic checks found."""
-    s = e.metrics["shift"]
-    ks = s["score_ks"]
-    rows = [
-        ["Share with the condition, calibration patients", interval(s["prevalence_calibration"], as_percent=True)],
-        ["Share with the condition, test patients", interval(s["prevalence_test"], as_percent=True)],
-        ["Largest gap between the distributions of scores (Kolmogorov–Smirnov)",
-         f"{number(ks['statistic'])}, p {p_value(ks['p'])}"],
-    ]  # fmt: skip
-    findings = [[LEVELS[f["level"]], f["on"], f["code"], f["message"]] for f in e.findings]
-    blocks: list[Block] = [Table("shift", "Calibration patients against test patients", ["What", "Value"], rows)]
-    if findings:
-        blocks.append(
-            Table("findings", "What the automatic checks found", ["Level", "Patients", "Code", "Finding"], findings)
-        )
-    else:
-        blocks.append(Paragraph("The automatic checks found nothing to remark."))
-    return Section("shift", "Shift and automatic checks", blocks)
 
 
 def _level(e: Evidence) -> str:
