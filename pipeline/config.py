@@ -50,6 +50,13 @@ class CardLabel(Settings):
         return self
 
 
+class FurtherLabel(CardLabel):
+    """Another question about the same images, answered beside the main one; other values are no answer to it."""
+
+    id: str = Field(pattern=r"^[a-z0-9_]+$", description="what tables and files call it")
+    column: str | None = Field(None, description="its column of the label table; null = that of the main label")
+
+
 class CardColumns(Settings):
     """Columns of the label table. The finest of the first five joins a row to images."""
 
@@ -103,6 +110,11 @@ class Card(Settings):
     licence: str
     attribution: str
     label: CardLabel
+    further_labels: list[FurtherLabel] = Field(
+        default_factory=list,
+        description="learned, certified and reported beside the main label, which alone decides page one and the gate: "
+        "findings with columns of their own, or classes of one column, each against the others",
+    )
     columns: CardColumns
     identifiers: Literal["real", "synthetic"] = Field(
         description="synthetic: headers are made up, so a published pseudonymisation key does no harm"
@@ -120,6 +132,13 @@ class Card(Settings):
         description="for each value of the column `split`, the splits that its patients may go to, e.g. val: [tune]",
     )
     known_traps: list[str] = Field(default_factory=list)
+
+    @field_validator("further_labels")
+    @classmethod
+    def _distinct(cls, value: list[FurtherLabel]) -> list[FurtherLabel]:
+        if len({label.id for label in value}) != len(value):
+            raise ValueError("ids must be distinct")
+        return value
 
     @model_validator(mode="after")
     def _split_is_explained(self) -> Card:

@@ -75,7 +75,11 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
             f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point
         }
         for name, external in metrics["external"].items():
-            numbers |= {f"external_{name}_{measure}": value for measure, value in _of_external(external).items()}
+            numbers |= {f"external_{name}_{measure}": value for measure, value in _beside(external).items()}
+        for name, further in metrics["further_labels"].items():
+            numbers |= {f"further_{name}_{measure}": value for measure, value in _beside(further).items()}
+        for measure in ("auc", "recall", "specificity") if metrics["macro"] else ():
+            numbers[f"macro_{measure}"] = metrics["macro"][measure]
         for other in metrics["other_operating_points"]:
             point = other["operating_point"] or {}
             names = ("recall", "specificity", "referral_rate")
@@ -90,8 +94,8 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     return {name: float(value) for name, value in flat.items() if value is not None}
 
 
-def _of_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of an external test set that the comparison of runs shows; none when no patient is left."""
+def _beside(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of an external test set or a further label that the comparison of runs shows, if any."""
     if not metrics["patients"]:
         return {}
     point = metrics["operating_point"] or {}

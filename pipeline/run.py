@@ -80,9 +80,13 @@ STAGES = (
     Stage(
         "split",
         {"ingest": ("images.parquet", "files.parquet", "quarantine.parquet", "near_duplicates.parquet")},
-        sources=("labels", "label", "columns", "splits", "key"),
+        sources=("labels", "label", "further_labels", "columns", "splits", "key"),
     ),
-    Stage("preprocess", {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet",)}, costly=True),
+    Stage(
+        "preprocess",
+        {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet", "further_labels.parquet")},
+        costly=True,
+    ),
     Stage(
         "pretrain",
         {"preprocess": ("summary.json", "index_train.*", "train-*", "index_pretrain.*", "pretrain-*")},
@@ -93,7 +97,11 @@ STAGES = (
         "finetune",
         {
             "pretrain": ("encoder.safetensors", "model.json"),
-            "preprocess": ("summary.json", "index_train.*", "train-*", "index_tune.*", "tune-*"),
+            "preprocess": (
+                "summary.json",
+                *("index_train.*", "further_labels_train.*", "train-*"),
+                *("index_tune.*", "further_labels_tune.*", "tune-*"),
+            ),
         },
         sources=("imported_weights",),
         costly=True,
@@ -106,18 +114,28 @@ STAGES = (
             "preprocess": (
                 "summary.json",
                 *("index_tune.*", "tune-*", "index_calibration.*", "calibration-*", "index_test.*", "test-*"),
+                *("further_labels_tune.*", "further_labels_calibration.*", "further_labels_test.*"),
             ),
         },
     ),
-    Stage("calibrate", {"score": ("scores_calibration.parquet",), "finetune": ("summary.json",)}),
+    Stage(
+        "calibrate",
+        {
+            "score": ("scores_calibration.parquet", "further_scores_calibration.parquet"),
+            "finetune": ("summary.json",),
+        },
+    ),
     Stage(
         "evaluate",
         {
-            "score": ("scores_calibration.parquet", "scores_test.parquet", "label_fractions_test.parquet"),
+            "score": (
+                *("scores_calibration.parquet", "scores_test.parquet", "label_fractions_test.parquet"),
+                *("further_scores_calibration.parquet", "further_scores_test.parquet"),
+            ),
             "finetune": ("summary.json",),
             "calibrate": ("*",),
             "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
-            "split": ("split.parquet",),
+            "split": ("split.parquet", "further_labels.parquet"),
         },
         of_external={
             "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
@@ -262,11 +280,13 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> di
     from pipeline.imaging import labels, pseudonyms
 
     (data, card), hashes = dataset, _hashes(config, secret)
-    weights = {}
+    used = {}
     if "imported" in config.finetune.arms and config.data.imported_weights is not None:
-        weights["imported_weights"] = hashes.of(config.data.imported_weights)
+        used["imported_weights"] = hashes.of(config.data.imported_weights)
+    if card.further_labels:
+        used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
     return {
-        **weights,
+        **used,
         "studies": studies_digest(data.studies, hashes, data.labels, _track_hashing),
         "patients": labels.patients_digest(data.labels, card.columns.path, card.columns.patient_id),
         "labels": sha256_file(data.labels),

@@ -45,12 +45,17 @@ class ArmData:
         """Where everything is computed."""
         return self.hardware.device
 
+    @property
+    def further(self) -> list[str]:
+        """Further labels, in the order of a model's outputs after the first."""
+        return [str(name) for name in self.train.further]
+
 
 def build_classifier(data: ArmData, head: Head, seed: int) -> Classifier:
     """Return a network with fresh weights, a pure function of `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        return Classifier(data.spec, head)
+        return Classifier(data.spec, head, 1 + len(data.further))
 
 
 def load_pretrained(model: Classifier, start: Start, say: Callable[[str], None]) -> None:

@@ -5,6 +5,7 @@ The regression is also the head of the linear probe. No pickle: a fitted model i
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,6 +88,20 @@ class Logistic:
         return cls(arrays["mean"], arrays["scale"], arrays["weight"], float(arrays["bias"][0]))
 
 
+def logistics(tensors: Mapping[str, Tensor], further: Sequence[str]) -> list[Logistic]:
+    """Return the models kept by `tensors`, that of the main label first; see `logistic_tensors`."""
+    own = [{name.removeprefix(f"{label}."): t for name, t in tensors.items() if name.startswith(f"{label}.")}
+           for label in further]  # fmt: skip
+    return [Logistic.from_tensors(dict(one)) for one in (tensors, *own)]
+
+
+def logistic_tensors(models: Sequence[Logistic], further: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors of the main label's model, and those of further ones under their label's id and a dot."""
+    main, *others = (model.tensors() for model in models)
+    own = {f"{label}.{name}": t for label, one in zip(further, others, strict=True) for name, t in one.items()}
+    return main | own
+
+
 def fit_logistic(
     train: tuple[np.ndarray, np.ndarray], tune: tuple[np.ndarray, np.ndarray]
 ) -> tuple[Logistic, dict[str, float]]:
@@ -106,6 +121,28 @@ def fit_logistic(
         aucs[strength] = auc(tune[1], models[strength].logits(tune[0]))
     chosen = max(aucs, key=lambda strength: (aucs[strength], -strength))
     return models[chosen], {f"{strength:g}": value for strength, value in aucs.items()}
+
+
+def fit_each(
+    train: tuple[np.ndarray, np.ndarray], tune: tuple[np.ndarray, np.ndarray]
+) -> tuple[list[Logistic], dict[str, float]]:
+    """Fit a regression to each label of the targets (N, L) from features (N, F), on the images that have it.
+
+    Returns them, and {C: tune AUC} of the first label; see `fit_logistic`.
+    """
+    models, aucs = [], []
+    for label in range(train[1].shape[1]):
+        parts = ((features, targets[:, label]) for features, targets in (train, tune))
+        known = [(features[~np.isnan(target)], target[~np.isnan(target)]) for features, target in parts]
+        model, tried = fit_logistic(*known)
+        models.append(model)
+        aucs.append(tried)
+    return models, aucs[0]
+
+
+def all_logits(models: Sequence[Logistic], features: np.ndarray) -> np.ndarray:
+    """Return logits (N, L) of features (N, F)."""
+    return np.column_stack([model.logits(features) for model in models])
 
 
 def auc(labels: np.ndarray, logits: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.baseline import HogSpec, Logistic
+from pipeline.models.baseline import HogSpec, all_logits, logistics
 from pipeline.models.checkpoints import WeightsError, load_strict, read_weights
 from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, normalise, patchify
 from pipeline.store.files import read_json, sha256_file
@@ -19,18 +19,18 @@ Head = Literal["norm_linear", "linear"]
 
 
 class Classifier(nn.Module):
-    """Encoder, mean over its patch tokens, and a linear head with one output: the logit.
+    """Encoder, mean over its patch tokens, and a linear head with one output per label: its logit.
 
     Head `norm_linear` normalises the mean first (fine-tuning); `linear` does not (linear probe, whose
     standardisation is folded into the weights).
     """
 
-    def __init__(self, spec: EncoderSpec, head: Head) -> None:
+    def __init__(self, spec: EncoderSpec, head: Head, labels: int = 1) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = build_encoder(spec)
         self.head_norm = nn.LayerNorm(spec.width, eps=spec.eps) if head == "norm_linear" else nn.Identity()
-        self.head = nn.Linear(spec.width, 1)
+        self.head = nn.Linear(spec.width, labels)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -40,8 +40,8 @@ class Classifier(nn.Module):
         return encode(self.encoder, embed(self.encoder, patches), branch_scale)[:, 1:].mean(dim=1)
 
     def forward(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
-        """Return logits (B,) for pixels (B, C, ...) in [0, 1]."""
-        return self.head(self.head_norm(self.features(pixels, branch_scale)))[:, 0]
+        """Return logits (B, L), the main label's first, for pixels (B, C, ...) in [0, 1]."""
+        return self.head(self.head_norm(self.features(pixels, branch_scale)))
 
 
 def freeze_below(model: Classifier, trainable_blocks: int) -> None:
@@ -65,19 +65,21 @@ def branch_scales(uniform: Tensor, drop_path: float, depth: int) -> Tensor:
 
 
 def read_model(record: Path, weights: Path, device: torch.device) -> Callable[[Tensor], np.ndarray]:
-    """Return a finished model as a function from pixels (B, C, ...) in [0, 1] to logits (B,) float64.
+    """Return a finished model as a function from pixels (B, C, ...) in [0, 1] to logits (B, L) float64.
 
-    `record` is its model.json, `weights` its model.safetensors. Raises WeightsError when the weights are not those
-    that the record names by SHA-256, or do not fit.
+    The first column is the main label's, the others those of `further_labels` in the record. `record` is the model's
+    model.json, `weights` its model.safetensors. Raises WeightsError when the weights are not those that the record
+    names by SHA-256, or do not fit.
     """
     content: dict[str, Any] = read_json(record)
     if sha256_file(weights) != content["sha256"]:
         raise WeightsError(f"{weights.name} of arm {content['arm']} is not the file named in model.json (SHA-256)")
     tensors = read_weights(weights)
+    further = content.get("further_labels", [])  # a model made before there were any does not name them
     if "hog" in content:
-        spec, fitted = HogSpec.from_json(content["hog"]), Logistic.from_tensors(tensors)
-        return lambda pixels: fitted.logits(spec.features(pixels))
-    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"])
+        spec, fitted = HogSpec.from_json(content["hog"]), logistics(tensors, further)
+        return lambda pixels: all_logits(fitted, spec.features(pixels))
+    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"], 1 + len(further))
     load_strict(model, tensors)
     model.to(device).eval()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
-from pipeline.models.baseline import HogSpec, fit_logistic
+from pipeline.models.baseline import HogSpec, fit_each, logistic_tensors
 from pipeline.models.images import Images
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ def train_probe(settings: FinetuneSettings, data: ArmData, folder: Path, log: Ru
         return torch.cat(parts).double().cpu().numpy()
 
     train, tune = features(data.train), features(data.tune)
-    fitted, aucs = fit_logistic((train, data.train.labels), (tune, data.tune.labels))
-    weight, bias = fitted.linear()
-    model.head.weight.data.copy_(torch.from_numpy(weight)[None])
-    model.head.bias.data.fill_(bias)
+    fitted, aucs = fit_each((train, data.train.targets), (tune, data.tune.targets))
+    weights, biases = zip(*(one.linear() for one in fitted), strict=True)
+    model.head.weight.data.copy_(torch.from_numpy(np.stack(weights)))
+    model.head.bias.data.copy_(torch.tensor(biases))
     log.info(f"linear_probe: tune AUC {max(aucs.values()):.4f}")
-    content = {"spec": data.spec.to_json(), "head": "linear"}
+    content = {"spec": data.spec.to_json(), "head": "linear", "further_labels": data.further}
     finish(folder, "linear_probe", model.state_dict(), _tried(aucs), content, {
         "tune_auc": max(aucs.values()),
         "best_epoch": None,
         "encoder_tensors_loaded": start.loaded,
         "encoder_tensors": len(start.tensors),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable_parameters": len(weight) + 1,
+        "trainable_parameters": sum(len(weight) + 1 for weight in weights),
     })  # fmt: skip
 
 
@@ -55,15 +55,17 @@ def train_hog(settings: FinetuneSettings, data: ArmData, folder: Path, log: RunL
         return np.concatenate([spec.features(images.pixels(rows, torch.device("cpu"))) for rows in images.chunks(256)])
 
     train, tune = features(data.train), features(data.tune)
-    fitted, aucs = fit_logistic((train, data.train.labels), (tune, data.tune.labels))
+    fitted, aucs = fit_each((train, data.train.targets), (tune, data.tune.targets))
+    parameters = sum(len(one.weight) + 1 for one in fitted)
+    content = {"hog": spec.to_json(), "further_labels": data.further}
     log.info(f"hog: tune AUC {max(aucs.values()):.4f}")
-    finish(folder, "hog", fitted.tensors(), _tried(aucs), {"hog": spec.to_json()}, {
+    finish(folder, "hog", logistic_tensors(fitted, data.further), _tried(aucs), content, {
         "tune_auc": max(aucs.values()),
         "best_epoch": None,
         "encoder_tensors_loaded": 0,
         "encoder_tensors": 0,
-        "parameters": len(fitted.weight) + 1,
-        "trainable_parameters": len(fitted.weight) + 1,
+        "parameters": parameters,
+        "trainable_parameters": parameters,
     })  # fmt: skip
 
 

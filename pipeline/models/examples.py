@@ -33,7 +33,10 @@ class Examples:
     device: torch.device
 
     def prepared(self, numbers: np.ndarray, drawn: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return pixels (B, C, ...) and targets (B,) in [0, 1] of the images `numbers` (B,) of those `drawn`."""
+        """Return pixels (B, C, ...) and targets (B, L) of the images `numbers` (B,) of those `drawn`.
+
+        Targets are in [0, 1], NaN where missing; a mixture lacks what either image lacks.
+        """
         pixels, targets = self._augmented(numbers, epoch)
         if not self.mixup:
             return pixels, targets
@@ -41,12 +44,12 @@ class Examples:
         others, their_targets = self._augmented(partners, epoch)
         share = on_device(torch.from_numpy(shares), self.device).to(pixels)
         along = share.view(-1, *[1] * (pixels.ndim - 1))
-        return others + along * (pixels - others), their_targets + share * (targets - their_targets)
+        return others + along * (pixels - others), their_targets + share[:, None] * (targets - their_targets)
 
     def _augmented(self, numbers: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
         rows = numbers % len(self.images)
         pixels = self.augment(self.images.pixels(rows, self.device), self.seed, epoch, numbers)
-        return pixels, on_device(torch.from_numpy(self.images.labels[rows]), self.device).to(pixels)
+        return pixels, on_device(torch.from_numpy(self.images.targets[rows]), self.device).to(pixels)
 
 
 def draw(labels: np.ndarray, sampling: Sampling, seed: int, epoch: int) -> np.ndarray:

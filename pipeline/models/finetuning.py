@@ -2,8 +2,9 @@
 
 What the settings do to the logit, which calibration turns into a probability later:
 
-- The head starts at the log odds of the mean target, so that the first steps need not find the prevalence: that of the
-  training images after label smoothing, or 1/2 where the weighted loss or balanced sampling makes the classes equal.
+- The head starts at the log odds of each label's mean target, so that the first steps need not find the prevalence:
+  that of the images drawn after label smoothing, or 1/2 where the weighted loss or balanced sampling makes the classes
+  equal. Balanced sampling, early stopping and the tuning AUC go by the main label.
 - A weighted loss and balanced sampling shift all logits by about a constant: towards log odds of 1/2. Ranking and
   threshold do not see it, and the intercept of the logistic calibrator takes it back.
 - Label smoothing, focal loss and mixup keep logits from growing. The calibrator's slope takes the scale back; a bend
@@ -29,7 +30,7 @@ from pipeline.models.distributed import leads
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
 from pipeline.models.examples import Examples, draw
 from pipeline.models.images import Images, on_device
-from pipeline.models.losses import objective, starting_logit
+from pipeline.models.losses import mean_targets, objective, starting_logit
 from pipeline.models.randomness import DROP_PATH, uniform
 from pipeline.models.training import (
     Hardware,
@@ -71,7 +72,7 @@ def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData
     images = len(draw(data.train.labels, settings.sampling, seed, 0))
     schedule = Schedule(settings.learning_rate, settings.warmup_epochs, settings.epochs)
     schedule = schedule.within(settings.max_steps, steps_per_epoch(images, settings.batch_size))
-    loss_of = objective(settings.loss, data.train.labels, settings.focal_gamma, settings.label_smoothing)
+    loss_of = objective(settings.loss, data.train.targets, settings.focal_gamma, settings.label_smoothing, data.device)
     augment = Augmentation(**settings.augmentation.model_dump())
     examples = Examples(data.train, augment, settings.mixup, seed, data.device)
     what, checkpoints = f"{arm} seed {seed}", folder / "checkpoints"
@@ -96,7 +97,7 @@ def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData
 
             order = [drawn[places] for places in batches(len(drawn), settings.batch_size, seed, epoch)]
             done = train_epoch(training, order, batch_loss)
-            tune_auc = auc(data.tune.labels, _logits(judged, data.tune, settings.batch_size, data.hardware))
+            tune_auc = auc(data.tune.labels, _main_logits(judged, data.tune, settings.batch_size, data.hardware))
             values = {"train_loss": done.loss, "tune_auc": tune_auc, "learning_rate": done.learning_rate}
             tracked = values | done.measured
             log.metrics({f"{arm}.seed{seed}.{name}": value for name, value in tracked.items()}, epoch + 1)
@@ -110,7 +111,7 @@ def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData
     kept = len(history) if settings.early_stopping_epochs is None else best_epoch(history)
     tune_auc = history[kept - 1]["tune_auc"]
     log.info(f"{what}: tune AUC {tune_auc:.4f} at epoch {kept}, kept; {len(history)} epochs trained")
-    content = {"spec": data.spec.to_json(), "head": "norm_linear"}
+    content = {"spec": data.spec.to_json(), "head": "norm_linear", "further_labels": data.further}
     finish(folder, arm, best or judged.state_dict(), history, content, {
         "tune_auc": tune_auc,
         "best_epoch": kept,
@@ -137,9 +138,11 @@ def _build(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, log: 
         # Random blocks that stay random would be no fair comparison: arm scratch is trained as a whole.
         if settings.trainable_blocks is not None:
             freeze_below(model, settings.trainable_blocks)
-    equal = settings.loss == "weighted" or settings.sampling == "balanced"
-    share = 0.5 if equal else float(data.train.labels.mean())
-    model.head.bias.data.fill_(starting_logit(share, settings.label_smoothing))
+    shares = mean_targets(data.train.targets, settings.sampling == "balanced")
+    if settings.loss == "weighted":
+        shares = np.full_like(shares, 0.5)
+    starts = [starting_logit(share, settings.label_smoothing) for share in shares.tolist()]
+    model.head.bias.data.copy_(torch.tensor(starts))
     return model
 
 
@@ -161,12 +164,12 @@ def _dropped(settings: FinetuneSettings, data: ArmData, seed: int, epoch: int, n
 
 
 @torch.no_grad()
-def _logits(model: Classifier, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
+def _main_logits(model: Classifier, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
     model.eval()
     with autocast(hardware.device, hardware.precision):
         # Not the compiled call, which would be compiled once more for this use.
         parts = [
-            model.forward(images.pixels(rows, hardware.device)).double()
+            model.forward(images.pixels(rows, hardware.device))[:, 0].double()
             for rows in images.chunks(min(batch_size, hardware.images_per_pass or batch_size))
         ]
     return torch.cat(parts).cpu().numpy()

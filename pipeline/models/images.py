@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline.store.tables import INDEX, read_table
+from pipeline.store.tables import FURTHER_LABELS, INDEX, read_table
 
 
 class ImagesError(ValueError):
@@ -41,12 +41,14 @@ class Stopwatch:
 class Images:
     """Images of one or several splits: a table with a row per image, and the arrays that hold their pixels.
 
-    `index` has the columns of tables.INDEX; arrays are unsigned integers (N, C, H, W) or (N, C, D, H, W). `waited`
-    counts the time spent on fetching pixels. `cache` holds the bytes of all images on a GPU, see `cached`.
+    `index` has the columns of tables.INDEX; arrays are unsigned integers (N, C, H, W) or (N, C, D, H, W). `further`
+    has a row per image and a column per further label, by its id: 0, 1, or NaN where missing. `waited` counts the time
+    spent on fetching pixels. `cache` holds the bytes of all images on a GPU, see `cached`.
     """
 
     index: pd.DataFrame
     arrays: dict[str, np.ndarray]
+    further: pd.DataFrame = field(default_factory=pd.DataFrame)
     waited: Stopwatch = field(default_factory=Stopwatch, compare=False)
     cache: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
@@ -63,9 +65,19 @@ class Images:
         """Labels as float64; NaN where missing."""
         return np.asarray(self.index["label"].astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan))
 
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """The main label and the further ones, (N, L) float64; NaN where missing."""
+        return np.column_stack([self.labels, *(self.further[name] for name in self.further)])
+
     def where(self, chosen: np.ndarray) -> Images:
         """Return the images for which the boolean array `chosen` is true."""
-        return Images(self.index[chosen].reset_index(drop=True), self.arrays)
+        return self.at(np.flatnonzero(chosen))
+
+    def at(self, rows: np.ndarray) -> Images:
+        """Return the images at `rows`, in this order; a row may be named several times."""
+        further = self.further.iloc[rows].reset_index(drop=True) if len(self.further) else self.further
+        return Images(self.index.iloc[rows].reset_index(drop=True), self.arrays, further)
 
     def labelled(self) -> Images:
         """Return the images that have a label."""
@@ -146,8 +158,8 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def read_images(indexes: Sequence[Path], arrays: Sequence[Path]) -> Images:
-    """Open the images of one or several splits, ordered by image_id.
+def read_images(indexes: Sequence[Path], arrays: Sequence[Path], further_labels: Sequence[Path] = ()) -> Images:
+    """Open the images of one or several splits, ordered by image_id; their further labels are ordered by id.
 
     Raises ImagesError, naming every array that is missing, too short, of another shape or not of integers.
     """
@@ -169,4 +181,12 @@ def read_images(indexes: Sequence[Path], arrays: Sequence[Path]) -> Images:
         problems.append(f"arrays hold {next(iter(kinds))[0]} instead of unsigned integers")
     if problems:
         raise ImagesError("preprocessed images cannot be read: " + "; ".join(problems))
-    return Images(index, opened)
+    return Images(index, opened, _further(further_labels, index["image_id"]))
+
+
+def _further(paths: Sequence[Path], image_ids: pd.Series) -> pd.DataFrame:
+    if not paths:
+        return pd.DataFrame()
+    table = pd.concat([read_table(path, FURTHER_LABELS) for path in paths], ignore_index=True)
+    by_label = table.astype({"label": "Float64"}).pivot(index="image_id", columns="label_id", values="label")
+    return by_label.reindex(image_ids).astype(np.float64).reset_index(drop=True)

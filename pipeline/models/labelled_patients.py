@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from pipeline.models.images import Images
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def labelled_subsets(images: Images, counts: Sequence[int], seed: int) -> dict[int, Images]:
     """Return, for each number of patients, smallest first, the images of as many; smaller subsets lie within larger.
 
-    Raises TrainingError, naming every number of patients that leaves a class empty or is not below that of all.
+    Raises TrainingError, naming every number of patients that leaves a class empty, of the main label or of a further
+    one, or is not below that of all.
     """
     of_patient = images.index["patient_id"]
     positive = images.index["label"].groupby(of_patient).max() == 1
@@ -30,6 +32,9 @@ def labelled_subsets(images: Images, counts: Sequence[int], seed: int) -> dict[i
             problems.append(f"{count} is not fewer than all {len(order)}, who are trained with anyway")
         elif found in (0, count):
             problems.append(f"{count} would be {found} positive and {count - found} negative patients")
+        known = images.further[of_patient.isin(order[:count]).to_numpy()] if len(images.further) else images.further
+        problems += [f"{count} would have one class of further label {name} alone"
+                     for name in known if known[name].nunique() < 2]  # fmt: skip
     if problems:
         total = int(positive.sum())
         raise TrainingError(
@@ -63,5 +68,5 @@ def same_steps(part: Images, whole: Images, settings: FinetuneSettings) -> tuple
     repeats = len(whole) // len(part)
     epochs = round(settings.epochs * len(whole) / (repeats * len(part)))
     warmup_epochs = settings.warmup_epochs * epochs / settings.epochs
-    repeated = Images(pd.concat([part.index] * repeats, ignore_index=True), part.arrays)
+    repeated = part.at(np.tile(np.arange(len(part)), repeats))
     return repeated, settings.model_copy(update={"epochs": epochs, "warmup_epochs": warmup_epochs})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from pipeline.statistics.patients import Patients, patient_table, patients_of, s
 from pipeline.statistics.sweep import sweep_thresholds, threshold_sweep
 from pipeline.statistics.threshold import Certificate, certify_threshold, shared_confidence
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import PATIENT_SCORES, SCORES, SWEEP, read_table, write_table
+from pipeline.store.tables import FURTHER_SCORES, PATIENT_SCORES, SCORES, SWEEP, read_table, write_table
 
 if TYPE_CHECKING:
     from pipeline.config import CalibrateSettings
@@ -30,20 +30,49 @@ if TYPE_CHECKING:
 def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Fit the calibrator and certify the threshold of the reported model on patients it was not trained on.
 
-    Leaves calibrator.json, threshold.json, sweep.parquet, patient_scores.parquet and findings.json in `work`.
+    Leaves calibrator.json, threshold.json, sweep.parquet, patient_scores.parquet and findings.json in `work`, and the
+    same of each further label in `further/<id>`. All labels are certified on the same patients, so the confidence
+    is shared out over them: that every promise holds at once is as sure as that the one of a single label does.
+
     Too few positives for a certificate is a result: `certified` false, and the finding `not_certified`. So are too
     few patients for a calibrator: everyone gets the prevalence, and the finding is `not_calibrated`. Scores that
     are not finite or not complete raise ValueError.
     """
     scores = read_table(inputs.file("score", "scores_calibration.parquet"), SCORES)
-    patients = patients_of(scores, settings.arm, settings.aggregation)
+    further = [read_table(path, FURTHER_SCORES) for path in inputs.files("score", "further_scores_calibration.parquet")]
+    by_label = {str(label_id): own for table in further for label_id, own in table.groupby("label_id")}
     trained = read_json(inputs.file("finetune", "summary.json"))
+    points = _calibrate(settings, scores, "", 1 + len(by_label), trained, work, log)
+    # The local prevalence is that of the main label's condition.
+    elsewhere = settings.model_copy(update={"local_prevalence": None})
+    for label_id, own in by_label.items():
+        folder = work / "further" / label_id
+        folder.mkdir(parents=True, exist_ok=True)
+        _calibrate(elsewhere, own, f"further label {label_id}: ", 1 + len(by_label), trained, folder, log)
+    positives = int(scores.groupby("patient_id")["label"].max().sum())
+    log.metrics({"positives": positives, **_tracked(points)}, 0)
+
+
+def _calibrate(
+    settings: CalibrateSettings,
+    scores: pd.DataFrame,
+    what: str,
+    labels: int,
+    trained: Mapping[str, Any],
+    work: Path,
+    log: RunLog,
+) -> list[_Point]:
+    """Calibrate and certify one of `labels`, leave its files in `work`, and return what came of its targets.
+
+    `what` names the label in the log; empty for the main one.
+    """
+    patients = patients_of(scores, settings.arm, settings.aggregation)
     with collect_warnings() as warned:
         calibrator, uncalibrated_why = _calibrator(settings, patients)
-        points = [_certified(settings, patients, calibrator, target) for target in settings.recall_targets]
+        points = [_certified(settings, patients, calibrator, target, labels) for target in settings.recall_targets]
 
     headline, *others = points
-    sweep = _sweep(settings, patients, calibrator, points)
+    sweep = _sweep(settings, patients, calibrator, points, labels)
     findings = [
         *([] if headline.certificate else [Finding("not_certified", "fail", "calibration", headline.message)]),
         *_calibrator_findings(calibrator, uncalibrated_why),
@@ -73,12 +102,12 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
 
     for point in points:
-        log.info(point.message)
+        log.info(what + point.message)
     for warning in warned:
-        log.warn(str(warning))
+        log.warn(what + str(warning))
     for finding in findings:
-        (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
-    log.metrics({"positives": int(patients.y.sum()), **_tracked(points)}, 0)
+        (log.info if finding.level == "info" else log.warn)(f"{what}{finding.code}: {finding.message}")
+    return points
 
 
 @dataclass(frozen=True)
@@ -98,8 +127,10 @@ class _Point:
         return {"certified": self.certificate is not None, **self.fields, "message": self.message}
 
 
-def _certified(settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, target: float) -> _Point:
-    """Certify one target at the full confidence, whatever the number of targets.
+def _certified(
+    settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, target: float, labels: int
+) -> _Point:
+    """Certify one target of one label at the same confidence, whatever the number of targets.
 
     The operating point is the first target, fixed before any patient was seen. Sharing the confidence out over the
     others would weaken its promise for the sake of rows that stand beside it. So each certificate holds by itself,
@@ -113,10 +144,11 @@ def _certified(settings: CalibrateSettings, patients: Patients, calibrator: Cali
             settings.confidence,
             patient_id=patients.ids,
             n_models=settings.models_compared,
+            n_labels=labels,
         )
     except NotEnoughData as error:
-        fields = _uncertified(settings, patients, target, error)
-        return _Point(target, None, _refusal(settings, target, error), fields | {"probability": None})
+        fields = _uncertified(settings, patients, target, error, labels)
+        return _Point(target, None, _refusal(settings, target, error, labels), fields | {"probability": None})
     probability = float(_shown(settings, calibrator, [certificate.threshold])[0])
     return _Point(target, certificate, _promise(certificate), certificate.to_dict() | {"probability": probability})
 
@@ -135,11 +167,11 @@ def _shown(settings: CalibrateSettings, calibrator: Calibrator, scores: Any) -> 
     return displayed_probability(calibrator, scores, settings.local_prevalence)
 
 
-def _refusal(settings: CalibrateSettings, target: float, error: NotEnoughData) -> str:
-    shared = ""
-    if settings.models_compared > 1:
-        used = shared_confidence(settings.confidence, settings.models_compared)
-        shared = f" ({100 * used:.4g} % for each of the {settings.models_compared} models compared)"
+def _refusal(settings: CalibrateSettings, target: float, error: NotEnoughData, labels: int) -> str:
+    shared, over = "", _shared_over(settings.models_compared, labels)
+    if over:
+        used = shared_confidence(settings.confidence, settings.models_compared, labels)
+        shared = f" ({100 * used:.4g} % for each of the {over})"
     return (
         f"recall {target:g} with {100 * settings.confidence:g} % confidence{shared} needs at least"
         f" {error.needed} positive patients in the calibration split; there are {error.positives}"
@@ -148,8 +180,14 @@ def _refusal(settings: CalibrateSettings, target: float, error: NotEnoughData) -
     )
 
 
+def _shared_over(models: int, labels: int) -> str:
+    """Return in words what the confidence is shared out over; nothing when it is not."""
+    parts = [f"{models} models compared"] * (models > 1) + [f"{labels} labels certified"] * (labels > 1)
+    return " and the ".join(parts)
+
+
 def _uncertified(
-    settings: CalibrateSettings, patients: Patients, target: float, error: NotEnoughData
+    settings: CalibrateSettings, patients: Patients, target: float, error: NotEnoughData, labels: int
 ) -> dict[str, Any]:
     """Return the fields of a certificate, with nothing where a threshold would be needed."""
     nothing = ("threshold", "threshold_hex", "misses_allowed", "misses_seen", "certified_recall")
@@ -157,8 +195,9 @@ def _uncertified(
         **dict.fromkeys((*nothing, "recall", "specificity", "referral_rate")),
         "recall_target": target,
         "confidence": settings.confidence,
-        "confidence_used": shared_confidence(settings.confidence, settings.models_compared),
+        "confidence_used": shared_confidence(settings.confidence, settings.models_compared, labels),
         "models_compared": settings.models_compared,
+        "labels_certified": labels,
         "positives": error.positives,
         "negatives": len(patients.y) - error.positives,
         "certifiable_recall": error.certifiable_recall,
@@ -167,7 +206,8 @@ def _uncertified(
 
 
 def _promise(c: Certificate) -> str:
-    shared = "" if c.models_compared == 1 else f", shared out over {c.models_compared} models compared,"
+    over = _shared_over(c.models_compared, c.labels_certified)
+    shared = f", shared out over {over}," if over else ""
     return (
         f"with {100 * c.confidence:g} % confidence{shared} at least {c.recall_target:.1%} of patients with the"
         f" condition who are like the {c.positives} positive calibration patients are referred:"
@@ -175,7 +215,7 @@ def _promise(c: Certificate) -> str:
     )
 
 
-def _model_hashes(trained: dict[str, Any], arm: str, seeds: tuple[int, ...]) -> dict[str, str]:
+def _model_hashes(trained: Mapping[str, Any], arm: str, seeds: tuple[int, ...]) -> dict[str, str]:
     models = trained["arms"].get(arm, {}).get("seeds", {})
     if sorted(models) != sorted(map(str, seeds)):
         raise ValueError(
@@ -190,9 +230,9 @@ def _costs(settings: CalibrateSettings) -> dict[str, float]:
 
 
 def _sweep(
-    settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, points: Sequence[_Point]
+    settings: CalibrateSettings, patients: Patients, calibrator: Calibrator, points: Sequence[_Point], labels: int
 ) -> pd.DataFrame:
-    confidence = shared_confidence(settings.confidence, settings.models_compared)
+    confidence = shared_confidence(settings.confidence, settings.models_compared, labels)
     certified = [point.threshold for point in points if point.threshold is not None]
     thresholds = sweep_thresholds(patients.y, patients.s, certified)
     sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence, **_costs(settings))

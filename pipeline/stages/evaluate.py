@@ -18,13 +18,20 @@ from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
 from pipeline.statistics.discrimination import average_precision, roc_auc
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables
+from pipeline.statistics.gate import (
+    Finding,
+    assess_discrimination,
+    assess_other_target,
+    compare_tables,
+    of_further_label,
+)
 from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.label_fractions import (
     label_fraction_intervals,
     label_fraction_sentence,
     label_fraction_table,
 )
+from pipeline.statistics.macro import macro_averages
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
 from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap, scores_sha256
 from pipeline.statistics.reliability import calibration_summary
@@ -43,6 +50,8 @@ from pipeline.store.files import read_json, write_json
 from pipeline.store.tables import (
     COMPARISON,
     CURVES,
+    FURTHER_LABELS,
+    FURTHER_SCORES,
     IMAGES,
     LABEL_FRACTION_SCORES,
     LABEL_FRACTIONS,
@@ -61,8 +70,14 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 
+JUDGED = ("calibration", "test")
+
+
 def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Judge the reported model, its calibrator and its frozen threshold on the test patients, beside every arm.
+
+    Further labels are judged in the same way, on their own thresholds. Their findings warn: the gate is about the main
+    label.
 
     External test sets are judged by the same model, calibrator and threshold, less the patients whom the run has met
     already. Their findings warn: they never decide whether the operating point may be used.
@@ -72,11 +87,10 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when scores are not
     finite or not complete, or when the arms were not scored on the same patients.
     """
-    scores = {
-        name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in ("calibration", "test")
-    }
+    scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
-    _check_partitions(read_table(inputs.file("split", "split.parquet"), SPLIT), scores, images)
+    split = read_table(inputs.file("split", "split.parquet"), SPLIT)
+    _check_partitions(split, scores, images)
     frozen = read_json(inputs.file("calibrate", "threshold.json"))
     calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", "calibrator.json")))
     threshold = _threshold(frozen)
@@ -110,6 +124,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
             images[images["image_id"].isin(scores["calibration"]["image_id"])],
         )
         shift, *sites = _shifts(reference, test, of_test)
+        further = _further_labels(settings, inputs, split, images)
+        metrics["further_labels"] = {label_id: one.metrics for label_id, one in further.items()}
+        metrics["macro"] = _macro(settings, test, threshold, further)
         external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
         metrics["external"] = {name: one.metrics for name, one in external.items()}
         metrics["shift"] = {
@@ -127,6 +144,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         *_test_findings(settings, test, calibrator, threshold, metrics),
         *assess_shift(shift, "test", sites),
         *(assess_image_counts(of_test) if how == "max" else []),
+        *(finding for label_id, one in further.items() for finding in of_further_label(label_id, one.findings)),
         *(finding for one in external.values() for finding in one.findings),
     ]
 
@@ -146,8 +164,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     for warning in warned:
         log.warn(str(warning))
     for finding in findings:
-        if finding.on != "calibration":
-            (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
+        if not finding.on.startswith("calibration"):
+            where = f" ({finding.on})" if "further label" in finding.on else ""
+            (log.info if finding.level == "info" else log.warn)(f"{finding.code}{where}: {finding.message}")
     log.metrics(_headline(metrics, comparison), 0)
 
 
@@ -294,9 +313,10 @@ def _table_findings(
     calibration: Patients,
     calibrator: Calibrator,
     frozen: Mapping[str, Any],
+    folder: str = "",
 ) -> list[Finding]:
     """Compare the stored sweep with the one that the calibration scores give now."""
-    stored = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
+    stored = read_table(inputs.file("calibrate", f"{folder}sweep.parquet"), SWEEP)
     again = threshold_sweep(
         calibration.y, calibration.s, stored["threshold"], confidence=frozen["confidence_used"], **frozen["costs"]
     ).assign(probability=_shown(calibrator, frozen, stored["threshold"]))
@@ -343,6 +363,66 @@ def _other_findings(settings: EvaluateSettings, test: Patients, other: Mapping[s
         message = f"the recall certified at the further target of {100 * target:.6g} % did not hold on these patients"
         findings.append(Finding("other_recall_contradicted", "info", on, message))
     return findings
+
+
+# ---------------------------------------------------------------- further labels
+
+
+@dataclass(frozen=True)
+class _Further:
+    """What came of a further label on the test patients that have it."""
+
+    test: Patients
+    threshold: float | None
+    metrics: dict[str, Any]
+    findings: list[Finding]
+
+
+def _further_labels(
+    settings: EvaluateSettings, inputs: Inputs, split: pd.DataFrame, images: pd.DataFrame
+) -> dict[str, _Further]:
+    """Judge each further label with its own frozen threshold; nothing when there are none."""
+    if not (found := inputs.files("split", "further_labels.parquet")):
+        return {}
+    scores = {name: read_table(inputs.file("score", f"further_scores_{name}.parquet"), FURTHER_SCORES)
+              for name in JUDGED}  # fmt: skip
+    judged = {}
+    for label_id, known in read_table(found[0], FURTHER_LABELS).groupby("label_id"):
+        own = {name: rows[rows["label_id"] == label_id] for name, rows in scores.items()}
+        _check_partitions(split.drop(columns="label").merge(known, on="image_id"), own, images)
+        judged[str(label_id)] = _further_label(settings, inputs, str(label_id), own)
+    return judged
+
+
+def _further_label(
+    settings: EvaluateSettings, inputs: Inputs, label_id: str, scores: Mapping[str, pd.DataFrame]
+) -> _Further:
+    """Judge one further label; its `problems` are what would close the gate, were it the main label."""
+    folder = f"further/{label_id}/"
+    frozen = read_json(inputs.file("calibrate", f"{folder}threshold.json"))
+    calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", f"{folder}calibrator.json")))
+    threshold = _threshold(frozen)
+    calibration, test = (patients_of(scores[name], frozen["arm"], frozen["aggregation"]) for name in JUDGED)
+    metrics = _metrics(settings, test, calibrator, frozen, threshold)
+    findings = [
+        *(Finding(**item) for item in read_json(inputs.file("calibrate", f"{folder}findings.json"))),
+        *_table_findings(inputs, scores["calibration"], calibration, calibrator, frozen, folder),
+        *_test_findings(settings, test, calibrator, threshold, metrics),
+    ]
+    metrics["problems"] = [one.message for one in findings if one.level == "fail"]
+    return _Further(test, threshold, metrics, findings)
+
+
+def _macro(
+    settings: EvaluateSettings, test: Patients, threshold: float | None, further: Mapping[str, _Further]
+) -> dict[str, Any] | None:
+    """Return the means over the main label and all further ones; None when there are none."""
+    if not further:
+        return None
+    thresholds = [threshold, *(one.threshold for one in further.values())]
+    patients = [test, *(one.test for one in further.values())]
+    means = macro_averages(patients, thresholds, settings.level, seed=settings.seed)
+    return {"labels": len(patients), **{name: mean and mean.to_dict() for name, mean in means.items()}}
 
 
 # ---------------------------------------------------------------- other patients

@@ -8,6 +8,8 @@ Rules that hold for all arms alike:
 - **Class imbalance.** By default the loss is plain binary cross-entropy and images are drawn as they come. Weighting
   or resampling would mainly shift the logits by a constant, which neither the ranking nor the threshold sees and which
   calibration undoes; the head starts at the training patients' log odds instead.
+- **Further labels** are further outputs of the same network, each a yes or no of its own, and further fits of the
+  logistic regressions. The loss is the mean over labels; one that an image lacks adds nothing.
 - **Layer decay and frozen blocks** protect what pretraining found, so they apply to arms `mae` and `imported` alone.
 - **Fewer labelled patients** (`labelled_patients`) are the same for every arm and seed: an arm's score is the mean over
   its seeds, which must not know more patients than it says. Networks get as many steps as with all patients. The tune
@@ -84,6 +86,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
         {
             "arms": arms,
             "labelled_patients": fewer,
+            "further_labels": data.further,
             "encoder_sha256": sha256_file(inputs.file("pretrain", "encoder.safetensors")),
             **{f"{name}_{what}": n for name, part in (("train", data.train), ("tune", data.tune))
                for what, n in _counts(part).items()},
@@ -123,7 +126,8 @@ def _ensemble(seeds: int) -> str:
 def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
     def images(split: str) -> Images:
         arrays = inputs.files("preprocess", f"{split}-*.npy")
-        return read_images(inputs.files("preprocess", f"index_{split}.parquet"), arrays).labelled()
+        further = inputs.files("preprocess", f"further_labels_{split}.parquet")
+        return read_images(inputs.files("preprocess", f"index_{split}.parquet"), arrays, further).labelled()
 
     train, tune = images("train"), images("tune")
     for name, part in (("train", train), ("tune", tune)):

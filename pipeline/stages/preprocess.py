@@ -22,7 +22,7 @@ from pipeline.imaging.transforms import Rendered, Rendering, render
 from pipeline.imaging.verdicts import Refusal, Refused
 from pipeline.imaging.workers import Pool, each_batch
 from pipeline.store.files import atomic, read_json, sha256_bytes, write_json
-from pipeline.store.tables import FILES, IMAGES, INDEX, SPLIT, SPLITS, read_table, write_table
+from pipeline.store.tables import FILES, FURTHER_LABELS, IMAGES, INDEX, SPLIT, SPLITS, read_table, write_table
 
 if TYPE_CHECKING:
     from pipeline.config import Machine, PreprocessSettings
@@ -57,6 +57,7 @@ class Shard:
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave uint8 arrays `<split>-<number>.npy` of shape (N, 1, H, W) or (N, 1, D, H, W), their indices, a summary.
 
+    Further labels, if there are any, are divided by split, so that later stages see those of their own images alone.
     Finished shards are kept when a killed run goes on. Memory holds one shard at a time, on disk.
 
     Raises ValueError when a source has changed or gone since ingest, or does not fit `image_size`.
@@ -92,6 +93,8 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
         pass
     padding = {image: pad for shard in shards for image, pad in read_json(_page(scratch, shard)).items()}
     _write_indices(shards, padding, work)
+    for path in inputs.files("split", "further_labels.parquet"):
+        _write_further_labels(read_table(path, FURTHER_LABELS), rows, work)
     summary = _summary(settings, rows, padding)
     if summary["cropped_images"]:
         log.warn(f"{summary['cropped_images']} images reach beyond image_size at this spacing and were cropped")
@@ -195,6 +198,12 @@ def _write_indices(shards: Sequence[Shard], padding: dict[str, list[int]], work:
             index = pd.concat(parts, ignore_index=True)
             index["padding"] = [[float(pixels) for pixels in padding[image]] for image in index["image_id"]]
             write_table(work / f"index_{name}.parquet", index, INDEX)
+
+
+def _write_further_labels(further: pd.DataFrame, rows: pd.DataFrame, work: Path) -> None:
+    of_image = rows.set_index("image_id")["split"]
+    for name, own in further.groupby(further["image_id"].map(of_image)):
+        write_table(work / f"further_labels_{name}.parquet", own, FURTHER_LABELS)
 
 
 def _summary(settings: PreprocessSettings, rows: pd.DataFrame, padding: dict[str, list[int]]) -> dict[str, Any]:

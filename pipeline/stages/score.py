@@ -15,7 +15,7 @@ from pipeline.models.classifier import read_model
 from pipeline.models.images import Images, read_images
 from pipeline.models.training import prepare
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import LABEL_FRACTION_SCORES, SCORES, read_table, write_table
+from pipeline.store.tables import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES, read_table, write_table
 
 if TYPE_CHECKING:
     from pipeline.config import ScoreSettings
@@ -29,6 +29,7 @@ Model = Callable[[Tensor], np.ndarray]
 def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave the logits of every arm and seed in one table per split; images without a label are counted, not scored.
 
+    Logits of further labels go to a table of their own, of the images that have them; an external test set has none.
     Models of fewer labelled patients are scored on test alone, in a table of their own, if there are any. An external
     test set has the split `test` alone.
 
@@ -41,13 +42,16 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     models = _models(settings, inputs, trained, device)
     summary: dict[str, Any] = {"splits": {}, "flips": settings.flips}
     for split in ("test",) if inputs.test_only else SPLITS:
-        images = read_images(
-            inputs.files("preprocess", f"index_{split}.parquet"), inputs.files("preprocess", f"{split}-*.npy")
-        )
+        names = (f"index_{split}.parquet", f"{split}-*.npy", f"further_labels_{split}.parquet")
+        images = read_images(*(inputs.files("preprocess", name) for name in names))
         labelled, path = images.labelled(), work / f"scores_{split}.parquet"
-        # Tables are written whole or not at all, so one that is there was finished before an interruption.
+        # Tables are written whole or not at all, this one last: if it is there, so is all that belongs to it.
         if not path.is_file():
-            write_table(path, _scores(models, labelled, settings.batch_size, split, log), SCORES)
+            scores = _scores(models, labelled, settings.batch_size, split, log)
+            if len(labelled.further):
+                further = scores[scores["label_id"] != ""].dropna(subset="label")
+                write_table(work / f"further_{path.name}", further.astype({"label": np.int64}), FURTHER_SCORES)
+            write_table(path, _of_main(scores), SCORES)
         summary["splits"][split] = {
             "images": len(labelled),
             "patients": labelled.index["patient_id"].nunique(),
@@ -79,7 +83,7 @@ def _score_fewer(
     frames = []
     for count, record in fewer.items():
         models = _models(settings, inputs, record["arms"], device, f"labelled{count}/")
-        scores = _scores(models, images, settings.batch_size, f"test, {count} labelled patients", log)
+        scores = _of_main(_scores(models, images, settings.batch_size, f"test, {count} labelled patients", log))
         frames.append(scores.assign(labelled_patients=int(count)))
     write_table(path, pd.concat(frames, ignore_index=True), LABEL_FRACTION_SCORES)
 
@@ -106,13 +110,21 @@ def _over_flips(model: Model) -> Model:
 def _scores(
     models: dict[tuple[str, int], Model], images: Images, batch_size: int, split: str, log: RunLog
 ) -> pd.DataFrame:
+    """Return the columns of tables.FURTHER_SCORES, `label_id` empty for the main label; others may be missing."""
     columns = {name: images.index[name] for name in ("image_id", "patient_id")}
-    labels = images.labels.astype(np.int64)
+    label_ids = ["", *images.further]
     frames = []
     for (arm, seed), model in log.track(models.items(), f"{split}, model", len(models)):
         parts = [model(images.pixels(rows, torch.device("cpu"))) for rows in images.chunks(batch_size)]
         logits = np.concatenate(parts).astype(np.float64)
         if not np.isfinite(logits).all():
             raise ValueError(f"arm {arm}, seed {seed} gives logits that are not finite on split {split}")
-        frames.append(pd.DataFrame({**columns, "arm": arm, "seed": seed, "logit": logits, "label": labels}))
+        for at, label_id in enumerate(label_ids):
+            own = {"arm": arm, "seed": seed, "logit": logits[:, at], "label": images.targets[:, at]}
+            frames.append(pd.DataFrame({**columns, **own, "label_id": label_id}))
     return pd.concat(frames, ignore_index=True)
+
+
+def _of_main(scores: pd.DataFrame) -> pd.DataFrame:
+    own = scores[scores["label_id"] == ""].drop(columns="label_id")
+    return own.astype({"label": np.int64})

@@ -18,6 +18,7 @@ from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseud
 from pipeline.store.files import write_json
 from pipeline.store.tables import (
     FILES,
+    FURTHER_LABELS,
     IMAGES,
     NEAR_DUPLICATES,
     QUARANTINE,
@@ -29,7 +30,7 @@ from pipeline.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.config import Card, SplitFractions, SplitSettings
+    from pipeline.config import CardLabel, SplitFractions, SplitSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 
@@ -48,7 +49,7 @@ JOINS = {
 
 
 def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave `split.parquet`, `unmatched.parquet` and `summary.json`.
+    """Leave `split.parquet`, `unmatched.parquet`, `summary.json` and, if the card has any, `further_labels.parquet`.
 
     Patients that share pixels, exactly or nearly, stay together. A group's split is a pure function of the seed and of
     the smallest pseudonym in it: adding, removing or relabelling other patients moves nobody. A split that the
@@ -56,15 +57,16 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     share pixels with a labelled one. An image keeps its own label, and none where it has none; a patient is positive
     when any of their images is. Of an external test set, labelled patients are test patients, and others are left out.
 
+    Further labels are those of images with the main label, and move nobody: where the main one is missing, a further
+    one is not used. External test sets are there for the main label alone.
+
     Raises LabelsError when the table has problems, ValueError when a split would lack a class, the patients of the
     dataset's own splits overlap, or an external test set has no labelled image.
     """
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
     files = read_table(inputs.file("ingest", "files.parquet"), FILES)
     near = read_table(inputs.file("ingest", "near_duplicates.parquet"), NEAR_DUPLICATES)
-    if inputs.labels is None:
-        raise LabelsError("there is no label table; name it in data.labels")
-    labels = _labels(inputs.labels, inputs.card, inputs.secret)
+    labels = _labels(inputs, inputs.card.label, inputs.card.columns.label)
     joined = _join(images, files, labels)
     joined["unit"] = _units(joined, near)
     _check_shared(joined, settings)
@@ -74,11 +76,13 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         rows["label"].isna(), "", f"label table, column {inputs.card.columns.label}, joined by {labels.column}"
     )
     _check_disjoint(rows)
+    further = pd.DataFrame() if inputs.test_only else _further_labels(inputs, images, files, rows, log)
     quarantine = read_table(inputs.file("ingest", "quarantine.parquet"), QUARANTINE)
     unmatched = _unmatched(joined, files, labels, quarantine)
     patients = joined.groupby("patient_id")["label"].agg(["max", "min"])
     summary = {
         "splits": _counts(rows),
+        "further_labels": {label_id: _counts(own) for label_id, own in _by_label(rows, further).items()},
         "patients_shared_between_splits": 0,
         "labels_without_images": int((unmatched["what"] == LABEL_ALONE).sum()),
         "images_without_labels": int((unmatched["what"] == IMAGE_ALONE).sum()),
@@ -91,7 +95,7 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     }
     _say(summary, log)
     if not inputs.test_only:
-        _refuse_missing_class(summary["splits"])
+        _refuse_missing_class({"": summary["splits"], **summary["further_labels"]})
     elif rows.empty:
         column = inputs.card.columns.join
         raise ValueError(
@@ -99,6 +103,8 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         )
     write_table(work / "split.parquet", rows[[c.name for c in SPLIT.columns]], SPLIT)
     write_table(work / "unmatched.parquet", unmatched, UNMATCHED)
+    if not further.empty:
+        write_table(work / "further_labels.parquet", further, FURTHER_LABELS)
     write_json(work / "summary.json", summary)
 
 
@@ -107,30 +113,37 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
 
 @dataclass(frozen=True)
 class Labels:
-    """0 or 1, and the dataset's own split (empty when it names none), by values of the pseudonym `column`."""
+    """0 or 1, and the dataset's own split (empty when it names none), by values of the pseudonym `column`.
+
+    `other` counts the rows that have neither a positive nor a negative value.
+    """
 
     column: str
     label: pd.Series
     given: pd.Series
+    other: int
 
 
-def _labels(path: Path, card: Card, secret: bytes) -> Labels:
-    """Return the label table in terms of pseudonyms.
+def _labels(inputs: Inputs, meaning: CardLabel, value_column: str) -> Labels:
+    """Return one label of the table in terms of pseudonyms.
 
     Raises LabelsError with all problems, none of them quoting the table.
     """
-    columns, meaning = card.columns, card.label
+    if inputs.labels is None:
+        raise LabelsError("there is no label table; name it in data.labels")
+    card, columns = inputs.card, inputs.card.columns
     join = getattr(columns, columns.join)
-    table = read_labels(path, [join, columns.label, *filter(None, [columns.split])])
+    table = read_labels(inputs.labels, [join, value_column, *filter(None, [columns.split])])
     values = {**dict.fromkeys(meaning.positive, 1), **dict.fromkeys(meaning.negative, 0)}
-    label = table[columns.label].map(values)
+    label = table[value_column].map(values)
     given = table[columns.split].fillna("") if columns.split else pd.Series("", index=table.index)
-    unknown = int((label.isna() & table[columns.label].notna()).sum())
+    other = int((label.isna() & table[value_column].notna()).sum())
+    unknown = other if meaning is card.label else 0  # of a further label, other values are no answer
     nameless = int(table[join].isna().sum())
     strange = sorted({*given} - {*card.splits, ""})
     labelled = table[join].notna() & label.notna()
     column, translate = JOINS[columns.join]
-    keys = table.loc[labelled, join].map(lambda value: translate(secret, value))
+    keys = table.loc[labelled, join].map(lambda value: translate(inputs.secret, value))
     label, given = label[labelled].astype(int).set_axis(keys), given[labelled].set_axis(keys)
     # Several rows about a patient or study may differ, as their images do; about one image they may not.
     several = columns.join in ("path", "sop_instance_uid")
@@ -152,7 +165,41 @@ def _labels(path: Path, card: Card, secret: bytes) -> Labels:
     ]
     if problems:
         raise LabelsError("label table: " + "; ".join(problems) + "; correct the table or the dataset card")
-    return Labels(column, label.groupby(level=0).max(), given.groupby(level=0).first())
+    return Labels(column, label.groupby(level=0).max(), given.groupby(level=0).first(), other)
+
+
+def _further_labels(
+    inputs: Inputs, images: pd.DataFrame, files: pd.DataFrame, rows: pd.DataFrame, log: RunLog
+) -> pd.DataFrame:
+    """Return the columns of tables.FURTHER_LABELS for the images in `rows` that have the main label.
+
+    Raises LabelsError naming every label with a problem.
+    """
+    labelled = rows.loc[rows["label"].notna(), "image_id"]
+    tables, problems = [pd.DataFrame()], []
+    for further in inputs.card.further_labels:
+        try:
+            labels = _labels(inputs, further, further.column or inputs.card.columns.label)
+            values = _join(images, files, labels).set_index("image_id")["label"].astype("Int64")
+        except LabelsError as error:
+            problems.append(f"further label {further.id}: {error}")
+            continue
+        if labels.other:
+            log.warn(f"further label {further.id}: {labels.other} rows are neither positive nor negative, not used")
+        if unused := int(values[~values.index.isin(labelled)].notna().sum()):
+            log.warn(f"further label {further.id}: {unused} images lack the main label; it is not used")
+        tables.append(pd.DataFrame({"image_id": labelled, "label_id": further.id, "label": values[labelled].array}))
+    if problems:
+        raise LabelsError("\n".join(problems))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _by_label(rows: pd.DataFrame, further: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return, for each further label, the rows of the images that have it, with its values in place of the main."""
+    if further.empty:
+        return {}
+    joined = rows.drop(columns="label").merge(further, on="image_id")
+    return {str(label_id): own.dropna(subset="label") for label_id, own in joined.groupby("label_id")}
 
 
 def _join(images: pd.DataFrame, files: pd.DataFrame, labels: Labels) -> pd.DataFrame:
@@ -290,16 +337,20 @@ def _linked(joined: pd.DataFrame) -> int:
     return int(sizes[sizes > 1].sum())
 
 
-def _refuse_missing_class(counts: dict[str, dict[str, int]]) -> None:
+def _refuse_missing_class(counts: dict[str, dict[str, dict[str, int]]]) -> None:
+    """`counts` are those of the main label by an empty name, and of further ones by their id."""
     problems = []
-    for name in LABELLED_SPLITS:
-        patients, positive = counts[name]["patients"], counts[name]["positive_patients"]
-        if positive in (0, patients):
-            problems.append(f"{name} has {positive} positive and {patients - positive} negative patients")
+    for label, of_label in counts.items():
+        for name in LABELLED_SPLITS:
+            patients, positive = of_label[name]["patients"], of_label[name]["positive_patients"]
+            if positive in (0, patients):
+                what = f"further label {label}: " if label else ""
+                problems.append(f"{what}{name} has {positive} positive and {patients - positive} negative patients")
     if problems:
-        raise ValueError(
-            f"{'; '.join(problems)}; every split needs both. Add patients, or change split.fractions or split.seed"
-        )
+        advice = "Add patients, or change split.fractions or split.seed"
+        if any(problem.startswith("further") for problem in problems):
+            advice += ", or take the label off the card's further_labels"
+        raise ValueError(f"{'; '.join(problems)}; every split needs both. {advice}")
 
 
 def _say(summary: dict[str, Any], log: RunLog) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -91,6 +92,14 @@ def assess_other_target(
     return [
         Finding(f"other_{code}", "info", on, f"at the further target of {100 * target:.6g} %: {message}")
         for code, message in _about_threshold(clean.y, clean.s, threshold, level)
+    ]
+
+
+def of_further_label(label_id: str, findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings about a further label, named after it. They warn at most: the gate is about the main label."""
+    return [
+        replace(one, level="warn" if one.level == "fail" else one.level, on=f"{one.on}, further label {label_id}")
+        for one in findings
     ]
 
 

@@ -28,8 +28,9 @@ Verdict = Literal["confirmed", "not_confirmed", "contradicted"]
 class Certificate:
     """A certified threshold, and what it did on the patients that certified it.
 
-    `confidence_used` is the confidence that each of `models_compared` had to reach so that the choice among
-    them keeps `confidence`. `certified_recall` is the lower bound for the misses allowed, at that confidence.
+    `confidence_used` is the confidence that each certificate had to reach so that `confidence` holds whichever of
+    `models_compared` was chosen, and for all of `labels_certified` at once. `certified_recall` is the lower bound for
+    the misses allowed, at that confidence.
     """
 
     threshold: float
@@ -37,6 +38,7 @@ class Certificate:
     confidence: float
     confidence_used: float
     models_compared: int
+    labels_certified: int
     positives: int
     negatives: int
     misses_allowed: int
@@ -59,11 +61,16 @@ def _check_shares(**shares: float) -> None:
         raise ValueError(f"must lie strictly between 0 and 1: {', '.join(wrong)}")
 
 
-def shared_confidence(confidence: float, n_models: int) -> float:
-    """Return the confidence each of `n_models` compared on the same patients must reach (Bonferroni)."""
+def shared_confidence(confidence: float, n_models: int, n_labels: int = 1) -> float:
+    """Return the confidence of each certificate when `n_models` were compared on the same patients (Bonferroni).
+
+    With `n_labels` certified on them, all certificates hold at once with `confidence`.
+    """
     if n_models < 1:
         raise ValueError(f"at least one model was compared, not {n_models}")
-    return 1 - (1 - confidence) / n_models
+    if n_labels < 1:
+        raise ValueError(f"at least one label is certified, not {n_labels}")
+    return 1 - (1 - confidence) / (n_models * n_labels)
 
 
 def max_misses(n_pos: int, recall: float = 0.95, confidence: float = 0.95) -> int | None:
@@ -105,10 +112,11 @@ def certify_threshold(
     *,
     patient_id: Any = None,
     n_models: int = 1,
+    n_labels: int = 1,
     weight: Any = None,
     on_fail: Literal["raise", "refer_all"] = "raise",
 ) -> Certificate:
-    """Certify the highest threshold whose recall is at least `recall` with confidence 1 - (1-confidence)/n_models.
+    """Certify the highest threshold whose recall is at least `recall`, with confidence as `shared_confidence` has it.
 
     y, s, patient_id: (n,), one row per patient. Raises NotEnoughData when there are too few positives (with
     `on_fail="refer_all"` and at least one positive, the threshold is -inf instead, with the warning
@@ -122,7 +130,7 @@ def certify_threshold(
         raise ValueError(f"{extra} rows repeat a patient: aggregate the images of each patient first")
     positives = np.sort(clean.s[clean.y == 1])
     n = len(positives)
-    used = shared_confidence(confidence, n_models)
+    used = shared_confidence(confidence, n_models, n_labels)
     allowed, needed = max_misses(n, recall, used), min_positives(recall, used)
     if n == 0:
         raise NotEnoughData(
@@ -151,6 +159,7 @@ def certify_threshold(
         confidence=confidence,
         confidence_used=used,
         models_compared=n_models,
+        labels_certified=n_labels,
         positives=n,
         negatives=c.negatives,
         misses_allowed=allowed or 0,

@@ -216,6 +216,18 @@ UNMATCHED = Table(
     order=("what", "pseudonym"),
 )
 
+LABEL_ID = Column("label_id", TEXT, "id of the further label in the dataset's card")
+
+FURTHER_LABELS = Table(
+    "further_labels",
+    (
+        Column("image_id", TEXT, "pseudonym of an image with the main label"),
+        LABEL_ID,
+        Column("label", INTEGER, "1 positive, 0 negative; missing when unlabelled", optional=True),
+    ),
+    order=("label_id", "image_id"),
+)
+
 INDEX = Table(
     "index",
     (
@@ -245,6 +257,8 @@ SCORES = Table(
     ),
     order=("arm", "seed", "image_id"),
 )
+
+FURTHER_SCORES = Table("further_scores", (*SCORES.columns, LABEL_ID), order=("label_id", *SCORES.order))
 
 LABELLED_PATIENTS = Column("labelled_patients", INTEGER, "labelled training patients that the model was trained with")
 
