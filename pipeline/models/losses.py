@@ -49,7 +49,8 @@ class Objective:
         of_positive = (1 - other) * positive + other * negative
         of_negative = (1 - other) * negative + other * positive
         if self.weights is not None:
-            of_negative, of_positive = self.weights[0] * of_negative, self.weights[1] * of_positive
+            of_class = self.weights.to(logits)
+            of_negative, of_positive = of_class[0] * of_negative, of_class[1] * of_positive
         return -(known * (targets * of_positive + (1 - targets) * of_negative)).mean()
 
 
@@ -62,7 +63,7 @@ def objective(kind: LossKind, targets: np.ndarray, gamma: float, smoothing: floa
     weights = None
     if kind == "weighted":
         share = np.nanmean(targets, axis=0)
-        weights = torch.from_numpy(np.stack([0.5 / (1 - share), 0.5 / share])).float().to(device)
+        weights = torch.from_numpy(np.stack([0.5 / (1 - share), 0.5 / share])).to(device)
     return Objective(weights, gamma if kind == "focal" else 0.0, smoothing)
 
 

@@ -8,7 +8,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.models.baseline import REGULARISATIONS, HogSpec, Logistic, auc, fit_logistic
+from pipeline.models.baseline import (
+    REGULARISATIONS,
+    HogSpec,
+    Logistic,
+    all_logits,
+    auc,
+    fit_each,
+    fit_logistic,
+    logistic_tensors,
+    logistics,
+)
 from pipeline.models.checkpoints import read_weights, save_weights
 from pipeline.models.classifier import read_model
 from pipeline.store.files import sha256_file, write_json
@@ -49,7 +59,22 @@ def test_hog_round_trip_through_the_files(tmp_path):
     sha256 = sha256_file(tmp_path / "model.safetensors")
     write_json(tmp_path / "model.json", {"arm": "hog", "hog": HOG.to_json(), "sha256": sha256})
     whole = read_model(tmp_path / "model.json", tmp_path / "model.safetensors", torch.device("cpu"))
-    assert np.array_equal(whole(pixels), model.logits(HOG.features(pixels)))
+    assert np.array_equal(whole(pixels)[:, 0], model.logits(HOG.features(pixels)))
+
+
+def test_models_of_several_labels_come_back_from_one_file_in_their_order(tmp_path):
+    (features, labels), unknown = (HOG.features(stripes(30, 1)[0]), stripes(30, 1)[1]), np.arange(30) % 5 == 0
+    other = np.where(unknown, np.nan, (np.arange(30) // 2 % 2).astype(float))
+    targets = np.column_stack([labels, other, 1 - labels])
+    models, aucs = fit_each((features, targets), (features, targets))
+    alone, tried = fit_logistic((features, labels), (features, labels))
+    assert aucs == tried
+    assert np.array_equal(models[0].weight, alone.weight)
+    assert np.array_equal(models[1].weight, fit_logistic(*[(features[~unknown], other[~unknown])] * 2)[0].weight)
+    save_weights(tmp_path / "model.safetensors", logistic_tensors(models, ["b", "mean"]))
+    restored = logistics(read_weights(tmp_path / "model.safetensors"), ["b", "mean"])
+    assert np.array_equal(all_logits(restored, features), all_logits(models, features))
+    assert np.allclose(all_logits(models, features)[:, 2], -all_logits(models, features)[:, 0], atol=1e-6)
 
 
 def test_logits_are_those_of_scikit_learn():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,7 +57,7 @@ def test_copies_of_an_image_in_one_epoch_differ_in_augmentation():
     pixels, targets = made.prepared(np.array(copies), drawn, 0)
     assert len(copies) >= 2
     assert not torch.equal(pixels[0], pixels[1])
-    assert targets.tolist() == [1.0] * len(copies)
+    assert targets.tolist() == [[1.0]] * len(copies)
 
 
 def test_a_mixture_is_of_two_images_and_their_labels():
@@ -67,6 +69,16 @@ def test_a_mixture_is_of_two_images_and_their_labels():
         assert torch.allclose(found[i], share * pixels[i] + (1 - share) * pixels[partner], atol=1e-6)
         assert mixtures[i].item() == pytest.approx(float(share * targets[i] + (1 - share) * targets[partner]))
     assert not torch.allclose(found, pixels, atol=1e-2)
+
+
+def test_a_mixture_lacks_a_label_that_either_image_lacks():
+    known = np.where(np.arange(len(LABELS)) % 3 == 0, np.nan, 1.0)
+    plain = examples(mixup=1.0)
+    made, drawn = replace(plain, images=replace(plain.images, further=pd.DataFrame({"b": known}))), np.arange(11)
+    partners, _ = mixing(drawn, drawn, 1.0, 3, 4)
+    _, targets = made.prepared(drawn, drawn, 4)
+    assert targets[:, 0].isfinite().all()
+    assert np.array_equal(targets[:, 1].isnan().numpy(), np.isnan(known) | np.isnan(known[partners]))
 
 
 def test_mixtures_do_not_depend_on_the_batch():

@@ -30,6 +30,16 @@ def test_images_held_in_memory_are_those_of_the_arrays(dtype):
     assert torch.equal(replace(held, index=index.head(0)).pixels(rows, CPU), images.pixels(rows, CPU))
 
 
+def test_further_labels_stay_with_their_images():
+    index = pd.DataFrame({"label": pd.array([1, None, 0, 1], dtype="Int64"), "shard": "a", "row": range(4)})
+    images = Images(index, {}, pd.DataFrame({"b": [0.0, 1.0, np.nan, 1.0]}))
+    targets = np.array([[1, 0], [np.nan, 1], [0, np.nan], [1, 1]])
+    assert np.array_equal(images.targets, targets, equal_nan=True)
+    assert np.array_equal(images.labelled().targets, targets[[0, 2, 3]], equal_nan=True)
+    assert np.array_equal(images.at(np.array([3, 0, 3])).targets, targets[[3, 0, 3]])
+    assert np.array_equal(Images(index, {}).targets[:, 0], images.labels, equal_nan=True)
+
+
 def test_on_a_cpu_nothing_is_copied_and_waiting_is_counted():
     images = Images(pd.DataFrame({"shard": ["a"], "row": [0]}), {"a": np.ones((1, 1, 4, 4), np.uint8)})
     assert images.cached(CPU) is images
