@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.patchembedding import PatchEmbeddingBlock
+from monai.networks.blocks.selfattention import SABlock
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.nets import ViT
 from torch import Tensor, nn
@@ -218,6 +219,11 @@ def encode(encoder: ViT, tokens: Tensor, branch_scale: Tensor | None = None) -> 
             tokens = tokens + attention * block.attn(block.norm1(tokens))
             tokens = tokens + mlp * block.mlp(block.norm2(tokens))
     return encoder.norm(tokens)
+
+
+def attention_blocks(encoder: ViT) -> list[SABlock]:
+    """Return the self-attention of each block, first to last."""
+    return [cast(SABlock, block.attn) for block in _blocks(encoder)]
 
 
 def _embedding(encoder: ViT) -> PatchEmbeddingBlock:

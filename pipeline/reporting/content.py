@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.sections import background, groups, model, operating, provenance, results, summary
+from pipeline.reporting.sections import background, examples, groups, model, operating, provenance, results, summary
 
 SECTIONS = (
     summary.summary,
@@ -23,7 +23,7 @@ SECTIONS = (
     results.decision_curve,
     groups.subgroups,
     groups.comparison,
-    groups.examples,
+    examples.examples,
     groups.shift,
     provenance.provenance,
 )

@@ -23,10 +23,14 @@ ARM_NAMES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it."""
+    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it.
+
+    `outlined` (h, w) is true where half of the model's attention lay; None for a model without attention.
+    """
 
     patient: str
     image: np.ndarray
+    outlined: np.ndarray | None
     images: int
     score: float
     probability: float | None
