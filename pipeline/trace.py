@@ -24,7 +24,7 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
     """
     keys = read_keys(report)
     if not keys:
-        raise TraceError(f"{report.name} carries no artifact keys; it was not made by maescreen")
+        raise TraceError(f"{report.name} carries no artifact keys; it is no report of one run")
     found = {stage: store.find(stage, key) for stage, key in keys.items()}
     absent = [f"{stage} {keys[stage]}" for stage, artifact in found.items() if artifact is None]
     if absent:

@@ -9,6 +9,7 @@ import pandas as pd
 from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections import background, examples, groups, model, operating, provenance, results, summary
+from pipeline.reporting.sections.crosswalk import crosswalk
 
 SECTIONS = (
     summary.summary,
@@ -25,6 +26,7 @@ SECTIONS = (
     groups.comparison,
     examples.examples,
     groups.shift,
+    provenance.statements,
     provenance.provenance,
 )
 
@@ -33,6 +35,7 @@ def build(e: Evidence) -> Document:
     """Return the document of a run."""
     usable = e.point is not None
     threshold = e.records["calibrate"]["files"]["threshold.json"][:12] if usable else "none usable"
+    sections = [section(e) for section in SECTIONS]
     weights = " ".join(s[:12] for s in e.threshold["model_sha256"].values())
     return Document(
         title=shortened(e.title, 80),
@@ -42,7 +45,7 @@ def build(e: Evidence) -> Document:
         footer=f"Report of {e.date} · model {shortened(weights, 40)} · threshold {threshold}",
         keys={stage: record["key"] for stage, record in e.records.items()},
         usable=usable,
-        sections=[section(e) for section in SECTIONS],
+        sections=[*sections, crosswalk(e, sections)],
         numbers=_numbers(e),
     )
 

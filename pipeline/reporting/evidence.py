@@ -42,6 +42,7 @@ class Example:
 class Evidence:
     """The contents of earlier artifacts. Names are those of the stages and of their files; tables are data frames.
 
+    `statements` says in words what each statement of `card["study"]` is about.
     `scores` are the test patients' scores; `records` the artifacts' records by stage; `date` is ISO 8601.
     """
 
@@ -49,6 +50,7 @@ class Evidence:
     contact: str
     date: str
     card: Json
+    statements: Mapping[str, str]
     ingest: Json
     images: pd.DataFrame
     split: Json
@@ -79,13 +81,7 @@ class Evidence:
     @property
     def problems(self) -> list[str]:
         """Why no operating point may be used, in words; empty when it may."""
-        found = [in_words(finding) for finding in self.findings if finding["level"] == "fail"]
-        # A refusal is also among the findings; these lines hold for artifacts in which it is not.
-        if not found and not self.threshold["certified"]:
-            found.append(self.threshold["message"])
-        if not found and self.metrics["operating_point"] is None:
-            found.append("the test results hold no operating point")
-        return found
+        return reasons_against(self.findings, self.threshold, self.metrics)
 
     @property
     def point(self) -> Json | None:
@@ -95,6 +91,17 @@ class Evidence:
     def curve(self, name: str, arm: str) -> pd.DataFrame:
         """Return the points of one curve of one arm, in their order."""
         return self.curves[(self.curves["curve"] == name) & (self.curves["arm"] == arm)]
+
+
+def reasons_against(findings: Sequence[Json], threshold: Json, metrics: Json) -> list[str]:
+    """Return why no operating point may be used, in words; nothing when it may."""
+    found = [in_words(finding) for finding in findings if finding["level"] == "fail"]
+    # A refusal is also among the findings; these lines hold for artifacts in which it is not.
+    if not found and not threshold["certified"]:
+        found.append(threshold["message"])
+    if not found and metrics["operating_point"] is None:
+        found.append("the test results hold no operating point")
+    return found
 
 
 def in_words(finding: Json) -> str:

@@ -63,6 +63,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         contact=settings.contact,
         date=inputs.record("evaluate")["created"][:10],
         card=inputs.card.model_dump(),
+        statements={name: str(field.description) for name, field in type(inputs.card.study).model_fields.items()},
         ingest=content("ingest", "summary.json"),
         images=images,
         split=content("split", "summary.json"),

@@ -300,11 +300,38 @@ def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
         "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
-        "Comparison of arms", "Examples of errors", "Shift and automatic checks", "Versions and provenance",
+        "Comparison of arms", "Examples of errors", "Shift and automatic checks", "Statements and data provenance",
+        "Versions and provenance", "Reporting guidelines, item by item",
     ]  # fmt: skip
     place = 0
     for section in good.json["sections"]:
         place = good.text.index(f"{section['number']} {section['title']}", place)
+
+
+def test_items_of_guidelines_name_section_and_page_or_what_is_missing(good: Made, chance: Made):
+    def rows(made: Made, name: str) -> dict[str, str]:
+        (table,) = [b for b in made.section("crosswalk")["blocks"] if b.get("name") == name]
+        return {row[0]: row[2] for row in table["rows"]}
+
+    stard = rows(good, "items_stard_ai")
+    assert stard["30"] == "7 Operating point"
+    assert stard["38"] == "missing: the card does not state study.funding"
+    assert rows(chance, "items_stard_ai")["30"] == "missing: there is no usable operating point"
+    (page,) = [at for at, text in enumerate(good.pages, 1) if "7 Operating point Table" in text or
+               re.search(r"7 Operating point How it was chosen", text)]  # fmt: skip
+    assert f"7 Operating point, page {page}" in good.section_text("crosswalk")
+    links = [a["href"] for tag, a in TextOf(good.html).tags if tag == "a"]
+    assert "#operating_point" in links
+    assert {f"#{s['name']}" for s in good.json["sections"]} >= set(links)
+
+
+def test_what_the_card_states_is_printed_and_no_longer_missing(good: Made, folder: Path):
+    stated = example_run.card(study={"funding": "a foundation that had no part in the study"})
+    made = make(folder / "stated", example_run.make_run(folder / "stated_store", cards=stated))
+    assert "Who paid, and their part in the study a foundation that had" in made.section_text("statements")
+    missing = [text.count("study.funding") for text in (good.section_text("crosswalk"), made.section_text("crosswalk"))]
+    assert missing[0] == 3
+    assert missing[1] == 0
 
 
 def test_html_and_pdf_show_the_same_document(good: Made):

@@ -12,9 +12,9 @@ from pipeline.reporting.sections.operating import WITHHELD
 
 OUTLINE = (
     "About the outlines: they enclose the fewest patches of the image that together hold half of the network's "
-    "attention (attention rollout, Abnar and Zuidema 2020, mean over the seeds); attention spread evenly would give half "
-    "of the image. An outline says where the network took its information from. It does not explain the decision, marks "
-    "no lesion, and is no evidence that the answer is right or wrong. Judge the image without it first."
+    "attention (attention rollout, Abnar and Zuidema 2020, mean over the seeds); attention spread evenly would give "
+    "half of the image. An outline says where the network took its information from. It does not explain the "
+    "decision, marks no lesion, and is no evidence that the answer is right or wrong. Judge the image without it first."
 )
 NO_OUTLINE = "No outline of attention is shown: the reported model has no attention."
 

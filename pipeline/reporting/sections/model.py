@@ -63,9 +63,11 @@ def _making(e: Evidence) -> Table:
     rows = [
         ["Reported model", arm_name(e.reported_arm)],
         ["Image given to the model", shown],
+        ["What else it is given", "nothing: no clinical data, no reference standard; nobody chooses or judges images"],
         ["Encoder", network],
         ["Pretraining", method],
         ["Pretraining images", on],
+        ["Unequal numbers of the two kinds of patient", "not corrected for; calibration sets the probabilities"],
         ["Reported arm chosen", "before calibration, in the configuration"],
         ["Models compared on calibration patients", count(e.threshold["models_compared"])],
     ]
