@@ -91,7 +91,7 @@ def build(runs: Sequence[Run], others: Sequence[Against]) -> Document:
             Section("settings", "Settings that differ", _settings(runs)),
             Section("roc", "ROC curves", [Figures([_curves(runs)])]),
             Section("findings", "What the automatic checks found", [_findings(runs)]),
-            Section("provenance", "Artifacts", [_keys(runs)]),
+            Section("provenance", "Artifacts", _keys(runs)),
         ],
     )
 
@@ -205,13 +205,23 @@ def _settings(runs: Sequence[Run]) -> list[Block]:
     differing = [name for name in names if len({str(run.settings.get(name)) for run in runs}) > 1]
     if not differing:
         return [Paragraph("The runs differ in no setting.")]
-    letters, blocks = _letters(runs), []
-    for start in range(0, len(runs), RUNS_PER_TABLE):
-        some = runs[start : start + RUNS_PER_TABLE]
-        rows = [[name, *(str(run.settings.get(name, "—")) for run in some)] for name in differing]
-        columns = ["Setting", *letters[start : start + RUNS_PER_TABLE]]
-        blocks.append(Table(f"settings_{start // RUNS_PER_TABLE + 1}", "Settings that differ", columns, rows))
-    return blocks
+    shown = {name: [str(run.settings.get(name, "—")) for run in runs] for name in differing}
+    return _side_by_side("settings", "Settings that differ", "Setting", shown, _letters(runs))
+
+
+def _side_by_side(
+    name: str, caption: str, of: str, rows: Mapping[str, Sequence[str]], letters: Sequence[str]
+) -> list[Block]:
+    """Return tables with a column per run, a few runs each, so that every table fits the page."""
+    return [
+        Table(
+            f"{name}_{1 + start // RUNS_PER_TABLE}",
+            caption,
+            [of, *letters[start : start + RUNS_PER_TABLE]],
+            [[what, *values[start : start + RUNS_PER_TABLE]] for what, values in rows.items()],
+        )
+        for start in range(0, len(letters), RUNS_PER_TABLE)
+    ]
 
 
 def _curves(runs: Sequence[Run]) -> Figure:
@@ -235,10 +245,7 @@ def _findings(runs: Sequence[Run]) -> Block:
     return Table("findings", "Findings of every run", ["Run", "Level", "Code", "Finding"], rows)
 
 
-def _keys(runs: Sequence[Run]) -> Table:
-    rows = [
-        [letter, stage, key, run.date]
-        for letter, run in zip(_letters(runs), runs, strict=True)
-        for stage, key in run.keys.items()
-    ]
-    return Table("artifacts", "Artifacts behind each run", ["Run", "Stage", "Artifact key", "Evaluated on"], rows)
+def _keys(runs: Sequence[Run]) -> list[Block]:
+    stages = {stage: [run.keys.get(stage, "—") for run in runs] for stage in runs[0].keys}
+    stages["evaluated on"] = [run.date for run in runs]
+    return _side_by_side("artifacts", "Keys of the artifacts behind each run", "Stage", stages, _letters(runs))
