@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Level = Literal["stop", "caution", "result", "good"]
-SCHEMA = "1.0"
+SCHEMA = "1.1"
 RESEARCH_USE = "Research use only — not for diagnosis"
 
 # What a reader must never meet as such: control, format (text direction included), unassigned and private characters.

@@ -134,11 +134,9 @@ def _examples(
 def _attention(inputs: Inputs, metrics: dict[str, Any], pictures: Images) -> list[np.ndarray] | None:
     """Return each image's attention by patch, the mean over the reported arm's seeds; None when it has no attention."""
     device = prepare(inputs.machine.device, inputs.machine.threads)
-    folders = [f"{metrics['arm']}/seed{seed}" for seed in metrics["seeds"]]
-    networks = [
-        read_network(*(inputs.file("finetune", f"{folder}/model.{kind}") for kind in ("json", "safetensors")), device)
-        for folder in folders
-    ]
+    seeds = [f"{metrics['arm']}/seed{seed}" for seed in metrics["seeds"]]
+    files = [[inputs.file("finetune", f"{seed}/model.{kind}") for kind in ("json", "safetensors")] for seed in seeds]
+    networks = [read_network(record, weights, device) for record, weights in files]
     trained = [network for network in networks if network is not None]
     if not trained:
         return None

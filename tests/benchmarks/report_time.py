@@ -1,8 +1,8 @@
 """How long a report takes after import, by stage: python tests/benchmarks/report_time.py [--patients 5000]
 
-Studies, scores and networks are made up; calibrate, evaluate and report are the stages themselves. Half of the patients
-are test patients, half calibration patients. Prints one JSON object: seconds by the clock and of processor time, and the
-load of the machine, since a busy machine stretches the clock.
+Studies, scores and networks are made up; calibrate, evaluate and report are the stages themselves. Half of the
+patients are test patients, half calibration patients. Prints one JSON object: seconds by the clock and of processor
+time, and the load of the machine, since a busy machine stretches the clock.
 """
 
 from __future__ import annotations

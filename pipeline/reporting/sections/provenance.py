@@ -93,6 +93,8 @@ def _settings(e: Evidence) -> list[list[str]]:
     def flat(prefix: str, value: Any) -> list[list[str]]:
         if isinstance(value, dict):
             return [row for name, inner in value.items() for row in flat(f"{prefix}.{name}", inner)]
+        if value is None:
+            return [[prefix, "—"]]
         return [[prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value)]]
 
     return [row for stage in TRAINING for row in flat(stage, e.records[stage]["settings"])]
