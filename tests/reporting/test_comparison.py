@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import example_run
 import pytest
 from pypdf import PdfReader
 
 from pipeline.compare import _against, _shown, _write
 from pipeline.config import CalibrateSettings
 from pipeline.reporting.comparison import Against, Run, build
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example_run", Path(__file__).parent / "example_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example_run = _load()
 
 
 @pytest.fixture(scope="module")

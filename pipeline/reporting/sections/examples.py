@@ -13,8 +13,9 @@ from pipeline.reporting.sections.operating import WITHHELD
 OUTLINE = (
     "About the outlines: they enclose the fewest patches of the image that together hold half of the network's "
     "attention (attention rollout, Abnar and Zuidema 2020, mean over the seeds); attention spread evenly would give "
-    "half of the image. An outline says where the network took its information from. It does not explain the "
-    "decision, marks no lesion, and is no evidence that the answer is right or wrong. Judge the image without it first."
+    "half of the image, and an outline near that tells nothing. An outline says where the network took its "
+    "information from. It does not explain the decision, marks no lesion, and is no evidence that the answer is right "
+    "or wrong. Judge the image without it first."
 )
 NO_OUTLINE = "No outline of attention is shown: the reported model has no attention."
 
@@ -68,10 +69,10 @@ def _figure(name: str, words: str, found: Sequence[Example]) -> Figure:
             f" Beside each the same image with an outline, around {', '.join(percent(o.mean(), 0) for o in outlined)}."
         )
         which = "volumes by the slice with most attention"
-        areas = sorted(100 * o.mean() for o in outlined)
+        areas = sorted({number(100 * o.mean(), 0) for o in outlined}, key=int)
         beside = (
             " Left: untouched. Right: the same image, with an outline around half of the network's attention: "
-            f"{number(areas[0], 0)} to {number(areas[-1], 0)} % of the image."
+            f"{' to '.join(sorted({areas[0], areas[-1]}, key=int))} % of the image."
         )
     caption = f"{words}. Images as the model saw them, the patient's first image; {which}.{beside}"
     picture = gallery([x.image for x in found], [x.outlined for x in found], titles)
