@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import example_run
+from reporting import example_run
 
 from pipeline.config import ReportSettings
 from pipeline.stages.report import report

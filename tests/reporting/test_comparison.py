@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import example_run
 import pytest
 from pypdf import PdfReader
+from reporting import example_run
 
 from pipeline.compare import _against, _shown, _write
 from pipeline.config import CalibrateSettings

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.util
 import re
 import time
 from dataclasses import replace
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from pypdf import PdfReader
+from reporting import example_run
 
 from pipeline.config import CalibrateSettings, ReportSettings
 from pipeline.reporting.document import Paragraph, Table
@@ -34,19 +33,6 @@ from pipeline.store.runlog import RunLog
 
 BANNER = "No operating point: this model must not be used to refer anyone"
 HOSTILE = '#import "x" $x$ *b* <script>alert(1)</script> {{ 7*7 }} [31m =1+1 \\ @a <tag> //c'
-
-
-def _load() -> ModuleType:
-    path = Path(__file__).parents[1] / "reporting" / "example_run.py"
-    spec = importlib.util.spec_from_file_location("example_run", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example_run = _load()
 
 
 class Made:
