@@ -1,6 +1,7 @@
 """The command line: parse, call, print. No logic.
 
-Exit codes: 0 done, 1 error, 2 usage (a wrong option or config), 3 finished but a gate failed.
+Exit codes: 0 done, 1 error, 2 usage (a wrong option or config), 3 finished but a gate failed, 75 stopped in time: the
+same command goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.run import Result
 
 ERROR, USAGE, GATE_FAILED = 1, 2, 3
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 app = typer.Typer(
     name="maescreen",
@@ -37,9 +39,9 @@ Overrides = Annotated[
 ]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="folder of artifacts, instead of the config's")]
 Keep = Annotated[
-    list[str] | None, typer.Option("--keep", metavar="STAGE", help="use the artifact that earlier code made")
+    list[str] | None, typer.Option("--keep", metavar="STEP", help="use the artifact that earlier code made")
 ]
-Rebuild = Annotated[list[str] | None, typer.Option("--rebuild", metavar="STAGE", help="make it anew, and what follows")]
+Rebuild = Annotated[list[str] | None, typer.Option("--rebuild", metavar="STEP", help="make it anew, and what follows")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object for a program to read")]
 
 
@@ -59,7 +61,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    until: Annotated[str, typer.Option(metavar="STAGE", help="last stage to run")] = "report",
+    until: Annotated[str, typer.Option(metavar="STEP", help="last step to run: a stage, or stage@SET")] = "report",
     store: StoreOption = None,
     keep: Keep = None,
     rebuild: Rebuild = None,
@@ -142,7 +144,7 @@ def plan(
         settings, card, secret = _load(config, overrides, store)
         steps = pipeline.plan(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
     if as_json:
-        _print_json([{"stage": s.stage.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps])
+        _print_json([{"stage": s.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps])
     else:
         print("\n".join(step.line() for step in steps))
 
@@ -206,15 +208,13 @@ def trace(
         result = tracing.trace(report, artifacts)
         problems = tracing.verify(report, artifacts, _say) if verify else []
         if verify and loaded:
-            problems += tracing.verify_sources(
-                report, artifacts, loaded[0].data.studies, loaded[0].data.labels, loaded[2]
-            )
+            problems += tracing.verify_sources(report, artifacts, loaded[0].data)
     if as_json:
         _print_json({**result, "problems": problems if verify else None})
     else:
         for artifact in result["artifacts"]:
             made = f"{artifact['created']}  code {artifact['git_commit'][:12]}  {len(artifact['files'])} files"
-            print(f"{artifact['stage']:<10} {artifact['key']}  {made}")
+            print(f"{artifact['step']:<10} {artifact['key']}  {made}")
         for source in result["sources"]:
             print(f"source     {source['source_id']}  sha256 {source['sha256']}  {source['verdict']}")
     for problem in problems:
@@ -304,13 +304,18 @@ def _run(
     as_json: bool,
     **which: Any,
 ) -> None:
+    from pipeline import followers
     from pipeline import run as pipeline
 
     with _errors(f"go on with: maescreen run {config}"):
         for name in which.values():
             _stages([name])
+        if followers.follows():
+            followers.follow(_settings(config, overrides, store)[0])
+            raise typer.Exit
         loaded = _load(config, overrides, store)
-        result = pipeline.run(*loaded, keep=_stages(keep), rebuild=_stages(rebuild), say=_say, **which)
+        with followers.leading(loaded[0]):
+            result = pipeline.run(*loaded, keep=_stages(keep), rebuild=_stages(rebuild), say=_say, **which)
     _announce(result, loaded[0], config, as_json)
     raise typer.Exit(GATE_FAILED if result.failures else 0)
 
@@ -336,13 +341,17 @@ def _announce(result: Result, settings: Config, config: Path, as_json: bool) -> 
 
 
 def _load(config: Path, overrides: list[str] | None, store: Path | None) -> tuple[Config, Card, bytes]:
-    from pipeline.config_file import load
     from pipeline.imaging.pseudonyms import load_key
 
-    settings, card = load(config, overrides)
-    if store is not None:
-        settings = settings.model_copy(update={"store": store.resolve()})
+    settings, card = _settings(config, overrides, store)
     return settings, card, load_key(settings.data.key_file, identifiers=card.identifiers)
+
+
+def _settings(config: Path, overrides: list[str] | None, store: Path | None) -> tuple[Config, Card]:
+    from pipeline.config_file import load
+
+    settings, card = load(config, overrides)
+    return settings if store is None else settings.model_copy(update={"store": store.resolve()}), card
 
 
 def _stages(names: list[str] | None) -> list[str]:
@@ -351,7 +360,7 @@ def _stages(names: list[str] | None) -> list[str]:
     from pipeline.run import NAMES
 
     for name in names or []:
-        if name not in NAMES:
+        if name.partition("@")[0] not in NAMES:  # whether there is such an external test set, the config says
             near = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"did you mean {near[0]}?" if near else f"stages: {', '.join(NAMES)}"
             _fail(f"{name} is not a stage; {hint}", USAGE)
@@ -371,8 +380,8 @@ def _errors(after_interrupt: str = "") -> Iterator[None]:
         _fail(str(error), USAGE)
     except (ValueError, RuntimeError, OSError) as error:
         _fail(f"{error} ({_raised_at(error)})", ERROR)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; what was finished is kept. {after_interrupt}", ERROR)
+    except KeyboardInterrupt as error:
+        _fail(f"{str(error) or 'interrupted'}; what was finished is kept. {after_interrupt}", STOPPED)
 
 
 def _raised_at(error: Exception) -> str:

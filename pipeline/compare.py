@@ -70,9 +70,9 @@ def _artifacts(runs: Sequence[Loaded]) -> list[Found]:
     found, unfinished = [], []
     for name, config, card, secret in runs:
         store = Store(config.store)
-        steps = {step.stage.name: step for step in run.plan(config, card, secret)}
-        own = {stage: store.find(stage, steps[stage].key) for stage in run.NAMES[: run.NAMES.index("evaluate") + 1]}
-        there = {stage: artifact for stage, artifact in own.items() if artifact is not None}
+        steps = [step for step in run.plan(config, card, secret) if step.stage.name != "report"]
+        own = {step.name: store.find(step.stage.name, step.key) for step in steps}
+        there = {step: artifact for step, artifact in own.items() if artifact is not None}
         if {"calibrate", "evaluate"} - set(there):
             unfinished.append(name)
         found.append(there)
@@ -120,7 +120,7 @@ def _shown(loaded: Loaded, found: Found, settings: dict[str, Any]) -> Run:
         threshold=read_json(found["calibrate"].file("threshold.json")),
         findings=read_json(found["evaluate"].file("findings.json")),
         roc=curves[(curves["curve"] == "roc") & (curves["arm"] == metrics["arm"])],
-        keys={stage: artifact.key for stage, artifact in found.items()},
+        keys={step: artifact.key for step, artifact in found.items()},
         date=found["evaluate"].record["created"][:10],
     )
 

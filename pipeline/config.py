@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Arm = Literal["mae", "scratch", "linear_probe", "hog"]
+Arm = Literal["mae", "scratch", "imported", "linear_probe", "hog"]
+Axis = Literal["horizontal", "vertical", "depth"]
 SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
 JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
 Calibration = Literal["logistic", "beta", "isotonic", "temperature", "venn_abers", "auto"]
@@ -146,6 +147,11 @@ class Card(Settings):
     synthetic: str = Field("nothing", description="what in the data is made up")
     intended_use: IntendedUse
     expected: Expected = Field(default_factory=Expected)
+    symmetric_axes: list[Axis] = Field(
+        default_factory=list,
+        description="axes along which a mirrored image could be another patient's, with the same label: only these "
+        "may be flipped in training; empty = none, as where an organ has its side",
+    )
     splits: dict[str, list[SplitName]] = Field(
         default_factory=dict,
         description="for each value of the column `split`, the splits that its patients may go to, e.g. val: [tune]",
@@ -165,13 +171,39 @@ class Card(Settings):
 # ---------------------------------------------------------------- where and how fast (not part of any key)
 
 
-class Data(Settings):
-    """Where the studies and labels are. Relative paths are relative to the config file."""
+class Studies(Settings):
+    """Where the studies and labels of one dataset are. Relative paths are relative to the config file."""
 
     studies: list[Path] = Field(min_length=1, description="folders, zip archives or single files")
     labels: Path = Field(description="CSV or Parquet; columns named in the card")
     card: Path
+
+
+class ExternalSet(Studies):
+    """A test set from elsewhere: scored with the frozen model and threshold, and used for nothing else."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="what plan and report call it")
+
+
+class Data(Studies):
+    """The studies of the run, and those that it is tested on besides."""
+
     key_file: Path = Field(description="secret key of the pseudonyms; created on first use outside the data")
+    imported_weights: Path | None = Field(
+        None,
+        description="arm imported: ViT weights in the layout of timm, facebookresearch/mae or Hugging Face; "
+        ".safetensors or .pth. Their content is part of the key, their licence is yours to keep",
+    )
+    external: list[ExternalSet] = Field(
+        default_factory=list, description="test sets from elsewhere: name, studies, labels and card of each"
+    )
+
+    @field_validator("external")
+    @classmethod
+    def _distinct(cls, value: list[ExternalSet]) -> list[ExternalSet]:
+        if len({one.name for one in value}) != len(value):
+            raise ValueError("names must be distinct")
+        return value
 
 
 class Tracking(Settings):
@@ -188,6 +220,19 @@ class Machine(Settings):
     scheduler: str | None = Field(None, description="address of the Dask scheduler; null = a local cluster")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the GPU if there is one")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = all cores")
+    images_per_pass: int | None = Field(
+        None, ge=1, description="most images of a training step in memory at once; null = the whole batch"
+    )
+    on_out_of_memory: Literal["stop", "halve"] = Field(
+        "stop", description="when a training step does not fit: stop with advice, or halve images_per_pass and go on"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="train with less memory and a third more time: inner values are computed twice"
+    )
+    compile: bool = Field(False, description="torch.compile; takes a minute per network, pays on a GPU in long runs")
+    max_minutes: float | None = Field(
+        None, gt=0, description="after so many minutes save and leave, as on SIGTERM; null = no limit"
+    )
 
 
 # ---------------------------------------------------------------- one model per stage
@@ -341,6 +386,46 @@ class EncoderSettings(Settings):
         return self
 
 
+class Mirroring(Settings):
+    """Axes that are mirrored in half of the cases."""
+
+    flips: list[Axis] = Field(
+        default_factory=list, description="allowed where the card lists the axis in symmetric_axes; laterality matters"
+    )
+
+    @field_validator("flips")
+    @classmethod
+    def _distinct(cls, value: list) -> list:
+        if len(set(value)) != len(value):
+            raise ValueError("values must be distinct")
+        return value
+
+
+class PretrainAugmentation(Mirroring):
+    """How images are changed for pretraining, which has to reproduce them: not in their values."""
+
+    crop_min: float = Field(0.5, gt=0, le=1, description="smallest share of the area kept by the random crop")
+
+
+class FinetuneAugmentation(Mirroring):
+    """How far images are changed at random for training, alike in every arm; 0 = off."""
+
+    crop_min: float = Field(0.8, gt=0, le=1, description="smallest share of the area kept by the random crop")
+    rotate_degrees: float = Field(7.0, ge=0, le=45, description="in the image's plane, either way")
+    tilt_degrees: float = Field(0.0, ge=0, le=45, description="in the two other planes of a volume, either way")
+    shear: float = Field(0.0, ge=0, le=0.5, description="pixels along one axis per pixel along another")
+    scale: float = Field(0.0, ge=0, le=0.5, description="relative change of each axis' length, by itself")
+    translate: float = Field(0.0, ge=0, le=0.5, description="along each axis, share of its side")
+    contrast: float = Field(0.1, ge=0, le=0.5, description="relative change about mid grey")
+    brightness: float = Field(0.1, ge=0, le=0.5, description="share of the range")
+    gamma: float = Field(0.0, ge=0, le=0.9, description="distance of the exponent from 1")
+    noise: float = Field(0.0, ge=0, le=0.5, description="standard deviation, share of the range; half of the images")
+    blur_pixels: float = Field(0.0, ge=0, le=10, description="standard deviation; half of the images")
+    cutout: float = Field(
+        0.0, ge=0, le=0.9, description="side of a box made black, share of the image's; half of the images"
+    )
+
+
 class PretrainSettings(Settings):
     """The masked autoencoder (He et al. 2021)."""
 
@@ -365,9 +450,13 @@ class PretrainSettings(Settings):
     min_learning_rate: float = Field(1e-4, ge=0, description="floor of the scaled peak rate, for small batches")
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: float = Field(10.0, ge=0)
-    crop_min: float = Field(0.5, gt=0, le=1, description="smallest share of the area kept by the random crop")
-    flip_horizontal: bool = Field(False, description="off by default: laterality matters")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 only on hardware that has it")
+    augmentation: PretrainAugmentation = Field(default_factory=PretrainAugmentation)
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after so many steps, the schedule shortened to them; null = all epochs"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; the others on a GPU only, fp16 where bf16 is missing"
+    )
     checkpoint_every_epochs: int = Field(1, ge=1)
 
     @model_validator(mode="after")
@@ -385,34 +474,83 @@ class PretrainSettings(Settings):
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
-    arms: list[Arm] = Field(["mae", "scratch", "linear_probe", "hog"], min_length=1)
-    seeds: list[int] = Field([1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean")
+    arms: list[Arm] = Field(
+        ["mae", "scratch", "linear_probe", "hog"],
+        min_length=1,
+        description="imported as well: the same network started from data.imported_weights",
+    )
+    seeds: list[int] = Field(
+        [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
+    )
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(5e-4, gt=0, description="peak rate of arms mae and scratch")
-    layer_decay: float = Field(0.75, gt=0, le=1, description="rate multiplier per block, counted from the head")
+    learning_rate: float = Field(5e-4, gt=0, description="peak rate of the networks")
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="rate multiplier per block, counted from the head; arms mae and imported"
+    )
     weight_decay: float = Field(0.05, ge=0)
     drop_path: float = Field(0.1, ge=0, lt=1, description="share of residual branches dropped in the last block")
     warmup_epochs: float = Field(5.0, ge=0)
-    crop_min: float = Field(0.8, gt=0, le=1)
-    rotate_degrees: float = Field(7.0, ge=0, le=45)
-    intensity: float = Field(0.1, ge=0, le=0.5, description="random brightness and contrast, share of the range")
-    flip_horizontal: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
+    augmentation: FinetuneAugmentation = Field(default_factory=FinetuneAugmentation)
+    loss: Literal["bce", "weighted", "focal"] = Field(
+        "bce", description="weighted: classes count alike; the default keeps logits at the data's own log odds"
+    )
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="loss focal: 0 is bce; 2 as in Lin et al. 2017")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over both classes")
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced: each epoch draws as many images of either class"
+    )
+    mixup: float = Field(0.0, ge=0, le=10, description="parameter of the Beta distribution of mixtures; 0 = none")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="weights averaged over about the last 1 / (1 - decay) steps are kept; null = off"
+    )
+    early_stopping_epochs: int | None = Field(
+        None, ge=1, description="stop after so many without a higher tune AUC, keep the best; null = the last epoch's"
+    )
+    trainable_blocks: int | None = Field(
+        None, ge=0, description="arms mae and imported: last blocks trained, 0 = the head alone; null = all layers"
+    )
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="of each training; the schedule is shortened to them; null = all epochs",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
     hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
+    labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
+        default_factory=list,
+        description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
+    )
 
-    @field_validator("arms", "seeds")
+    @field_validator("arms", "seeds", "labelled_patients")
     @classmethod
     def _distinct(cls, value: list) -> list:
         if len(set(value)) != len(value):
             raise ValueError("values must be distinct")
         return value
 
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneSettings:
+        problems = []
+        if self.loss == "weighted" and self.sampling == "balanced":
+            problems.append("loss weighted and sampling balanced correct for imbalance twice; choose one")
+        if self.early_stopping_epochs is not None and self.early_stopping_epochs >= self.epochs:
+            problems.append(f"early_stopping_epochs {self.early_stopping_epochs} must be below epochs {self.epochs}")
+        if self.labelled_patients and "mae" not in self.arms:
+            problems.append("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
 
 class ScoreSettings(Settings):
     """Scores of every arm and seed on tune, calibration and test."""
 
     batch_size: int = Field(64, ge=1)
+    flips: bool = Field(
+        False,
+        description="mean logit of an image and its mirror image; needs horizontal in finetune.augmentation.flips",
+    )
 
 
 class CalibrateSettings(Settings):
@@ -500,8 +638,25 @@ class Config(Settings):
             problems.append(f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}")
         elif any(s % p for s, p in zip(size, patch, strict=True)):
             problems.append(f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}")
+        if len(size) == 2:
+            for stage in ("pretrain", "finetune"):
+                if "depth" in getattr(self, stage).augmentation.flips:
+                    problems.append(f"{stage}.augmentation.flips has depth; preprocess.image_size has no such axis")
+            if self.finetune.augmentation.tilt_degrees:
+                problems.append("finetune.augmentation.tilt_degrees is for volumes; preprocess.image_size has two axes")
+        if "imported" in self.finetune.arms and self.data.imported_weights is None:
+            problems.append("finetune.arms names imported; data.imported_weights must say which weights")
+        blocks, depth = self.finetune.trainable_blocks, self.pretrain.encoder.depth
+        if blocks is not None and blocks > depth:
+            problems.append(f"finetune.trainable_blocks {blocks} is above pretrain.encoder.depth {depth}")
+        if self.score.flips and "horizontal" not in self.finetune.augmentation.flips:
+            problems.append(
+                "score.flips needs horizontal among finetune.augmentation.flips: a model cannot judge what it never saw"
+            )
         if self.calibrate.arm not in self.finetune.arms:
             problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
+        if len(size) == 3 and "hog" in self.finetune.arms:
+            problems.append("finetune.arms names hog, which needs 2-D images; remove it for volumes")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Card, Config, ConfigError
+from pipeline.config import Card, Config, ConfigError, Studies
 
 MAX_BYTES = 1_000_000
 COMMAND_LINE = "command line"
@@ -52,16 +52,52 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
     content, lines = _read(path)
     problems = _override(content, lines, overrides or [])
     config = _validate(Config, content, lines, path, problems)
-    card = None
+    card: Card | None = None
     if config is not None:
         config = _absolute(config, path.resolve().parent)
         problems += _missing_files(config, path, lines)
-        if config.data.card.is_file():
-            card_content, card_lines = _read(config.data.card)
-            card = _validate(Card, card_content, card_lines, config.data.card, problems)
+        card = _card(config.data.card, problems)
+        for external in config.data.external:
+            other = _card(external.card, problems)
+            if card and other and (card.identifiers, other.identifiers) == ("synthetic", "real"):
+                problems.append(
+                    f"{external.card}: identifiers are real, but the key of a run on synthetic ones may be public; use "
+                    "a secret data.key_file and a data.card that says real"
+                )
+        if card is not None:
+            problems += _forbidden_flips(config, card, path, lines)
     if problems or config is None or card is None:
         raise ConfigError("\n".join(problems))
     return config, card
+
+
+def _forbidden_flips(config: Config, card: Card, path: Path, lines: dict[Loc, int]) -> list[str]:
+    problems = []
+    for stage in ("pretrain", "finetune"):
+        axes = [axis for axis in getattr(config, stage).augmentation.flips if axis not in card.symmetric_axes]
+        if axes:
+            loc = (stage, "augmentation", "flips")
+            problems.append(
+                f"{_place(loc, lines, path)}: {'.'.join(loc)}: the card does not list {' and '.join(axes)} in "
+                "symmetric_axes; remove it here, or add it there if a mirrored image could be another patient's"
+            )
+    return problems
+
+
+def read_card(path: Path) -> Card:
+    """Return a dataset card. Raises ConfigError listing every problem."""
+    problems: list[str] = []
+    card = _card(path, problems)
+    if card is None:
+        raise ConfigError("\n".join(problems) or f"{path}: no such file")
+    return card
+
+
+def _card(path: Path, problems: list[str]) -> Card | None:
+    if not path.is_file():
+        return None  # named among the files that are missing
+    content, lines = _read(path)
+    return _validate(Card, content, lines, path, problems)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
@@ -130,8 +166,7 @@ def _validate(model: type, content: dict, lines: dict[Loc, int], path: Path, pro
 
 def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: Path) -> str:
     loc: Loc = detail["loc"]
-    known = next((loc[:end] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
-    place = f"{path}" if known is None else f"{path}:{lines[known]}" if lines[known] else COMMAND_LINE
+    place = _place(loc, lines, path)
     name = ".".join(map(str, loc))
     if detail["type"] == "missing":
         return f"{place}: {name} is missing"
@@ -147,6 +182,11 @@ def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: 
     return f"{place}: {name or 'config'}: {message}{got}"
 
 
+def _place(loc: Loc, lines: dict[Loc, int], path: Path) -> str:
+    known = next((loc[:end] for end in range(len(loc), 0, -1) if loc[:end] in lines), None)
+    return f"{path}" if known is None else f"{path}:{lines[known]}" if lines[known] else COMMAND_LINE
+
+
 def _fields(model: type[BaseModel], loc: Loc) -> list[str]:
     for part in loc:
         field = model.model_fields.get(str(part))
@@ -157,10 +197,14 @@ def _fields(model: type[BaseModel], loc: Loc) -> list[str]:
 
 
 def _absolute(config: Config, folder: Path) -> Config:
-    data = config.data
-
     def here(path: Path) -> Path:
         return (folder / path.expanduser()).resolve()
+
+    def placed(data: Studies) -> dict[str, Any]:
+        return {"studies": [here(p) for p in data.studies], "labels": here(data.labels), "card": here(data.card)}
+
+    data = config.data
+    external = [one.model_copy(update=placed(one)) for one in data.external]
 
     return config.model_copy(
         update={
@@ -168,10 +212,10 @@ def _absolute(config: Config, folder: Path) -> Config:
             "reports": here(config.reports),
             "data": data.model_copy(
                 update={
-                    "studies": [here(path) for path in data.studies],
-                    "labels": here(data.labels),
-                    "card": here(data.card),
+                    **placed(data),
                     "key_file": here(data.key_file),
+                    "imported_weights": None if data.imported_weights is None else here(data.imported_weights),
+                    "external": external,
                 }
             ),
         }
@@ -179,8 +223,14 @@ def _absolute(config: Config, folder: Path) -> Config:
 
 
 def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
-    named: list[tuple[Loc, Path]] = [(("data", "studies", i), p) for i, p in enumerate(config.data.studies)]
-    named += [(("data", "labels"), config.data.labels), (("data", "card"), config.data.card)]
+    places: list[tuple[Loc, Studies]] = [(("data",), config.data)]
+    places += [(("data", "external", i), one) for i, one in enumerate(config.data.external)]
+    named: list[tuple[Loc, Path]] = []
+    for loc, data in places:
+        named += [((*loc, "studies", i), path) for i, path in enumerate(data.studies)]
+        named += [((*loc, "labels"), data.labels), ((*loc, "card"), data.card)]
+    if "imported" in config.finetune.arms and config.data.imported_weights is not None:
+        named.append((("data", "imported_weights"), config.data.imported_weights))
     return [
         f"{path}:{lines.get(loc, '?')}: {'.'.join(map(str, loc))}: no such file or folder: {file}"
         for loc, file in named

@@ -24,8 +24,8 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
     key = f"{artifact.stage}/{artifact.key}"
     if key in tracker.indexed("stage"):
         return
-    run_id = tracker.open("stage", key, f"{artifact.stage} {artifact.key[:8]}")
     record = artifact.record
+    run_id = tracker.open("stage", key, f"{record.get('step', artifact.stage)} {artifact.key[:8]}")
     tracker.parameters(run_id, flatten({artifact.stage: record["settings"]}))
     tracker.datasets(run_id, {**record["sources"], **record["inputs"]})
     tracker.metrics(run_id, {"seconds": record["seconds"]})
@@ -36,10 +36,17 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
 
 def index_pipeline(tracker: Tracker, run_id: str, artifacts: Mapping[str, Artifact]) -> None:
     """Put the headline numbers, the sweep, the report and the stage runs on the pipeline run."""
-    runs = {f"stage.{name}": tracker.find("stage", f"{name}/{a.key}") or "" for name, a in artifacts.items()}
-    tracker.tags(run_id, runs | {f"key.{name}": a.key for name, a in artifacts.items()})
-    begun = [artifacts[name].record["sources"] for name in ("ingest", "split") if name in artifacts]
-    tracker.datasets(run_id, {name: digest for sources in begun for name, digest in sources.items()})
+    # MLflow refuses an @ in the name of a tag.
+    tagged = {name.replace("@", "."): artifact for name, artifact in artifacts.items()}
+    runs = {f"stage.{name}": tracker.find("stage", f"{a.stage}/{a.key}") or "" for name, a in tagged.items()}
+    tracker.tags(run_id, runs | {f"key.{name}": a.key for name, a in tagged.items()})
+    datasets = {
+        source + step.removeprefix(artifact.stage): digest
+        for step, artifact in artifacts.items()
+        if artifact.stage in ("ingest", "split")
+        for source, digest in artifact.record["sources"].items()
+    }
+    tracker.datasets(run_id, datasets)
     tracker.metrics(run_id, headline(artifacts))
     if "calibrate" in artifacts:
         tracker.table(run_id, pq.read_table(artifacts["calibrate"].file("sweep.parquet")).to_pydict(), "sweep.json")
@@ -61,11 +68,14 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
         metrics = read_json(artifacts["evaluate"].file("metrics.json"))
         numbers |= {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
         numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
+        numbers |= {f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()}
         numbers["test_brier"] = metrics["calibration"]["after"]["brier"]
         point = metrics["operating_point"] or {}
         numbers |= {
             f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point
         }
+        for name, external in metrics["external"].items():
+            numbers |= {f"external_{name}_{measure}": value for measure, value in _of_external(external).items()}
         for other in metrics["other_operating_points"]:
             point = other["operating_point"] or {}
             names = ("recall", "specificity", "referral_rate")
@@ -78,6 +88,15 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
         else:
             flat[name] = value
     return {name: float(value) for name, value in flat.items() if value is not None}
+
+
+def _of_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of an external test set that the comparison of runs shows; none when no patient is left."""
+    if not metrics["patients"]:
+        return {}
+    point = metrics["operating_point"] or {}
+    rates = {name: point[name] for name in ("recall", "specificity", "referral_rate") if name in point}
+    return {"patients": metrics["patients"], "auc": metrics["discrimination"]["auc"], **rates}
 
 
 def gate_failures(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:

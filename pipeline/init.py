@@ -113,6 +113,7 @@ intended_use:
   user: not stated
   place: not stated                  # place in the pathway
   not_for: []
+symmetric_axes: []                   # axes that training may mirror: horizontal, vertical, depth; none if sides matter
 known_traps: []
 study:                               # asked for by reporting guidelines; the report lists what is missing
 {_statements()}

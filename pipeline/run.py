@@ -1,12 +1,14 @@
 """The pipeline: nine stages in order, what each may read, what has to run and why, and running it.
 
 Nothing here knows how a stage works. A stage is a function `stage(settings, inputs, work, log)` that meets the
-others only through the files named in STAGES.
+others only through the files named in STAGES. A step is a stage at work: on the studies of the run, `ingest`, or on
+those of an external test set, `ingest@site_b`.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import shutil
 import sys
 import time
@@ -16,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Card, Config
-from pipeline.config_file import flatten
+from pipeline.config import Card, Config, Studies
+from pipeline.config_file import flatten, read_card
+from pipeline.followers import announce
 from pipeline.indexing import gate_failures, index_pipeline, index_stage
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.files import sha256_file, sha256_json
@@ -36,7 +39,10 @@ from pipeline.store.runlog import RunLog
 class Stage:
     """A stage: the files of earlier stages that it may read, and the sources from outside the store.
 
-    When only sources in `incremental` changed, the stage may take over from its previous artifact what did not.
+    A source that a run does not use is none of its key. When only sources in `incremental` changed, the stage may take
+    over from its previous artifact what did not. Under torchrun, all processes work on a `shared` stage. `of_external`
+    are the files that it may read of each external test set. `external` is the set it works on; empty for the studies
+    of the run.
     """
 
     name: str
@@ -44,8 +50,26 @@ class Stage:
     sources: tuple[str, ...] = ()
     costly: bool = False
     incremental: tuple[str, ...] = ()
+    shared: bool = False
+    of_external: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    external: str = ""
+
+    @property
+    def step(self) -> str:
+        """What the plan calls it."""
+        return _step(self.name, self.external)
+
+    def source(self, read: str) -> str:
+        """Return the step whose artifact the stage function knows as `read`: of an external set, its own."""
+        return _step(read, self.external) if read in EXTERNAL else read
 
 
+def _step(stage: str, external: str) -> str:
+    return f"{stage}@{external}" if external else stage
+
+
+# The stages that an external test set goes through by itself, with the settings and models of the run.
+EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (
     Stage(
         "ingest",
@@ -63,6 +87,7 @@ STAGES = (
         "pretrain",
         {"preprocess": ("summary.json", "index_train.*", "train-*", "index_pretrain.*", "pretrain-*")},
         costly=True,
+        shared=True,
     ),
     Stage(
         "finetune",
@@ -70,7 +95,9 @@ STAGES = (
             "pretrain": ("encoder.safetensors", "model.json"),
             "preprocess": ("summary.json", "index_train.*", "train-*", "index_tune.*", "tune-*"),
         },
+        sources=("imported_weights",),
         costly=True,
+        shared=True,
     ),
     Stage(
         "score",
@@ -86,10 +113,16 @@ STAGES = (
     Stage(
         "evaluate",
         {
-            "score": ("scores_calibration.parquet", "scores_test.parquet"),
+            "score": ("scores_calibration.parquet", "scores_test.parquet", "label_fractions_test.parquet"),
+            "finetune": ("summary.json",),
             "calibrate": ("*",),
-            "ingest": ("images.parquet",),
+            "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
             "split": ("split.parquet",),
+        },
+        of_external={
+            "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
+            "split": ("split.parquet",),
+            "score": ("scores_test.parquet",),
         },
     ),
     Stage(
@@ -105,6 +138,7 @@ STAGES = (
             "evaluate": ("*",),
         },
         sources=("card",),
+        of_external=dict.fromkeys(EXTERNAL, ("summary.json",)),
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
@@ -116,7 +150,7 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """What the plan says about one stage."""
+    """What the plan says about one stage at work."""
 
     stage: Stage
     key: str
@@ -129,15 +163,20 @@ class Step:
     kept: str = ""
     anew: bool = False
 
+    @property
+    def name(self) -> str:
+        """What the plan calls it."""
+        return self.stage.step
+
     def line(self) -> str:
         """Return the line that the plan prints."""
         why = f": {self.reason}" if self.reason else ""
-        return f"{self.stage.name:<10} {self.key}  {self.action}{why}"
+        return f"{self.name:<10} {self.key}  {self.action}{why}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left: its artifacts by stage, the gate's failures, and the finished report."""
+    """What a run left: its artifacts by step, the gate's failures, and the finished report."""
 
     artifacts: Mapping[str, Artifact]
     failures: Sequence[Mapping[str, str]]
@@ -151,45 +190,93 @@ class Result:
 def plan(
     config: Config, card: Card, secret: bytes, *, keep: Sequence[str] = (), rebuild: Sequence[str] = ()
 ) -> list[Step]:
-    """Return, for each stage in order, its key and whether it is reused or must run, with the reason."""
+    """Return each step in order, its key and whether it is reused or must run, with the reason.
+
+    Raises RunError when a step cannot be kept, or there is no such step.
+    """
     store = Store(config.store)
-    available = _sources(config, card, secret)
+    available = {name: _sources(config, data, secret) for name, data in _datasets(config, card).items()}
+    external = [name for name in available if name]
+    stages = _stages(external)
+    _check_names([*keep, *rebuild], [stage.step for stage in stages])
     keys: dict[str, str] = {}
     kept: dict[str, str] = {}
     steps = []
-    for stage in STAGES:
-        sources = {name: available[name] for name in stage.sources}
+    for stage in stages:
+        found = available[stage.external]
+        sources = {name: found[name] for name in stage.sources if name in found}
         if stage.name == "report":
+            sources |= {_step("card", name): available[name]["card"] for name in external}
             sources |= {f"kept.{name}": reason for name, reason in kept.items()}
         settings = getattr(config, stage.name).model_dump(mode="json")
-        inputs = {name: keys[name] for name in stage.reads}
+        inputs = {read: keys[stage.source(read)] for read in stage.reads}
         code = code_digests(f"pipeline.stages.{stage.name}")
         key = artifact_key(stage.name, settings, inputs, sources, sha256_json(code))
         step = Step(stage, key, "run", "", settings, inputs, sources, code)
-        anew = stage.name in rebuild or any(earlier.anew for earlier in steps if earlier.stage.name in inputs)
-        step = _decide(step, store, stage.name in keep, anew)
-        keys[stage.name] = step.key
+        anew = step.name in rebuild or any(earlier.anew for earlier in steps if earlier.name in _read_by(stage))
+        step = _decide(step, store, step.name in keep, anew)
+        keys[step.name] = step.key
         if step.kept:
-            kept[stage.name] = step.kept
+            kept[step.name] = step.kept
         steps.append(step)
     return steps
 
 
-def _sources(config: Config, card: Card, secret: bytes) -> dict[str, str]:
+def _stages(external: Sequence[str]) -> list[Stage]:
+    """Return the stages in order, those in EXTERNAL once more for each external test set.
+
+    What these leave is read by stages with `of_external` alone: nothing is trained, calibrated or chosen by it.
+    """
+    found = []
+    for stage in STAGES:
+        more = {_step(read, name): files for name in external for read, files in stage.of_external.items()}
+        found.append(replace(stage, reads={**stage.reads, **more}))
+        found += [_of_external(stage, name) for name in external if stage.name in EXTERNAL]
+    return found
+
+
+def _of_external(stage: Stage, name: str) -> Stage:
+    # The same studies are divided otherwise as an external set, so that the artifact needs another key.
+    sources = (*stage.sources, "purpose") if stage.name == "split" else stage.sources
+    return replace(stage, external=name, sources=sources)
+
+
+def _read_by(stage: Stage) -> set[str]:
+    """Return the steps whose artifacts a stage reads."""
+    return {stage.source(read) for read in stage.reads}
+
+
+def _check_names(wanted: Sequence[str], steps: Sequence[str]) -> None:
+    if unknown := [name for name in wanted if name not in steps]:
+        raise RunError(f"there is no step {', '.join(unknown)}; this run has {', '.join(steps)}")
+
+
+def _datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
+    """Return the studies and card of each external test set by its name, those of the run by an empty name."""
+    datasets: dict[str, tuple[Studies, Card]] = {"": (config.data, card)}
+    return datasets | {one.name: (one, read_card(one.card)) for one in config.data.external}
+
+
+def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> dict[str, str]:
     """Return the digest of each thing from outside the store, as fine as the stages use it."""
     from pipeline.imaging import labels, pseudonyms
 
-    data = config.data
+    (data, card), hashes = dataset, _hashes(config, secret)
+    weights = {}
+    if "imported" in config.finetune.arms and config.data.imported_weights is not None:
+        weights["imported_weights"] = hashes.of(config.data.imported_weights)
     return {
-        "studies": studies_digest(data.studies, _hashes(config, secret), data.labels, _track_hashing),
-        "patients": labels.patients_digest(config.data.labels, card.columns.path, card.columns.patient_id),
-        "labels": sha256_file(config.data.labels),
+        **weights,
+        "studies": studies_digest(data.studies, hashes, data.labels, _track_hashing),
+        "patients": labels.patients_digest(data.labels, card.columns.path, card.columns.patient_id),
+        "labels": sha256_file(data.labels),
         "label": sha256_json(card.label.model_dump()),
         "columns": sha256_json(card.columns.model_dump()),
         "expected": sha256_json(card.expected.model_dump()),
         "splits": sha256_json(card.splits),
         "key": pseudonyms.fingerprint(secret),
         "card": sha256_json(card.model_dump()),
+        "purpose": "external test set",
     }
 
 
@@ -202,8 +289,8 @@ def _track_hashing(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _decide(step: Step, store: Store, keep: bool, anew: bool) -> Step:
-    name = step.stage.name
-    if store.find(name, step.key) is not None:
+    stage, name = step.stage.name, step.name
+    if store.find(stage, step.key) is not None:
         return replace(step, anew=True, reason="made anew, as asked") if anew else replace(step, action="reuse")
     nearest, changes = _nearest(step, store)
     if nearest is None:
@@ -215,29 +302,34 @@ def _decide(step: Step, store: Store, keep: bool, anew: bool) -> Step:
         if not only_code or nearest is None:
             raise RunError(f"--keep {name}: not only its code changed ({reason})")
         return replace(step, key=nearest.key, action="reuse", reason=f"kept although {reason}", kept=reason)
-    if only_code and step.stage.costly and not anew and not store.partial(name, step.key).exists():
+    if only_code and step.stage.costly and not anew and not store.partial(stage, step.key).exists():
         reason += (
             f"; add --keep {name} to use the artifact made by the earlier code, or --rebuild {name} to make it anew"
         )
         return replace(step, action="stop", reason=reason)
-    if store.partial(name, step.key).exists():
+    if store.partial(stage, step.key).exists():
         reason = "goes on with unfinished work"
     return replace(step, reason=reason, anew=anew)
 
 
 def _nearest(step: Step, store: Store) -> tuple[Artifact | None, dict[str, str]]:
-    """Return the earlier artifact of this stage that differs in the fewest respects, and these respects."""
+    """Return the earlier artifact of this step that differs in the fewest respects, and these respects."""
     best: tuple[Artifact | None, dict[str, str]] = (None, {})
-    for artifact in store.all(step.stage.name):
+    for artifact in _earlier(step, store):
         changes = _changes(step, artifact.record)
         if best[0] is None or len(changes) < len(best[1]):
             best = (artifact, changes)
     return best
 
 
+def _earlier(step: Step, store: Store) -> list[Artifact]:
+    """Return the artifacts of a step, newest first; those of other test sets are of the same stage."""
+    return [one for one in store.all(step.stage.name) if one.record.get("step", one.stage) == step.name]
+
+
 def _previous(step: Step, store: Store) -> Artifact | None:
     """Return the newest artifact that differs in nothing but sources that the stage takes in piecemeal, or None."""
-    for artifact in store.all(step.stage.name) if step.stage.incremental and not step.anew else ():
+    for artifact in _earlier(step, store) if step.stage.incremental and not step.anew else ():
         record = artifact.record
         sources = {*_different(record["sources"], step.sources)}
         if sources <= {*step.stage.incremental} and {*_changes(step, record)} <= {"source"}:
@@ -279,15 +371,20 @@ def run(
     rebuild: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Result:
-    """Run what has to run up to stage `until`, or the stage `only`, and index it in MLflow.
+    """Run what has to run up to step `until`, or the step `only`, and index it in MLflow.
 
-    Raises RunError when a costly stage would run only because its code changed, or when `only` lacks an input.
+    Raises RunError when a costly stage would run only because its code changed, or when `only` lacks an input;
+    KeyboardInterrupt when `machine.max_minutes` have passed.
     """
+    minutes = config.machine.max_minutes
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     from pipeline.store.tracking import Tracker, closing, comparison_fragment
 
     store = Store(config.store)
     steps = plan(config, card, secret, keep=keep, rebuild=rebuild)
-    steps = steps[: NAMES.index(only or until) + 1]
+    names = [step.name for step in steps]
+    _check_names([only or until], names)
+    steps = steps[: names.index(only or until) + 1]
     for step in steps:
         say(step.line())
     _refuse(steps, store, only)
@@ -296,18 +393,18 @@ def run(
             with store.lock(step.stage.name, step.key):
                 store.discard(step.stage.name, step.key)
     tracker = Tracker(config.project, config.store, config.tracking.uri)
-    wanted = [step for step in steps if only in (None, step.stage.name)]
+    wanted = [step for step in steps if only in (None, step.name)]
     if only is not None:
-        artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+        artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
         return _result(config, artifacts, comparison_fragment(tracker.experiment_id), None)
     name, key = f"{config.project} {steps[-1].key[:8]}", f"{steps[-1].stage.name}/{steps[-1].key}"
     if key in tracker.indexed("pipeline") and not any(step.anew for step in steps):
-        artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+        artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
     else:
         run_id = tracker.open("pipeline", key, name)
         with closing(tracker, run_id):
             tracker.parameters(run_id, _parameters(config))
-            artifacts = _make(wanted, steps, config, card, secret, store, tracker)
+            artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
             index_pipeline(tracker, run_id, artifacts)
     report = _deliver(config, artifacts.get("report"))
     return _result(config, artifacts, comparison_fragment(tracker.experiment_id), report)
@@ -317,14 +414,18 @@ def _refuse(steps: Sequence[Step], store: Store, only: str | None) -> None:
     if only is None:
         stopped = [step for step in steps if step.action == "stop"]
     else:
-        stopped = [step for step in steps if step.action == "stop" and step.stage.name == only]
-        missing = [step.stage.name for step in steps[:-1] if store.find(step.stage.name, step.key) is None]
+        stopped = [step for step in steps if step.action == "stop" and step.name == only]
+        needed = {only}
+        for step in reversed(steps):
+            needed |= _read_by(step.stage) if step.name in needed else set()
+        made = {step.name for step in steps if store.find(step.stage.name, step.key) is not None}
+        missing = [step.name for step in steps[:-1] if step.name in needed - made]
         if missing:
             raise RunError(
                 f"{only} needs {', '.join(missing)}, not made yet; run: maescreen run CONFIG --until {missing[-1]}"
             )
     if stopped:
-        raise RunError("\n".join(f"{step.stage.name}: {step.reason}" for step in stopped))
+        raise RunError("\n".join(f"{step.name}: {step.reason}" for step in stopped))
 
 
 def _make(
@@ -335,32 +436,42 @@ def _make(
     secret: bytes,
     store: Store,
     tracker: Any,
+    deadline: float,
 ) -> dict[str, Artifact]:
-    artifacts = {s.stage.name: a for s in steps if (a := store.find(s.stage.name, s.key)) is not None}
-    kept = {step.stage.name: step.kept for step in steps if step.kept}
+    artifacts = {s.name: a for s in steps if (a := store.find(s.stage.name, s.key)) is not None}
+    kept = {step.name: step.kept for step in steps if step.kept}
+    datasets = _datasets(config, card)
     hashes = _hashes(config, secret)
     for step in wanted:
+        stage = step.stage
+        if time.monotonic() > deadline and step.name not in artifacts:
+            raise KeyboardInterrupt(f"stopped before {step.name}: machine.max_minutes have passed")
+        data, about = datasets[stage.external]
         inputs = Inputs(
-            card=card,
+            card=about,
             machine=config.machine,
-            artifacts={name: artifacts[name] for name in step.stage.reads},
-            readable=step.stage.reads,
-            studies=tuple(config.data.studies),
-            labels=config.data.labels,
+            artifacts={read: artifacts[stage.source(read)] for read in stage.reads},
+            readable=stage.reads,
+            studies=tuple(data.studies),
+            labels=data.labels,
+            imported_weights=config.data.imported_weights,
             secret=secret,
-            kept=kept,
-            lookup=None if card.identifiers == "synthetic" else config.data.key_file.with_suffix(".lookup"),
+            kept={read: kept[stage.source(read)] for read in stage.reads if stage.source(read) in kept},
+            lookup=None if about.identifiers == "synthetic" else config.data.key_file.with_suffix(".lookup"),
             hashes=hashes,
             previous=_previous(step, store),
+            deadline=deadline,
+            test_only=bool(stage.external),
+            external={name: its for name, (_, its) in datasets.items() if name and stage.of_external},
         )
-        settings = getattr(config, step.stage.name)
-        artifacts[step.stage.name] = _build(step, settings, inputs, config.project, store, tracker)
+        settings = getattr(config, stage.name)
+        artifacts[step.name] = _build(step, settings, inputs, config.project, store, tracker)
     return artifacts
 
 
 def _build(step: Step, settings: Any, inputs: Inputs, project: str, store: Store, tracker: Any) -> Artifact:
     name, key = step.stage.name, step.key
-    log = RunLog(name)
+    log = RunLog(step.name)
     with store.lock(name, key, waiting=lambda: log.info("another run is making this artifact; waiting for it")):
         artifact = store.find(name, key)
         if artifact is None:
@@ -375,18 +486,22 @@ def _execute(
     from pipeline.store.tracking import closing
 
     name, key = step.stage.name, step.key
-    run_id = tracker.open("stage", f"{name}/{key}", f"{name} {key[:8]}")
+    run_id = tracker.open("stage", f"{name}/{key}", f"{step.name} {key[:8]}")
     log.sink = lambda values, at: tracker.metrics(run_id, values, at)
     function = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
     started = time.monotonic()
     with closing(tracker, run_id):
-        function(settings, inputs, store.begin(name, key), log)
+        work = store.begin(name, key)
+        if step.stage.shared:
+            announce(step)
+        function(settings, inputs, work, log)
         seconds = time.monotonic() - started
         artifact = store.publish(
             name,
             key,
             {
                 "stage": name,
+                "step": step.name,
                 "key": key,
                 "project": project,
                 "settings": step.settings,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.reporting.pdf import read_keys
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import sha256_file
 from pipeline.store.lineage import SourceHashes, studies_digest
 from pipeline.store.tables import FILES, QUARANTINE, read_table
+
+if TYPE_CHECKING:
+    from pipeline.config import Data
 
 
 class TraceError(RuntimeError):
@@ -25,52 +28,56 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
     keys = read_keys(report)
     if not keys:
         raise TraceError(f"{report.name} carries no artifact keys; it is no report of one run")
-    found = {stage: store.find(stage, key) for stage, key in keys.items()}
-    absent = [f"{stage} {keys[stage]}" for stage, artifact in found.items() if artifact is None]
+    found = {step: _find(store, step, key) for step, key in keys.items()}
+    absent = [f"{step} {keys[step]}" for step, artifact in found.items() if artifact is None]
     if absent:
         raise TraceError(f"not in the store {store.root}: {', '.join(absent)}; name the right one with --store")
-    artifacts = {stage: artifact for stage, artifact in found.items() if artifact is not None}
+    artifacts = {step: artifact for step, artifact in found.items() if artifact is not None}
     return {
         "report": {"sha256": sha256_file(report), "keys": keys},
-        "artifacts": [_describe(artifact) for artifact in reversed(list(artifacts.values()))],
-        "sources": _sources(artifacts["ingest"]),
+        "artifacts": [_describe(step, artifact) for step, artifact in reversed(list(artifacts.items()))],
+        "sources": [row for artifact in artifacts.values() if artifact.stage == "ingest" for row in _sources(artifact)],
     }
 
 
 def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[str]:
     """Compare every file of every artifact, and the report itself, with the recorded hashes; return the differences."""
     problems = []
-    for stage, key in read_keys(report).items():
-        artifact = store.find(stage, key)
+    for step, key in read_keys(report).items():
+        artifact = _find(store, step, key)
         if artifact is None:
-            problems.append(f"{stage} {key} is not in the store")
+            problems.append(f"{step} {key} is not in the store")
             continue
         for name in artifact.record["files"]:
             try:
                 artifact.file(name)
             except StoreError as error:
                 problems.append(str(error))
-        progress(f"{stage} {key}: {len(artifact.record['files'])} files checked")
+        progress(f"{step} {key}: {len(artifact.record['files'])} files checked")
     made = [artifact.record["files"].get("report.pdf") for artifact in store.all("report")]
     if sha256_file(report) not in made:
         problems.append(f"{report.name} differs from every report in the store: it was changed after it was made")
     return problems
 
 
-def verify_sources(report: Path, store: Store, roots: Sequence[Path], labels: Path, secret: bytes) -> list[str]:
-    """Read every source file again and compare with what was ingested; return the differences."""
-    ingest = store.find("ingest", read_keys(report)["ingest"])
-    if ingest is None:
-        return ["the ingest artifact is not in the store"]
-    same = studies_digest(roots, SourceHashes(), labels) == ingest.record["sources"]["studies"]
-    return (
-        []
-        if same
-        else ["the source files are not those that were ingested: one was added, removed, renamed or changed"]
-    )
+def verify_sources(report: Path, store: Store, data: Data) -> list[str]:
+    """Read every source file again, those of external test sets too; return how they differ from what was ingested."""
+    problems = []
+    keys = read_keys(report)
+    for step, place in {"ingest": data, **{f"ingest@{one.name}": one for one in data.external}}.items():
+        ingest = _find(store, step, keys[step]) if step in keys else None
+        if ingest is None:
+            problems.append(f"there is no artifact {step} behind this report in the store")
+        elif studies_digest(place.studies, SourceHashes(), place.labels) != ingest.record["sources"]["studies"]:
+            problems.append(f"{step}: a source file was added, removed, renamed or changed since it was ingested")
+    return problems
 
 
-def _describe(artifact: Artifact) -> dict[str, Any]:
+def _find(store: Store, step: str, key: str) -> Artifact | None:
+    return store.find(step.partition("@")[0], key)
+
+
+def _describe(step: str, artifact: Artifact) -> dict[str, Any]:
     record = artifact.record
     names = (
         "stage",
@@ -84,7 +91,7 @@ def _describe(artifact: Artifact) -> dict[str, Any]:
         "files",
         "versions",
     )
-    return {name: record[name] for name in names}
+    return {"step": step, **{name: record[name] for name in names}}
 
 
 def _sources(ingest: Artifact) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -48,21 +49,40 @@ class Project:
 
 def make_project(folder: Path) -> Project:
     """Write a project of the first patients of the demo: about 270 radiographs."""
-    folder.mkdir(parents=True)
-    rows = (DEMO / "labels.csv").read_text().splitlines()
-    with zipfile.ZipFile(DEMO / "studies.zip") as demo, zipfile.ZipFile(folder / "studies.zip", "w") as mini:
-        folders = sorted({str(Path(name).parent) for name in demo.namelist() if name.endswith(".dcm")})[:PATIENTS]
-        names = [name for name in demo.namelist() if str(Path(name).parent) in folders and name.endswith(".dcm")]
-        for name in names:
-            mini.writestr(demo.getinfo(name), demo.read(name))
-    kept = [row for row in rows[1:] if row.split(",")[0] in set(names)]
-    (folder / "labels.csv").write_text("\n".join([rows[0], *kept]) + "\n")
+    _write_studies(folder, slice(PATIENTS))
     shutil.copyfile(DEMO / "card.yaml", folder / "card.yaml")
     shutil.copyfile(DEMO / "demo.key", folder / "demo.key")
     project = Project(folder)
     project.config.parent.mkdir()
     project.config.write_text("# mini\n" + yaml.safe_dump(SETTINGS, sort_keys=False))
     return project
+
+
+def add_external(project: Project, name: str, patients: slice, *, card: str | None = None, drop: str = "none") -> str:
+    """Write an external test set of these patients of the demo; return the override that names it.
+
+    `card` replaces the text of its card. Of the patients labelled `drop`, two in three are left out.
+    """
+    folder = project.folder / name
+    _write_studies(folder, patients, drop)
+    (folder / "card.yaml").write_text(card or (DEMO / "card.yaml").read_text())
+    where = {"studies": [f"../{name}/studies.zip"], "labels": f"../{name}/labels.csv", "card": f"../{name}/card.yaml"}
+    return json.dumps({"name": name, **where})
+
+
+def _write_studies(folder: Path, patients: slice, drop: str = "none") -> None:
+    folder.mkdir(parents=True)
+    first, *rows = (DEMO / "labels.csv").read_text().splitlines()
+    people: dict[str, list[str]] = {}
+    for row in rows:
+        people.setdefault(str(Path(row).parent), []).append(row)
+    chosen = [own for at, own in enumerate(list(people.values())[patients]) if at % 3 == 0 or not own[0].endswith(drop)]
+    kept = [row for own in chosen for row in own]
+    with zipfile.ZipFile(DEMO / "studies.zip") as demo, zipfile.ZipFile(folder / "studies.zip", "w") as mini:
+        for row in kept:
+            name = row.split(",")[0]
+            mini.writestr(demo.getinfo(name), demo.read(name))
+    (folder / "labels.csv").write_text("\n".join([first, *kept]) + "\n")
 
 
 SETTINGS = {

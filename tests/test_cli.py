@@ -179,3 +179,11 @@ def test_init_writes_a_card_and_a_config_that_load(tmp_path, table, options, wor
     assert config.data.studies == [tmp_path / "studies"]
     assert card.identifiers == "real"
     assert call(*arguments, *options).exit_code == 1
+
+
+def test_a_time_limit_that_has_passed_says_how_to_go_on(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    result = call("pretrain", project.config, "pretrain.seed=9", "machine.max_minutes=0.00001")
+    assert result.exit_code == 75
+    assert "stopped before pretrain: machine.max_minutes have passed; what was finished is kept" in result.stderr
+    assert f"go on with: maescreen run {project.config}" in result.stderr

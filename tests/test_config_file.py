@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Config, ConfigError
+from pipeline.config import Config, ConfigError, Settings
 from pipeline.config_file import flatten, load
 
 CARD = """
@@ -61,6 +61,32 @@ def test_scientific_notation_is_a_number(folder):
     assert load(folder / "run.yaml")[0].pretrain.base_learning_rate == 1e-3
 
 
+def external(folder: Path, **changes: str) -> str:
+    """Write the studies of an external set; return the override that names it, with `changes`."""
+    (folder / "b").mkdir(exist_ok=True)
+    (folder / "b.yaml").write_text(
+        CARD.replace("identifiers: synthetic", f"identifiers: {changes.pop('is_', 'synthetic')}")
+    )
+    where = {"name": "site_b", "studies": "[b]", "labels": "labels.csv", "card": "b.yaml", **changes}
+    return "{" + ", ".join(f"{name}: {value}" for name, value in where.items()) + "}"
+
+
+def test_an_external_set_has_places_of_its_own(folder):
+    config, _ = load(folder / "run.yaml", [f"data.external=[{external(folder)}]"])
+    (one,) = config.data.external
+    assert (one.name, one.studies, one.card) == ("site_b", [folder / "b"], folder / "b.yaml")
+
+
+def test_what_is_wrong_with_an_external_set_is_said(folder):
+    wrong = external(folder, labels="no.csv")
+    (missing,) = problems(folder, CONFIG, f"data.external=[{wrong}]")
+    assert "data.external.0.labels: no such file or folder" in missing
+    (twice,) = problems(folder, CONFIG, f"data.external=[{external(folder)}, {external(folder)}]")
+    assert "names must be distinct" in twice
+    (public,) = problems(folder, CONFIG, f"data.external=[{external(folder, is_='real')}]")
+    assert "identifiers are real, but the key of a run on synthetic ones may be public" in public
+
+
 def test_override_replaces_one_setting(folder):
     config, _ = load(folder / "run.yaml", ["pretrain.mask_ratio=0.6", "finetune.seeds=[4, 5]"])
     assert (config.pretrain.mask_ratio, config.finetune.seeds) == (0.6, [4, 5])
@@ -75,7 +101,7 @@ def test_every_mistake_is_reported_at_once_with_its_line_and_what_is_allowed(fol
     assert len(found) == 5
     assert any(":8: pretrain.mask_ratoi is not a setting; did you mean mask_ratio?" in line for line in found)
     assert any(":9: pretrain.epochs: input should be a valid integer (got 'many')" in line for line in found)
-    assert any(":10: pretrain.precision: input should be 'fp32' or 'bf16'" in line for line in found)
+    assert any(":10: pretrain.precision: input should be 'fp32', 'bf16' or 'fp16'" in line for line in found)
     assert any(":15: split.seed" in line for line in found)
     assert any(line.startswith("command line: calibrate.confidence: input should be less than 1") for line in found)
 
@@ -121,6 +147,37 @@ def test_what_a_free_definition_leaves_open_is_that_of_small(folder):
     assert (encoder.width, encoder.depth, encoder.heads) == (384, 4, 6)
 
 
+def test_settings_of_training_that_contradict_each_other_are_all_told_at_once(folder):
+    overrides = ["finetune.loss=weighted", "finetune.sampling=balanced", "finetune.early_stopping_epochs=50"]
+    (line,) = problems(folder, CONFIG, *overrides)
+    assert "correct for imbalance twice" in line
+    assert "early_stopping_epochs 50 must be below epochs 50" in line
+    overrides = ["score.flips=true", "finetune.trainable_blocks=13", "finetune.arms=[mae, imported]"]
+    (line,) = problems(folder, CONFIG, *overrides)
+    assert "score.flips needs horizontal among finetune.augmentation.flips" in line
+    assert "finetune.trainable_blocks 13 is above pretrain.encoder.depth 12" in line
+    assert "data.imported_weights must say which weights" in line
+    (folder / "card.yaml").write_text(CARD + "symmetric_axes: [horizontal]\n")
+    allowed = ["score.flips=true", "finetune.augmentation.flips=[horizontal]", "finetune.trainable_blocks=12",
+               "finetune.mixup=0.2", "finetune.sampling=balanced", "finetune.ema_decay=0.99"]  # fmt: skip
+    load(folder / "run.yaml", allowed)
+
+
+def test_imported_weights_must_exist_only_where_an_arm_starts_from_them(folder):
+    assert load(folder / "run.yaml", ["data.imported_weights=w.pth"])[0].data.imported_weights == folder / "w.pth"
+    overrides = ["data.imported_weights=w.pth", "finetune.arms=[mae, imported]"]
+    (line,) = problems(folder, CONFIG, *overrides)
+    assert f"data.imported_weights: no such file or folder: {folder / 'w.pth'}" in line
+
+
+def test_hog_and_volumes_are_refused_before_anything_runs(folder):
+    text = CONFIG.replace("mask_ratio: 0.75", "encoder: {patch_size: [8, 8, 8]}")
+    text += "preprocess: {image_size: [32, 32, 32]}\n"
+    assert "finetune.arms names hog, which needs 2-D images" in "\n".join(problems(folder, text))
+    (folder / "run.yaml").write_text(text + "finetune: {arms: [mae]}\n")
+    assert load(folder / "run.yaml")[0].finetune.arms == ["mae"]
+
+
 def test_a_mistake_in_the_card_names_the_card(folder):
     (folder / "card.yaml").write_text(CARD.replace("positive: ['1']", "positive: ['0']"))
     (line,) = problems(folder, CONFIG)
@@ -132,12 +189,29 @@ def test_empty_split_is_refused(folder):
     assert "tune has share 0" in "\n".join(problems(folder, text))
 
 
+def test_flips_need_the_cards_word_and_an_axis_that_images_have(folder):
+    text = CONFIG + "finetune:\n  augmentation:\n    flips: [horizontal]\n"
+    (found,) = problems(folder, text, "pretrain.augmentation.flips=[]")
+    assert ":14: finetune.augmentation.flips: the card does not list horizontal in symmetric_axes" in found
+    (folder / "card.yaml").write_text(CARD + "symmetric_axes: [horizontal]\n")
+    assert load(folder / "run.yaml")[0].finetune.augmentation.flips == ["horizontal"]
+    flat = problems(folder, CONFIG, "pretrain.augmentation.flips=[depth]", "finetune.augmentation.tilt_degrees=5")
+    assert "pretrain.augmentation.flips has depth" in flat[0]
+    assert "tilt_degrees is for volumes" in flat[0]
+    twice = problems(folder, CONFIG, "finetune.augmentation.flips=[vertical, vertical]")
+    assert "values must be distinct" in twice[0]
+
+
 def test_every_setting_has_a_meaning_in_the_committed_configs():
     """Committed configs name only real settings, and the large ones name every setting of every stage."""
     for path in sorted(Path(__file__).parents[1].glob("configs/*.yaml")):
         config = yaml.safe_load(path.read_text())
         assert set(config) <= set(Config.model_fields), path.name
         assert path.read_text().startswith("#"), f"{path.name}: command, hardware, time and result stand at its top"
+        for section, given in config.items():
+            model = Config.model_fields[section].annotation
+            if isinstance(model, type) and issubclass(model, Settings):
+                assert set(given) == set(model.model_fields), f"{path.name}: {section}"
 
 
 def test_flatten_names_every_leaf():

@@ -10,6 +10,7 @@ import pytest
 from pipeline.run import NAMES, STAGES, RunError, plan, run
 from pipeline.store import lineage
 from pipeline.store.artifacts import Store, StoreError
+from pipeline.store.files import sha256_file
 
 FOLLOWING = {name: NAMES[NAMES.index(name) :] for name in NAMES}
 
@@ -50,6 +51,21 @@ def test_a_changed_setting_runs_its_stage_and_what_follows(finished):
 def test_where_and_how_fast_are_not_part_of_any_key(finished, tmp_path):
     moved = finished.copy(tmp_path / "elsewhere")
     assert actions(moved, "machine.workers=1", "machine.threads=1") == expect(())
+
+
+def test_imported_weights_are_a_source_of_the_stage_that_starts_from_them(finished, tmp_path):
+    """By content: neither their place nor weights that no arm uses make a difference."""
+    for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
+        (tmp_path / name).write_bytes(content)
+
+    def finetune(name: str, *overrides: str):
+        steps = plan(*finished.load(f"data.imported_weights={tmp_path / name}", *overrides))
+        return next(step for step in steps if step.stage.name == "finetune")
+
+    assert finetune("a.pth").action == "reuse"
+    arms = "finetune.arms=[mae, scratch, imported, linear_probe, hog]"
+    assert finetune("a.pth", arms).key == finetune("b.pth", arms).key != finetune("c.pth", arms).key
+    assert finetune("c.pth", arms).sources == {"imported_weights": sha256_file(tmp_path / "c.pth")}
 
 
 def test_one_corrected_label_runs_split_and_what_follows(finished, tmp_path):

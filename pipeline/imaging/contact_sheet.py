@@ -11,6 +11,7 @@ from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
 from pipeline.imaging.image import Policy
+from pipeline.imaging.planes import three_planes
 from pipeline.imaging.read import load_image
 from pipeline.imaging.sources import Source, read_bytes
 from pipeline.store.files import atomic
@@ -54,13 +55,13 @@ def contact_sheet(path: Path, images: pd.DataFrame, pictures: Mapping[str, np.nd
 
 
 def thumbnail(sources: Sequence[Source], axes: int, pixel_hash: str, policy: Policy) -> np.ndarray:
-    """Return uint8 of at most PICTURE x PICTURE: the image, or the middle plane of a volume, between two percentiles.
+    """Return uint8 of at most PICTURE x PICTURE: the image, or three planes of a volume, between two percentiles.
 
     Raises Refused when the files no longer hold that image.
     """
     contents = [read_bytes(source, policy.max_file_bytes) for source in sources]
     image = load_image(contents, axes, pixel_hash, policy)
-    plane = image.pixels if image.pixels.ndim == 2 else image.pixels[image.pixels.shape[0] // 2]
+    plane = image.pixels if image.pixels.ndim == 2 else three_planes(image.pixels)
     low, high = np.percentile(plane, PERCENTILES)
     scaled = (plane - low) * (255 / (high - low)) if high > low else np.zeros_like(plane)
     picture = pillow.fromarray(scaled.clip(0, 255).astype(np.uint8))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline.imaging.fingerprints import SmallCopies, links
+from pipeline.imaging.fingerprints import BITS, SMALL_SIDE, SmallCopies, links
+from pipeline.store.tables import iterate
 
+HASH_BYTES, SMALL_BYTES = BITS // 8, SMALL_SIDE**2
+Hashes = tuple[np.ndarray, np.ndarray, np.ndarray]
 ACROSS_PATIENTS = "duplicate_across_patients"
 NEARLY_ACROSS_PATIENTS = "near_duplicate_across_patients"
 
@@ -55,9 +60,65 @@ def resolve_duplicates(images: pd.DataFrame) -> Deduplicated:
     return Deduplicated(kept.assign(shared=shared), refused, counts)
 
 
-def find_near_duplicates(
-    images: pd.DataFrame, hashes: tuple[np.ndarray, np.ndarray, np.ndarray], small: SmallCopies
-) -> pd.DataFrame:
+def met_before(known: pd.DataFrame, images: pd.DataFrame) -> pd.Series:
+    """Return, by image_id, why images of another dataset are not new: `same image` or `same patient`.
+
+    The frames have image_id, patient_id and pixel_hash, pseudonyms under the same key.
+    """
+    same = images["pixel_hash"].isin(known["pixel_hash"]) | images["image_id"].isin(known["image_id"])
+    patient = images["patient_id"].isin(known["patient_id"])
+    why = pd.Series(np.select([same, patient], ["same image", "same patient"], ""), index=images["image_id"])
+    return why[why != ""]
+
+
+def read_fingerprints(files: Sequence[Path], image_ids: pd.Series, scratch: Path) -> tuple[Hashes, SmallCopies]:
+    """Return the perceptual, mirrored and gradient hashes (N, 32) of N images, and a reader of their small copies.
+
+    `files` are tables of what was examined and assembled; `scratch` is where the small copies lie on disk.
+    """
+    places = pd.Index(image_ids)
+    perceptual, mirrored, gradient = (np.zeros((len(places), HASH_BYTES), np.uint8) for _ in range(3))
+    columns = ("perceptual", "mirrored", "gradient")
+    with scratch.open("wb") as stream:
+        stream.truncate(len(places) * SMALL_BYTES)
+        for file in files:
+            for piece in iterate(file, ["image_id", *columns, "small"], where="reason"):
+                piece = piece.filter(piece["small"].is_valid())
+                rows = places.get_indexer(piece["image_id"].to_pandas()) if piece.num_rows else np.empty(0, int)
+                for column, into in zip(columns, (perceptual, mirrored, gradient), strict=True):
+                    for row, value in zip(rows, piece[column].to_pylist(), strict=True):
+                        if row >= 0:
+                            into[row] = np.frombuffer(value, np.uint8)
+                for row, value in zip(rows, piece["small"].to_pylist(), strict=True):
+                    if row >= 0:
+                        stream.seek(int(row) * SMALL_BYTES)
+                        stream.write(value)
+
+    def small(start: int, stop: int) -> np.ndarray:
+        count = (min(stop, len(places)) - start) * SMALL_BYTES
+        return np.fromfile(scratch, np.uint8, count, offset=start * SMALL_BYTES).reshape(-1, SMALL_BYTES)
+
+    return (perceptual, mirrored, gradient), small
+
+
+def near_copies(known: tuple[Hashes, SmallCopies], new: tuple[Hashes, SmallCopies]) -> np.ndarray:
+    """Return which of the M new images show nearly the same as one of the N known ones, boolean (M,).
+
+    Both are as `read_fingerprints` returns them.
+    """
+    (hashes, known_small), (others, new_small) = known, new
+    count = len(hashes[0])
+
+    def small(start: int, stop: int) -> np.ndarray:
+        return known_small(start, stop) if start < count else new_small(start - count, stop - count)
+
+    perceptual, mirrored, gradient = (np.concatenate(pair) for pair in zip(hashes, others, strict=True))
+    found = np.zeros(len(others[0]), bool)
+    found[[link.second - count for link in links(perceptual, mirrored, gradient, small, known=count)]] = True
+    return found
+
+
+def find_near_duplicates(images: pd.DataFrame, hashes: Hashes, small: SmallCopies) -> pd.DataFrame:
     """Return the columns of tables.NEAR_DUPLICATES for pairs of different pictures that show nearly the same.
 
     `hashes` are the perceptual, mirrored and gradient hashes (N, 32) of the N rows of `images`, all zero when blank;

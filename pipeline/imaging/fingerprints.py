@@ -94,16 +94,21 @@ class Link:
     correlation: float
 
 
-def links(perceptual: np.ndarray, mirrored: np.ndarray, gradient: np.ndarray, small: SmallCopies) -> Iterator[Link]:
-    """Yield every pair of near-duplicates among N images.
+def links(
+    perceptual: np.ndarray, mirrored: np.ndarray, gradient: np.ndarray, small: SmallCopies, known: int | None = None
+) -> Iterator[Link]:
+    """Yield every pair of near-duplicates among N images; with `known`, pairs of one of the first `known` and a later.
 
-    Hashes are (N, 32) uint8, all zero for a blank image, which has no duplicates. Time grows with N squared, memory
-    does not.
+    Hashes are (N, 32) uint8, all zero for a blank image, which has no duplicates. Time grows with N squared, or with
+    known x (N - known); memory does not.
     """
     hashes = [np.ascontiguousarray(h).view(np.uint64) for h in (perceptual, mirrored, gradient)]
-    for start in range(0, len(perceptual), BLOCK):
-        for other in range(start, len(perceptual), BLOCK):
-            yield from _links_between(hashes, small, start, other)
+    count = len(perceptual)
+    for start in range(0, count if known is None else known, BLOCK):
+        for other in range(start if known is None else known // BLOCK * BLOCK, count, BLOCK):
+            for link in _links_between(hashes, small, start, other):
+                if known is None or link.first < known <= link.second:
+                    yield link
 
 
 def _links_between(hashes: list[np.ndarray], small: SmallCopies, start: int, other: int) -> Iterator[Link]:

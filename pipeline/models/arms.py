@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.models.checkpoints import Loaded, load_strict, require_equal, save_weights
+from pipeline.models.checkpoints import load_strict, require_equal, save_weights
 from pipeline.models.classifier import Classifier, Head
 from pipeline.models.images import Images
 from pipeline.models.randomness import derived_seed
+from pipeline.models.training import Hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import sha256_file, write_json
+
+NETWORKS = ("mae", "scratch", "imported")  # trained by gradient steps, so that seeds differ
+
+
+@dataclass(frozen=True)
+class Start:
+    """Encoder weights to start from: `loaded` of the `tensors` are those of `origin`, the rest is never used."""
+
+    tensors: Mapping[str, Tensor]
+    origin: str
+    loaded: int
 
 
 @dataclass(frozen=True)
 class ArmData:
-    """What every arm is trained on."""
+    """What every arm is trained on; an arm that is not in `starts` has no trained encoder to start from."""
 
     train: Images
     tune: Images
     spec: EncoderSpec
-    encoder: dict[str, Tensor]
-    encoder_key: str
-    device: torch.device
-    precision: torch.dtype
+    starts: Mapping[str, Start]
+    hardware: Hardware
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self.hardware.device
 
 
 def build_classifier(data: ArmData, head: Head, seed: int) -> Classifier:
@@ -38,15 +53,14 @@ def build_classifier(data: ArmData, head: Head, seed: int) -> Classifier:
         return Classifier(data.spec, head)
 
 
-def load_pretrained(model: Classifier, encoder: dict[str, Tensor], key: str, say: Callable[[str], None]) -> Loaded:
-    """Load the pretrained encoder into `model`, all of it, and prove it tensor by tensor.
+def load_pretrained(model: Classifier, start: Start, say: Callable[[str], None]) -> None:
+    """Load the encoder weights of `start` into `model`, all of them, and prove it tensor by tensor.
 
     Raises WeightsError naming every tensor that is missing, unexpected, mis-shaped or different afterwards.
     """
-    loaded = load_strict(model.encoder, encoder)
-    require_equal(model.encoder, encoder)
-    say(f"encoder: {loaded} from pretraining {key}")
-    return loaded
+    loaded = load_strict(model.encoder, start.tensors)
+    require_equal(model.encoder, start.tensors)
+    say(f"encoder: {loaded} from {start.origin}")
 
 
 def finish(

@@ -62,7 +62,7 @@ def on_pixels(patches: np.ndarray, patch_size: tuple[int, ...]) -> np.ndarray:
     return np.kron(patches, np.ones(patch_size, dtype=patches.dtype))
 
 
-def central_slice(shares: np.ndarray, patch_size: tuple[int, ...]) -> int:
-    """Return the slice in the middle of the layer of patches with the most attention, for shares (D, H, W)."""
-    layer = int(shares.reshape(len(shares), -1).sum(axis=1).argmax())
-    return layer * patch_size[0] + patch_size[0] // 2
+def most_attended(shares: np.ndarray, patch_size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the pixel in the middle of the patch with the most attention, the first of equals."""
+    place = np.unravel_index(shares.argmax(), shares.shape)
+    return tuple(int(at) * side + side // 2 for at, side in zip(place, patch_size, strict=True))

@@ -1,93 +1,201 @@
 """Augmentation of whole batches on the device, each image's by its own (seed, epoch, image) counter.
 
-The transforms are those of MONAI's RandSpatialCrop + Resize, RandRotate, RandFlip, RandScaleIntensity and
-RandShiftIntensity, the spatial ones composed into a single resampling so that an image is interpolated once.
+The transforms are MONAI's: RandSpatialCrop + Resize, in the image's proportions, RandAffine and RandFlip, composed into
+a single resampling so that an image is interpolated once; then RandGaussianSmooth, RandAdjustContrast,
+RandScaleIntensity about mid grey, RandShiftIntensity, RandGaussianNoise and RandCoarseDropout.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import accumulate, permutations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.models.corruption import add_noise, blur, cut_out
 from pipeline.models.randomness import AUGMENTATION, uniform
+from pipeline.models.resampling import resample, resample_planes
 
-_DRAWS = 8  # share, offset per axis (3), angle, flip, contrast, brightness
+# The numbers drawn per image, in this order. Published results hang on it: new ones go to the end.
+_COUNTS = {
+    "crop_share": 1, "crop_place": 3, "rotate": 1, "flip_horizontal": 1, "contrast": 1, "brightness": 1,
+    "tilt": 2, "shear": 6, "scale": 3, "translate": 3, "flip_vertical": 1, "flip_depth": 1, "gamma": 1,
+    "noisy": 1, "noise_std": 1, "noise_field": 1, "blurred": 1, "blur_sigma": 3,
+    "cut": 1, "cut_side": 3, "cut_place": 3,
+}  # fmt: skip
+COLUMNS = {
+    name: slice(end - count, end)
+    for (name, count), end in zip(_COUNTS.items(), accumulate(_COUNTS.values()), strict=True)
+}
+AXES = {"horizontal": -1, "vertical": -2, "depth": -3}
+_SMALLEST_SIGMA = 1e-3  # pixels; blurs nothing
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Uniform numbers in [0, 1) for a batch; `values` (B, columns), one column per number an image needs."""
+
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, seed: int, epoch: int, images: np.ndarray) -> Draws:
+        """Draw for the images with these numbers; none depends on the others."""
+        return cls(uniform(seed, epoch, images, AUGMENTATION, sum(_COUNTS.values())))
+
+    def of_each(self, name: str, axes: int) -> np.ndarray:
+        """Return what is drawn for the first `axes` of several, (B, axes)."""
+        return self.values[:, COLUMNS[name]][:, :axes]
+
+    def of_image(self, name: str) -> np.ndarray:
+        """Return what is drawn once per image, (B,)."""
+        return self.of_each(name, 1)[:, 0]
+
+    def rows(self, start: int, stop: int) -> Draws:
+        """Return the draws of some images of the batch."""
+        return Draws(self.values[start:stop])
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images are changed; each amount is drawn uniformly.
+    """How far images are changed, as the settings of that name say; each amount is drawn uniformly, 0 is off.
 
     `crop_min`: smallest share of the area (volume) kept; the crop keeps the image's proportions and is scaled back.
-    `rotate_degrees`: largest rotation either way, in the plane of the last two axes.
-    `intensity`: largest relative change of contrast, and largest shift of brightness as a share of the range.
-    `flip_horizontal`: mirror the last axis in half of the cases.
+    `rotate_degrees`: largest rotation either way, in the plane of the last two axes; `tilt_degrees`: in the two other
+    planes of a volume. Angles are those of the array, whatever the pixels' spacing.
+    `shear`: largest shift of an axis per pixel of another; `scale`: largest relative change of each axis' length, by
+    itself; `translate`: largest shift along each axis, share of its side.
+    `flips`: axes (`AXES`) that are mirrored, each in half of the cases.
+    `contrast`: largest relative change about mid grey; `brightness`: largest shift, share of the range; `gamma`: the
+    exponent is at most this far from 1.
+    `noise`: largest standard deviation, share of the range; `blur_pixels`: largest standard deviation along each axis;
+    `cutout`: largest side of a box made black, share of the image's. Each of these three befalls half of the images.
+    Black is what lies outside an image, too, and does not depend on what the image shows.
     """
 
     crop_min: float = 1.0
     rotate_degrees: float = 0.0
-    intensity: float = 0.0
-    flip_horizontal: bool = False
+    tilt_degrees: float = 0.0
+    shear: float = 0.0
+    scale: float = 0.0
+    translate: float = 0.0
+    flips: Collection[str] = field(default=())
+    contrast: float = 0.0
+    brightness: float = 0.0
+    gamma: float = 0.0
+    noise: float = 0.0
+    blur_pixels: float = 0.0
+    cutout: float = 0.0
 
     def __call__(self, pixels: Tensor, seed: int, epoch: int, images: np.ndarray) -> Tensor:
         """Return the augmented batch; `pixels` (B, C, ...) in [0, 1], `images` (B,) are the images' own numbers.
 
         What an image becomes depends on nothing but itself and (seed, epoch, its number). Pixels from outside the
-        image are black.
+        image are black. Noise is another on a GPU than on a CPU.
         """
-        draws = uniform(seed, epoch, images, AUGMENTATION, _DRAWS)
-        moved = resample(pixels, torch.from_numpy(self.matrices(draws, pixels.shape[2:])).to(pixels))
-        return self._intensity(moved, draws)
+        draws = Draws.of(seed, epoch, images)
+        moved = self._move(pixels, draws)
+        # On a CPU one by one: an image stays in the cache, and how work is divided among threads, and with it the
+        # rounding of its last pixels, does not depend on the batch.
+        step = 1 if pixels.device.type == "cpu" else len(pixels)
+        for start in range(0, len(pixels), step):
+            self._change(moved[start : start + step], draws.rows(start, start + step))
+        return moved
 
-    def matrices(self, draws: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        """Return (B, axes, axes + 1) affine maps from output to input places, both scaled to [-1, 1] per axis.
+    def matrices(self, draws: Draws, size: tuple[int, ...]) -> np.ndarray:
+        """Return (B, axes, axes + 1) maps from output to input places, as `resample` takes them.
 
-        Axes are in array order, slowest first; the last column is the shift.
+        An output place is mirrored, then scaled, shifted, sheared and rotated in pixels about the centre, in MONAI's
+        order and with its signs, and then put into the crop.
         """
+        axes, sides = len(size), np.array(size)
+        kept = (1 - draws.of_image("crop_share") * (1 - self.crop_min)) ** (1 / axes)
+        turned = self._rotation(draws, axes) @ self._shearing(draws, axes)
+        linear = turned * (1 + self.scale * _either_way(draws.of_each("scale", axes)))[:, None, :]
+        shift = turned @ (self.translate * _either_way(draws.of_each("translate", axes)) * sides)[:, :, None]
+        # Pixels become places scaled per axis.
+        linear = linear * (sides[None, :] / sides[:, None])
+        shift = shift[:, :, 0] * 2 / sides
+        for name in self.flips:
+            linear[:, :, AXES[name]] *= np.where(draws.of_image(f"flip_{name}") < 0.5, -1.0, 1.0)[:, None]
+        place = (1 - kept)[:, None] * _either_way(draws.of_each("crop_place", axes))
+        return np.concatenate([kept[:, None, None] * linear, (kept[:, None] * shift + place)[:, :, None]], axis=2)
+
+    def _rotation(self, draws: Draws, axes: int) -> np.ndarray:
+        in_plane = -np.radians(self.rotate_degrees) * _either_way(draws.of_image("rotate"))
+        rotation = _rotation_in_plane(axes, axes - 2, axes - 1, in_plane)
+        if axes == 3:
+            about_rows, about_columns = (np.radians(self.tilt_degrees) * _either_way(draws.of_each("tilt", 2))).T
+            rotation = rotation @ _rotation_in_plane(3, 2, 0, about_rows) @ _rotation_in_plane(3, 0, 1, about_columns)
+        return rotation
+
+    def _shearing(self, draws: Draws, axes: int) -> np.ndarray:
+        """One shear after the other, which keeps areas (volumes)."""
+        amounts = self.shear * _either_way(draws.of_each("shear", axes * (axes - 1)))
+        shearing = np.tile(np.eye(axes), (len(amounts), 1, 1))
+        for (first, second), amount in zip(permutations(range(axes), 2), amounts.T, strict=True):
+            shearing[:, first] += amount[:, None] * shearing[:, second]
+        return shearing
+
+    def _move(self, pixels: Tensor, draws: Draws) -> Tensor:
+        """Return a new tensor with the images moved; resampled only where they are more than mirrored."""
+        if self.crop_min < 1 or self.rotate_degrees or self.tilt_degrees or self.shear or self.scale or self.translate:
+            maps = torch.from_numpy(self.matrices(draws, pixels.shape[2:])).to(pixels)
+            in_planes = pixels.ndim == 5 and not (self.tilt_degrees or self.shear)
+            return (resample_planes if in_planes else resample)(pixels, maps)
+        moved = pixels.clone()
+        for name in self.flips:
+            rows = _half(draws.of_image(f"flip_{name}"))
+            moved[rows] = moved[rows].flip(AXES[name])
+        return moved
+
+    def _change(self, pixels: Tensor, draws: Draws) -> None:
+        """Change the values of (B, C, ...) in place."""
+        size = pixels.shape[2:]
         axes = len(size)
-        side = (1 - draws[:, 0] * (1 - self.crop_min)) ** (1 / axes)
-        angle = np.radians(self.rotate_degrees) * (2 * draws[:, 4] - 1)
-        mirrored = np.where(self.flip_horizontal & (draws[:, 5] < 0.5), -1.0, 1.0)
-        maps = np.zeros((len(draws), axes, axes + 1))
-        maps[:, range(axes), range(axes)] = side[:, None]
-        height, width = size[-2:]
-        # A rotation in pixels, written in places scaled per axis: unequal sides shear it otherwise.
-        maps[:, -2, -3] = side * np.cos(angle)
-        maps[:, -2, -2] = side * np.sin(angle) * width / height * mirrored
-        maps[:, -1, -3] = -side * np.sin(angle) * height / width
-        maps[:, -1, -2] = side * np.cos(angle) * mirrored
-        maps[:, :, -1] = (1 - side)[:, None] * (2 * draws[:, 1 : 1 + axes] - 1)
-        return maps
-
-    def _intensity(self, pixels: Tensor, draws: np.ndarray) -> Tensor:
-        shape = (-1,) + (1,) * (pixels.ndim - 1)
-        contrast, brightness = (
-            torch.from_numpy(self.intensity * (2 * draws[:, column] - 1)).to(pixels).view(shape) for column in (6, 7)
-        )
-        return ((pixels - 0.5) * (1 + contrast) + 0.5 + brightness).clamp(0, 1)
-
-
-def resample(pixels: Tensor, maps: Tensor) -> Tensor:
-    """Resample (B, C, ...) linearly at the places that `maps` (B, axes, axes + 1) send each output place to."""
-    size = pixels.shape[2:]
-    axes = len(size)
-    # Elementwise sums, not a matrix product, whose rounding may depend on how many images are in the batch.
-    lines = [_centres(side, pixels).view((-1,) + (1,) * (axes - 1 - axis)) for axis, side in enumerate(size)]
-    places = []
-    for row in range(axes):
-        coefficients = [maps[:, row, column].view((-1,) + (1,) * axes) for column in range(axes + 1)]
-        place = coefficients[-1].expand(-1, *size)
-        for coefficient, line in zip(coefficients, lines, strict=False):
-            place = place + coefficient * line
-        places.append(place)
-    # grid_sample wants the fastest axis first.
-    grid = torch.stack(places[::-1], dim=-1)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        if self.blur_pixels and len(rows := _half(draws.of_image("blurred"))):
+            sigmas = self.blur_pixels * draws.of_each("blur_sigma", axes)[rows]
+            pixels[rows] = blur(pixels[rows], np.maximum(sigmas, _SMALLEST_SIGMA))
+        if self.gamma:
+            # Interpolation and blur may leave the range by a rounding error.
+            pixels.clamp_(0, 1).pow_(_per_image(1 + self.gamma * _either_way(draws.of_image("gamma")), pixels))
+        if self.contrast or self.brightness:
+            factor = 1 + self.contrast * _either_way(draws.of_image("contrast"))
+            shift = self.brightness * _either_way(draws.of_image("brightness")) + 0.5 * (1 - factor)
+            pixels.mul_(_per_image(factor, pixels)).add_(_per_image(shift, pixels))
+        if self.noise:
+            rows = _half(draws.of_image("noisy"))
+            stds = (self.noise * draws.of_image("noise_std")[rows]).tolist()
+            seeds = (draws.of_image("noise_field")[rows] * 2**53).astype(np.int64).tolist()
+            add_noise(pixels, rows.tolist(), stds, seeds)
+        pixels.clamp_(0, 1)
+        if self.cutout:
+            rows = _half(draws.of_image("cut"))
+            largest = np.maximum(1, np.floor(self.cutout * np.array(size)))
+            sides = 1 + np.floor(draws.of_each("cut_side", axes)[rows] * largest).astype(int)
+            starts = np.floor(draws.of_each("cut_place", axes)[rows] * (np.array(size) - sides + 1)).astype(int)
+            cut_out(pixels, rows.tolist(), starts, sides)
 
 
-def _centres(side: int, like: Tensor) -> Tensor:
-    return (2 * torch.arange(side, dtype=torch.float64) + 1).div(side).sub(1).to(like)
+def _either_way(draws: np.ndarray) -> np.ndarray:
+    """Return draws from [0, 1) spread over [-1, 1)."""
+    return 2 * draws - 1
+
+
+def _half(draws: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows that something is done to: half of them, on average."""
+    return np.flatnonzero(draws < 0.5)
+
+
+def _per_image(values: np.ndarray, pixels: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(pixels).view(-1, *(1,) * (pixels.ndim - 1))
+
+
+def _rotation_in_plane(axes: int, first: int, second: int, radians: np.ndarray) -> np.ndarray:
+    """Return (B, axes, axes) rotations from axis `first` towards axis `second`."""
+    rotation = np.tile(np.eye(axes), (len(radians), 1, 1))
+    rotation[:, first, first] = rotation[:, second, second] = np.cos(radians)
+    rotation[:, first, second], rotation[:, second, first] = -np.sin(radians), np.sin(radians)
+    return rotation

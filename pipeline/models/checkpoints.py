@@ -115,15 +115,15 @@ def require_equal(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 # ---------------------------------------------------------------- training state
 
 
-def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any]) -> None:
-    """Save what a resume needs as `<epochs done>.<SHA-256>.pt`, atomically; the two newest are kept.
+def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any], steps_done: int = 0) -> None:
+    """Save what a resume needs as `<epochs done>-<steps done since>.<SHA-256>.pt`, atomically; the two newest are kept.
 
     `state` may hold tensors, numbers, text, lists and dicts, nothing that needs pickle to run code.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
-    with atomic(folder / f"{epochs_done:06d}.{sha256_bytes(content)}.pt") as temporary:
+    with atomic(folder / f"{epochs_done:06d}-{steps_done:06d}.{sha256_bytes(content)}.pt") as temporary:
         temporary.write_bytes(content)
     for old in _checkpoints(folder)[_CHECKPOINTS_KEPT:]:
         old.unlink()

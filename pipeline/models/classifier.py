@@ -44,6 +44,16 @@ class Classifier(nn.Module):
         return self.head(self.head_norm(self.features(pixels, branch_scale)))[:, 0]
 
 
+def freeze_below(model: Classifier, trainable_blocks: int) -> None:
+    """Leave the last blocks, the encoder's final norm and the head to be trained; 0 leaves the head and its norm."""
+    if trainable_blocks == 0:
+        model.encoder.requires_grad_(False)
+        return
+    model.encoder.cls_token.requires_grad_(False)
+    model.encoder.patch_embedding.requires_grad_(False)
+    model.encoder.blocks[: model.spec.depth - trainable_blocks].requires_grad_(False)
+
+
 def branch_scales(uniform: Tensor, drop_path: float, depth: int) -> Tensor:
     """Return (depth, 2, B) factors of the residual branches from uniform numbers (B, 2 * depth).
 

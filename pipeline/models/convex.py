@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def train_probe(settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
     """Fit a logistic regression on standardised features of images as they are; fold it into a linear head."""
     model = build_classifier(data, "linear", 0).to(data.device)
-    loaded = load_pretrained(model, data.encoder, data.encoder_key, log.info)
+    start = data.starts["linear_probe"]
+    load_pretrained(model, start, log.info)
     model.eval()
 
     @torch.no_grad()
@@ -38,8 +39,8 @@ def train_probe(settings: FinetuneSettings, data: ArmData, folder: Path, log: Ru
     finish(folder, "linear_probe", model.state_dict(), _tried(aucs), content, {
         "tune_auc": max(aucs.values()),
         "best_epoch": None,
-        "encoder_tensors_loaded": loaded.tensors,
-        "encoder_tensors": len(data.encoder),
+        "encoder_tensors_loaded": start.loaded,
+        "encoder_tensors": len(start.tensors),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trainable_parameters": len(weight) + 1,
     })  # fmt: skip

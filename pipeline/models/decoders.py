@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.vit import EncoderSpec
+from pipeline.models.vit import EncoderSpec, through
 
 DecoderKind = Literal["self_attention", "cross_attention"]
 
@@ -74,7 +74,7 @@ class SelfAttentionDecoder(nn.Module):
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             # Nothing reads the last block's visible tokens; leaving them out is exact.
-            tokens = block(tokens, first=1 + seen.shape[1] if index == last else 0)
+            tokens = through(block, tokens, 1 + seen.shape[1] if index == last else 0)
         return tokens
 
 
@@ -126,7 +126,7 @@ class CrossAttentionDecoder(nn.Module):
         the masked places. `seen` is not needed: latent tokens carry the encoder's positions.
         """
         for block, source in zip(self.blocks, latent, strict=True):
-            hidden = block(hidden, source)
+            hidden = through(block, hidden, source)
         return hidden
 
 

@@ -1,30 +1,44 @@
-"""Fine-tuning: the network of one arm and seed, trained from the pretrained encoder or from random weights."""
+"""Fine-tuning: the network of one arm and seed, trained from pretrained weights, from public ones or from random ones.
+
+What the settings do to the logit, which calibration turns into a probability later:
+
+- The head starts at the log odds of the mean target, so that the first steps need not find the prevalence: that of the
+  training images after label smoothing, or 1/2 where the weighted loss or balanced sampling makes the classes equal.
+- A weighted loss and balanced sampling shift all logits by about a constant: towards log odds of 1/2. Ranking and
+  threshold do not see it, and the intercept of the logistic calibrator takes it back.
+- Label smoothing, focal loss and mixup keep logits from growing. The calibrator's slope takes the scale back; a bend
+  that is left needs one of the other calibrators.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
 from pipeline.models.augmentation import Augmentation
+from pipeline.models.averaging import RunningAverage
 from pipeline.models.baseline import auc
-from pipeline.models.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.models.classifier import Classifier, branch_scales
-from pipeline.models.images import Images
+from pipeline.models.classifier import Classifier, branch_scales, freeze_below
+from pipeline.models.distributed import leads
+from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
+from pipeline.models.examples import Examples, draw
+from pipeline.models.images import Images, on_device
+from pipeline.models.losses import objective, starting_logit
 from pipeline.models.randomness import DROP_PATH, uniform
 from pipeline.models.training import (
+    Hardware,
     Schedule,
     adamw,
     autocast,
     batches,
     parameter_groups,
-    train_epoch,
+    steps_per_epoch,
 )
 
 if TYPE_CHECKING:
@@ -35,68 +49,124 @@ BETAS = (0.9, 0.999)
 
 
 def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
-    """Train arm `mae` or `scratch` and leave its files in `folder`; goes on from its checkpoints there.
+    """Train one of arms.NETWORKS and leave its files in `folder`; goes on from its checkpoints there.
 
-    Raises TrainingError when the loss stops being finite, WeightsError when the pretrained encoder does not fit.
+    Raises TrainingError when the loss stops being finite, WeightsError when the weights to start from do not fit,
+    Stopped when asked to stop.
     """
-    model = build_classifier(data, "norm_linear", seed).to(data.device)
-    loaded = load_pretrained(model, data.encoder, data.encoder_key, log.info) if arm == "mae" else None
-    share = data.train.labels.mean()
-    model.head.bias.data.fill_(math.log(share / (1 - share)))
-    layer_decay = settings.layer_decay if arm == "mae" else 1.0
+    model = _build(arm, seed, settings, data, log)
+    layer_decay = settings.layer_decay if arm in data.starts else 1.0
     groups = parameter_groups(model, settings.weight_decay, layer_decay, data.spec.depth)
     optimiser = adamw(groups, BETAS)
-    history: list[dict[str, float]] = []
-    checkpoints = folder / "checkpoints"
-    if (state := load_checkpoint(checkpoints, data.device, log.warn)) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        history = state["history"]
-        log.info(f"{arm} seed {seed}: goes on after epoch {len(history)} of {settings.epochs}")
+    average = RunningAverage(model, settings.ema_decay) if settings.ema_decay is not None else None
+    judged: Classifier = model
+    if average is not None:
+        judged = average.model
+        optimiser.register_step_post_hook(lambda *_: average.update(model))
+    best: dict[str, Tensor] = {}
 
+    def further_state() -> dict[str, Any]:
+        return {"average": average.state_dict() if average is not None else {}, "best": best}
+
+    images = len(draw(data.train.labels, settings.sampling, seed, 0))
     schedule = Schedule(settings.learning_rate, settings.warmup_epochs, settings.epochs)
-    labels = torch.from_numpy(data.train.labels).float().to(data.device)
-    augment = Augmentation(settings.crop_min, settings.rotate_degrees, settings.intensity, settings.flip_horizontal)
-    what = f"{arm} seed {seed}, epoch"
-    for epoch in log.track(range(len(history), settings.epochs), what, settings.epochs, len(history)):
+    schedule = schedule.within(settings.max_steps, steps_per_epoch(images, settings.batch_size))
+    loss_of = objective(settings.loss, data.train.labels, settings.focal_gamma, settings.label_smoothing)
+    augment = Augmentation(**settings.augmentation.model_dump())
+    examples = Examples(data.train, augment, settings.mixup, seed, data.device)
+    what, checkpoints = f"{arm} seed {seed}", folder / "checkpoints"
+    with begin(
+        model, optimiser, schedule, data.hardware, data.train, checkpoints, log, what, further_state
+    ) as training:
+        if training.restored:
+            best.update(training.restored["best"])
+            if average is not None:
+                average.load_state_dict(training.restored["average"])
+        history = training.history
+        for epoch in epochs_left(training, f"{what}, epoch"):
+            if exhausted(history, settings.early_stopping_epochs):
+                break
+            drawn = draw(data.train.labels, settings.sampling, seed, epoch)
 
-        def batch_loss(rows: np.ndarray, epoch: int = epoch) -> Tensor:
-            pixels = augment(data.train.pixels(rows, data.device), seed, epoch, rows)
-            with autocast(data.device, data.precision):
-                logits = model(pixels, _dropped(settings, data, seed, epoch, rows))
-            return F.binary_cross_entropy_with_logits(logits.float(), labels[rows])
+            def batch_loss(numbers: np.ndarray, epoch: int = epoch, drawn: np.ndarray = drawn) -> Tensor:
+                pixels, targets = examples.prepared(numbers, drawn, epoch)
+                with autocast(data.device, data.hardware.precision):
+                    logits = model(pixels, _dropped(settings, data, seed, epoch, numbers))
+                return loss_of(logits.float(), targets)
 
-        order = batches(len(data.train), settings.batch_size, seed, epoch)
-        loss, rate = train_epoch(model, optimiser, schedule, epoch, order, batch_loss)
-        tune_auc = auc(data.tune.labels, _logits(model, data.tune, settings.batch_size, data.device))
-        values = {"train_loss": loss, "tune_auc": tune_auc, "learning_rate": rate}
-        history.append({"epoch": epoch + 1, **values})
-        log.metrics({f"{arm}.seed{seed}.{name}": value for name, value in values.items()}, epoch + 1)
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-        save_checkpoint(checkpoints, len(history), state)
+            order = [drawn[places] for places in batches(len(drawn), settings.batch_size, seed, epoch)]
+            done = train_epoch(training, order, batch_loss)
+            tune_auc = auc(data.tune.labels, _logits(judged, data.tune, settings.batch_size, data.hardware))
+            values = {"train_loss": done.loss, "tune_auc": tune_auc, "learning_rate": done.learning_rate}
+            tracked = values | done.measured
+            log.metrics({f"{arm}.seed{seed}.{name}": value for name, value in tracked.items()}, epoch + 1)
+            record(training, values)
+            if settings.early_stopping_epochs is not None and best_epoch(history) == len(history):
+                best.update({name: tensor.clone() for name, tensor in judged.state_dict().items()})
+            save(training)
 
-    log.info(f"{arm} seed {seed}: tune AUC {history[-1]['tune_auc']:.4f} after {settings.epochs} epochs")
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not leads():
+        return
+    kept = len(history) if settings.early_stopping_epochs is None else best_epoch(history)
+    tune_auc = history[kept - 1]["tune_auc"]
+    log.info(f"{what}: tune AUC {tune_auc:.4f} at epoch {kept}, kept; {len(history)} epochs trained")
     content = {"spec": data.spec.to_json(), "head": "norm_linear"}
-    finish(folder, arm, model.state_dict(), history, content, {
-        "tune_auc": history[-1]["tune_auc"],
-        "best_epoch": settings.epochs,
-        "encoder_tensors_loaded": loaded.tensors if loaded else 0,
-        "encoder_tensors": len(data.encoder),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable_parameters": sum(parameter.numel() for parameter in trained),
+    finish(folder, arm, best or judged.state_dict(), history, content, {
+        "tune_auc": tune_auc,
+        "best_epoch": kept,
+        "epochs_trained": len(history),
+        **_sizes(model, arm, data),
     })  # fmt: skip
 
 
-def _dropped(settings: FinetuneSettings, data: ArmData, seed: int, epoch: int, rows: np.ndarray) -> Tensor | None:
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """Return the epoch, counted from 1, with the highest AUC on the tuning images; the earliest of equals."""
+    return 1 + max(range(len(history)), key=lambda place: history[place]["tune_auc"])
+
+
+def exhausted(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
+    """Return whether the last `patience` epochs brought no higher AUC on the tuning images; None never is."""
+    return patience is not None and len(history) > 0 and len(history) - best_epoch(history) >= patience
+
+
+def _build(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, log: RunLog) -> Classifier:
+    """Return the network as it is before the first step."""
+    model = build_classifier(data, "norm_linear", seed).to(data.device)
+    if arm in data.starts:
+        load_pretrained(model, data.starts[arm], log.info)
+        # Random blocks that stay random would be no fair comparison: arm scratch is trained as a whole.
+        if settings.trainable_blocks is not None:
+            freeze_below(model, settings.trainable_blocks)
+    equal = settings.loss == "weighted" or settings.sampling == "balanced"
+    share = 0.5 if equal else float(data.train.labels.mean())
+    model.head.bias.data.fill_(starting_logit(share, settings.label_smoothing))
+    return model
+
+
+def _sizes(model: Classifier, arm: str, data: ArmData) -> dict[str, int]:
+    parameters = list(model.parameters())
+    return {
+        "encoder_tensors_loaded": data.starts[arm].loaded if arm in data.starts else 0,
+        "encoder_tensors": len(model.encoder.state_dict()),
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    }
+
+
+def _dropped(settings: FinetuneSettings, data: ArmData, seed: int, epoch: int, numbers: np.ndarray) -> Tensor | None:
     if not settings.drop_path:
         return None
-    draws = uniform(seed, epoch, rows, DROP_PATH, 2 * data.spec.depth)
-    return branch_scales(torch.from_numpy(draws).to(data.device), settings.drop_path, data.spec.depth)
+    draws = uniform(seed, epoch, numbers, DROP_PATH, 2 * data.spec.depth)
+    return branch_scales(on_device(torch.from_numpy(draws), data.device), settings.drop_path, data.spec.depth)
 
 
 @torch.no_grad()
-def _logits(model: Classifier, images: Images, batch_size: int, device: torch.device) -> np.ndarray:
+def _logits(model: Classifier, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
     model.eval()
-    parts = [model(images.pixels(rows, device)).double().cpu() for rows in images.chunks(batch_size)]
-    return torch.cat(parts).numpy()
+    with autocast(hardware.device, hardware.precision):
+        # Not the compiled call, which would be compiled once more for this use.
+        parts = [
+            model.forward(images.pixels(rows, hardware.device)).double()
+            for rows in images.chunks(min(batch_size, hardware.images_per_pass or batch_size))
+        ]
+    return torch.cat(parts).cpu().numpy()

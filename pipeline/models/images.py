@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +20,35 @@ class ImagesError(ValueError):
     """An array does not hold what its index says."""
 
 
+CACHE_SHARE = 0.5  # of a GPU's free memory, at most, for images
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the time spent inside its `running` blocks."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of this block."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+
 @dataclass(frozen=True)
 class Images:
     """Images of one or several splits: a table with a row per image, and the arrays that hold their pixels.
 
-    `index` has the columns of tables.INDEX; arrays are unsigned integers (N, C, H, W) or (N, C, D, H, W).
+    `index` has the columns of tables.INDEX; arrays are unsigned integers (N, C, H, W) or (N, C, D, H, W). `waited`
+    counts the time spent on fetching pixels. `cache` holds the bytes of all images on a GPU, see `cached`.
     """
 
     index: pd.DataFrame
     arrays: dict[str, np.ndarray]
+    waited: Stopwatch = field(default_factory=Stopwatch, compare=False)
+    cache: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -35,7 +58,7 @@ class Images:
         """Channels and size of an image: (C, H, W) or (C, D, H, W)."""
         return next(iter(self.arrays.values())).shape[1:]
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """Labels as float64; NaN where missing."""
         return np.asarray(self.index["label"].astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan))
@@ -50,13 +73,43 @@ class Images:
 
     def pixels(self, rows: Sequence[int] | np.ndarray, device: torch.device) -> torch.Tensor:
         """Return the images at `rows` as float32 in [0, 1], (B, C, ...), on `device`."""
-        return self.raw(rows).to(device).float() / self.full_scale
+        with self.waited.running():
+            if self.cache is None or self.cache.device != device:
+                raw = on_device(self.raw(rows), device)
+            else:
+                raw = self.cache[on_device(torch.as_tensor(rows), device)].view(self._dtype)
+            return raw.float() / self.full_scale
 
     def raw(self, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Return the images at `rows` with their stored integers, (B, C, ...)."""
         shards, places = self._places
         found = np.stack([self.arrays[shards[row]][places[row]] for row in rows])
         return torch.from_numpy(found)
+
+    def cached(self, device: torch.device) -> Images:
+        """Return these images held on the GPU when they take at most half of its free memory, as they are otherwise.
+
+        A GPU is many times faster than reading from files; a CPU has them in its memory anyway.
+        """
+        size = len(self) * np.prod(self.shape) * self._dtype.itemsize
+        if device.type == "cpu" or size > CACHE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return self
+        return replace(self, cache=self.all_bytes(device))
+
+    def all_bytes(self, device: torch.device) -> torch.Tensor:
+        """Return all images as the bytes of their stored integers, (N, C, ..., W x bytes per integer), on `device`.
+
+        As bytes, since few operations take unsigned integers of 16 bits.
+        """
+        *outer, width = self.shape
+        found = torch.empty((len(self), *outer, width * self._dtype.itemsize), dtype=torch.uint8, device=device)
+        for rows in self.chunks(256):
+            found[rows[0] : rows[-1] + 1] = self.raw(rows).view(torch.uint8)
+        return found
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.from_numpy(np.empty(0, next(iter(self.arrays.values())).dtype)).dtype
 
     @property
     def full_scale(self) -> float:
@@ -81,9 +134,16 @@ class Images:
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return tuple((mean / self.full_scale).tolist()), tuple((std / self.full_scale).tolist())
 
-    @property
+    @cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(self.index["shard"]), np.asarray(self.index["row"])
+
+
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return `tensor` on `device` without waiting for the work that a GPU still has to do."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def read_images(indexes: Sequence[Path], arrays: Sequence[Path]) -> Images:

@@ -21,6 +21,7 @@ from pipeline.models.vit import (
     initialise,
     normalise,
     patchify,
+    per_channel,
     position_table,
     unpatchify,
 )
@@ -94,9 +95,9 @@ class MaskedAutoencoder(nn.Module):
         return tuple(self._image(put(patches, mask.masked, new)) for new in (grey, predicted))  # type: ignore[return-value]
 
     def _image(self, patches: Tensor) -> Tensor:
-        shape = (1, self.spec.channels) + (1,) * len(self.spec.image_size)
-        std, mean = (patches.new_tensor(v).view(shape) for v in (self.spec.pixel_std, self.spec.pixel_mean))
-        return (unpatchify(patches, self.spec) * std + mean).clamp(0, 1)
+        images = unpatchify(patches, self.spec)
+        std, mean = (per_channel(values, images) for values in (self.spec.pixel_std, self.spec.pixel_mean))
+        return (images * std + mean).clamp(0, 1)
 
 
 def take(patches: Tensor, places: Tensor) -> Tensor:

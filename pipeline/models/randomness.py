@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 
 # Independent streams of the same image and epoch.
-AUGMENTATION, MASK, DROP_PATH = 1, 2, 3
+AUGMENTATION, MASK, DROP_PATH, MIXUP = 1, 2, 3, 4
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

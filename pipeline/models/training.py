@@ -1,26 +1,23 @@
-"""The pieces of a plain training loop: device, schedule, parameter groups, one epoch.
-
-The loops themselves stand in stages/pretrain.py and finetuning.py, to be read there. Order of images, augmentation,
-masks and dropped branches are functions of (seed, epoch, image), so that a resume needs the weights, the optimiser and
-the number of epochs done.
-"""
+"""What a training is set up with: hardware, schedule, parameter groups, batches. The steps are in engine.py."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pipeline.models import distributed
 from pipeline.models.randomness import order
 
-GRADIENT_NORM_LIMIT = 1.0
+if TYPE_CHECKING:
+    from pipeline.config import Machine
 
 
 class TrainingError(RuntimeError):
@@ -30,34 +27,83 @@ class TrainingError(RuntimeError):
 # ---------------------------------------------------------------- machine
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how fast a training runs; what comes of it stays the same, but for rounding.
+
+    `images_per_pass`: most images in memory at once, None for a whole batch. `gradient_checkpointing`: inner values of
+    a block are computed again on the way back instead of kept (Chen et al. 2016). `deadline`: the time.monotonic()
+    after which training saves and stops.
+    """
+
+    device: torch.device
+    precision: torch.dtype = torch.float32
+    images_per_pass: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    halve_when_out_of_memory: bool = False
+    deadline: float = math.inf
+
+
+def hardware(machine: Machine, precision: str, deadline: float, warn: Callable[[str], None]) -> Hardware:
+    """Prepare this process for training as `machine` says.
+
+    Raises TrainingError when a GPU is asked for and there is none, or fewer than processes.
+    """
+    device = prepare(machine.device, machine.threads)
+    return Hardware(
+        device,
+        usable_precision(precision, device, warn),
+        machine.images_per_pass,
+        machine.gradient_checkpointing,
+        machine.compile,
+        machine.on_out_of_memory == "halve",
+        deadline,
+    )
+
+
 def prepare(device: str, threads: int | None) -> torch.device:
     """Choose the device ("auto", "cpu", "cuda"), set the number of CPU threads and ask for repeatable results.
 
-    Raises TrainingError when a GPU is asked for and there is none.
+    Under torchrun each process of a machine takes the GPU of its own number.
+    Raises TrainingError when a GPU is asked for and there is none, or fewer than processes.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("machine.device is cuda, but torch finds no GPU; use auto or cpu")
-    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     # cuBLAS repeats its results only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory only helps to find bugs, and costs time.
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = False
-    return torch.device(chosen)
+    # fp32 means fp32: some container images switch on TF32, with 10 bits of mantissa, through the environment.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = distributed.local_rank()
+    if number >= torch.cuda.device_count():
+        raise TrainingError(
+            f"there are more processes on this machine than its {torch.cuda.device_count()} GPUs; "
+            "lower --nproc-per-node, or set machine.device to cpu"
+        )
+    chosen = torch.device("cuda", number)
+    torch.cuda.set_device(chosen)
+    return chosen
 
 
 def usable_precision(precision: str, device: torch.device, warn: Callable[[str], None]) -> torch.dtype:
-    """Return the type for the forward pass: bfloat16 where it is asked for and a GPU has it, float32 otherwise.
+    """Return the type for the forward pass: bfloat16 or float16 where asked for and a GPU has it, float32 otherwise.
 
-    A CPU gets float32 in any case: most have no bfloat16 units and would be tens of times slower.
+    A CPU gets float32 in any case: most have no such units and would be tens of times slower.
     """
-    if precision == "bf16":
-        if device.type == "cuda" and torch.cuda.is_bf16_supported():
-            return torch.bfloat16
-        warn(f"precision bf16 was asked for, but this {device.type} device gets fp32")
+    if precision == "fp32":
+        return torch.float32
+    if device.type == "cuda" and (precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)):
+        return torch.bfloat16 if precision == "bf16" else torch.float16
+    warn(f"precision {precision} was asked for, but this {device.type} device gets fp32")
     return torch.float32
 
 
@@ -71,11 +117,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then half a cosine down to 0 (Loshchilov and Hutter 2017). `peak` is the highest rate."""
+    """Linear warm-up, then half a cosine down to 0 (Loshchilov and Hutter 2017). `peak` is the highest rate.
+
+    `epochs` need not be whole: a budget of steps may end inside the last one.
+    """
 
     peak: float
     warmup_epochs: float
-    epochs: int
+    epochs: float
 
     def rate(self, epoch: float) -> float:
         """Return the learning rate at a point in training, counted in epochs and fractions of them."""
@@ -83,6 +132,22 @@ class Schedule:
             return self.peak * epoch / self.warmup_epochs
         done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
         return self.peak * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def within(self, max_steps: int | None, steps_per_epoch: int) -> Schedule:
+        """Return the schedule shortened to `max_steps`, warm-up in proportion, so that it still ends at 0."""
+        if max_steps is None or max_steps >= self.epochs * steps_per_epoch:
+            return self
+        epochs = max_steps / steps_per_epoch
+        return replace(self, warmup_epochs=self.warmup_epochs * epochs / self.epochs, epochs=epochs)
+
+    @property
+    def begun_epochs(self) -> int:
+        """Epochs, the last of which may be cut short."""
+        return math.ceil(self.epochs)
+
+    def steps_in(self, epoch: int, steps_per_epoch: int) -> int:
+        """Return how many of an epoch's steps are taken."""
+        return min(steps_per_epoch, round((self.epochs - epoch) * steps_per_epoch))
 
 
 def parameter_groups(
@@ -118,7 +183,12 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.opt
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
-# ---------------------------------------------------------------- one epoch
+# ---------------------------------------------------------------- batches
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Return how many batches `count` images make."""
+    return math.ceil(count / batch_size)
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -126,42 +196,4 @@ def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarr
 
     Sizes differ by at most one, so that no epoch ends on a step driven by a handful of images.
     """
-    return np.array_split(order(count, seed, epoch), math.ceil(count / batch_size))
-
-
-def train_epoch(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
-    epoch: int,
-    epoch_batches: Iterable[np.ndarray],
-    batch_loss: Callable[[np.ndarray], Tensor],
-) -> tuple[float, float]:
-    """Take one step per batch; return the epoch's mean loss per image and its last learning rate.
-
-    `batch_loss(rows)` returns the mean loss of the images at `rows`. Gradients are clipped to norm 1.
-    Raises TrainingError at the first loss that is not finite.
-    """
-    model.train()
-    trainable = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    total, images, rate = 0.0, 0, 0.0
-    listed = list(epoch_batches)
-    for position, rows in enumerate(listed):
-        rate = schedule.rate(epoch + (position + 1) / len(listed))
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
-        loss = batch_loss(rows)
-        value = loss.item()
-        if not math.isfinite(value):
-            step = epoch * len(listed) + position
-            raise TrainingError(
-                f"the loss is {value} at step {step} (epoch {epoch + 1}, batch {position + 1} of {len(listed)}); "
-                "lower the learning rate, or look for damaged images in this split"
-            )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainable, GRADIENT_NORM_LIMIT)
-        optimiser.step()
-        total += value * len(rows)
-        images += len(rows)
-    return total / images, rate
+    return np.array_split(order(count, seed, epoch), steps_per_epoch(count, batch_size))

@@ -56,6 +56,10 @@ FACTS: Mapping[str, tuple[Callable[[Evidence], bool], str]] = {
     "manufacturer": (lambda e: bool((e.images["manufacturer"] != "").any()), "the studies name no manufacturer"),
     "subgroups": (lambda e: not e.subgroups.empty, "the studies carry nothing to group patients by"),
     "sites": (lambda e: e.images["site"].nunique() > 1, "the studies name no more than one site"),
+    "external set": (
+        lambda e: any(its["patients"] for its in e.metrics["external"].values()),
+        "there is no external test set with patients of its own",
+    ),
     "outlines": (
         lambda e: any(x.outlined is not None for x in [*e.misses, *e.false_alarms]),
         "no example has an outline",
@@ -126,7 +130,7 @@ STARD_AI = Guideline(
         Item("27", "Time and treatment between test and reference", "statements", ("study.interval",)),
         Item("28", "Whether the data resemble the people it is meant for", "statements",
              ("study.representativeness",)),
-        Item("29", "How an external data set differs", why="no external test set is in this report"),
+        Item("29", "How an external data set differs", "external", ("external set",)),
         Item("30", "Test result against reference, cross-tabulated", "operating_point", ("operating point",)),
         Item("31", "Accuracy with its precision", "discrimination"),
         Item("32", "Harm from test or reference standard", "statements", ("study.adverse_events",)),
@@ -180,7 +184,7 @@ CLAIM = Guideline(
         Item("30", "Robustness", "subgroups", ("subgroups",)),
         Item("31", "Methods of explaining", "examples", ("outlines",)),
         Item("32", "Testing on internal data", "discrimination"),
-        Item("33", "Testing on external data", why="no external test set is in this report"),
+        Item("33", "Testing on external data", "external", ("external set",)),
         Item("34", "Registration as a trial", "statements", ("study.registration",)),
         Item("35", "Numbers included and excluded, as a diagram", "studies"),
         Item("36", "Characteristics of each part of the data", "studies", ("demographics",)),

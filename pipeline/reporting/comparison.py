@@ -41,7 +41,7 @@ WITHHELD = "withheld"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what it is called, its settings (flat), the contents of its artifacts, and their keys by stage.
+    """A finished run: what it is called, its settings (flat), the contents of its artifacts, and their keys by step.
 
     `roc` is the reported arm's curve (x, y); `date` (ISO 8601) is when the run was evaluated.
     """
@@ -246,6 +246,7 @@ def _findings(runs: Sequence[Run]) -> Block:
 
 
 def _keys(runs: Sequence[Run]) -> list[Block]:
-    stages = {stage: [run.keys.get(stage, "—") for run in runs] for stage in runs[0].keys}
-    stages["evaluated on"] = [run.date for run in runs]
-    return _side_by_side("artifacts", "Keys of the artifacts behind each run", "Stage", stages, _letters(runs))
+    steps = dict.fromkeys(step for run in runs for step in run.keys)
+    rows = {step: [run.keys.get(step, "—") for run in runs] for step in steps}
+    rows["evaluated on"] = [run.date for run in runs]
+    return _side_by_side("artifacts", "Keys of the artifacts behind each run", "Step", rows, _letters(runs))

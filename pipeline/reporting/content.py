@@ -8,7 +8,17 @@ import pandas as pd
 
 from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.sections import background, examples, groups, model, operating, provenance, results, summary
+from pipeline.reporting.sections import (
+    background,
+    elsewhere,
+    examples,
+    groups,
+    model,
+    operating,
+    provenance,
+    results,
+    summary,
+)
 from pipeline.reporting.sections.crosswalk import crosswalk
 
 SECTIONS = (
@@ -25,7 +35,8 @@ SECTIONS = (
     groups.subgroups,
     groups.comparison,
     examples.examples,
-    groups.shift,
+    elsewhere.external,
+    elsewhere.shift,
     provenance.statements,
     provenance.provenance,
 )
@@ -43,7 +54,7 @@ def build(e: Evidence) -> Document:
         date=e.date,
         contact=e.contact,
         footer=f"Report of {e.date} · model {shortened(weights, 40)} · threshold {threshold}",
-        keys={stage: record["key"] for stage, record in e.records.items()},
+        keys={step: record["key"] for step, record in e.records.items()},
         usable=usable,
         sections=[*sections, crosswalk(e, sections)],
         numbers=_numbers(e),
@@ -53,6 +64,8 @@ def build(e: Evidence) -> Document:
 def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
     """Return the tables that go beside the report in full, by name; those of a threshold only when it is usable."""
     tables = {"comparison": e.comparison, "curves": e.curves, "subgroups": e.subgroups}
+    if e.label_fractions is not None:
+        tables["label_fractions"] = e.label_fractions
     if e.point is not None:
         return {**tables, "sweep": e.sweep}
     tables["curves"] = e.curves[e.curves["curve"] != "net_benefit_operating_point"]
@@ -67,7 +80,10 @@ def _numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
     metrics, threshold = dict(e.metrics), dict(e.threshold)
     if e.point is None:
-        metrics |= {"operating_point": None, "other_operating_points": [], "consequences": []}
+        nothing = {"operating_point": None, "other_operating_points": [], "consequences": []}
+        metrics |= nothing | {"external": {name: {**its, **nothing} for name, its in metrics["external"].items()}}
+        groups = [{**group, "recall": None, "verification": None} for group in metrics["shift"]["groups"]]
+        metrics["shift"] = {**metrics["shift"], "groups": groups}
         threshold["other_operating_points"] = []
         threshold |= {name: None for name in threshold if name.startswith(("threshold", "probability"))}
     return {

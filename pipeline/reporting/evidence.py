@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ Json = Mapping[str, Any]
 ARM_NAMES = {
     "mae": "pretrained (masked autoencoder)",
     "scratch": "same network, from scratch",
+    "imported": "same network, from public weights",
     "linear_probe": "pretrained, frozen (linear probe)",
     "hog": "classical baseline (HOG, logistic regression)",
 }
@@ -25,12 +26,14 @@ ARM_NAMES = {
 class Example:
     """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it.
 
-    `outlined` (h, w) is true where half of the model's attention lay; None for a model without attention.
+    A volume is shown by three planes, see imaging/planes.py. `outlined` (h, w) is true where half of the model's
+    attention lay, `outlined_share` its share of the whole image or volume; None for a model without attention.
     """
 
     patient: str
     image: np.ndarray
     outlined: np.ndarray | None
+    outlined_share: float | None
     images: int
     score: float
     probability: float | None
@@ -42,8 +45,9 @@ class Example:
 class Evidence:
     """The contents of earlier artifacts. Names are those of the stages and of their files; tables are data frames.
 
-    `statements` says in words what each statement of `card["study"]` is about.
-    `scores` are the test patients' scores; `records` the artifacts' records by stage; `date` is ISO 8601.
+    `statements` says in words what each statement of `card["study"]` is about. `scores` are the test patients' scores;
+    `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
+    `label_fractions` is None when no arm was trained with fewer labelled patients.
     """
 
     title: str
@@ -72,6 +76,13 @@ class Evidence:
     misses: Sequence[Example]
     false_alarms: Sequence[Example]
     records: Mapping[str, Json]
+    label_fractions: pd.DataFrame | None = None
+    external: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def volumes(self) -> bool:
+        """Whether the model was given volumes."""
+        return len(self.records["preprocess"]["settings"]["image_size"]) == 3
 
     @property
     def reported_arm(self) -> str:
@@ -106,8 +117,9 @@ def reasons_against(findings: Sequence[Json], threshold: Json, metrics: Json) ->
 
 def in_words(finding: Json) -> str:
     """Return a finding with the patients that it is about: `Test patients: the threshold refers no patient.`"""
-    message = finding["message"].strip()
-    return f"{finding['on'].capitalize()} patients: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
+    message, on = finding["message"].strip(), finding["on"]
+    who = f"{on} patients" if on in ("calibration", "test") else on
+    return f"{who[0].upper()}{who[1:]}: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
 
 
 def prevalence_assumed(e: Evidence) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,31 @@ def arms(figure: Figure, comparison: pd.DataFrame, names: Sequence[str]) -> None
     axes.set_yticks(at, names)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlabel("AUC on the test patients")
+
+
+@svg(16, 8)
+def label_curve(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
+    """AUC against labelled patients, logarithmic: a line per arm, told apart by dashes and markers.
+
+    `curves` maps labels to rows with `labelled_patients`, `auc`, `auc_low` and `auc_high`. The first two, whose
+    comparison is the question, have their interval as a band; more bands would hide each other.
+    """
+    axes = figure.subplots()
+    looks = ((BLUE, "o-", BLUE), (ORANGE, "s--", ORANGE), (GREY, "^:", "white"), (GREY, "D-.", "white"))
+    for at, ((label, curve), (colour, look, face)) in enumerate(zip(curves.items(), cycle(looks), strict=False)):
+        counts = curve["labelled_patients"]
+        if at < 2:
+            axes.fill_between(counts, curve["auc_low"], curve["auc_high"], facecolor=colour, alpha=0.15, linewidth=0)
+            for limit in ("auc_low", "auc_high"):
+                axes.plot(counts, curve[limit], look[1:], color=colour, linewidth=0.5)
+        axes.plot(counts, curve["auc"], look, color=colour, label=label, markersize=5, markerfacecolor=face)
+    counts = sorted({int(n) for curve in curves.values() for n in curve["labelled_patients"]})
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{n:,}" for n in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("Labelled training patients")
+    axes.set_ylabel("AUC on the test patients")
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 @svg(7.6, 5.6)

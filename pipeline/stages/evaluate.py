@@ -1,8 +1,9 @@
-"""evaluate: the locked test set, once → every number of the report, each with its interval."""
+"""evaluate: the locked test set, once, and external ones → every number of the report, each with its interval."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +11,32 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit
+from pipeline.imaging.duplicates import met_before, near_copies, read_fingerprints
+from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.curves import curve_table
-from pipeline.statistics.discrimination import auc_value, average_precision, roc_auc
+from pipeline.statistics.discrimination import average_precision, roc_auc
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables
 from pipeline.statistics.intervals import proportion_ci
+from pipeline.statistics.label_fractions import (
+    label_fraction_intervals,
+    label_fraction_sentence,
+    label_fraction_table,
+)
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
 from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap, scores_sha256
 from pipeline.statistics.reliability import calibration_summary
-from pipeline.statistics.shift import assess_image_counts, assess_shift, score_shift
-from pipeline.statistics.subgroups import ATTRIBUTES, patient_attributes, subgroup_table
+from pipeline.statistics.shift import (
+    GroupShift,
+    Promise,
+    assess_image_counts,
+    assess_shift,
+    group_shift,
+    unseen_patients,
+)
+from pipeline.statistics.subgroups import ATTRIBUTES, UNKNOWN, patient_attributes, subgroup_table
 from pipeline.statistics.sweep import threshold_sweep
 from pipeline.statistics.threshold import recall_bounds, verify_threshold
 from pipeline.store.files import read_json, write_json
@@ -30,6 +44,8 @@ from pipeline.store.tables import (
     COMPARISON,
     CURVES,
     IMAGES,
+    LABEL_FRACTION_SCORES,
+    LABEL_FRACTIONS,
     PATIENT_SCORES,
     SCORES,
     SPLIT,
@@ -48,10 +64,13 @@ if TYPE_CHECKING:
 def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Judge the reported model, its calibrator and its frozen threshold on the test patients, beside every arm.
 
-    Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet and
-    findings.json (those of the calibration patients first) in `work`. Raises ValueError when a patient is in
-    two splits, when scores are not finite or not complete, or when the arms were not scored on the same
-    patients.
+    External test sets are judged by the same model, calibrator and threshold, less the patients whom the run has met
+    already. Their findings warn: they never decide whether the operating point may be used.
+
+    Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet,
+    findings.json (those of the calibration patients first) and, when arms were also trained with fewer labelled
+    patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when scores are not
+    finite or not complete, or when the arms were not scored on the same patients.
     """
     scores = {
         name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in ("calibration", "test")
@@ -70,18 +89,35 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     calibrated, shown = calibrator.predict(test.s), _shown(calibrator, frozen, test.s)
 
     with collect_warnings() as warned:
-        seed_aucs = _seed_aucs(scores["test"], arms, how)
         matched = _matched(scores["calibration"], arms, how, frozen) if frozen["certified"] else None
-        comparison = comparison_table(arms, seed_aucs, arm, settings.level, matched)
+        comparison = comparison_table(arms, seed_aucs(scores["test"], arms, how), arm, settings.level, matched)
         sentence = pretraining_benefit(arms, settings.level)
+        fractions = _label_fractions(inputs, scores["test"], how, settings.level)
         metrics: dict[str, Any] = {
             "arm": arm,
             "seeds": list(test.seeds),
             "aggregation": how,
-            **_metrics(settings, test, calibration, calibrator, frozen, threshold),
+            **_metrics(settings, test, calibrator, frozen, threshold),
             "comparison_sentence": sentence,
+            "label_fractions": _fraction_numbers(fractions, settings.level),
         }
         of_test = images[images["image_id"].isin(scores["test"]["image_id"])]
+        reference = _Reference(
+            settings,
+            frozen,
+            calibrator,
+            calibration,
+            images[images["image_id"].isin(scores["calibration"]["image_id"])],
+        )
+        shift, *sites = _shifts(reference, test, of_test)
+        external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
+        metrics["external"] = {name: one.metrics for name, one in external.items()}
+        metrics["shift"] = {
+            "calibration": _prevalence(calibration, settings.level),
+            "groups": [
+                group.to_dict() for group in [shift, *sites, *(one.shift for one in external.values() if one.shift)]
+            ],
+        }
         bins = settings.calibration_bins
         curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, threshold)
         subgroups = _subgroups(settings, test, of_test, threshold)
@@ -89,12 +125,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         *(Finding(**item) for item in read_json(inputs.file("calibrate", "findings.json"))),
         *_table_findings(inputs, scores["calibration"], calibration, calibrator, frozen),
         *_test_findings(settings, test, calibrator, threshold, metrics),
-        *assess_shift(
-            score_shift(calibration.s, test.s),
-            images[images["image_id"].isin(scores["calibration"]["image_id"])],
-            of_test,
-        ),
+        *assess_shift(shift, "test", sites),
         *(assess_image_counts(of_test) if how == "max" else []),
+        *(finding for one in external.values() for finding in one.findings),
     ]
 
     others = [patient_table(name, p, None, None) for name, p in arms.items() if name != arm]
@@ -104,13 +137,16 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
     write_table(work / "comparison.parquet", comparison, COMPARISON)
     write_table(work / "curves.parquet", curves, CURVES)
+    if fractions is not None:
+        write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
-    log.info(sentence)
+    for said in filter(None, (sentence, metrics["label_fractions"]["sentence"])):
+        log.info(said)
     for warning in warned:
         log.warn(str(warning))
     for finding in findings:
-        if finding.on == "test":
+        if finding.on != "calibration":
             (log.info if finding.level == "info" else log.warn)(f"{finding.code}: {finding.message}")
     log.metrics(_headline(metrics, comparison), 0)
 
@@ -137,13 +173,6 @@ def _check_partitions(split: pd.DataFrame, scores: Mapping[str, pd.DataFrame], i
         raise ValueError("scores do not fit the split: " + "; ".join(problems) + "; rebuild with --rebuild score")
 
 
-def _seed_aucs(scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any) -> dict[str, list[float]]:
-    return {
-        name: [auc_value(one.y, one.s) for one in (patients_of(scores, name, how, seed) for seed in arm.seeds)]
-        for name, arm in arms.items()
-    }
-
-
 def _matched(
     scores: pd.DataFrame, arms: Mapping[str, Patients], how: Any, frozen: Mapping[str, Any]
 ) -> dict[str, float]:
@@ -152,10 +181,29 @@ def _matched(
     return matched_thresholds(calibration, frozen["arm"], frozen["misses_allowed"])
 
 
+def _label_fractions(inputs: Inputs, scores: pd.DataFrame, how: Any, level: float) -> pd.DataFrame | None:
+    """Return the table of every arm with fewer and with all labelled patients; None when none had fewer."""
+    found = inputs.files("score", "label_fractions_test.parquet")
+    if not found:
+        return None
+    trained = read_json(inputs.file("finetune", "summary.json"))
+    everyone = trained["train_patients"]
+    positives = {int(count): record["positive_patients"] for count, record in trained["labelled_patients"].items()}
+    fewer = read_table(found[0], LABEL_FRACTION_SCORES)
+    every = pd.concat([fewer, scores.assign(labelled_patients=everyone)], ignore_index=True)
+    return label_fraction_table(every, {**positives, everyone: trained["train_positive_patients"]}, how, level)
+
+
+def _fraction_numbers(fractions: pd.DataFrame | None, level: float) -> dict[str, Any]:
+    if fractions is None:
+        return {"sentence": "", "intervals": {}}
+    sentence, intervals = label_fraction_sentence(fractions, level), label_fraction_intervals(fractions, level)
+    return {"sentence": sentence, "intervals": intervals}
+
+
 def _metrics(
     settings: EvaluateSettings,
     test: Patients,
-    calibration: Patients,
     calibrator: Calibrator,
     frozen: Mapping[str, Any],
     threshold: float | None,
@@ -172,15 +220,9 @@ def _metrics(
         }
         for when, p in probabilities.items()
     }
-    prevalence = {
-        name: proportion_ci(int(patients.y.sum()), len(patients.y), level).to_dict()
-        for name, patients in (("calibration", calibration), ("test", test))
-    }
     return {
-        "patients": len(test.y),
-        "positives": int(test.y.sum()),
+        **_prevalence(test, level),
         "images": test.images,
-        "prevalence": prevalence["test"],
         "discrimination": {
             "auc": roc_auc(test.y, test.s, level).to_dict(),
             "average_precision": average_precision(test.y, test.s, level, seed=seed).to_dict(),
@@ -196,12 +238,12 @@ def _metrics(
         "consequences": [row.to_dict() for row in rows],
         "headline_prevalence": settings.headline_prevalence,
         "calibration": {"bins": settings.calibration_bins, **measures},
-        "shift": {
-            "prevalence_calibration": prevalence["calibration"],
-            "prevalence_test": prevalence["test"],
-            "score_ks": score_shift(calibration.s, test.s).to_dict(),
-        },
     }
+
+
+def _prevalence(patients: Patients, level: float) -> dict[str, Any]:
+    n, positives = len(patients.y), int(patients.y.sum())
+    return {"patients": n, "positives": positives, "prevalence": proportion_ci(positives, n, level).to_dict()}
 
 
 def _shown(calibrator: Calibrator, frozen: Mapping[str, Any], scores: Any) -> np.ndarray:
@@ -271,6 +313,7 @@ def _test_findings(
     calibrator: Calibrator,
     threshold: float | None,
     metrics: Mapping[str, Any],
+    on: str = "test",
 ) -> list[Finding]:
     findings = assess_discrimination(
         test.y,
@@ -278,30 +321,138 @@ def _test_findings(
         calibrator.predict(test.s),
         threshold,
         raw=expit(test.s),
-        on="test",
+        on=on,
         level=settings.level,
     )
     point = metrics["operating_point"]
     if point and point["verification"] == "contradicted":
         found = f"{point['counts']['tp']} of {metrics['positives']} patients with the condition were referred"
-        message = f"the certified recall did not hold on the test patients: {found}"
-        findings.append(Finding("recall_contradicted", "warn", "test", message))
+        message = f"the certified recall did not hold on these patients: {found}"
+        findings.append(Finding("recall_contradicted", "warn", on, message))
     return findings + [
-        finding for other in metrics["other_operating_points"] for finding in _other_findings(settings, test, other)
+        finding for other in metrics["other_operating_points"] for finding in _other_findings(settings, test, other, on)
     ]
 
 
-def _other_findings(settings: EvaluateSettings, test: Patients, other: Mapping[str, Any]) -> list[Finding]:
+def _other_findings(settings: EvaluateSettings, test: Patients, other: Mapping[str, Any], on: str) -> list[Finding]:
     point, target = other["operating_point"], other["recall_target"]
     if point is None:
         return []
-    findings = assess_other_target(test.y, test.s, point["threshold"], target, on="test", level=settings.level)
+    findings = assess_other_target(test.y, test.s, point["threshold"], target, on=on, level=settings.level)
     if point["verification"] == "contradicted":
-        message = (
-            f"the recall certified at the further target of {100 * target:.6g} % did not hold on the test patients"
-        )
-        findings.append(Finding("other_recall_contradicted", "info", "test", message))
+        message = f"the recall certified at the further target of {100 * target:.6g} % did not hold on these patients"
+        findings.append(Finding("other_recall_contradicted", "info", on, message))
     return findings
+
+
+# ---------------------------------------------------------------- other patients
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What was frozen on the calibration patients, and who these are."""
+
+    settings: EvaluateSettings
+    frozen: Mapping[str, Any]
+    calibrator: Calibrator
+    patients: Patients
+    images: pd.DataFrame
+
+    def shift(self, group: str, members: Patients, unseen: set[str]) -> GroupShift:
+        """Return how a group of patients differs from the calibration patients; `unseen` are those of other sites."""
+        return group_shift(
+            group,
+            self.patients,
+            members,
+            self.calibrator.predict(members.s),
+            Promise(_threshold(self.frozen), self.frozen["recall_target"], self.frozen["confidence"]),
+            unseen=len(unseen.intersection(members.ids)),
+            level=self.settings.level,
+            min_positives=self.settings.min_subgroup_positives,
+        )
+
+
+def _shifts(reference: _Reference, test: Patients, images: pd.DataFrame) -> list[GroupShift]:
+    """Return the shift of the test patients and, when they come from several, of each site that is stated."""
+    unseen = unseen_patients(reference.images, images)
+    site = patient_attributes(images)["site"].loc[test.ids].to_numpy()
+    sites = [name for name in sorted(set(site)) if name != UNKNOWN] if len(set(site)) > 1 else []
+    members = {f"site {name[:12]}": _those(test, site == name) for name in sites}
+    return [reference.shift(name, some, unseen) for name, some in {"test": test, **members}.items()]
+
+
+def _those(patients: Patients, chosen: np.ndarray) -> Patients:
+    return replace(patients, ids=patients.ids[chosen], y=patients.y[chosen], s=patients.s[chosen])
+
+
+@dataclass(frozen=True)
+class _External:
+    """What came of an external test set; no shift when nobody in it is new."""
+
+    metrics: dict[str, Any]
+    shift: GroupShift | None
+    findings: list[Finding]
+
+
+def _external(reference: _Reference, name: str, known: pd.DataFrame, inputs: Inputs, work: Path) -> _External:
+    """Judge what was frozen on an external test set. `known` has the images of the run, whatever they were used for.
+
+    Findings that would close the gate on the test patients warn here: the certificate never spoke of this set.
+    """
+    settings, frozen, calibrator = reference.settings, reference.frozen, reference.calibrator
+    on = f"external set {name}"
+    scores = read_table(inputs.file(f"score@{name}", "scores_test.parquet"), SCORES)
+    images = read_table(inputs.file(f"ingest@{name}", "images.parquet"), IMAGES)
+    split = read_table(inputs.file(f"split@{name}", "split.parquet"), SPLIT)
+    _check_partitions(split, {"test": scores}, images)
+    met = _met_before(known, images[images["image_id"].isin(split["image_id"])], name, inputs, work)
+    again = set(split.loc[split["unit"].isin(split.loc[split["image_id"].isin(met.index), "unit"]), "patient_id"])
+    excluded = {
+        "patients": scores.loc[scores["patient_id"].isin(again), "patient_id"].nunique(),
+        "images": {why: int(count) for why, count in met.value_counts().sort_index().items()},
+    }
+    findings = _overlap_findings(excluded, scores["patient_id"].nunique(), on)
+    left = scores[~scores["patient_id"].isin(again)]
+    if left.empty:
+        return _External({"group": on, "patients": 0, "excluded": excluded}, None, findings)
+    members = patients_of(left, frozen["arm"], frozen["aggregation"])
+    threshold = _threshold(frozen)
+    metrics = {"group": on, "excluded": excluded, **_metrics(settings, members, calibrator, frozen, threshold)}
+    elsewhere = unseen_patients(reference.images, images, elsewhere=True)
+    shift = reference.shift(on, members, elsewhere)
+    found = [
+        *_test_findings(settings, members, calibrator, threshold, metrics, on),
+        *assess_shift(shift, on),
+    ]
+    findings += [replace(one, level="warn") if one.level == "fail" else one for one in found]
+    return _External(metrics, shift, findings)
+
+
+def _met_before(known: pd.DataFrame, images: pd.DataFrame, name: str, inputs: Inputs, work: Path) -> pd.Series:
+    """Return why external images are not new to the run, by image_id; nearly the same ones only where ingest looked."""
+    met = met_before(known, images)
+    new = images.loc[~images["image_id"].isin(met.index), "image_id"]
+    if new.empty or not inputs.record("ingest")["settings"]["near_duplicates"]:
+        return met
+    tables, scratch = ("examined.parquet", "assembled.parquet"), [work / f".small{n}.tmp" for n in (1, 2)]
+    prints = [
+        read_fingerprints([inputs.file(step, table) for table in tables], ids, small)
+        for step, ids, small in zip(("ingest", f"ingest@{name}"), (known["image_id"], new), scratch, strict=True)
+    ]
+    near = new[near_copies(*prints)]
+    for path in scratch:
+        path.unlink()
+    return pd.concat([met, pd.Series("nearly the same image", index=near)])
+
+
+def _overlap_findings(excluded: Mapping[str, Any], patients: int, on: str) -> list[Finding]:
+    if not excluded["images"]:
+        return []
+    reasons = ", ".join(f"{count} images: {why}" for why, count in excluded["images"].items())
+    message = f"{excluded['patients']} of {patients} patients occur in this run already and were left out ({reasons})"
+    if "same patient" in excluded["images"]:
+        message += "; where both places number their patients alike, these may be others"
+    return [Finding("external_overlap", "warn", on, message)]
 
 
 def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str, float]:
@@ -315,6 +466,7 @@ def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str,
         "test_brier": metrics["calibration"]["after"]["brier"],
         "test_ece": metrics["calibration"]["after"]["ece"],
         **{f"test_{name}{at}": point[name] for at, point in points.items() if point for name in rates},
+        **{f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()},
     }
     values = {f"auc_{arm}": float(auc) for arm, auc in zip(comparison["arm"], comparison["auc"], strict=True)}
     for name, interval in intervals.items():

@@ -4,26 +4,38 @@ Rules that hold for all arms alike:
 
 - **Last epoch.** The weights after the last epoch are kept. The rate has come down to 0 by then, and with the few
   tuning patients of a small study the best of many epochs is picked by noise and its AUC is flattering. The tuning
-  AUC is recorded after every epoch, for the reader.
-- **Class imbalance.** The loss is plain binary cross-entropy and images are drawn as they come. Weighting or
-  resampling would mainly shift the logits by a constant, which neither the ranking nor the threshold sees and which
+  AUC is recorded after every epoch, for the reader. Early stopping, a setting, keeps the epoch with the highest one.
+- **Class imbalance.** By default the loss is plain binary cross-entropy and images are drawn as they come. Weighting
+  or resampling would mainly shift the logits by a constant, which neither the ranking nor the threshold sees and which
   calibration undoes; the head starts at the training patients' log odds instead.
-- **Layer decay** protects what pretraining found, so it applies to arm `mae` alone.
+- **Layer decay and frozen blocks** protect what pretraining found, so they apply to arms `mae` and `imported` alone.
+- **Fewer labelled patients** (`labelled_patients`) are the same for every arm and seed: an arm's score is the mean over
+  its seeds, which must not know more patients than it says. Networks get as many steps as with all patients. The tune
+  split stays whole: its labels choose the regularisation of the logistic regressions, and are not counted.
+- **Seeds.** An arm with several seeds is an ensemble: its score is the mean logit of its networks. That score is what
+  is calibrated, certified and evaluated.
+
+There is no masked-image loss beside the label's: it would need a decoder in every arm and a weight to be chosen, for a
+gain that was not measured here.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.arms import ArmData
+from pipeline.models.arms import NETWORKS, ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.convex import train_hog, train_probe
+from pipeline.models.distributed import from_leader, leads
 from pipeline.models.finetuning import train_network
+from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
-from pipeline.models.training import TrainingError, prepare, usable_precision
+from pipeline.models.labelled_patients import labelled_subsets, same_steps
+from pipeline.models.training import TrainingError, hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
 
@@ -33,44 +45,45 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 DESCRIPTIONS = {
-    "mae": "encoder pretrained as a masked autoencoder, all layers trained",
-    "scratch": "the same network, trained from random weights",
+    "mae": "encoder pretrained as a masked autoencoder",
+    "scratch": "the same network, all layers trained from random weights",
+    "imported": "the same network, started from public weights that were trained elsewhere",
     "linear_probe": "logistic regression on the frozen pretrained encoder's features",
     "hog": "logistic regression on histograms of oriented gradients, no network",
 }
-SELECTION = {
-    "mae": "weights after the last epoch",
-    "scratch": "weights after the last epoch",
-    "linear_probe": "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds",
-    "hog": "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds",
-}
+CONVEX = {"linear_probe": train_probe, "hog": train_hog}
 
 
 def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Train every arm and seed; leave each model in `<arm>/seed<k>/` and what came of it in summary.json.
 
-    Raises TrainingError when a class has no training or tuning image or the loss stops being finite, WeightsError
-    when the pretrained encoder does not fit.
+    Models of n labelled patients go to `labelled<n>/<arm>/seed<k>/`. Raises TrainingError when a class has no training
+    or tuning image, a number of labelled patients cannot be had or the loss stops being finite, WeightsError when the
+    pretrained encoder does not fit.
     """
     data = _read(settings, inputs, log)
+    subsets = labelled_subsets(data.train, settings.labelled_patients, settings.seeds[0])
     arms: dict[str, Any] = {}
     for arm in settings.arms:
-        # Logistic regression has one optimum: a second seed would give the same model again.
-        seeds = settings.seeds if arm in ("mae", "scratch") else settings.seeds[:1]
-        results = {str(seed): _result(arm, seed, settings, data, work / arm / f"seed{seed}", log) for seed in seeds}
+        results = _results(arm, settings, data, work, log)
         first = next(iter(results.values()))
         arms[arm] = {
-            "description": DESCRIPTIONS[arm],
-            "selection": SELECTION[arm],
+            "description": _description(arm, settings, data),
+            "selection": _selection(arm, settings),
+            "score": "the logit of its one model" if len(results) == 1 else _ensemble(len(results)),
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
-            "epochs": settings.epochs if arm in ("mae", "scratch") else 0,
+            "epochs": max(result.get("epochs_trained", 0) for result in results.values()),
             "seeds": {seed: {key: result[key] for key in _PER_SEED} for seed, result in results.items()},
         }
+    fewer = {str(count): _with_fewer(settings, data, count, part, work, log) for count, part in subsets.items()}
+    if not leads():
+        return
     write_json(
         work / "summary.json",
         {
             "arms": arms,
+            "labelled_patients": fewer,
             "encoder_sha256": sha256_file(inputs.file("pretrain", "encoder.safetensors")),
             **{f"{name}_{what}": n for name, part in (("train", data.train), ("tune", data.tune))
                for what, n in _counts(part).items()},
@@ -81,27 +94,72 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
 _PER_SEED = ("tune_auc", "best_epoch", "model_sha256", "encoder_tensors_loaded", "encoder_tensors")
 
 
+def _description(arm: str, settings: FinetuneSettings, data: ArmData) -> str:
+    if arm not in NETWORKS or arm not in data.starts:
+        return DESCRIPTIONS[arm]
+    blocks = settings.trainable_blocks
+    trained = {None: "all layers", 0: "the head alone", 1: "the last block and the head"}
+    return f"{DESCRIPTIONS[arm]}, {trained.get(blocks, f'the last {blocks} blocks and the head')} trained"
+
+
+def _selection(arm: str, settings: FinetuneSettings) -> str:
+    """Say which of the fitted models an arm's is, and by what rule."""
+    if arm not in NETWORKS:
+        return "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds"
+    decay, patience = settings.ema_decay, settings.early_stopping_epochs
+    mean = "" if decay is None else f", averaged over the steps (exponential moving average, decay {decay:g})"
+    if patience is None:
+        return f"weights after the last epoch{mean}"
+    return (
+        f"weights{mean} after the epoch with the highest AUC on the tuning images, the earlier of equals; training "
+        f"stopped after {patience} epochs without a higher one"
+    )
+
+
+def _ensemble(seeds: int) -> str:
+    return f"the mean logit of {seeds} networks that differ in their seed: an ensemble, calibrated and evaluated as one"
+
+
 def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
     def images(split: str) -> Images:
         arrays = inputs.files("preprocess", f"{split}-*.npy")
         return read_images(inputs.files("preprocess", f"index_{split}.parquet"), arrays).labelled()
 
-    device = prepare(inputs.machine.device, inputs.machine.threads)
     train, tune = images("train"), images("tune")
     for name, part in (("train", train), ("tune", tune)):
         missing = [word for value, word in ((1, "positive"), (0, "negative")) if value not in part.labels]
         if missing:
             raise TrainingError(f"split {name} has no {' and no '.join(missing)} image; check labels and fractions")
-    if "hog" in settings.arms and len(train.shape) != 3:
-        raise TrainingError("arm hog needs 2-D images; remove it from finetune.arms")
     pretrained = EncoderSpec.from_json(read_json(inputs.file("pretrain", "model.json")))
     spec = replace(pretrained, image_size=train.shape[1:])
     if spec.channels != train.shape[0]:
         raise TrainingError(f"the encoder takes {spec.channels} channels; the images have {train.shape[0]}")
     encoder = read_weights(inputs.file("pretrain", "encoder.safetensors"))
     encoder = fit_positions(encoder, pretrained.grid, spec.grid)
-    precision = usable_precision(settings.precision, device, log.warn)
-    return ArmData(train, tune, spec, encoder, inputs.key("pretrain"), device, precision)
+    own = Start(encoder, f"pretraining {inputs.key('pretrain')}", len(encoder))
+    starts = {"mae": own, "linear_probe": own}
+    if "imported" in settings.arms:
+        starts["imported"] = _imported(inputs, spec, log)
+    prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
+    train, tune = (part.cached(prepared.device) for part in (train, tune))
+    return ArmData(train, tune, spec, starts, prepared)
+
+
+def _imported(inputs: Inputs, spec: EncoderSpec, log: RunLog) -> Start:
+    """Read and convert the public weights, and say what became of each tensor.
+
+    Their positions are learned on or stay as they are as `pretrain.encoder.positions` says of the network.
+    """
+    path = inputs.imported_weights
+    if path is None:
+        raise TrainingError("arm imported needs data.imported_weights: the file with the weights to start from")
+    sha256 = sha256_file(path)
+    if sha256 != inputs.hashes.as_planned(path):
+        raise TrainingError(f"{path.name} was changed while the run was going on; start the run again")
+    converted = import_encoder(read_foreign(path), spec)
+    log.info(f"imported weights, {converted.account}")
+    loaded = len(converted.tensors) - len(converted.account.made)
+    return Start(converted.tensors, f"imported weights, SHA-256 {sha256[:16]}", loaded)
 
 
 def _counts(images: Images) -> dict[str, int]:
@@ -114,19 +172,46 @@ def _counts(images: Images) -> dict[str, int]:
     }
 
 
+def _with_fewer(
+    settings: FinetuneSettings, data: ArmData, count: int, part: Images, work: Path, log: RunLog
+) -> dict[str, Any]:
+    """Train every arm and seed on the images of `count` labelled patients; return the record of them all."""
+    repeated, longer = same_steps(part, data.train, settings)
+    name = f"labelled{count}"
+
+    def sink(values: Mapping[str, float], step: int) -> None:
+        log.metrics({f"{name}.{metric}": value for metric, value in values.items()}, step)
+
+    own = replace(log, stage=f"{log.stage} with {count:,} labelled patients", sink=sink)
+    arms = {}
+    for arm in settings.arms:
+        # Repeats would weaken the regularisation of a logistic regression.
+        images, chosen = (repeated, longer) if arm in NETWORKS else (part, settings)
+        results = _results(arm, chosen, replace(data, train=images), work / name, own)
+        seeds = {seed: {key: result[key] for key in ("tune_auc", "model_sha256")} for seed, result in results.items()}
+        arms[arm] = {"seeds": seeds}
+    return {**_counts(part), "epochs": longer.epochs, "repeats": len(repeated) // len(part), "arms": arms}
+
+
+def _results(arm: str, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> dict[str, Any]:
+    """Return the record of every seed's training."""
+    # Logistic regression has one optimum: a second seed would give the same model again.
+    seeds = settings.seeds if arm in NETWORKS else settings.seeds[:1]
+    return {str(seed): _result(arm, seed, settings, data, folder / arm / f"seed{seed}", log) for seed in seeds}
+
+
 def _result(
     arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog
 ) -> dict[str, Any]:
-    """Return the record of one training, done now or found finished."""
-    if (folder / "model.json").is_file():
+    """Return the record of one training, done now or found finished; processes that follow write nothing."""
+    if from_leader((folder / "model.json").is_file()):
         log.info(f"{arm} seed {seed}: already trained")
-    elif arm == "hog":
-        train_hog(settings, data, folder, log)
-    elif arm == "linear_probe":
-        train_probe(settings, data, folder, log)
-    else:
+    elif arm not in CONVEX:
         train_network(arm, seed, settings, data, folder, log)
-    # A kill may fall between the last file and the clearing away of checkpoints.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    record = read_json(folder / "model.json")
+    elif leads():
+        CONVEX[arm](settings, data, folder, log)
+    if leads():
+        # A kill may fall between the last file and the clearing away of checkpoints.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    record = from_leader(read_json(folder / "model.json") if leads() else None)
     return {**record, "model_sha256": record["sha256"]}

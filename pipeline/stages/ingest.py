@@ -23,10 +23,10 @@ from pipeline.imaging.duplicates import (
     ACROSS_PATIENTS,
     NEARLY_ACROSS_PATIENTS,
     find_near_duplicates,
+    read_fingerprints,
     resolve_duplicates,
     with_flag,
 )
-from pipeline.imaging.fingerprints import BITS, SMALL_SIDE, SmallCopies
 from pipeline.imaging.image import Policy
 from pipeline.imaging.labels import patients_by_path
 from pipeline.imaging.likeness import INVERTED_BELOW, likeness
@@ -48,6 +48,7 @@ from pipeline.store.tables import (
     QUARANTINE,
     iterate,
     merge_pages,
+    return_memory,
     write_rows,
     write_table,
 )
@@ -64,8 +65,6 @@ SERIES_PER_BATCH = 4
 SERIES_TIMEOUT_FACTOR = 10
 # What may turn out otherwise the next time is not taken over from an earlier ingest.
 PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
-HASH_BYTES, SMALL_BYTES = BITS // 8, SMALL_SIDE**2
-Hashes = tuple[np.ndarray, np.ndarray, np.ndarray]
 COMPARED = ["image_id", "patient_id", "pixel_hash"]
 SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest", "highest", "clipped_share"]
 
@@ -85,14 +84,21 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     journal.mkdir(exist_ok=True)
     archive = _Archive(sources, patients, inputs)
     pages = _examine_all(settings, archive, rules, inputs, journal, log)
+    return_memory()
     merge_pages(pages, work / "examined.parquet", EXAMINED, journal)
+    return_memory()
     pages = _assemble_all(settings, archive, rules, inputs, work, log)
     merge_pages(pages, work / "assembled.parquet", ASSEMBLED, journal)
-    images, files, quarantine, duplicates = _settle(work)
+    kept, files, quarantine, duplicates = _settle(work)
+    return_memory()
+    images = _rows(kept, work)
+    del kept
+    return_memory()
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
     if used + len(quarantine) != len(sources):
         raise RuntimeError(f"{len(sources)} files received, but {used} + {len(quarantine)} have a verdict")
     images, near, odd = _compare(settings, images, work)
+    return_memory()
     summary = _summary(images, files, quarantine, {**duplicates, **odd}, inputs.secret)
     _say(summary, log)
     if images.empty:
@@ -381,7 +387,7 @@ def _assembled_rows(
 
 
 def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Return images, files, quarantine and counts of duplicates, each image with its row once."""
+    """Return the images kept, with their first source, files, quarantine and counts of duplicates."""
     whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *COMPARED])
     volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", *COMPARED])
     hashes = whole.set_index("source_id")["sha256"]
@@ -402,7 +408,8 @@ def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[
     quarantine = pd.concat(refused, ignore_index=True).drop_duplicates("source_id")
     # Of a file with several volumes, one can be refused, as a copy of another, while the file is used.
     quarantine = quarantine[~quarantine["source_id"].isin(files["source_id"])]
-    return _rows(resolved.kept, work), files, quarantine, resolved.counts
+    kept = resolved.kept[["image_id", "first_source", "shared"]]
+    return kept, files, quarantine, resolved.counts
 
 
 def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:
@@ -415,16 +422,19 @@ def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:
 
 def _rows(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
     """Return all that is known of the images kept, ordered by image_id, with days since the patient's first study."""
-    chosen = set(zip(kept["image_id"], kept["first_source"], strict=True))
+    chosen = pd.Index(kept["image_id"] + kept["first_source"])
     pieces = []
     for name, source in (("examined.parquet", "source_id"), ("assembled.parquet", "sources")):
         for piece in iterate(work / name, [source, *SUMMED_UP], where="reason"):
-            of = piece[source].to_pylist()
-            first = of if source == "source_id" else map(min, of)
-            mask = [pair in chosen for pair in zip(piece["image_id"].to_pylist(), first, strict=True)]
-            pieces.append(piece.filter(pa.array(mask, pa.bool_())).select(SUMMED_UP))
+            of = piece[source].to_pandas()
+            pairs = piece["image_id"].to_pandas() + (of if source == "source_id" else of.map(min))
+            pieces.append(piece.filter(pa.array(chosen.get_indexer(pairs) >= 0)).select(SUMMED_UP))
     table = pa.concat_tables(pieces) if pieces else EXAMINED.schema.empty_table().select(SUMMED_UP)
-    images = table.sort_by("image_id").to_pandas()
+    del pieces, chosen
+    table = table.sort_by("image_id")
+    return_memory()
+    images = table.to_pandas(split_blocks=True, self_destruct=True)
+    del table
     shared = images["image_id"].isin(kept.loc[kept["shared"], "image_id"])
     images = with_flag(images, shared, ACROSS_PATIENTS)
     days = images["shifted_day"].astype("Int64")
@@ -450,7 +460,8 @@ def _compare(
     settings: IngestSettings, images: pd.DataFrame, work: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return the images with flags for negatives and near-duplicates across patients, the near-duplicates, counts."""
-    hashes, small = _fingerprints(images["image_id"], work)
+    files = [work / name for name in ("examined.parquet", "assembled.parquet")]
+    hashes, small = read_fingerprints(files, images["image_id"], work / JOURNAL / "small.bin")
     images = images.assign(likeness=likeness(images, small))
     images = with_flag(images, images["likeness"].to_numpy() < INVERTED_BELOW, "inversion_suspected")
     if settings.near_duplicates:
@@ -462,34 +473,6 @@ def _compare(
         images, images["image_id"].isin([*across["image_id"], *across["other_image_id"]]), NEARLY_ACROSS_PATIENTS
     )
     return images, near, {"near_duplicates": len(near), "near_duplicates_across_patients": len(across)}
-
-
-def _fingerprints(image_ids: pd.Series, work: Path) -> tuple[Hashes, SmallCopies]:
-    """Return the three hashes (N, 32) of the images, and their small copies, which stay on disk."""
-    places = pd.Index(image_ids)
-    perceptual, mirrored, gradient = (np.zeros((len(places), HASH_BYTES), np.uint8) for _ in range(3))
-    columns = ("perceptual", "mirrored", "gradient")
-    path = work / JOURNAL / "small.bin"
-    with path.open("wb") as stream:
-        stream.truncate(len(places) * SMALL_BYTES)
-        for name in ("examined.parquet", "assembled.parquet"):
-            for piece in iterate(work / name, ["image_id", *columns, "small"], where="reason"):
-                piece = piece.filter(piece["small"].is_valid())
-                rows = places.get_indexer(piece["image_id"].to_pandas()) if piece.num_rows else np.empty(0, int)
-                for column, into in zip(columns, (perceptual, mirrored, gradient), strict=True):
-                    for row, value in zip(rows, piece[column].to_pylist(), strict=True):
-                        if row >= 0:
-                            into[row] = np.frombuffer(value, np.uint8)
-                for row, value in zip(rows, piece["small"].to_pylist(), strict=True):
-                    if row >= 0:
-                        stream.seek(int(row) * SMALL_BYTES)
-                        stream.write(value)
-
-    def small(start: int, stop: int) -> np.ndarray:
-        count = (min(stop, len(places)) - start) * SMALL_BYTES
-        return np.fromfile(path, np.uint8, count, offset=start * SMALL_BYTES).reshape(-1, SMALL_BYTES)
-
-    return (perceptual, mirrored, gradient), small
 
 
 # ---------------------------------------------------------------- what is said of it

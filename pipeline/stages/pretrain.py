@@ -11,24 +11,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.imaging.planes import three_planes
 from pipeline.models.augmentation import Augmentation
-from pipeline.models.checkpoints import load_checkpoint, save_checkpoint, save_weights
+from pipeline.models.checkpoints import save_weights
 from pipeline.models.checks import MIN_POSITION_SPREAD, self_test
 from pipeline.models.decoders import DecoderSpec
-from pipeline.models.images import Images, read_images
+from pipeline.models.distributed import leads
+from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
+from pipeline.models.images import Images, on_device, read_images
 from pipeline.models.mae import MaskedAutoencoder, take
 from pipeline.models.masking import Mask, make_mask, mask_draws
 from pipeline.models.randomness import MASK, derived_seed, uniform
 from pipeline.models.training import (
+    Hardware,
     Schedule,
     TrainingError,
     adamw,
     autocast,
     batches,
+    hardware,
     parameter_groups,
-    prepare,
-    train_epoch,
-    usable_precision,
+    steps_per_epoch,
 )
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import atomic, sha256_file, write_json
@@ -48,14 +51,15 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
     """Fit a masked autoencoder to the pool's images; leave the encoder, its history and reconstructions in `work`.
 
     Raises TrainingError when the self-tests fail before the first step, when the loss stops being finite, when there
-    are fewer than two patients, or when predictions turn out not to depend on position.
+    are fewer than two patients, or when predictions turn out not to depend on position; Stopped when asked to stop.
     """
-    device = prepare(inputs.machine.device, inputs.machine.threads)
+    prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
+    device = prepared.device
     pool = read_images(
         inputs.files("preprocess", "index_train.parquet") + inputs.files("preprocess", "index_pretrain.parquet"),
         inputs.files("preprocess", "train-*.npy") + inputs.files("preprocess", "pretrain-*.npy"),
     )
-    held_out, training = _hold_out(pool, settings.seed)
+    held_out, training = (part.cached(device) for part in _hold_out(pool, settings.seed))
     spec = _encoder_spec(settings, training)
     model = _build(settings, spec).to(device)
     log.info(
@@ -63,10 +67,12 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
         f"encoder of {_count(model.encoder.parameters()):,} parameters, {spec.tokens} patches, on {device}"
     )
     self_test(model, _mask(settings, spec, 0, np.arange(1), device))
-    history = _train(settings, model, training, held_out, device, work / "checkpoints", log)
+    history = _train(settings, model, training, held_out, prepared, work / "checkpoints", log)
+    if not leads():
+        return
 
     save_weights(work / "encoder.safetensors", model.encoder.state_dict())
-    last = _check(settings, model, held_out, device, log)
+    last = _check(settings, model, held_out, prepared, log)
     _draw(model, held_out, settings, device, work / "reconstructions.png")
     write_json(work / "history.json", history)
     write_json(
@@ -85,7 +91,7 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
             "training_patients": training.index["patient_id"].nunique(),
             "held_out_images": len(held_out),
             "held_out_patients": held_out.index["patient_id"].nunique(),
-            "epochs": settings.epochs,
+            "epochs": len(history),
             "peak_learning_rate": _peak_rate(settings),
             "train_loss": history[-1]["train_loss"],
             **last,
@@ -134,47 +140,40 @@ def _peak_rate(settings: PretrainSettings) -> float:
 def _train(
     settings: PretrainSettings,
     model: MaskedAutoencoder,
-    training: Images,
+    images: Images,
     held_out: Images,
-    device: torch.device,
+    prepared: Hardware,
     folder: Path,
     log: RunLog,
 ) -> list[dict[str, float]]:
     """Run the epochs that are left; return the history of all."""
     optimiser = adamw(parameter_groups(model, settings.weight_decay), BETAS)
-    precision = usable_precision(settings.precision, device, log.warn)
     schedule = Schedule(_peak_rate(settings), settings.warmup_epochs, settings.epochs)
-    augment = Augmentation(crop_min=settings.crop_min, flip_horizontal=settings.flip_horizontal)
-    history: list[dict[str, float]] = []
-    if (state := load_checkpoint(folder, device, log.warn)) is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        history = state["history"]
-        log.info(f"goes on after epoch {len(history)} of {settings.epochs}")
+    schedule = schedule.within(settings.max_steps, steps_per_epoch(len(images), settings.batch_size))
+    augment = Augmentation(**settings.augmentation.model_dump())
+    device, total = prepared.device, schedule.begun_epochs
+    with begin(model, optimiser, schedule, prepared, images, folder, log, "training") as training:
+        for epoch in epochs_left(training, "epoch"):
 
-    for epoch in log.track(range(len(history), settings.epochs), "epoch", settings.epochs, len(history)):
+            def batch_loss(rows: np.ndarray, epoch: int = epoch) -> Tensor:
+                pixels = augment(images.pixels(rows, device), settings.seed, epoch, rows)
+                mask = _mask(settings, model.spec, epoch, rows, device, settings.decoded_share)
+                with autocast(device, prepared.precision):
+                    return model(pixels, mask)
 
-        def batch_loss(rows: np.ndarray, epoch: int = epoch) -> Tensor:
-            pixels = augment(training.pixels(rows, device), settings.seed, epoch, rows)
-            mask = _mask(settings, model.spec, epoch, rows, device, settings.decoded_share)
-            with autocast(device, precision):
-                return model(pixels, mask)
-
-        order = batches(len(training), settings.batch_size, settings.seed, epoch)
-        loss, rate = train_epoch(model, optimiser, schedule, epoch, order, batch_loss)
-        values = {
-            "train_loss": loss,
-            "held_out_loss": _held_out_loss(settings, model, held_out, device)[0],
-            "learning_rate": rate,
-        }
-        history.append({"epoch": epoch + 1, **values})
-        log.metrics(values, epoch + 1)
-        if len(history) % settings.checkpoint_every_epochs == 0:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "history": history}
-            save_checkpoint(folder, len(history), state)
-        if len(history) % max(1, settings.epochs // 10) == 0:
-            log.info(f"epoch {epoch + 1}: loss {loss:.4f}, held out {values['held_out_loss']:.4f}")
-    return history
+            done = train_epoch(training, batches(len(images), settings.batch_size, settings.seed, epoch), batch_loss)
+            values = {
+                "train_loss": done.loss,
+                "held_out_loss": _held_out_loss(settings, model, held_out, prepared)[0],
+                "learning_rate": done.learning_rate,
+            }
+            log.metrics(values | done.measured, epoch + 1)
+            record(training, values)
+            if (epoch + 1) % settings.checkpoint_every_epochs == 0 or epoch + 1 == total:
+                save(training)
+            if (epoch + 1) % max(1, total // 10) == 0:
+                log.info(f"epoch {epoch + 1}: loss {done.loss:.4f}, held out {values['held_out_loss']:.4f}")
+    return training.history
 
 
 def _mask(
@@ -186,34 +185,38 @@ def _mask(
     decoded_share: float = 1.0,
 ) -> Mask:
     draws = uniform(settings.seed, epoch, rows, MASK, mask_draws(settings.mask, spec.grid))
-    return make_mask(settings.mask, torch.from_numpy(draws).to(device), spec.grid, settings.mask_ratio, decoded_share)
+    noise = on_device(torch.from_numpy(draws), device)
+    return make_mask(settings.mask, noise, spec.grid, settings.mask_ratio, decoded_share)
 
 
 @torch.no_grad()
 def _held_out_loss(
-    settings: PretrainSettings, model: MaskedAutoencoder, held_out: Images, device: torch.device
+    settings: PretrainSettings, model: MaskedAutoencoder, held_out: Images, prepared: Hardware
 ) -> tuple[float, float, float]:
     """Return on the held-out images, with masks that never change: the loss, the loss of predicting 0 everywhere,
     and the mean spread of the predictions across the places of an image."""
     model.eval()
-    sums = np.zeros(3)
-    for rows in held_out.chunks(settings.batch_size):
+    device = prepared.device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for rows in held_out.chunks(min(settings.batch_size, prepared.images_per_pass or settings.batch_size)):
         mask = _mask(settings, model.spec, HELD_OUT_EPOCH, rows, device)
         patches = model.patches(held_out.pixels(rows, device))
         wanted = model.targets(take(patches, mask.masked))
-        predicted = model.predict(patches, mask)
+        with autocast(device, prepared.precision):
+            predicted = model.predict(patches, mask)
+        predicted = predicted.float()
         spread = predicted.std(dim=1, correction=0).mean()
-        values = [(predicted - wanted).square().mean(), wanted.square().mean(), spread]
-        sums += len(rows) * np.array([value.item() for value in values])
+        values = torch.stack([(predicted - wanted).square().mean(), wanted.square().mean(), spread])
+        sums += len(rows) * values.double()
     loss, zero, spread = (sums / len(held_out)).tolist()
     return loss, zero, spread
 
 
 def _check(
-    settings: PretrainSettings, model: MaskedAutoencoder, held_out: Images, device: torch.device, log: RunLog
+    settings: PretrainSettings, model: MaskedAutoencoder, held_out: Images, prepared: Hardware, log: RunLog
 ) -> dict[str, Any]:
     """Warn when nothing was learnt; stop when predictions ignore where a patch lies."""
-    loss, zero, spread = _held_out_loss(settings, model, held_out, device)
+    loss, zero, spread = _held_out_loss(settings, model, held_out, prepared)
     if model.spec.tokens > 2 and spread < MIN_POSITION_SPREAD:
         raise TrainingError(
             f"predictions for masked patches do not depend on their position (spread {spread:.1e}); "
@@ -233,21 +236,21 @@ def _check(
 def _draw(
     model: MaskedAutoencoder, held_out: Images, settings: PretrainSettings, device: torch.device, path: Path
 ) -> None:
-    """Write a picture: a row per held-out image with original, masked and reconstructed; volumes by middle slice."""
+    """Write a picture: a row per held-out image with original, masked and reconstructed; volumes by three planes."""
     model.eval()
     rows = np.arange(min(PICTURES, len(held_out)))
     pixels = held_out.pixels(rows, device)
     masked, reconstructed = model.reconstruct(pixels, _mask(settings, model.spec, HELD_OUT_EPOCH, rows, device))
     pictures = zip(pixels, masked, reconstructed, strict=True)
-    strips = [np.concatenate([_plane(image) for image in row], axis=1) for row in pictures]
+    strips = [np.concatenate([_picture(image) for image in row], axis=1) for row in pictures]
     with atomic(path) as temporary:
         Image.fromarray(np.concatenate(strips)).save(temporary)
 
 
-def _plane(image: Tensor) -> np.ndarray:
-    """Return the first channel's (middle) slice as uint8, with a black margin."""
-    plane = image[0] if image.ndim == 3 else image[0, image.shape[1] // 2]
-    return np.pad((plane.cpu().numpy() * 255).round().astype(np.uint8), 2)
+def _picture(image: Tensor) -> np.ndarray:
+    """Return the first channel as uint8, with a black margin."""
+    pixels = (image[0].cpu().numpy() * 255).round().astype(np.uint8)
+    return np.pad(pixels if pixels.ndim == 2 else three_planes(pixels), 2)
 
 
 def _count(parameters: Any) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.models.attention import central_slice, half_of, on_pixels, rollout
+from pipeline.imaging.planes import three_planes
+from pipeline.models.attention import half_of, most_attended, on_pixels, rollout
 from pipeline.models.classifier import read_network
 from pipeline.models.images import Images
 from pipeline.models.training import prepare
@@ -58,6 +59,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     reported = scores[scores["arm"] == metrics["arm"]]
     wrong = _most_confident_errors(reported, settings.examples)
     examples = _examples(wrong, table("preprocess", "index_test.parquet", tables.INDEX), images, inputs, metrics)
+    fractions = inputs.files("evaluate", "label_fractions.parquet")
     return Evidence(
         title=settings.title,
         contact=settings.contact,
@@ -84,7 +86,9 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         findings=content("evaluate", "findings.json"),
         misses=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 1],
         false_alarms=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 0],
-        records={stage: inputs.record(stage) for stage in inputs.artifacts},
+        records={step: inputs.record(step) for step in inputs.artifacts},
+        external={name: card.model_dump() for name, card in inputs.external.items()},
+        label_fractions=tables.read_table(fractions[0], tables.LABEL_FRACTIONS) if fractions else None,
     )
 
 
@@ -115,12 +119,14 @@ def _examples(
     examples = []
     for at, row in enumerate(chosen.to_dict("records")):
         facts = known.loc[firsts.loc[at, "image_id"]].to_dict()
-        image, outlined = _shown(pictures.raw([at])[0, 0].numpy(), None if attention is None else attention[at])
+        shares = None if attention is None else attention[at]
+        image, outlined = _shown(pictures.raw([at])[0, 0].numpy(), shares)
         examples.append(
             Example(
                 patient=row["patient_id"][:12],
                 image=image,
                 outlined=outlined,
+                outlined_share=None if shares is None else float(half_of(shares).mean()),
                 images=int(counts[row["patient_id"]]),
                 score=row["score"],
                 probability=row["probability"],
@@ -148,15 +154,18 @@ def _attention(inputs: Inputs, metrics: dict[str, Any], pictures: Images) -> lis
 
 
 def _shown(image: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the picture of an image, (h, w), and the outlined area; a volume by its slice with most attention."""
+    """Return the picture of an image, (h, w), and the outlined area in it.
+
+    A volume is shown by three planes, through the patch with most attention where that is known, else the middle.
+    """
     if shares is None:
-        return (image if image.ndim == 2 else image[len(image) // 2]), None
+        return (image if image.ndim == 2 else three_planes(image)), None
     patch = tuple(side // patches for side, patches in zip(image.shape, shares.shape, strict=True))
     outlined = on_pixels(half_of(shares), patch)
     if image.ndim == 2:
         return image, outlined
-    at = central_slice(shares, patch)
-    return image[at], outlined[at]
+    centre = most_attended(shares, patch)
+    return three_planes(image, centre), three_planes(outlined, centre)
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:

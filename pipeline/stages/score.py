@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from pipeline.models.classifier import read_model
 from pipeline.models.images import Images, read_images
 from pipeline.models.training import prepare
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import SCORES, read_table, write_table
+from pipeline.store.tables import LABEL_FRACTION_SCORES, SCORES, read_table, write_table
 
 if TYPE_CHECKING:
     from pipeline.config import ScoreSettings
@@ -29,14 +29,18 @@ Model = Callable[[Tensor], np.ndarray]
 def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave the logits of every arm and seed in one table per split; images without a label are counted, not scored.
 
+    Models of fewer labelled patients are scored on test alone, in a table of their own, if there are any. An external
+    test set has the split `test` alone.
+
     Raises WeightsError when a model's weights are not those that training recorded, ImagesError when a split has no
     image.
     """
     device = prepare(inputs.machine.device, inputs.machine.threads)
-    trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
-    models = {(arm, int(seed)): _model(inputs, arm, seed, device) for arm in trained for seed in trained[arm]["seeds"]}
-    summary: dict[str, Any] = {"splits": {}}
-    for split in SPLITS:
+    finetuned = read_json(inputs.file("finetune", "summary.json"))
+    trained = finetuned["arms"]
+    models = _models(settings, inputs, trained, device)
+    summary: dict[str, Any] = {"splits": {}, "flips": settings.flips}
+    for split in ("test",) if inputs.test_only else SPLITS:
         images = read_images(
             inputs.files("preprocess", f"index_{split}.parquet"), inputs.files("preprocess", f"{split}-*.npy")
         )
@@ -51,16 +55,52 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
             "rows": len(read_table(path, SCORES)),
         }
         log.info(f"{split}: {len(labelled)} images, {len(models)} models")
+        if finetuned["labelled_patients"] and split == "test" and not inputs.test_only:
+            _score_fewer(settings, inputs, finetuned["labelled_patients"], labelled, work, device, log)
     summary["arms"] = {
         arm: {seed: record["model_sha256"] for seed, record in trained[arm]["seeds"].items()} for arm in trained
     }
     write_json(work / "summary.json", summary)
 
 
-def _model(inputs: Inputs, arm: str, seed: str, device: torch.device) -> Model:
-    folder = f"{arm}/seed{seed}"
-    record, weights = (inputs.file("finetune", f"{folder}/{name}") for name in ("model.json", "model.safetensors"))
-    return read_model(record, weights, device)
+def _score_fewer(
+    settings: ScoreSettings,
+    inputs: Inputs,
+    fewer: Mapping[str, Any],
+    images: Images,
+    work: Path,
+    device: torch.device,
+    log: RunLog,
+) -> None:
+    """Leave the logits of the models of fewer labelled patients; `fewer` is what fine-tuning recorded of them."""
+    path = work / "label_fractions_test.parquet"
+    if path.is_file():
+        return
+    frames = []
+    for count, record in fewer.items():
+        models = _models(settings, inputs, record["arms"], device, f"labelled{count}/")
+        scores = _scores(models, images, settings.batch_size, f"test, {count} labelled patients", log)
+        frames.append(scores.assign(labelled_patients=int(count)))
+    write_table(path, pd.concat(frames, ignore_index=True), LABEL_FRACTION_SCORES)
+
+
+def _models(
+    settings: ScoreSettings, inputs: Inputs, arms: Mapping[str, Any], device: torch.device, folder: str = ""
+) -> dict[tuple[str, int], Model]:
+    """Return every model by arm and seed; `folder` is where fine-tuning left the arms."""
+
+    def model(arm: str, seed: str) -> Model:
+        files = [f"{folder}{arm}/seed{seed}/{name}" for name in ("model.json", "model.safetensors")]
+        record, weights = (inputs.file("finetune", name) for name in files)
+        trained = read_model(record, weights, device)
+        return _over_flips(trained) if settings.flips else trained
+
+    return {(arm, int(seed)): model(arm, seed) for arm in arms for seed in arms[arm]["seeds"]}
+
+
+def _over_flips(model: Model) -> Model:
+    """Return the mean of a model's logits over an image and its mirror image, left to right."""
+    return lambda pixels: (model(pixels) + model(pixels.flip(-1))) / 2
 
 
 def _scores(

@@ -54,10 +54,10 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     the smallest pseudonym in it: adding, removing or relabelling other patients moves nobody. A split that the
     dataset itself names is kept, after its patients were checked. Unlabelled patients go to `pretrain`, unless they
     share pixels with a labelled one. An image keeps its own label, and none where it has none; a patient is positive
-    when any of their images is.
+    when any of their images is. Of an external test set, labelled patients are test patients, and others are left out.
 
-    Raises LabelsError when the table has problems, ValueError when a split would lack a class or the patients of the
-    dataset's own splits overlap.
+    Raises LabelsError when the table has problems, ValueError when a split would lack a class, the patients of the
+    dataset's own splits overlap, or an external test set has no labelled image.
     """
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
     files = read_table(inputs.file("ingest", "files.parquet"), FILES)
@@ -68,7 +68,8 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     joined = _join(images, files, labels)
     joined["unit"] = _units(joined, near)
     _check_shared(joined, settings)
-    rows = joined.assign(split=_assign(joined, inputs.card.splits, settings), label=joined["label"].astype("Int64"))
+    assigned = _test_only(joined) if inputs.test_only else _assign(joined, inputs.card.splits, settings)
+    rows = joined.assign(split=assigned, label=joined["label"].astype("Int64")).dropna(subset="split")
     rows["label_source"] = np.where(
         rows["label"].isna(), "", f"label table, column {inputs.card.columns.label}, joined by {labels.column}"
     )
@@ -89,7 +90,13 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         "positives_needed": USUAL_POSITIVES_NEEDED,
     }
     _say(summary, log)
-    _refuse_missing_class(summary["splits"])
+    if not inputs.test_only:
+        _refuse_missing_class(summary["splits"])
+    elif rows.empty:
+        column = inputs.card.columns.join
+        raise ValueError(
+            f"none of {len(joined)} accepted images has a label; see which column the card names as {column}"
+        )
     write_table(work / "split.parquet", rows[[c.name for c in SPLIT.columns]], SPLIT)
     write_table(work / "unmatched.parquet", unmatched, UNMATCHED)
     write_json(work / "summary.json", summary)
@@ -165,7 +172,7 @@ def _join(images: pd.DataFrame, files: pd.DataFrame, labels: Labels) -> pd.DataF
         raise LabelsError(f"label table: the files of {mixed} volumes have different labels; correct the table")
     return joined.assign(
         label=joined["image_id"].map(by_image["label"].first()),
-        given=joined["image_id"].map(by_image["given"].first()).fillna(""),
+        given=joined["image_id"].map(by_image["given"].first()).astype(object).fillna(""),
     )
 
 
@@ -223,6 +230,12 @@ def _assign(images: pd.DataFrame, given: Mapping[str, Sequence[str]], settings: 
         allowed = given.get(own[0], LABELLED_SPLITS) if len(own) == 1 else ("train",)
         chosen[unit] = _bucket(str(unit), settings.seed, settings.fractions, allowed)
     return images["unit"].map(chosen)
+
+
+def _test_only(images: pd.DataFrame) -> pd.Series:
+    """Return `test` for the images of labelled patients and of those who share pictures with them, else nothing."""
+    labelled = images.groupby("unit")["label"].transform("count") > 0
+    return labelled.map({True: "test", False: None})
 
 
 def _bucket(unit: str, seed: int, fractions: SplitFractions, allowed: Sequence[str] = LABELLED_SPLITS) -> str:
@@ -292,6 +305,8 @@ def _refuse_missing_class(counts: dict[str, dict[str, int]]) -> None:
 def _say(summary: dict[str, Any], log: RunLog) -> None:
     log.info("split        patients  images  positive patients  positive images")
     for name, count in summary["splits"].items():
+        if not count["images"]:
+            continue
         log.info(
             f"{name:<12} {count['patients']:>8}  {count['images']:>6}  {count['positive_patients']:>17}  "
             f"{count['positive_images']:>15}"
@@ -304,8 +319,9 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
     ):
         if summary[key]:
             log.warn(f"{summary[key]} {text}")
-    positives = summary["splits"]["calibration"]["positive_patients"]
-    if positives < USUAL_POSITIVES_NEEDED:
+    calibration = summary["splits"]["calibration"]
+    positives = calibration["positive_patients"]
+    if calibration["patients"] and positives < USUAL_POSITIVES_NEEDED:
         log.warn(
             f"the calibration split has {positives} positive patients; recall 0.95 with 95 % confidence needs at "
             f"least {USUAL_POSITIVES_NEEDED}"

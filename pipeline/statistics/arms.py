@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.statistics.compare import PairedResult, delong_test, mcnemar_exact
-from pipeline.statistics.discrimination import roc_auc
+from pipeline.statistics.discrimination import auc_value, roc_auc
 from pipeline.statistics.intervals import newcombe_paired
-from pipeline.statistics.patients import Patients
+from pipeline.statistics.patients import Aggregation, Patients, patients_of
 
 RATES = {"recall": 1, "specificity": 0}
 DECISIONS = (
@@ -20,6 +20,7 @@ DECISIONS = (
 )
 BASELINES = {
     "scratch": "the same network trained from scratch",
+    "imported": "the same network started from public weights",
     "hog": "the classical baseline (HOG and logistic regression)",
 }
 
@@ -71,6 +72,14 @@ def comparison_table(
             row |= dict.fromkeys((column for column in DECISIONS if "_" in column), math.nan)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def seed_aucs(scores: pd.DataFrame, arms: Mapping[str, Patients], how: Aggregation) -> dict[str, list[float]]:
+    """Return the AUC of every single seed of each arm; `scores` has the columns of the score table."""
+    return {
+        name: [auc_value(one.y, one.s) for one in (patients_of(scores, name, how, seed) for seed in arm.seeds)]
+        for name, arm in arms.items()
+    }
 
 
 def matched_thresholds(arms: Mapping[str, Patients], reported: str, misses: int) -> dict[str, float]:
@@ -129,12 +138,13 @@ def pretraining_benefit(arms: Mapping[str, Patients], level: float = 0.95) -> st
 def benefit_sentence(results: Mapping[str, PairedResult], patients: int, level: float = 0.95) -> str:
     """Say in plain words whether pretraining helped: by how much, and how sure one can be.
 
-    `results` holds the paired AUC differences, pretrained (`mae`) minus each of `scratch` and `hog` that was
-    trained. Unreserved help is claimed only where both were, and both intervals lie above 0.
+    `results` holds the paired AUC differences, pretrained (`mae`) minus each of `scratch`, `imported` and `hog` that
+    was trained. Unreserved help is claimed only where `scratch` and `hog` were, and both intervals lie above 0;
+    `imported` is reported beside them.
     """
     known = {name: results[name] for name in BASELINES if name in results}
     if not known:
-        return "Whether pretraining helped was not measured: it takes arm mae and one of scratch and hog."
+        return "Whether pretraining helped was not measured: it takes arm mae and one of scratch, imported and hog."
     parts = " and ".join(_in_words(result, BASELINES[name], level) for name, result in known.items())
     verdict = _verdict(known.get("scratch"), known.get("hog"))
     return f"{verdict}: on the same {patients} test patients, the pretrained model's AUC {parts}."

@@ -7,6 +7,7 @@ every file. Work happens in `<key>.partial/`; one rename publishes it.
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,10 @@ class Inputs:
     `artifacts` are those of earlier stages; `readable` limits their files by pattern, so that, for instance,
     `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
     back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
-    an unchanged one again. `previous` is an earlier artifact of this stage that differs in its sources alone.
+    an unchanged one again. `imported_weights` are those of another project. `previous` is an earlier artifact of this
+    stage that differs in its sources alone. `deadline` is the time.monotonic() after which a training should save and
+    stop. `test_only` says that these are the studies of an external test set, of which every labelled patient is a test
+    patient; `external` has the cards of such sets by name, whose artifacts are called `score@name` and so on.
     """
 
     card: Card
@@ -79,11 +83,15 @@ class Inputs:
     readable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     studies: tuple[Path, ...] = ()
     labels: Path | None = None
+    imported_weights: Path | None = None
     secret: bytes = b""
     kept: Mapping[str, str] = field(default_factory=dict)
     lookup: Path | None = None
     hashes: SourceHashes = field(default_factory=SourceHashes)
     previous: Artifact | None = None
+    deadline: float = math.inf
+    test_only: bool = False
+    external: Mapping[str, Card] = field(default_factory=dict)
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.

@@ -234,7 +234,7 @@ SCORES = Table(
     (
         Column("image_id", TEXT, "pseudonym of the image"),
         Column("patient_id", TEXT, "pseudonym of the patient"),
-        Column("arm", TEXT, "mae, scratch, linear_probe or hog"),
+        Column("arm", TEXT, "mae, scratch, imported, linear_probe or hog"),
         Column("seed", INTEGER, "training seed"),
         Column(
             "logit",
@@ -244,6 +244,12 @@ SCORES = Table(
         Column("label", INTEGER, "1 positive, 0 negative"),
     ),
     order=("arm", "seed", "image_id"),
+)
+
+LABELLED_PATIENTS = Column("labelled_patients", INTEGER, "labelled training patients that the model was trained with")
+
+LABEL_FRACTION_SCORES = Table(
+    "label_fraction_scores", (*SCORES.columns, LABELLED_PATIENTS), order=("labelled_patients", *SCORES.order)
 )
 
 SWEEP = Table(
@@ -298,18 +304,22 @@ SUBGROUPS = Table(
     order=("attribute", "group"),
 )
 
+ARM_COLUMNS = (
+    Column("arm", TEXT, "model compared"),
+    Column("seeds", INTEGER, "training seeds averaged"),
+    Column("patients", INTEGER, "test patients, the same for every arm"),
+    Column("positives", INTEGER, "of these, with the condition"),
+    Column("auc", NUMBER, "area under the ROC curve", optional=True),
+    Column("auc_low", NUMBER, "lower limit", optional=True),
+    Column("auc_high", NUMBER, "upper limit", optional=True),
+    Column("auc_seed_min", NUMBER, "lowest AUC of a single seed", optional=True),
+    Column("auc_seed_max", NUMBER, "highest AUC of a single seed", optional=True),
+)
+
 COMPARISON = Table(
     "comparison",
     (
-        Column("arm", TEXT, "model compared"),
-        Column("seeds", INTEGER, "training seeds averaged"),
-        Column("patients", INTEGER, "test patients, the same for every arm"),
-        Column("positives", INTEGER, "of these, with the condition"),
-        Column("auc", NUMBER, "area under the ROC curve", optional=True),
-        Column("auc_low", NUMBER, "lower limit", optional=True),
-        Column("auc_high", NUMBER, "upper limit", optional=True),
-        Column("auc_seed_min", NUMBER, "lowest AUC of a single seed", optional=True),
-        Column("auc_seed_max", NUMBER, "highest AUC of a single seed", optional=True),
+        *ARM_COLUMNS,
         Column("difference", NUMBER, "AUC of the reported arm minus this arm's, paired", optional=True),
         Column("difference_low", NUMBER, "lower limit, paired DeLong", optional=True),
         Column("difference_high", NUMBER, "upper limit, paired DeLong", optional=True),
@@ -334,6 +344,20 @@ COMPARISON = Table(
         Column("reported", YES_NO, "the arm that was calibrated and is reported"),
     ),
     order=("arm",),
+)
+
+LABEL_FRACTIONS = Table(
+    "label_fractions",
+    (
+        LABELLED_PATIENTS,
+        Column("labelled_positives", INTEGER, "of these, with the condition"),
+        *ARM_COLUMNS,
+        Column("difference", NUMBER, "AUC of arm mae minus this arm's, paired; missing for mae itself", optional=True),
+        Column("difference_low", NUMBER, "lower limit, paired DeLong", optional=True),
+        Column("difference_high", NUMBER, "upper limit, paired DeLong", optional=True),
+        Column("p", NUMBER, "two-sided p, paired DeLong", optional=True),
+    ),
+    order=("labelled_patients", "arm"),
 )
 
 CURVES = Table(
@@ -419,12 +443,20 @@ def merge_pages(pages: Sequence[Path], path: Path, table: Table, scratch: Path) 
                     stream = stack.enter_context(pa.OSFile(f"{folder}/{ord(letter)}", "wb"))
                     piles[letter] = stack.enter_context(pa.ipc.new_stream(stream, table.schema))
                 piles[letter].write_table(rows.filter(pa.array(first == letter)))
+            return_memory()
         stack.close()
         with atomic(path) as temporary, pq.ParquetWriter(temporary, table.schema, compression="zstd") as merged:
             for letter in sorted(piles):
                 with pa.OSFile(f"{folder}/{ord(letter)}") as stream, pa.ipc.open_stream(stream) as pile:
                     ordered = pile.read_all().combine_chunks().sort_by([(name, "ascending") for name in table.order])
                     merged.write_table(ordered, row_group_size=ROWS_PER_PIECE)
+                    del ordered
+                    return_memory()
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system, which the allocator otherwise keeps for later."""
+    pa.default_memory_pool().release_unused()
 
 
 def iterate(path: Path, columns: Sequence[str], where: str = "") -> Iterator[pa.Table]:
@@ -435,7 +467,10 @@ def iterate(path: Path, columns: Sequence[str], where: str = "") -> Iterator[pa.
         for group in range(file.num_row_groups):
             piece = file.read_row_group(group, columns=wanted, use_threads=False)
             kept = piece.filter(pc.field(where) == "") if where else piece
+            del piece
             yield kept.select(list(columns)).combine_chunks()
+            del kept
+            return_memory()
 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
-import resource
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from measuring import elsewhere, machine, peak_mib, seconds
 from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -119,16 +117,6 @@ def build(name: str, options: argparse.Namespace) -> Callable[[], None]:
 # ---------------------------------------------------------------- measurements
 
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def matmul_flops_per_s(device: str) -> float:
     side = MATMUL_SIDE[device]
     one, other = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
@@ -143,32 +131,12 @@ def step_flops(run: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def peak_mib(name: str, options: argparse.Namespace) -> float:
-    """Peak over what was held before the model was built, in this process; three steps."""
-    if options.device == "cuda":
-        torch.zeros(1, device="cuda")
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        # What the mathematics library sets up on first use belongs to no model.
-        torch.rand(256, 256, requires_grad=True).mm(torch.rand(256, 256)).sum().backward()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = build(name, options)
-    for _ in range(3):
-        run()
-    if options.device == "cuda":
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-
-
-def peak_mib_elsewhere(name: str, options: argparse.Namespace) -> float:
-    """Forked, while this process has computed nothing yet and so has neither threads nor a device to share."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(peak_mib, (name, options))
+def memory_mib(name: str, options: argparse.Namespace) -> float:
+    return peak_mib(lambda: build(name, options), options.device)[1]
 
 
 def measure(options: argparse.Namespace) -> dict:
-    memory = {name: peak_mib_elsewhere(name, options) for name in NAMES}
+    memory = {name: elsewhere(memory_mib, name, options) for name in NAMES}
     runs = {name: build(name, options) for name in NAMES}
     flops = {name: step_flops(run) for name, run in runs.items()}  # the first, slow step of each as well
     order, shuffle = list(NAMES), random.Random(0)
@@ -191,13 +159,12 @@ def measure(options: argparse.Namespace) -> dict:
         }
         for name in NAMES
     }
-    machine = {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+    found = {
+        **machine(options.device),
         "matmul_gflop_per_s": peak / 1e9,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
-    return {"settings": vars(options), "machine": machine, "results": results}
+    return {"settings": vars(options), "machine": found, "results": results}
 
 
 def main() -> None:

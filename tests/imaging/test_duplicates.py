@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from pipeline.imaging.duplicates import resolve_duplicates
+from pipeline.imaging.duplicates import met_before, resolve_duplicates
 
 
 def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
@@ -12,6 +12,14 @@ def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
 def refused(frame: pd.DataFrame) -> dict[str, str]:
     result = resolve_duplicates(frame).refused
     return dict(zip(result["first_source"], result["reason"], strict=True))
+
+
+def test_an_image_of_another_dataset_is_met_again_by_pixels_identifier_or_patient():
+    known = pd.DataFrame({"image_id": ["a", "b"], "patient_id": ["p", "q"], "pixel_hash": ["x", "y"]})
+    images = pd.DataFrame(
+        {"image_id": ["c", "b", "d", "e"], "patient_id": ["r", "s", "q", "t"], "pixel_hash": ["x", "u", "v", "w"]}
+    )
+    assert met_before(known, images).to_dict() == {"c": "same image", "b": "same image", "d": "same patient"}
 
 
 def test_different_images_are_kept():

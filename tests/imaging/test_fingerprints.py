@@ -20,14 +20,14 @@ def picture(number: int) -> np.ndarray:
     return ((1.3 - x**2 - y**2 + 0.25 * rough) * 100).clip(0, 255).astype(np.uint8)
 
 
-def found(pictures: list[np.ndarray]) -> list[Link]:
+def found(pictures: list[np.ndarray], known: int | None = None) -> list[Link]:
     prints = [fingerprint(p.astype(np.float32)) for p in pictures]
     hashes = [
         np.stack([np.frombuffer(getattr(p, name), np.uint8) if p else np.zeros(32, np.uint8) for p in prints])
         for name in ("perceptual", "mirrored", "gradient")
     ]
     small = np.stack([np.frombuffer(p.small, np.uint8) if p else np.zeros(1024, np.uint8) for p in prints])
-    return list(links(*hashes, lambda start, stop: small[start:stop]))
+    return list(links(*hashes, lambda start, stop: small[start:stop], known))
 
 
 def jpeg(pixels: np.ndarray) -> np.ndarray:
@@ -62,6 +62,16 @@ def test_different_pictures_are_not_linked_beyond_one_block_either(monkeypatch):
     pictures = [picture(n) for n in range(60)]
     assert found(pictures) == []
     assert [(link.first, link.second) for link in found([*pictures, jpeg(pictures[3])])] == [(3, 60)]
+
+
+def test_of_two_sets_only_pairs_between_them_are_found(monkeypatch):
+    monkeypatch.setattr("pipeline.imaging.fingerprints.BLOCK", 16)
+    known = [picture(n) for n in range(37)]
+    pictures = [*known, known[5], *(picture(n) for n in range(50, 90)), known[36], picture(60)]
+    pairs = [(link.first, link.second) for link in found([*pictures[:36], known[5], *pictures[37:]], known=37)]
+    assert sorted(pairs) == [(5, 37), (36, 37)]
+    assert sorted((link.first, link.second) for link in found(pictures, known=37)) == [(5, 37), (36, 78)]
+    assert found(pictures, known=0) == []
 
 
 def test_a_blank_image_has_no_fingerprint_and_no_duplicates():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.models.attention import central_slice, half_of, on_pixels, rollout
+from pipeline.models.attention import half_of, most_attended, on_pixels, rollout
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import EncoderSpec, attention_blocks, embed, normalise, patchify
 
@@ -99,9 +99,9 @@ def test_half_is_the_fewest_patches_that_hold_it(shares, expected):
     assert (half_of(np.array(shares)) == np.array(expected, bool)).all()
 
 
-def test_patches_become_pixels_and_a_volume_its_slice_with_most():
+def test_patches_become_pixels_and_the_one_with_most_its_middle():
     area = on_pixels(np.array([[True, False]]), (2, 3))
     assert area.tolist() == [[True] * 3 + [False] * 3] * 2
-    shares = np.zeros((4, 2, 2))
-    shares[2] = 0.25
-    assert central_slice(shares, (3, 8, 8)) == 7
+    shares = np.full((4, 2, 2), 0.05)
+    shares[2, 0, 1] = 0.25
+    assert most_attended(shares, (3, 8, 6)) == (7, 4, 9)

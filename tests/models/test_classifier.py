@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.models.checkpoints import WeightsError, save_weights
-from pipeline.models.classifier import Classifier, branch_scales, read_model
+from pipeline.models.classifier import Classifier, branch_scales, freeze_below, read_model
 from pipeline.models.vit import EncoderSpec, embed, encode, normalise, patchify
 from pipeline.store.files import sha256_file, write_json
 
@@ -46,6 +48,23 @@ def test_weights_that_are_not_those_of_the_record_are_refused(tmp_path):
     weights.write_bytes(content)
     with pytest.raises(WeightsError, match="not the file named in"):
         read_model(record, weights, device)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "trained"),
+    [
+        (0, {"head_norm", "head"}),
+        (1, {"encoder.blocks.1", "encoder.norm", "head_norm", "head"}),
+        (2, {"encoder.blocks.0", "encoder.blocks.1", "encoder.norm", "head_norm", "head"}),
+    ],
+)
+def test_what_is_trained_is_the_last_blocks_the_final_norm_and_the_head(blocks, trained):
+    model = Classifier(SPEC, "norm_linear")
+    freeze_below(model, blocks)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert {re.match(r"(encoder\.)?(blocks\.)?\w+", name)[0] for name in names} == trained
+    model(torch.rand(2, 2, 8, 16, 16)).sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
 
 
 def test_dropped_branches_grow_with_depth_and_keep_the_expectation():

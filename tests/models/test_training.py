@@ -1,4 +1,4 @@
-"""Schedule, parameter groups, batches, and a step that must not be taken."""
+"""Schedule, parameter groups, batches, precision."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.training import (
     Schedule,
     TrainingError,
-    adamw,
     autocast,
     batches,
     parameter_groups,
     prepare,
-    train_epoch,
     usable_precision,
 )
 from pipeline.models.vit import EncoderSpec
@@ -68,28 +66,15 @@ def test_batches_hold_every_image_once_and_differ_by_at_most_one_in_size():
     assert [len(part) for part in parts] == [22, 22, 21]
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_it():
-    model = torch.nn.Linear(1, 1)
-    optimiser = adamw(parameter_groups(model, 0.0), (0.9, 0.999))
-    steps = iter([model(torch.ones(1, 1)).sum(), torch.tensor(float("nan"), requires_grad=True)])
-    with pytest.raises(TrainingError, match=r"nan at step 5 \(epoch 2, batch 2 of 4\)"):
-        train_epoch(model, optimiser, Schedule(1e-3, 0, 5), 1, [np.arange(2)] * 4, lambda rows: next(steps))
-    assert torch.isfinite(model.weight).all()
-
-
-def test_gradients_are_clipped_and_mean_loss_is_per_image():
-    model = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(model.weight)
-    optimiser = torch.optim.SGD([{"params": [model.weight], "scale": 0.5}], lr=0)
-    losses = {1: 4.0, 3: 8.0}
-    loss, rate = train_epoch(
-        model, optimiser, Schedule(0.1, 0, 10**9), 0, [np.arange(1), np.arange(3)],
-        lambda rows: (1000 * model.weight).sum() - (1000 * model.weight).sum().detach() + losses[len(rows)],
-    )  # fmt: skip
-    assert loss == pytest.approx((4 + 3 * 8) / 4)
-    assert rate == pytest.approx(0.1)
-    # Two steps of rate 0.1 and scale 0.5 along a gradient of 1000 clipped to 1.
-    assert model.weight.item() == pytest.approx(-2 * 0.05, rel=1e-4)
+@pytest.mark.parametrize(
+    ("max_steps", "epochs", "warm_up"), [(None, 10, 4.0), (70, 10, 4.0), (35, 5.0, 2.0), (3, 3 / 7, 6 / 35)]
+)
+def test_a_budget_of_steps_shortens_the_schedule_and_still_ends_at_zero(max_steps, epochs, warm_up):
+    schedule = Schedule(2.0, 4.0, 10).within(max_steps, 7)
+    assert (schedule.epochs, schedule.warmup_epochs) == (pytest.approx(epochs), pytest.approx(warm_up))
+    steps = [schedule.steps_in(epoch, 7) for epoch in range(schedule.begun_epochs)]
+    assert sum(steps) == min(max_steps or 70, 70)
+    assert schedule.rate(sum(steps) / 7) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_cpu_never_computes_in_half_precision():

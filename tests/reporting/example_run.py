@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ SEEDS = (1, 2)
 SIDE = 48
 READS = {stage.name: stage.reads for stage in STAGES}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "preprocess": {"image_size": [SIDE, SIDE], "lower_percentile": 0.5, "upper_percentile": 99.5},
+    "preprocess": {"image_size": [SIDE, SIDE], "spacing_mm": None, "lower_percentile": 0.5, "upper_percentile": 99.5},
     "pretrain": {"encoder": {"patch_size": [8, 8], "width": 192, "depth": 6, "heads": 3}, "mask_ratio": 0.75,
                  "epochs": 40, "batch_size": 64, "seed": 17},
 }  # fmt: skip
@@ -82,12 +82,14 @@ def make_run(
     shares: Mapping[str, float] = SPLITS,
     calibration: CalibrateSettings | None = None,
     image: np.ndarray | None = None,
+    labelled: Sequence[int] = (),
 ) -> Inputs:
     """Make a run in a store under `root` and return what the report stage is given.
 
     `skill` scales how far the scores of positive patients are shifted: 0 is a model without skill. `text` replaces
     the site of every image, the quarantine's meaning and the message of a warning by strings of the caller. `image`,
-    if given, is added to a number that tells test images apart, and stands for each of them.
+    if given, is added to a number that tells test images apart, and stands for each of them. `labelled` are numbers of
+    labelled patients with which arms were trained as well: the fewer, the less they know.
     """
     text = dict(text or {})
     generator = np.random.default_rng(5)
@@ -101,10 +103,12 @@ def make_run(
 
     made("ingest", lambda work: _ingest(work, images, text.get("meaning")), [text.get("warning", warning)])
     made("split", lambda work: _split(work, split))
-    made("preprocess", lambda work: _preprocess(work, split, generator, image), **SETTINGS["preprocess"])
+    size = (SIDE, SIDE) if image is None else image.shape
+    settings = SETTINGS["preprocess"] | {"image_size": list(size)}
+    made("preprocess", lambda work: _preprocess(work, split, generator, image), **settings)
     made("pretrain", _pretrain, **SETTINGS["pretrain"])
-    made("finetune", lambda work: _finetune(work, (SIDE, SIDE) if image is None else image.shape))
-    made("score", lambda work: _score(work, split, generator, skill))
+    made("finetune", lambda work: _finetune(work, size, labelled))
+    made("score", lambda work: _score(work, split, generator, skill, labelled))
     for stage, function, settings in (
         ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
         ("evaluate", evaluate, EvaluateSettings()),
@@ -263,17 +267,8 @@ def _pretrain(work: Path) -> None:
     (work / "reconstructions.png").write_bytes(stream.getvalue())
 
 
-def _finetune(work: Path, image_size: tuple[int, ...]) -> None:
-    spec = EncoderSpec(image_size, (8,) * len(image_size), 1, 32, 2, 2, (0.5,), (0.25,))
-    for arm, seed in ((arm, seed) for arm in ARMS for seed in SEEDS):
-        folder = work / arm / f"seed{seed}"
-        if arm == "hog":
-            hog, tensors = HogSpec((16, 16)), {"weight": torch.zeros(4), "bias": torch.zeros(1), "mean": torch.zeros(4)}
-            finish(folder, arm, tensors, [], {"hog": hog.to_json()}, {})
-        else:
-            torch.manual_seed(seed)
-            model = Classifier(spec, "linear")
-            finish(folder, arm, model.state_dict(), [], {"spec": spec.to_json(), "head": "linear"}, {})
+def _finetune(work: Path, image_size: tuple[int, ...], labelled: Sequence[int]) -> None:
+    _models(work, image_size)
 
     def seeds(arm: str) -> dict[str, Any]:
         whole = {"mae": 75, "linear_probe": 75, "scratch": 0, "hog": 0}[arm]
@@ -298,28 +293,57 @@ def _finetune(work: Path, image_size: tuple[int, ...]) -> None:
         }
         for arm in ARMS
     }
-    write_json(work / "summary.json", {"arms": arms, "train_patients": 360, "train_images": 540})
+    fewer = {str(count): {"positive_patients": round(0.4 * count)} for count in labelled}
+    counts = {"train_patients": 360, "train_positive_patients": 144, "train_images": 540, "tune_patients": 120}
+    write_json(work / "summary.json", {"arms": arms, "labelled_patients": fewer, **counts})
 
 
-def _score(work: Path, split: pd.DataFrame, generator: np.random.Generator, skill: float) -> None:
+def _models(work: Path, image_size: tuple[int, ...]) -> None:
+    """Write each arm's files, with weights that were never trained."""
+    spec = EncoderSpec(image_size, (8,) * len(image_size), 1, 32, 2, 2, (0.5,), (0.25,))
+    for arm, seed in ((arm, seed) for arm in ARMS for seed in SEEDS):
+        folder = work / arm / f"seed{seed}"
+        if arm == "hog":
+            hog, tensors = HogSpec((16, 16)), {"weight": torch.zeros(4), "bias": torch.zeros(1), "mean": torch.zeros(4)}
+            finish(folder, arm, tensors, [], {"hog": hog.to_json()}, {})
+        else:
+            torch.manual_seed(seed)
+            model = Classifier(spec, "linear")
+            finish(folder, arm, model.state_dict(), [], {"spec": spec.to_json(), "head": "linear"}, {})
+
+
+def _score(
+    work: Path, split: pd.DataFrame, generator: np.random.Generator, skill: float, labelled: Sequence[int]
+) -> None:
     for name in ("tune", "calibration", "test"):
         own = split[split["split"] == name]
-        shared = generator.normal(0, 1, len(own))
-        rows = [
-            pd.DataFrame(
-                {
-                    "image_id": own["image_id"],
-                    "patient_id": own["patient_id"],
-                    "arm": arm,
-                    "seed": seed,
-                    "logit": (
-                        skill * shift * own["label"].astype(float) + 0.8 * shared + generator.normal(-1, 0.6, len(own))
-                    ),
-                    "label": own["label"].astype("int64"),
-                }
-            )
-            for arm, shift in ARMS.items()
-            for seed in SEEDS
+        tables.write_table(work / f"scores_{name}.parquet", _logits(own, generator, skill), tables.SCORES)
+    if labelled:
+        test = split[split["split"] == "test"]
+        fewer = [
+            _logits(test, generator, skill * (1 - 5 / count)).assign(labelled_patients=count) for count in labelled
         ]
-        tables.write_table(work / f"scores_{name}.parquet", pd.concat(rows, ignore_index=True), tables.SCORES)
+        tables.write_table(work / "label_fractions_test.parquet", pd.concat(fewer), tables.LABEL_FRACTION_SCORES)
     write_json(work / "summary.json", {})
+
+
+def _logits(own: pd.DataFrame, generator: np.random.Generator, skill: float) -> pd.DataFrame:
+    """Return the scores of every arm and seed; part of each score is the image's, shared by all."""
+    shared = generator.normal(0, 1, len(own))
+    rows = [
+        pd.DataFrame(
+            {
+                "image_id": own["image_id"],
+                "patient_id": own["patient_id"],
+                "arm": arm,
+                "seed": seed,
+                "logit": (
+                    skill * shift * own["label"].astype(float) + 0.8 * shared + generator.normal(-1, 0.6, len(own))
+                ),
+                "label": own["label"].astype("int64"),
+            }
+        )
+        for arm, shift in ARMS.items()
+        for seed in SEEDS
+    ]
+    return pd.concat(rows, ignore_index=True)

@@ -28,7 +28,15 @@ def evidence(**changes: Any) -> Any:
     """Return the part of the evidence that decides about items."""
     images = pd.DataFrame({"sex": ["F", ""], "age_years": [np.nan] * 2, "site": ["a", "a"], "manufacturer": ["", ""]})
     return SimpleNamespace(
-        **{"card": CARD, "images": images, "subgroups": pd.DataFrame(), "point": None, "misses": [], "false_alarms": []}
+        **{
+            "card": CARD,
+            "images": images,
+            "subgroups": pd.DataFrame(),
+            "point": None,
+            "misses": [],
+            "false_alarms": [],
+            "metrics": {"external": {}},
+        }
         | changes
     )
 
@@ -73,7 +81,7 @@ def test_an_item_is_missing_until_the_card_states_it():
 
 
 def test_an_item_is_missing_until_the_data_hold_it():
-    example = Example("p", np.zeros((2, 2)), np.ones((2, 2), bool), 1, 0.0, None, "", "")
+    example = Example("p", np.zeros((2, 2)), np.ones((2, 2), bool), 1.0, 1, 0.0, None, "", "")
     images = evidence().images
     holding = {
         "demographics": {},
@@ -81,10 +89,12 @@ def test_an_item_is_missing_until_the_data_hold_it():
         "subgroups": {"subgroups": pd.DataFrame({"group": ["F"]})},
         "sites": {"images": images.assign(site=["a", "b"])},
         "operating point": {"point": {"threshold": 1}},
+        "external set": {"metrics": {"external": {"b": {"patients": 3}}}},
         "outlines": {"misses": [replace(example, outlined=None), example]},
     }
     without = {
         "demographics": {"images": images.assign(sex="")},
+        "external set": {"metrics": {"external": {"b": {"patients": 0}}}},
         "outlines": {"misses": [replace(example, outlined=None)]},
     }
     assert set(holding) == set(FACTS)

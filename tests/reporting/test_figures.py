@@ -12,6 +12,7 @@ from pipeline.reporting.figures import (
     arms,
     decision,
     forest,
+    label_curve,
     precision_recall,
     pretraining_loss,
     reliability,
@@ -56,6 +57,7 @@ def test_every_figure_is_well_formed_and_the_same_each_time():
     compared = pd.DataFrame(
         {c: [0.9, 0.8] for c in ("auc", "auc_low", "auc_high", "auc_seed_min", "auc_seed_max")} | {"arm": ["a", "b"]}
     )
+    fractions = compared.assign(labelled_patients=[10, 1000])
     history = [
         {"epoch": 1, "train_loss": 1.0, "held_out_loss": None},
         {"epoch": 2, "train_loss": 0.5, "held_out_loss": 0.6},
@@ -69,6 +71,7 @@ def test_every_figure_is_well_formed_and_the_same_each_time():
         "decision of no use": lambda: decision({"model": curve([0.1, 0.9], [-0.1, -0.2])}),
         "forest": lambda: forest(groups, {"recall": "Sensitivity", "auc": "AUC"}, {"recall": 0.9, "auc": float("nan")}),
         "arms": lambda: arms(compared, ["one", "two"]),
+        "label curve": lambda: label_curve(dict.fromkeys(("one", "two", "three", "four", "five"), fractions)),
         "loss": lambda: pretraining_loss(history),
         "icons": lambda: icons(48.2, 1.8, 299.5, 1000),
         "flow": lambda: flow(10, ["accepted 8"], {"no pixels": 2}, [["training"], ["test"]]),

@@ -196,7 +196,7 @@ def test_other_scores_on_the_test_patients_are_a_shift(cohort):
     made.write_scores("test", scores)
     made.run("calibrate").run("evaluate")
     assert ("shift", "warn") in findings(made, "test")
-    assert made.json("evaluate", "metrics.json")["shift"]["score_ks"]["p"] < 0.001
+    assert made.json("evaluate", "metrics.json")["shift"]["groups"][0]["score_ks"]["p"] < 0.001
 
 
 def test_every_further_target_is_verified_with_its_own_threshold(evaluated):

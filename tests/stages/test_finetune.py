@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -12,18 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
-from pipeline.models import finetuning
-from pipeline.models.arms import load_pretrained
+from pipeline.config import Arm, FinetuneAugmentation
+from pipeline.models import engine, finetuning
+from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
-from pipeline.models.checkpoints import WeightsError, read_weights, require_equal
+from pipeline.models.checkpoints import WeightsError, read_weights, require_equal, save_weights
 from pipeline.models.classifier import Classifier, read_model
+from pipeline.models.formats import export_timm, import_encoder
 from pipeline.models.training import TrainingError
-from pipeline.models.vit import EncoderSpec
+from pipeline.models.vit import EncoderSpec, build_encoder
+from pipeline.reporting.evidence import ARM_NAMES
 from pipeline.stages import finetune as stage
 from pipeline.store.artifacts import StoreError
 from pipeline.store.files import read_json, sha256_file, write_json
+from pipeline.store.lineage import SourceHashes
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import INDEX, read_table, write_table
+from pipeline.store.tables import INDEX, SCORES, read_table, write_table
 
 FILES = ("history.json", "model.json", "model.safetensors")
 
@@ -83,9 +90,9 @@ def test_every_encoder_tensor_is_pretrainings_before_the_first_step(copy, monkey
     encoder = read_weights(copy / "pretrain" / "encoder.safetensors")
     seen = []
 
-    def first_epoch(model, optimiser, schedule, epoch, order, batch_loss):
-        require_equal(model.encoder, encoder)
-        seen.append(epoch)
+    def first_epoch(training, order, batch_loss):
+        require_equal(training.model.encoder, encoder)
+        seen.append(len(training.history))
         raise Killed
 
     monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
@@ -100,7 +107,8 @@ def test_loading_proves_itself(pretrained, monkeypatch, capsys):
     spec = EncoderSpec.from_json(read_json(pretrained / "pretrain" / "model.json"))
     encoder = read_weights(pretrained / "pretrain" / "encoder.safetensors")
     model = Classifier(spec, "norm_linear")
-    load_pretrained(model, encoder, "3f9a", RunLog("finetune").info)
+    start = Start(encoder, "pretraining 3f9a", len(encoder))
+    load_pretrained(model, start, RunLog("finetune").info)
     parameters = sum(tensor.numel() for tensor in encoder.values())
     line = f"encoder: {len(encoder)} of {len(encoder)} tensors ({parameters:,} parameters) from pretraining 3f9a"
     assert line in capsys.readouterr().err
@@ -108,7 +116,7 @@ def test_loading_proves_itself(pretrained, monkeypatch, capsys):
     monkeypatch.setattr(Classifier, "load_state_dict", lambda *_, **__: None)
     monkeypatch.setattr(type(model.encoder), "load_state_dict", lambda *_, **__: None)
     with pytest.raises(WeightsError, match=r"cls_token"):
-        load_pretrained(Classifier(spec, "norm_linear"), encoder, "3f9a", RunLog("finetune", quiet=True).info)
+        load_pretrained(Classifier(spec, "norm_linear"), start, RunLog("finetune", quiet=True).info)
 
 
 def test_the_frozen_encoder_stays_as_it_was(trained):
@@ -155,7 +163,7 @@ def test_arms_of_a_seed_differ_in_their_start_and_layer_decay_alone(copy, monkey
 
     def pretrained_start(data, head, seed):
         model = build(data, head, seed)
-        model.encoder.load_state_dict(data.encoder)
+        model.encoder.load_state_dict(data.starts["mae"].tensors)
         return model
 
     monkeypatch.setattr(finetuning, "build_classifier", pretrained_start)
@@ -178,8 +186,8 @@ def test_tuning_images_choose_nothing_in_the_networks(copy, trained):
 def test_the_head_starts_at_the_training_images_log_odds(copy, monkeypatch):
     seen = {}
 
-    def first_epoch(model, *_):
-        seen["bias"] = model.head.bias.item()
+    def first_epoch(training, *_):
+        seen["bias"] = training.model.head.bias.item()
         raise Killed
 
     monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
@@ -189,9 +197,173 @@ def test_the_head_starts_at_the_training_images_log_odds(copy, monkeypatch):
     assert seen["bias"] == pytest.approx(np.log(2))
 
 
+# ---------------------------------------------------------------- which weights are kept
+
+
+@pytest.mark.parametrize(
+    ("aucs", "patience", "best", "trained"),
+    [
+        ([0.6, 0.8, 0.8, 0.7, 0.8, 0.9, 0.9], 3, 2, 5),  # a tie is no improvement, and the earlier epoch is kept
+        ([0.6, 0.5, 0.7, 0.6, 0.8, 0.7, 0.6], 3, 5, 7),  # patience starts anew at each improvement
+        ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], 1, 1, 2),
+    ],
+)
+def test_early_stopping_keeps_the_best_epochs_weights(copy, monkeypatch, aucs, patience, best, trained):
+    after = {}
+
+    def saved(folder, epochs_done, state, steps_done):
+        after[epochs_done] = {name: tensor.clone() for name, tensor in state["model"].items()}
+
+    monkeypatch.setattr(engine, "save_checkpoint", saved)
+    left = iter(aucs)
+    monkeypatch.setattr(finetuning, "auc", lambda *_: next(left))
+    choices = {"arms": ["mae"], "seeds": [1], "epochs": len(aucs), "early_stopping_epochs": patience}
+    run_stage(copy, "finetune", **choices)
+    folder = copy / "finetune" / "mae" / "seed1"
+    record, kept = read_json(folder / "model.json"), load_file(folder / "model.safetensors")
+    assert (record["best_epoch"], record["epochs_trained"], record["tune_auc"]) == (best, trained, aucs[best - 1])
+    assert len(read_json(folder / "history.json")) == trained
+    assert all(torch.equal(kept[name], tensor) for name, tensor in after[best].items())
+    assert not torch.equal(kept["head.weight"], after[trained]["head.weight"])
+    rule = read_json(copy / "finetune" / "summary.json")["arms"]["mae"]["selection"]
+    assert "epoch with the highest AUC on the tuning images, the earlier of equals" in rule
+
+
+def test_the_averaged_weights_are_those_that_are_kept_and_judged(copy, monkeypatch):
+    steps, judged = [], []
+    build, adamw, logits = finetuning._build, finetuning.adamw, finetuning._logits
+
+    def watched(groups, betas):
+        optimiser = adamw(groups, betas)
+        optimiser.register_step_post_hook(lambda *_: steps.append(built[0].head.weight.detach().double().clone()))
+        return optimiser
+
+    def judge(model, *rest):
+        judged.append(model.head.weight.detach().clone())
+        return logits(model, *rest)
+
+    built = []
+    monkeypatch.setattr(finetuning, "_build", lambda *given: built.append(build(*given)) or built[-1])
+    monkeypatch.setattr(finetuning, "adamw", watched)
+    monkeypatch.setattr(finetuning, "_logits", judge)
+    run_stage(copy, "finetune", arms=["mae"], seeds=[1], ema_decay=0.8)
+    shares = 0.8 ** torch.arange(len(steps) - 1, -1, -1, dtype=torch.float64)
+    mean = (torch.stack(steps) * (shares / shares.sum()).view(-1, 1, 1)).sum(dim=0)
+    kept = load_file(copy / "finetune" / "mae" / "seed1" / "model.safetensors")["head.weight"]
+    assert torch.allclose(kept.double(), mean, atol=1e-6)
+    assert torch.equal(kept, judged[-1])
+    assert not torch.allclose(kept.double(), steps[-1], atol=1e-5)
+    rule = read_json(copy / "finetune" / "summary.json")["arms"]["mae"]["selection"]
+    assert rule.endswith("averaged over the steps (exponential moving average, decay 0.8)")
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_frozen_tensors_keep_the_bytes_of_pretraining(copy, blocks):
+    choices = {"arms": ["mae", "scratch"], "seeds": [1], "epochs": 2, "ema_decay": 0.9}
+    run_stage(copy, "finetune", trainable_blocks=blocks, **choices)
+    encoder = load_file(copy / "pretrain" / "encoder.safetensors")
+    tuned = load_file(copy / "finetune" / "mae" / "seed1" / "model.safetensors")
+    changed = {name for name, tensor in encoder.items() if not torch.equal(tuned[f"encoder.{name}"], tensor)}
+    assert all(name.startswith(("blocks.1.", "norm.")) for name in changed)
+    assert {"norm.weight", "blocks.1.mlp.linear1.weight"} <= changed if blocks else not changed
+    arms = read_json(copy / "finetune" / "summary.json")["arms"]
+    assert arms["mae"]["trainable_parameters"] < arms["scratch"]["trainable_parameters"]
+    assert ("the head alone trained" if blocks == 0 else "the last block and the head trained") in (
+        arms["mae"]["description"]
+    )
+
+
+# ---------------------------------------------------------------- public weights
+
+
+@pytest.fixture
+def public(copy) -> dict[str, torch.Tensor]:
+    """Random weights of the same network in timm's layout, for three channels and a larger grid; what they become."""
+    record = {**read_json(copy / "pretrain" / "model.json"), "image_size": [24, 24], "channels": 3}
+    spec = EncoderSpec.from_json({**record, "pixel_mean": [0.5] * 3, "pixel_std": [0.2] * 3})
+    torch.manual_seed(8)
+    save_weights(copy / "weights.safetensors", export_timm(build_encoder(spec).state_dict(), spec).tensors)
+    ours = EncoderSpec.from_json(read_json(copy / "pretrain" / "model.json"))
+    return import_encoder(read_weights(copy / "weights.safetensors"), ours).tensors
+
+
+def test_arm_imported_starts_from_exactly_the_public_weights(copy, public, monkeypatch):
+    theirs = read_weights(copy / "weights.safetensors")
+    seen = []
+
+    def first_epoch(model, *_):
+        require_equal(model.encoder, public)
+        state = model.encoder.state_dict()
+        assert torch.equal(state["blocks.1.attn.qkv.weight"], theirs["blocks.1.attn.qkv.weight"])
+        summed = theirs["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+        assert torch.equal(state["patch_embedding.patch_embeddings.weight"], summed)
+        seen.append(model)
+        raise Killed
+
+    monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
+    with pytest.raises(Killed):
+        run_stage(copy, "finetune", arms=["imported"])
+    assert len(seen) == 1
+
+
+def test_arm_imported_is_trained_scored_and_accounted_for(copy, public, capsys):
+    log = RunLog("finetune")
+    settings = SETTINGS["finetune"].model_copy(update={"arms": ["imported", "mae"], "seeds": [1, 2], "epochs": 2})
+    stage.finetune(settings, inputs(copy, "finetune"), copy / "finetune", log)
+    publish(copy / "finetune")
+    said = capsys.readouterr().err
+    assert "3 channels summed to one: grey is all of them alike" in said
+    assert "resampled from 6 by 6 to 4 by 4 patches" in said
+    assert sha256_file(copy / "weights.safetensors")[:16] in said
+    arms = read_json(copy / "finetune" / "summary.json")["arms"]
+    made = sum("norm_cross_attn" in name or "classification_head" in name for name in public)
+    result = arms["imported"]["seeds"]["1"]
+    assert (result["encoder_tensors_loaded"], result["encoder_tensors"]) == (len(public) - made, len(public))
+    assert arms["imported"]["description"].endswith("public weights that were trained elsewhere, all layers trained")
+    assert "mean logit of 2 networks" in arms["imported"]["score"]
+    run_stage(copy, "score")
+    scores = read_table(copy / "score" / "scores_test.parquet", SCORES)
+    assert {(arm, int(seed)) for arm, seed in scores.groupby(["arm", "seed"]).groups} == {
+        (arm, seed) for arm in ("imported", "mae") for seed in (1, 2)
+    }
+
+
+def test_public_weights_of_another_network_are_refused_by_name(copy, public):
+    theirs = read_weights(copy / "weights.safetensors")
+    del theirs["blocks.1.norm1.bias"]
+    save_weights(copy / "weights.safetensors", theirs)
+    with pytest.raises(WeightsError, match=r"blocks\.1\.norm1\.bias is missing"):
+        run_stage(copy, "finetune", arms=["imported"])
+    (copy / "weights.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"arm imported needs data\.imported_weights"):
+        run_stage(copy, "finetune", arms=["imported"])
+
+
+def test_public_weights_that_changed_after_the_plan_are_refused(copy, public):
+    path = copy / "weights.safetensors"
+    hashes = SourceHashes(b"key", copy / "hashes.sqlite")
+    hashes.of(path)
+    hashes.remember()
+    save_weights(path, {**read_weights(path), "head.bias": torch.zeros(2)})
+    settings = SETTINGS["finetune"].model_copy(update={"arms": ["imported"]})
+    with pytest.raises(TrainingError, match="was changed while the run was going on"):
+        stage.finetune(settings, replace(inputs(copy, "finetune"), hashes=hashes), copy / "finetune", RunLog("x"))
+
+
+def test_every_arm_is_described_named_and_documented():
+    arms = set(get_args(Arm))
+    (column,) = [column for column in SCORES.columns if column.name == "arm"]
+    assert arms == set(stage.DESCRIPTIONS) == set(ARM_NAMES) == set(re.split(", | or ", column.meaning))
+
+
 CHANGES = [
     {"learning_rate": 1e-3}, {"layer_decay": 0.5}, {"weight_decay": 0.5}, {"drop_path": 0.0}, {"warmup_epochs": 0.0},
-    {"crop_min": 0.5}, {"rotate_degrees": 0.0}, {"intensity": 0.3}, {"flip_horizontal": True}, {"batch_size": 20},
+    {"batch_size": 20},
+    *({"augmentation": FinetuneAugmentation(**change)} for change in (
+        {"crop_min": 0.5}, {"rotate_degrees": 0.0}, {"contrast": 0.3}, {"flips": ["horizontal"]}, {"noise": 0.1},
+    )),
+    {"loss": "weighted"}, {"loss": "focal"}, {"loss": "focal", "focal_gamma": 1.0}, {"label_smoothing": 0.1},
+    {"sampling": "balanced"}, {"mixup": 0.2}, {"ema_decay": 0.9}, {"trainable_blocks": 1},
 ]  # fmt: skip
 
 
@@ -213,6 +385,32 @@ def test_the_probe_is_the_logistic_regression_that_was_fitted(trained):
 
 
 # ---------------------------------------------------------------- interruptions and errors
+
+
+# Every random draw and everything that is kept beside the weights; the tuning AUC is 1 at once, so that it stops early.
+RICH = {"arms": ["mae"], "seeds": [1], "epochs": 10, "early_stopping_epochs": 2, "ema_decay": 0.9, "mixup": 0.4,
+        "sampling": "balanced", "label_smoothing": 0.1, "trainable_blocks": 1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rich(pretrained, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("rich")
+    for name in ("preprocess", "pretrain"):
+        shutil.copytree(pretrained / name, folder / name)
+    return run_stage(folder, "finetune", **RICH)[0]
+
+
+@pytest.mark.parametrize("at", [2, 5, "end"])
+def test_interrupted_averaging_and_early_stopping_leave_the_same_bytes(copy, rich, monkeypatch, at):
+    """Deaths before the checkpoint of an epoch, and after the last one, when nothing is left but to write the model."""
+    with monkeypatch.context() as patched:
+        if at == "end":
+            patched.setattr(finetuning, "finish", lambda *_: killer(1)({}, 0))
+        with pytest.raises(Killed):
+            run_stage(copy, "finetune", sink=None if at == "end" else killer(at), **RICH)
+    assert run_stage(copy, "finetune", **RICH)[0] == rich
+    record = read_json(copy / "finetune" / "mae" / "seed1" / "model.json")
+    assert record["epochs_trained"] == record["best_epoch"] + 2 < 10, record
 
 
 @pytest.mark.parametrize("deaths", [(1,), (6, 3), (13,)])
@@ -243,12 +441,10 @@ def test_a_split_with_one_class_is_refused(copy):
         run_stage(copy, "finetune")
 
 
-def test_hog_on_volumes_is_refused_before_anything_is_trained(tmp_path):
+def test_volumes_train_every_arm_but_hog(tmp_path):
     make_images(tmp_path, shape=(1, 8, 16, 16))
     encoder = SETTINGS["pretrain"].encoder.model_copy(update={"patch_size": [4, 8, 8]})
     run_stage(tmp_path, "pretrain", encoder=encoder, epochs=1)
-    with pytest.raises(TrainingError, match="hog needs 2-D images"):
-        run_stage(tmp_path, "finetune")
     run_stage(tmp_path, "finetune", arms=["mae", "scratch", "linear_probe"], seeds=[1], epochs=1)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, run_stage
 
+from pipeline.config import PretrainAugmentation
 from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.training import TrainingError
 from pipeline.models.vit import EncoderSpec, build_encoder
@@ -185,7 +186,8 @@ def test_decoding_a_share_of_the_hidden_patches_is_another_training_with_the_sam
 
 
 CHANGES: list[dict[str, Any]] = [
-    {"seed": 18}, {"mask_ratio": 0.5}, {"crop_min": 1.0}, {"flip_horizontal": True}, {"normalise_targets": False},
+    {"seed": 18}, {"mask_ratio": 0.5}, {"normalise_targets": False},
+    *({"augmentation": PretrainAugmentation(**change)} for change in ({"crop_min": 1.0}, {"flips": ["horizontal"]})),
     {"weight_decay": 1.0}, {"warmup_epochs": 0.0}, {"decoder": "cross_attention"}, {"mask": "block"}, {"mask": "grid"},
     {"encoder": SETTINGS["pretrain"].encoder.model_copy(update={"positions": "learned"})},
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from functools import cached_property
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ from pypdf import PdfReader
 from reporting import example_run
 
 from pipeline.config import CalibrateSettings, ReportSettings
+from pipeline.imaging.planes import three_planes
+from pipeline.reporting.content import _numbers, build
 from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
+from pipeline.reporting.sections.elsewhere import external
 from pipeline.reporting.sections.examples import examples
+from pipeline.reporting.sections.model import model
 from pipeline.reporting.sections.operating import operating_point
+from pipeline.reporting.sections.provenance import provenance
 from pipeline.reporting.sections.results import calibration
-from pipeline.reporting.sections.summary import promise
+from pipeline.reporting.sections.summary import promise, summary
 from pipeline.stages.report import _evidence, _shown, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
@@ -279,6 +285,28 @@ def test_every_displayed_probability_says_at_what_prevalence(good: Made):
     assert good.json["numbers"]["threshold"]["probability_prevalence"] == good.threshold["probability_prevalence"]
 
 
+# ---------------------------------------------------------------- the trainings
+
+
+def test_the_model_section_says_that_seeds_are_an_ensemble_and_which_epochs_were_kept(good: Made):
+    assert "an arm's seeds are an ensemble" in good.section_text("model")
+    assert "The score of the ensemble is what was calibrated" in good.section_text("model")
+    e = evidence_of(good)
+    arm = e.finetune["arms"]["mae"]
+    early = {seed: record | {"best_epoch": 9 + int(seed)} for seed, record in arm["seeds"].items()}
+    finetune = dict(e.finetune) | {"arms": e.finetune["arms"] | {"mae": arm | {"seeds": early}}}
+    records = {
+        "score": e.records["score"] | {"settings": {"flips": True}},
+        "finetune": e.records["finetune"] | {"sources": {"imported_weights": "f" * 64}},
+    }
+    e = replace(e, finetune=finetune, records=dict(e.records) | records)
+    assert "50 at most; kept: 10, 11" in str(model(e))
+    assert "mean of their logits of it and of its mirror image" in str(model(e))
+    assert ["Public weights that arm imported started from", "f" * 64] in [
+        row for block in provenance(e).blocks if isinstance(block, Table) for row in block.rows
+    ]
+
+
 # ---------------------------------------------------------------- the whole
 
 
@@ -286,8 +314,8 @@ def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
         "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
-        "Comparison of arms", "Examples of errors", "Shift and automatic checks", "Statements and data provenance",
-        "Versions and provenance", "Reporting guidelines, item by item",
+        "Comparison of arms", "Examples of errors", "External test sets", "Shift and automatic checks",
+        "Statements and data provenance", "Versions and provenance", "Reporting guidelines, item by item",
     ]  # fmt: skip
     place = 0
     for section in good.json["sections"]:
@@ -303,6 +331,7 @@ def test_items_of_guidelines_name_section_and_page_or_what_is_missing(good: Made
     assert stard["30"] == "7 Operating point"
     assert stard["38"] == "missing: the card does not state study.funding"
     assert rows(chance, "items_stard_ai")["30"] == "missing: there is no usable operating point"
+    assert stard["29"] == "missing: there is no external test set with patients of its own"
     (page,) = [at for at, text in enumerate(good.pages, 1) if "7 Operating point Table" in text or
                re.search(r"7 Operating point How it was chosen", text)]  # fmt: skip
     assert f"7 Operating point, page {page}" in good.section_text("crosswalk")
@@ -318,6 +347,56 @@ def test_what_the_card_states_is_printed_and_no_longer_missing(good: Made, folde
     missing = [text.count("study.funding") for text in (good.section_text("crosswalk"), made.section_text("crosswalk"))]
     assert missing[0] == 3
     assert missing[1] == 0
+
+
+def with_external(made: Made, **changes: Any) -> Evidence:
+    """The run as if its test patients were also an external set whose label is defined otherwise."""
+    e = evidence_of(made)
+    its = {**e.metrics, "group": "external set b", "excluded": {"patients": 2, "images": {"same image": 3}}}
+    shift = {**e.metrics["shift"]["groups"][0], "group": "external set b", **changes}
+    metrics = {
+        **e.metrics,
+        "external": {"b": its},
+        "shift": {**e.metrics["shift"], "groups": [*e.metrics["shift"]["groups"], shift]},
+    }
+    other = {**e.card, "label": {**e.card["label"], "definition": "an opacity"}}
+    return replace(e, metrics=metrics, external={"b": other})
+
+
+def test_an_external_set_stands_beside_the_test_patients_in_words_and_numbers(good: Made):
+    e = with_external(good, covered=False, differences=["50 of 90 patients come from other sites"])
+    text = str(external(e))
+    assert "The certificate does not cover external set b" in text
+    assert "50 of 90 patients come from other sites." in text
+    (table,) = [b for b in external(e).blocks if getattr(b, "name", "") == "external"]
+    assert list(table.columns) == ["Measure", "Test patients", "External set b"]
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert cells["Patients left out, since they occur in this run"] == ["—", "2 (3 images: same image)"]
+    recall = good.metrics["operating_point"]["recall"]
+    assert cells["Sensitivity, %"][1].startswith(f"{100 * recall['value']:.1f} (")
+    (definitions,) = [b for b in external(e).blocks if getattr(b, "name", "") == "definitions"]
+    assert [row[2] for row in definitions.rows] == ["both readers see a consolidation", "an opacity"]
+    assert "The promise elsewhere: external set b" in str(summary(e))
+    assert "14 External test sets" in str(build(e).sections[-1])
+
+
+def test_an_external_set_shows_no_threshold_when_none_may_be_used(chance: Made):
+    e = with_external(chance)
+    text = str(external(e))
+    assert "withheld" in text
+    assert "Sensitivity" not in text.replace("Sensitivity is of the patients", "")
+    assert _numbers(e)["metrics"]["external"]["b"]["operating_point"] is None
+
+
+def test_an_external_set_of_nobody_new_says_so(good: Made):
+    e = evidence_of(good)
+    nobody = {"b": {"group": "external set b", "patients": 0, "excluded": {"patients": 7, "images": {"same image": 9}}}}
+    text = str(external(replace(e, metrics={**e.metrics, "external": nobody}, external={"b": e.card})))
+    assert "All 7 of its labelled patients occur in this run already" in text
+
+
+def test_without_an_external_set_the_report_says_what_is_not_known(good: Made):
+    assert "how the model does on patients from elsewhere is not known" in good.section_text("external")
 
 
 def test_html_and_pdf_show_the_same_document(good: Made):
@@ -539,25 +618,54 @@ def test_examples_show_the_stored_pixels_with_an_outline_beside(good: Made, fold
         assert words in text
 
 
-def test_a_volume_is_shown_by_the_slice_with_most_attention(folder: Path):
-    planes = np.arange(16, dtype=np.uint8).reshape(-1, 1, 1) + np.zeros((1, 16, 16), np.uint8)
-    inputs = example_run.make_run(folder / "volumes", image=planes)
-    evidence = _evidence(ReportSettings(title="x", examples=2), inputs)
+def test_a_volume_is_shown_by_three_planes_through_the_patch_with_most_attention(folder: Path):
+    volume = np.arange(16 * 24 * 16).reshape(16, 24, 16) % 53
+    inputs = example_run.make_run(folder / "volumes", image=volume.astype(np.uint8))
+    made = make(folder / "volumes_report", inputs)
+    evidence = evidence_of(made)
     index = pd.read_parquet(inputs.file("preprocess", "index_test.parquet"))
     for example in [*evidence.misses, *evidence.false_alarms]:
-        row = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id")["row"].iloc[0]
-        assert example.image.shape == (16, 16)
-        assert example.image[0, 0] - row % 200 in (4, 12), "the middle of one of the two layers of patches"
+        own = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id").iloc[0]
+        stored = np.load(inputs.file("preprocess", own["shard"]))[own["row"], 0]
+        middles = product((4, 12), (4, 12, 20), (4, 12))
+        (centre,) = [at for at in middles if np.array_equal(example.image, three_planes(stored, at))]
         assert example.outlined is not None
-        assert example.outlined.any()
+        assert example.outlined.shape == example.image.shape
+        own_patch = np.zeros(stored.shape, bool)
+        own_patch[tuple(slice(at - 4, at + 4) for at in centre)] = True
+        assert (example.outlined | ~three_planes(own_patch, centre)).all(), "the patch with most attention is outlined"
+        assert example.outlined_share is not None
+        assert example.outlined_share * 12 in range(1, 12), "a share of the volume, not of its picture"
+    text = made.section_text("examples")
+    assert "by its coronal, sagittal and axial plane through the middle of the patch with most attention" in text
+    assert "% of the volume" in text
 
 
-def test_a_model_without_attention_has_no_outline_and_volumes_their_middle_slice(folder: Path):
+def test_an_outline_is_cut_from_the_volume_like_the_picture():
+    volume = np.arange(4 * 6 * 4).reshape(4, 6, 4)
+    shares = np.full((2, 3, 2), 0.02)
+    shares[1, 0, 1] = 0.78
+    picture, outlined = _shown(volume, shares)
+    patch = volume[2:4, 0:2, 2:4]
+    assert outlined is not None
+    assert set(picture[outlined]) <= set(patch.ravel())
+    assert np.count_nonzero(outlined) == 3 * 4
+    assert np.array_equal(picture, three_planes(volume, (3, 1, 3)))
+
+
+def test_a_model_without_attention_has_no_outline_and_volumes_planes_through_their_middle(folder: Path):
     inputs = example_run.make_run(folder / "hog", calibration=CalibrateSettings(arm="hog"))
     made = make(folder / "hog_report", inputs)
     assert all(x.outlined is None for x in evidence_of(made).misses)
-    assert "the reported model has no attention" in made.section_text("examples")
+    text = made.section_text("examples")
+    assert "the reported model has no attention" in text
+    assert "plane" not in text, "these images have but one"
     assert "Right: the same image" not in made.text
-    volume, outlined = _shown(np.arange(6).reshape(6, 1, 1), None)
-    assert volume.item() == 3
+    volume = np.arange(6 * 8 * 4).reshape(6, 8, 4)
+    picture, outlined = _shown(volume, None)
+    assert np.array_equal(picture, three_planes(volume))
     assert outlined is None
+    records = {"preprocess": {"settings": {"image_size": [6, 8, 4]}}}
+    evidence = evidence_of(made)
+    evidence = replace(evidence, records=dict(evidence.records) | records)
+    assert "by its coronal, sagittal and axial plane through the middle." in str(examples(evidence))

@@ -67,6 +67,22 @@ def test_a_logit_is_what_the_model_says_of_that_image(scored):
         assert model(torch.from_numpy(pixels))[0] == pytest.approx(ours[row.image_id], abs=1e-5)
 
 
+def test_with_flips_a_logit_is_the_mean_over_an_image_and_its_mirror_image(scored, copy):
+    plain = read_table(scored[0] / "score" / "scores_test.parquet", SCORES)
+    run_stage(copy, "score", flips=True)
+    scores = read_table(copy / "score" / "scores_test.parquet", SCORES)
+    index = read_table(copy / "preprocess" / "index_test.parquet", INDEX).set_index("image_id")
+    pixels = np.stack([np.load(copy / "preprocess" / r.shard)[r.row] for r in index.itertuples()]) / np.float32(255)
+    for arm, seed in (("mae", 2), ("hog", 1)):
+        folder = copy / "finetune" / arm / f"seed{seed}"
+        model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu"))
+        own = scores[(scores["arm"] == arm) & (scores["seed"] == seed)].set_index("image_id")["logit"]
+        mirrored = (model(torch.from_numpy(pixels)) + model(torch.from_numpy(pixels[..., ::-1].copy()))) / 2
+        assert own[index.index].to_numpy() == pytest.approx(mirrored, abs=1e-5)
+    assert not np.allclose(scores["logit"], plain["logit"], atol=1e-3)
+    assert read_json(copy / "score" / "summary.json")["flips"] is True
+
+
 def test_twice_gives_the_same_bytes(scored, copy):
     assert run_stage(copy, "score")[0] == scored[1]
 

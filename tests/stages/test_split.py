@@ -1,15 +1,19 @@
 """Patients are divided once, by a rule that neither order, additions nor corrections disturb."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from stages.sources_run import SECRET, Archive, make_card
 
+from pipeline.config import SplitSettings
 from pipeline.imaging.labels import LabelsError
 from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
+from pipeline.stages.split import split
 from pipeline.store.files import write_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import FILES, IMAGES, NEAR_DUPLICATES, QUARANTINE, write_table
+from pipeline.store.tables import FILES, IMAGES, NEAR_DUPLICATES, QUARANTINE, SPLIT, read_table, write_table
 
 
 def images(patients: dict[str, int], pixels: dict[str, str] | None = None) -> pd.DataFrame:
@@ -291,3 +295,23 @@ def test_values_of_the_split_column_that_nobody_explained_are_an_error(tmp_path)
         make(tmp_path, patients, rows, card=card).run("split")
     assert "2 values of column part are not explained" in str(error.value)
     assert "1 labelled rows have nothing in column part" in str(error.value)
+
+
+def divided_as_external(archive: Archive) -> pd.DataFrame:
+    inputs = replace(archive.inputs("split"), test_only=True)
+    split(SplitSettings(), inputs, archive.work("split"), RunLog("split", quiet=True))
+    return read_table(archive.work("split") / "split.parquet", SPLIT)
+
+
+def test_of_an_external_set_labelled_patients_are_test_patients_and_others_are_left_out(tmp_path):
+    patients = {"A": 2, "B": 1, "C": 1, "D": 1}
+    labels = [{"path": "A/0", "label": "well"}, {"path": "B/0", "label": "well"}]
+    rows = divided_as_external(make(tmp_path, patients, labels, pixels={"C/0": "B/0"}))
+    assert set(rows["split"]) == {"test"}
+    assert set(rows["patient_id"]) == {patient_pseudonym(SECRET, name) for name in "ABC"}
+    assert rows["label"].notna().sum() == 2
+
+
+def test_an_external_set_without_a_labelled_image_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none of 1 accepted images has a label"):
+        divided_as_external(make(tmp_path, {"A": 1}, [{"path": "Z/0", "label": "well"}]))

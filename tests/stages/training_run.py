@@ -82,8 +82,9 @@ def publish(work: Path) -> None:
 def inputs(folder: Path, stage: str) -> Inputs:
     """What the pipeline would hand to a stage, and no more."""
     artifacts = {name: Artifact(name, f"{name}-key", folder / name) for name in READS[stage]}
-    machine = Machine(device="cpu", threads=1)
-    return Inputs(card=None, machine=machine, artifacts=artifacts, readable=READS[stage])  # type: ignore[arg-type]
+    machine, weights = Machine(device="cpu", threads=1), folder / "weights.safetensors"
+    imported = weights if weights.exists() else None
+    return Inputs(None, machine, artifacts, READS[stage], imported_weights=imported)  # type: ignore[arg-type]
 
 
 def run_stage(

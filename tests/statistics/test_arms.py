@@ -57,6 +57,13 @@ def test_what_was_not_trained_is_said():
     assert "was not measured" in benefit_sentence({}, 10)
 
 
+def test_public_weights_are_reported_beside_the_verdict_and_do_not_change_it():
+    with_it = benefit_sentence({"scratch": BETTER, "imported": WORSE, "hog": BETTER}, 10)
+    assert with_it.startswith("Pretraining helped: ")
+    assert "0.030 lower than that of the same network started from public weights" in with_it
+    assert "was not measured" in benefit_sentence({"imported": BETTER}, 10)
+
+
 def test_identical_rankings_are_called_the_same():
     same = PairedResult(0, 0, 0, 0, 1)
     assert "was the same as that of the same network" in benefit_sentence({"scratch": same, "hog": BETTER}, 10)

@@ -1,10 +1,22 @@
-"""Whether test patients are like the calibration patients."""
+"""Whether other patients are like the calibration patients."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 
-from pipeline.statistics.shift import assess_image_counts, assess_shift, score_shift
+from pipeline.statistics.patients import Patients
+from pipeline.statistics.shift import (
+    Promise,
+    assess_image_counts,
+    assess_shift,
+    group_shift,
+    population_stability,
+    score_shift,
+    unseen_patients,
+)
+
+PROMISE = Promise(threshold=-1.0, target=0.9, confidence=0.95)
 
 
 def images(patients_per_site, images_per_patient=None):
@@ -17,25 +29,92 @@ def images(patients_per_site, images_per_patient=None):
     return pd.DataFrame(rows, columns=["site", "patient_id"])
 
 
+def patients(generator, n, prevalence=0.5, lower=0.0):
+    """Return patients with binormal scores two apart, those of positives `lower`."""
+    y = (np.arange(n) < round(n * prevalence)).astype(int)
+    s = generator.normal(size=n) + np.where(y == 1, 1 - lower, -1)
+    return Patients(np.array([f"p{i}" for i in range(n)]), y, s, n, 0, (1,))
+
+
+def shift_of(calibration, members, **choices):
+    return group_shift("test", calibration, members, expit(2 * members.s), PROMISE, **choices)
+
+
 def test_distance_of_two_score_sets_worked_by_hand():
     assert score_shift([1, 2, 3, 4], [3, 4, 5, 6]).statistic == pytest.approx(0.5)
 
 
-def test_other_scores_are_a_warning_and_like_scores_are_not():
-    generator = np.random.default_rng(0)
-    same, other = generator.normal(size=300), generator.normal(1, size=300)
-    sites = images({"s1": 3})
-    assert assess_shift(score_shift(same, generator.normal(size=300)), sites, sites) == []
-    (finding,) = assess_shift(score_shift(same, other), sites, sites)
-    assert (finding.code, finding.level) == ("shift", "warn")
+def test_stability_index_worked_by_hand():
+    # Two bins cut after the second of four: 2 and 2 patients there, 1 and 3 here, half a patient more in each.
+    found = population_stability([1, 2, 3, 4], [1, 3, 4, 5], bins=2)
+    assert found.index == pytest.approx((0.3 - 0.5) * np.log(0.3 / 0.5) + (0.7 - 0.5) * np.log(0.7 / 0.5))
+    assert found.by_chance == pytest.approx(3.8415 * (1 / 4 + 1 / 4), abs=1e-4)
+
+
+def test_chance_keeps_the_index_below_its_limit_in_95_of_100_groups():
+    generator = np.random.default_rng(1)
+    found = [population_stability(generator.normal(size=300), generator.normal(size=200)) for _ in range(600)]
+    assert 0.93 <= np.mean([one.index < one.by_chance for one in found]) <= 0.97
+    assert np.mean([population_stability(np.arange(100), generator.uniform(0, 100, 30)).index > 0.1
+                    for _ in range(100)]) > 0.9, "the usual limit would call most small groups shifted"  # fmt: skip
+
+
+def test_equal_scores_share_a_bin():
+    found = population_stability([0.0] * 90 + [1.0] * 10, [0.0] * 9 + [1.0])
+    assert found.bins == 2
+    assert found.index == pytest.approx(0, abs=0.02)
+
+
+def test_another_prevalence_alone_leaves_the_certificate_alone():
+    generator = np.random.default_rng(2)
+    calibration, rare = patients(generator, 800), patients(generator, 800, prevalence=0.1)
+    shift = shift_of(calibration, rare)
+    assert shift.score_ks.p < 1e-9
+    assert shift.stability.index > shift.stability.by_chance
+    assert shift.covered
+    (finding,) = assess_shift(shift, "external set b")
+    assert (finding.code, finding.level, finding.on) == ("calibration_drift", "info", "external set b")
+    assert "probabilities are too high" in finding.message
+
+
+def test_positives_with_other_scores_are_not_covered():
+    generator = np.random.default_rng(3)
+    calibration, like, harder = (patients(generator, 600, lower=lower) for lower in (0, 0, 1.5))
+    assert shift_of(calibration, like).covered
+    shift = shift_of(calibration, harder)
+    assert (shift.covered, shift.verification) == (False, "contradicted")
+    (finding,) = [f for f in assess_shift(shift, "test") if f.code == "shift"]
+    assert "patients with the condition have other scores" in finding.message
+    assert "without" not in finding.message
+
+
+def test_parts_that_are_not_covered_are_named():
+    generator = np.random.default_rng(4)
+    calibration = patients(generator, 600)
+    whole, strange = (
+        shift_of(calibration, patients(generator, 600)),
+        shift_of(calibration, patients(generator, 9), unseen=4),
+    )
+    (finding,) = [f for f in assess_shift(whole, "test", [whole, strange]) if f.code == "shift"]
+    assert "1 of 2 groups: test" in finding.message
 
 
 def test_a_site_that_calibration_never_saw_is_not_covered():
-    shift = score_shift([1, 2], [1, 2])
-    (finding,) = assess_shift(shift, images({"s1": 5}), images({"s1": 4, "s2": 3, "s3": 2}))
-    assert finding.code == "shift"
-    assert "5 patients come from 2 sites" in finding.message
-    assert "s2" not in finding.message
+    seen, tested = images({"s1": 5, "": 2}), images({"s1": 4, "s2": 3, "s3": 2, "": 1})
+    assert unseen_patients(seen, tested) == {"s2-0", "s2-1", "s2-2", "s3-0", "s3-1"}
+    assert unseen_patients(seen, tested, elsewhere=True) == unseen_patients(seen, tested) | {"-0"}
+    generator = np.random.default_rng(5)
+    shift = shift_of(patients(generator, 300), patients(generator, 300), unseen=5)
+    assert not shift.covered
+    assert "5 of 300 patients come from sites that no calibration patient" in assess_shift(shift, "test")[0].message
+
+
+def test_few_patients_and_one_label_give_no_calibration_line_and_no_failure():
+    generator = np.random.default_rng(6)
+    calibration = patients(generator, 300)
+    few, healthy = shift_of(calibration, patients(generator, 12)), shift_of(calibration, patients(generator, 50, 0))
+    assert np.isnan([few.slope.value, few.in_the_large.value, healthy.slope.value]).all()
+    assert (healthy.recall, healthy.verification, healthy.positives) == (None, None, 0)
 
 
 def test_sites_with_more_images_per_patient_are_said():

@@ -31,7 +31,7 @@ def examples(e: Evidence) -> Section:
         ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts["fp"]),
     ):
         if found:
-            blocks += _gallery(name, f"{words}: {len(found)} of {count(total)}", found)
+            blocks += _gallery(e, name, f"{words}: {len(found)} of {count(total)}", found)
         else:
             blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
     if shown := [*e.misses, *e.false_alarms]:
@@ -40,7 +40,7 @@ def examples(e: Evidence) -> Section:
     return Section("examples", "Examples of errors", blocks)
 
 
-def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
+def _gallery(e: Evidence, name: str, words: str, found: Sequence[Example]) -> list[Block]:
     rows = [
         [
             f"case {at}",
@@ -54,26 +54,32 @@ def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
         for at, x in enumerate(found, 1)
     ]
     columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images"]
-    return [Figures([_figure(name, words, found)]), Table(name, words, columns, rows)]
+    return [Figures([_figure(e, name, words, found)]), Table(name, words, columns, rows)]
 
 
-def _figure(name: str, words: str, found: Sequence[Example]) -> Figure:
+def _figure(e: Evidence, name: str, words: str, found: Sequence[Example]) -> Figure:
     titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, 1)]
-    scores = ", ".join(number(x.score, 2) for x in found)
-    outlined = [x.outlined for x in found if x.outlined is not None]
-    alt = f"{len(found)} images as the model saw them; scores {scores}."
-    which = "volumes by their middle slice"
-    beside = ""
-    if outlined:
-        alt += (
-            f" Beside each the same image with an outline, around {', '.join(percent(o.mean(), 0) for o in outlined)}."
-        )
-        which = "volumes by the slice with most attention"
-        areas = sorted({number(100 * o.mean(), 0) for o in outlined}, key=int)
-        beside = (
+    alt = f"{len(found)} images as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
+    caption = f"{words}. Images as the model saw them, the patient's first image{_planes(e, found)}."
+    shares = [x.outlined_share for x in found if x.outlined_share is not None]
+    if shares:
+        alt += f" Beside each the same image with an outline, around {', '.join(percent(s, 0) for s in shares)}."
+        caption += (
             " Left: untouched. Right: the same image, with an outline around half of the network's attention: "
-            f"{' to '.join(sorted({areas[0], areas[-1]}, key=int))} % of the image."
+            f"{_range(shares)} % of the {'volume' if e.volumes else 'image'}."
         )
-    caption = f"{words}. Images as the model saw them, the patient's first image; {which}.{beside}"
     picture = gallery([x.image for x in found], [x.outlined for x in found], titles)
     return Figure(name, alt, caption, 15.5, picture)
+
+
+def _planes(e: Evidence, found: Sequence[Example]) -> str:
+    """Say which planes of a volume are shown; nothing of images that have but one."""
+    if not e.volumes:
+        return ""
+    through = "the middle" if found[0].outlined is None else "the middle of the patch with most attention"
+    return f", by its coronal, sagittal and axial plane through {through}"
+
+
+def _range(shares: Sequence[float]) -> str:
+    """Return shares in percent from least to most, or the one number that they all are."""
+    return " to ".join(dict.fromkeys(number(100 * share, 0) for share in (min(shares), max(shares))))

@@ -1,4 +1,4 @@
-"""Subgroups, comparison of arms, and whether test patients differ from calibration patients."""
+"""Subgroups, and comparison of arms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pipeline.reporting.evidence import Evidence, arm_name
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
-    interval,
     limits,
     missing,
     number,
@@ -21,9 +20,8 @@ from pipeline.reporting.numbers import (
     plain_percent,
     short_interval,
 )
+from pipeline.reporting.sections.label_fractions import label_fractions
 from pipeline.reporting.sections.operating import WITHHELD
-
-LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
 
 
 def subgroups(e: Evidence) -> Section:
@@ -112,7 +110,8 @@ def comparison(e: Evidence) -> Section:
         words = "AUC of each arm with its interval. Grey marks are single training seeds."
         blocks.append(Figures([Figure("arms", f"{alt}.", words, 15.5, arms(drawn, names))]))
     blocks.append(Table("comparison", caption, columns, rows))
-    return Section("comparison", "Comparison of arms", [*blocks, *([_decisions(e, frame)] if e.point else [])])
+    decisions = [_decisions(e, frame)] if e.point else []
+    return Section("comparison", "Comparison of arms", [*blocks, *decisions, *label_fractions(e)])
 
 
 def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
@@ -142,27 +141,6 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
     rates = ("Sensitivity", "Specificity")
     columns = ["Arm", *(f"{rate}{c}" for rate in rates for c in ("", " difference", " p"))]
     return Table("decisions", caption, columns, rows)
-
-
-def shift(e: Evidence) -> Section:
-    """Return whether the test patients look like the calibration patients, and what the automatic checks found."""
-    s = e.metrics["shift"]
-    ks = s["score_ks"]
-    rows = [
-        ["Share with the condition, calibration patients", interval(s["prevalence_calibration"], as_percent=True)],
-        ["Share with the condition, test patients", interval(s["prevalence_test"], as_percent=True)],
-        ["Largest gap between the distributions of scores (Kolmogorov–Smirnov)",
-         f"{number(ks['statistic'])}, p {p_value(ks['p'])}"],
-    ]  # fmt: skip
-    findings = [[LEVELS[f["level"]], f["on"], f["code"], f["message"]] for f in e.findings]
-    blocks: list[Block] = [Table("shift", "Calibration patients against test patients", ["What", "Value"], rows)]
-    if findings:
-        blocks.append(
-            Table("findings", "What the automatic checks found", ["Level", "Patients", "Code", "Finding"], findings)
-        )
-    else:
-        blocks.append(Paragraph("The automatic checks found nothing to remark."))
-    return Section("shift", "Shift and automatic checks", blocks)
 
 
 def _level(e: Evidence) -> str:

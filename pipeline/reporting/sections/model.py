@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, arm_name
+from pipeline.reporting.evidence import Evidence, Json, arm_name
 from pipeline.reporting.figures import pretraining_loss
 from pipeline.reporting.numbers import count, number, plain_percent
 
@@ -20,9 +20,12 @@ MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but fo
 def model(e: Evidence) -> Section:
     """Return architecture, pretraining, training of each arm, loss curve and reconstructions."""
     trained = e.finetune["arms"].items()
+    flips = " of it and of its mirror image" if e.records["score"]["settings"].get("flips") else ""
     same = (
-        f"Every arm saw the same {count(e.finetune['train_patients'])} training patients. A patient's score is the "
-        f"mean over the seeds, then the {_aggregation(e)} over the patient's images."
+        f"Every arm saw the same {count(e.finetune['train_patients'])} training patients. The networks of an arm's "
+        f"seeds are an ensemble: an image's score is the mean of their logits{flips}, a patient's score the "
+        f"{_aggregation(e)} over the patient's images. The score of the ensemble is what was calibrated, given a "
+        "threshold and tested."
     )
     blocks: list[Block] = [
         _making(e),
@@ -41,9 +44,10 @@ def _aggregation(e: Evidence) -> str:
 def _making(e: Evidence) -> Table:
     images, pre = e.records["preprocess"]["settings"], e.records["pretrain"]["settings"]
     encoder = pre["encoder"]
+    spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
     shown = (
-        f"{_by(images['image_size'])} pixels; grey values between percentiles {images['lower_percentile']:g} and "
-        f"{images['upper_percentile']:g} stretched to 0–255"
+        f"{_by(images['image_size'])} pixels{spacing}; grey values between percentiles "
+        f"{images['lower_percentile']:g} and {images['upper_percentile']:g} stretched to 0–255"
     )
     network = (
         f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
@@ -83,7 +87,7 @@ def _arms(e: Evidence) -> Table:
             [
                 arm_name(arm) + (" — reported" if arm == e.reported_arm else ""),
                 f"{count(a['trainable_parameters'])} of {count(a['parameters'])}",
-                count(a["epochs"]) if a["epochs"] else "—",
+                _epochs(a),
                 ", ".join(a["seeds"]),
                 ", ".join(number(seed["tune_auc"]) for seed in seeds),
                 f"{loaded} of {total}" if total else "no encoder",
@@ -95,9 +99,17 @@ def _arms(e: Evidence) -> Table:
         "Epochs",
         "Seeds",
         "AUC on tuning images",
-        "Encoder tensors from pretraining",
+        "Encoder tensors from earlier training",
     ]
     return Table("arms", "The trainings; one value per seed", columns, rows)
+
+
+def _epochs(arm: Json) -> str:
+    if not arm["epochs"]:
+        return "—"
+    kept = [seed["best_epoch"] for seed in arm["seeds"].values()]
+    early = any(epoch != arm["epochs"] for epoch in kept)
+    return count(arm["epochs"]) + (f" at most; kept: {', '.join(map(count, kept))}" if early else "")
 
 
 def _loss(e: Evidence) -> Figure:
@@ -114,15 +126,16 @@ def _loss(e: Evidence) -> Figure:
 
 def _reconstructions(e: Evidence) -> Figure:
     width, height = Image.open(io.BytesIO(e.reconstructions)).size
+    planes = "; each volume by its coronal, sagittal and axial middle plane" if e.volumes else ""
     return Figure(
         "reconstructions",
         "Rows of images: as they are, with patches hidden, and as the model fills them in.",
-        "Pretraining: images of patients held out, with patches hidden, and as filled in by the model",
+        f"Pretraining: images of patients held out, with patches hidden, and as filled in by the model{planes}",
         min(FIGURE_CM, MAX_HEIGHT_CM * width / height),
         e.reconstructions,
         "png",
     )
 
 
-def _by(sizes: Sequence[int]) -> str:
-    return " × ".join(str(size) for size in sizes)
+def _by(sizes: Sequence[float]) -> str:
+    return " × ".join(f"{size:g}" for size in sizes)

@@ -71,6 +71,8 @@ def provenance(e: Evidence) -> Section:
         for arm, a in e.finetune["arms"].items()
         for seed, s in a["seeds"].items()
     ]
+    if weights := e.records["finetune"]["sources"].get("imported_weights"):
+        hashes.append(["Public weights that arm imported started from", weights])
     warnings = [[stage, warning] for stage, r in e.records.items() for warning in r["warnings"]]
     blocks: list[Block] = [
         Table("stages", "Artifacts behind this report", columns, stages),

@@ -28,6 +28,11 @@ from pipeline.reporting.numbers import (
 )
 
 AT_THE_END = "it is exactly 0 or 1, or one kind of patient is missing"
+VERDICTS = {
+    "confirmed": "confirmed there",
+    "not_confirmed": "neither confirmed nor contradicted there",
+    "contradicted": "contradicted there",
+}
 NOT_CERTIFIED = "No operating point: this model must not be used to refer anyone"
 
 
@@ -125,6 +130,17 @@ def _icons(row: Json) -> Figure:
     )
 
 
+def _external(e: Evidence) -> list[str]:
+    """Return one line on all external test sets; none without such sets."""
+    said = [
+        f"{its['group']}, {percent(its['operating_point']['recall']['value'])} of {count(its['positives'])} with the "
+        f"condition found, {VERDICTS.get(its['operating_point']['verification'], 'not checked there')}"
+        for its in e.metrics["external"].values()
+        if its["patients"]
+    ]
+    return [short(f"The promise elsewhere: {'; '.join(said)}.", 300)] if said else []
+
+
 def _headline(e: Evidence) -> Table:
     auc = e.metrics["discrimination"]["auc"]
     rows = []
@@ -152,5 +168,10 @@ def _limits(e: Evidence) -> Bullets:
         items.append(f"Not for: {short('; '.join(use['not_for']), 200)}.")
     items += [short(trap, 300) for trap in e.card["known_traps"][:2]]
     if e.point is not None:
-        items += [short(in_words(finding), 200) for finding in e.findings if finding["level"] == "warn"][:3]
+        items += _external(e)
+        items += [
+            short(in_words(finding), 200)
+            for finding in e.findings
+            if finding["level"] == "warn" and finding["on"] in ("calibration", "test")
+        ][:3]
     return Bullets(items)

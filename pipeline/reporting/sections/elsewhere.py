@@ -1,0 +1,214 @@
+"""Other patients: external test sets, and whether anyone differs from the calibration patients."""
+
+from __future__ import annotations
+
+from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.numbers import (
+    count,
+    interval,
+    missing,
+    number,
+    p_value,
+    plain_percent,
+    short_interval,
+)
+from pipeline.reporting.sections.operating import WITHHELD
+from pipeline.reporting.sections.summary import VERDICTS
+
+LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
+NOBODY_NEW = "—"
+TESTED = "test patients"
+
+
+def external(e: Evidence) -> Section:
+    """Return each external test set beside the run's own test patients, and what its label means where that differs."""
+    sets = e.metrics["external"]
+    title = "External test sets"
+    if not sets:
+        nothing = "None was given: how the model does on patients from elsewhere is not known."
+        return Section("external", title, [Paragraph(nothing)])
+    said = Paragraph(
+        "These patients were scored with the frozen model, calibrator and threshold, and were used for nothing else. "
+        "The certificate is about people like the calibration patients; here one sees how it fares with others."
+    )
+    verdicts = [_verdict(e, name) for name in sets]
+    definitions = [_definitions(e)] if any(_differs(e, name) for name in sets) else []
+    return Section("external", title, [said, *verdicts, _beside(e), *definitions])
+
+
+def _verdict(e: Evidence, name: str) -> Box | Paragraph:
+    """Say in words whether the certificate covers an external test set, and what became of it there."""
+    its = e.metrics["external"][name]
+    if not its["patients"]:
+        gone = f"All {count(its['excluded']['patients'])} of its labelled patients occur in this run already."
+        return Box("caution", f"Nothing can be said of {its['group']}", [gone])
+    shift = next(g for g in e.metrics["shift"]["groups"] if g["group"] == its["group"])
+    differences = [f"{_capital(text)}." for text in shift["differences"]]
+    if e.point is None:
+        return Paragraph(" ".join([f"{_capital(its['group'])}.", WITHHELD, *differences]))
+    verdict = VERDICTS.get(shift["verification"], "not checked, since no patient has the condition")
+    found = f"{interval(its['operating_point']['recall'], as_percent=True)} of those with the condition were referred."
+    promised = f"The promise of at least {plain_percent(e.threshold['recall_target'])} is {verdict}."
+    lines = [f"{found} {promised}", *differences]
+    if not shift["covered"]:
+        return Box("caution", f"The certificate does not cover {its['group']}", lines)
+    confirmed = shift["verification"] == "confirmed"
+    return Box("good" if confirmed else "caution", f"{_capital(its['group'])}: the promise is {verdict}", lines)
+
+
+def _beside(e: Evidence) -> Table:
+    """Return the measures of the run's own test patients beside those of each external test set."""
+    sets = {TESTED: e.metrics, **{its["group"]: its for its in e.metrics["external"].values()}}
+    level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
+    at = plain_percent(e.metrics["headline_prevalence"])
+    rows = [
+        ["Patients / with the condition", *(_people(its) for its in sets.values())],
+        ["Patients left out, since they occur in this run", *(_left_out(its) for its in sets.values())],
+        ["Share with the condition, %", *(_cell(its, 100, "prevalence") for its in sets.values())],
+        ["AUC", *(_cell(its, 1, "discrimination", "auc") for its in sets.values())],
+    ]
+    if e.point is not None:
+        rates = {"recall": "Sensitivity, %", "specificity": "Specificity, %", "referral_rate": "Referred, %"}
+        rows += [
+            [words, *(_cell(its, 100, "operating_point", rate) for its in sets.values())]
+            for rate, words in rates.items()
+        ]
+        predictive = {"ppv": f"With the condition, of those referred, at {at} prevalence, %",
+                      "npv": f"Without it, of those not referred, at {at} prevalence, %"}  # fmt: skip
+        rows += [[words, *(_predicted(its, measure) for its in sets.values())] for measure, words in predictive.items()]
+    line = {
+        "slope": "Calibration slope (ideal 1)",
+        "intercept": "Calibration intercept (ideal 0)",
+        "in_the_large": "Calibration in the large (ideal 0)",
+        "ece": "Expected calibration error",
+        "brier": "Brier score",
+        "brier_skill": "Brier skill",
+    }
+    rows += [[words, *(_cell(its, 1, "calibration", "after", m) for its in sets.values())] for m, words in line.items()]
+    caption = (
+        f"The test patients of this run beside external test sets: same model, calibrator and threshold; {level} "
+        "intervals. Sensitivity is of the patients with the condition, specificity of the others"
+    )
+    return Table("external", caption, ["Measure", *map(_capital, sets)], rows)
+
+
+def _people(its: Json) -> str:
+    return f"{count(its['patients'])} / {count(its['positives'])}" if its["patients"] else "0"
+
+
+def _left_out(its: Json) -> str:
+    if "excluded" not in its:
+        return NOBODY_NEW
+    why = ", ".join(f"{count(n)} images: {reason}" for reason, n in its["excluded"]["images"].items())
+    return count(its["excluded"]["patients"]) + (f" ({why})" if why else "")
+
+
+def _cell(its: Json, scale: int, *path: str) -> str:
+    value = its
+    for name in path:
+        value = value.get(name) if value else None
+    return NOBODY_NEW if not value else _short(value, scale)
+
+
+def _short(i: Json, scale: int) -> str:
+    return short_interval(i["value"], i["low"], i["high"], digits=1 if scale == 100 else 3, scale=scale)
+
+
+def _predicted(its: Json, measure: str) -> str:
+    wanted = its.get("headline_prevalence")
+    rows = [row for row in its.get("consequences", []) if row["prevalence"] == wanted]
+    return _short(rows[0][measure], 100) if rows else NOBODY_NEW
+
+
+def _differs(e: Evidence, name: str) -> bool:
+    return any(
+        e.card["label"][part] != e.external[name]["label"][part] for part in ("definition", "reference_standard")
+    )
+
+
+def _definitions(e: Evidence) -> Table:
+    """Return what makes a patient positive, here and there: recall of another condition is another number."""
+    cards = {TESTED: e.card, **{its["group"]: e.external[name] for name, its in e.metrics["external"].items()}}
+    parts = ("name", "definition", "reference_standard")
+    rows = [[_capital(name), *(card["label"][part] for part in parts)] for name, card in cards.items()]
+    columns = ["Patients", "Condition", "What makes a patient positive", "Who decided, how"]
+    caption = "The label does not mean the same everywhere: numbers of different definitions do not compare"
+    return Table("definitions", caption, columns, rows)
+
+
+def shift(e: Evidence) -> Section:
+    """Return who differs from the calibration patients, whom the certificate does not cover, and all findings."""
+    s = e.metrics["shift"]
+    findings = [[LEVELS[f["level"]], f["on"], f["code"], f["message"]] for f in e.findings]
+    blocks: list[Block] = [_distributions(e), Paragraph(HOW_TO_READ)]
+    blocks += [_coverage(e)] if e.point is not None else [Paragraph(WITHHELD)]
+    uncovered = [_group_name(g) for g in s["groups"] if not g["covered"]]
+    if e.point is not None and uncovered:
+        blocks.append(Box("caution", "The certificate does not cover everyone tested", [f"{'; '.join(uncovered)}."]))
+    if findings:
+        columns = ["Level", "Patients", "Code", "Finding"]
+        blocks.append(Table("findings", "What the automatic checks found", columns, findings))
+    else:
+        blocks.append(Paragraph("The automatic checks found nothing to remark."))
+    return Section("shift", "Shift and automatic checks", blocks)
+
+
+HOW_TO_READ = (
+    "How to read it: the largest gap between distributions of scores (Kolmogorov–Smirnov) and the population stability "
+    "index (PSI) rise with any difference, also with another share of people with the condition, which alone does not "
+    "touch the promise. Chance keeps the index below the number beside it in 95 of 100 groups. Calibration in the "
+    "large is above 0 where probabilities are too low. Studies carry no calendar dates, which are removed at the "
+    "start, so that there are no periods to compare."
+)
+
+
+def _distributions(e: Evidence) -> Table:
+    s = e.metrics["shift"]
+    its = s["calibration"]["prevalence"]
+    rows = [["Calibration patients", count(s["calibration"]["patients"]), _short(its, 100), *["—"] * 4]]
+    rows += [
+        [
+            _group_name(g),
+            count(g["patients"]),
+            _short(g["prevalence"], 100),
+            f"{number(g['score_ks']['statistic'])}, p {p_value(g['score_ks']['p'])}",
+            f"{number(g['stability']['index'], 2)} / {number(g['stability']['by_chance'], 2)}",
+            _line(g["slope"]),
+            _line(g["in_the_large"]),
+        ]
+        for g in s["groups"]
+    ]
+    columns = ["Group", "Patients", "With the condition, %", "Score gap",
+               "PSI/chance", "Calibration slope", "Calibration in the large"]  # fmt: skip
+    caption = f"Everyone tested against the calibration patients; {plain_percent(its['level'])} intervals"
+    return Table("shift", caption, columns, rows)
+
+
+def _line(i: Json) -> str:
+    return "—" if missing(i["value"]) else short_interval(i["value"], i["low"], i["high"], digits=2)
+
+
+def _coverage(e: Evidence) -> Table:
+    rows = [
+        [
+            _group_name(g),
+            count(g["positives"]),
+            "—" if g["recall"] is None else _short(g["recall"], 100),
+            VERDICTS.get(g["verification"], "could not be checked"),
+            "nothing shows otherwise" if g["covered"] else f"no: {'; '.join(g['differences']) or 'contradicted'}",
+        ]
+        for g in e.metrics["shift"]["groups"]
+    ]
+    target, confidence = plain_percent(e.threshold["recall_target"]), plain_percent(e.threshold["confidence"])
+    caption = f"Whom the certificate covers: at least {target} found, with {confidence} confidence"
+    columns = ["Group", "With the condition", "Sensitivity, %", "The promise", "Covered"]
+    return Table("coverage", caption, columns, rows)
+
+
+def _group_name(group: Json) -> str:
+    return "Test patients, all" if group["group"] == "test" else _capital(group["group"])
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

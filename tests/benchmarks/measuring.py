@@ -1,0 +1,84 @@
+"""Time and memory, as every benchmark of models takes them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Run = Callable[[], object]
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Say what gave the numbers."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def seconds(run: Run, device: str) -> float:
+    """Return the wall time of one run, the device's own work included."""
+    synchronise(device)
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def cpu_seconds(run: Run, device: str) -> float:
+    """Return the processor time of one run, all threads of this process together: what others do hardly counts."""
+    synchronise(device)
+    start = time.process_time()
+    run()
+    synchronise(device)
+    return time.process_time() - start
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def by_turns(runs: dict[str, Run], rounds: int, measure: Callable[[Run], float]) -> dict[str, list[float]]:
+    """Measure every run once per round, in shuffled order, so that a busy moment hits all alike; warm before."""
+    for run in runs.values():
+        run()
+    order, shuffle = list(runs), random.Random(0)
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            taken[name].append(measure(runs[name]))
+    return taken
+
+
+def peak_mib(build: Callable[[], Run], device: str) -> tuple[Run, float]:
+    """Build and run three times; return the run and its peak memory over what was held before, in this process."""
+    if device == "cuda":
+        torch.zeros(1, device="cuda")
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        # What the mathematics library sets up on first use belongs to no model.
+        torch.rand(256, 256, requires_grad=True).mm(torch.rand(256, 256)).sum().backward()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = build()
+    for _ in range(3):
+        run()
+    if device == "cuda":
+        return run, (torch.cuda.max_memory_allocated() - before) / 2**20
+    return run, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a forked process, while this one has computed nothing, so that it has no threads or device to share."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
