@@ -8,7 +8,18 @@ import pandas as pd
 
 from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.sections import background, elsewhere, groups, model, operating, provenance, results, summary
+from pipeline.reporting.sections import (
+    background,
+    elsewhere,
+    examples,
+    groups,
+    model,
+    operating,
+    provenance,
+    results,
+    summary,
+)
+from pipeline.reporting.sections.crosswalk import crosswalk
 
 SECTIONS = (
     summary.summary,
@@ -23,9 +34,10 @@ SECTIONS = (
     results.decision_curve,
     groups.subgroups,
     groups.comparison,
-    groups.examples,
+    examples.examples,
     elsewhere.external,
     elsewhere.shift,
+    provenance.statements,
     provenance.provenance,
 )
 
@@ -34,6 +46,7 @@ def build(e: Evidence) -> Document:
     """Return the document of a run."""
     usable = e.point is not None
     threshold = e.records["calibrate"]["files"]["threshold.json"][:12] if usable else "none usable"
+    sections = [section(e) for section in SECTIONS]
     weights = " ".join(s[:12] for s in e.threshold["model_sha256"].values())
     return Document(
         title=shortened(e.title, 80),
@@ -41,9 +54,9 @@ def build(e: Evidence) -> Document:
         date=e.date,
         contact=e.contact,
         footer=f"Report of {e.date} · model {shortened(weights, 40)} · threshold {threshold}",
-        keys={stage: record["key"] for stage, record in e.records.items()},
+        keys={step: record["key"] for step, record in e.records.items()},
         usable=usable,
-        sections=[section(e) for section in SECTIONS],
+        sections=[*sections, crosswalk(e, sections)],
         numbers=_numbers(e),
     )
 
