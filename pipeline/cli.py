@@ -155,10 +155,14 @@ def compare(
         list[str],
         typer.Argument(metavar="CONFIG…", help="finished runs: a file, or file,section.key=value,…"),
     ],
+    pdf: Annotated[
+        Path | None,
+        typer.Option("--pdf", metavar="FILE", help="the PDF's path; default: <reports>/<project>-compare-<digits>.pdf"),
+    ] = None,
     store: StoreOption = None,
     as_json: Json = False,
 ) -> None:
-    """Print finished runs side by side: settings that differ, AUC, certified recall, referral rate."""
+    """Print finished runs side by side and write them as one PDF, whose path comes last."""
     from pipeline import compare as comparison
 
     with _errors():
@@ -166,7 +170,7 @@ def compare(
         for text in configs:
             file, *overrides = text.split(",")
             runs.append((comparison.name_of(Path(file), overrides), *_load(Path(file), overrides, store)))
-        result = comparison.compare(runs)
+        result = comparison.compare(runs, pdf)
     if as_json:
         _print_json(result)
         return
@@ -181,6 +185,7 @@ def compare(
         table.add_row(name, *map(_number, values))
     table.add_row("gate", *("failed" if failures else "passed" for failures in result["gate_failures"]))
     Console().print(table)
+    print(result["pdf"])
 
 
 @app.command()

@@ -101,6 +101,43 @@ class IntendedUse(Settings):
     not_for: list[str] = Field(default_factory=list)
 
 
+NOT_STATED = "not stated"
+
+
+class StudyStatements(Settings):
+    """What no file tells about a study, and reporting guidelines ask for. The report lists what is not stated."""
+
+    rationale: str = Field(NOT_STATED, description="Why a model for this is wanted, and which models there are")
+    design: str = Field(NOT_STATED, description="Prospective or retrospective, and why the images were taken")
+    setting: str = Field(NOT_STATED, description="Kind, number and place of the sites")
+    dates: str = Field(NOT_STATED, description="When the images were taken")
+    eligibility: str = Field(NOT_STATED, description="Which people and which images were included and excluded")
+    sampling: str = Field(NOT_STATED, description="How people were found: a consecutive, random or convenience series")
+    treatments: str = Field(NOT_STATED, description="Treatments received, and how they were dealt with")
+    acquisition: str = Field(NOT_STATED, description="How the images were taken: equipment and protocol")
+    annotators: str = Field(NOT_STATED, description="Who set the labels: number, training, experience")
+    annotation: str = Field(NOT_STATED, description="How the labels were set: tools and procedure")
+    agreement: str = Field(NOT_STATED, description="How far annotators agreed, and how disagreement was settled")
+    blinding: str = Field(NOT_STATED, description="What annotators knew about the person and the model")
+    reference_rationale: str = Field(NOT_STATED, description="Why this reference standard was chosen")
+    interval: str = Field(NOT_STATED, description="Time and treatment between image and reference standard")
+    indeterminate: str = Field(NOT_STATED, description="How unclear reference results were dealt with")
+    severity: str = Field(NOT_STATED, description="How severe the condition was in those who have it")
+    alternatives: str = Field(NOT_STATED, description="What those without the condition had instead")
+    representativeness: str = Field(NOT_STATED, description="How like the people that the model is meant for they are")
+    inequalities: str = Field(NOT_STATED, description="Known inequalities between groups, and what fairness asks for")
+    sample_size: str = Field(NOT_STATED, description="How many people were planned for, and why")
+    adverse_events: str = Field(NOT_STATED, description="Harm done by imaging or by the reference standard")
+    ethics: str = Field(NOT_STATED, description="Ethics committee and consent, or why none was needed")
+    registration: str = Field(NOT_STATED, description="Register and number")
+    protocol: str = Field(NOT_STATED, description="Where the study protocol can be read")
+    funding: str = Field(NOT_STATED, description="Who paid, and their part in the study")
+    conflicts: str = Field(NOT_STATED, description="Commercial and other competing interests")
+    public_involvement: str = Field(NOT_STATED, description="What part patients and the public had")
+    data_availability: str = Field(NOT_STATED, description="Where the data can be had, and on what terms")
+    code_availability: str = Field(NOT_STATED, description="Where code and model can be had, and on what terms")
+
+
 class Card(Settings):
     """A dataset: what it is, where it comes from, what its label means, what is known to be wrong with it."""
 
@@ -132,12 +169,13 @@ class Card(Settings):
         description="for each value of the column `split`, the splits that its patients may go to, e.g. val: [tune]",
     )
     known_traps: list[str] = Field(default_factory=list)
+    study: StudyStatements = Field(default_factory=StudyStatements)
 
     @field_validator("further_labels")
     @classmethod
     def _distinct(cls, value: list[FurtherLabel]) -> list[FurtherLabel]:
-        if len({label.id for label in value}) != len(value):
-            raise ValueError("ids must be distinct")
+        if min(len({label.id for label in value}), len({label.name for label in value})) < len(value):
+            raise ValueError("ids and names must be distinct")
         return value
 
     @model_validator(mode="after")

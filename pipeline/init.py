@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.config import NOT_STATED, StudyStatements
+
 NEGATIVE_WORDS = {"0", "no", "negative", "normal", "false", "healthy", "benign"}
 POSITIVE_WORDS = {"1", "yes", "positive", "abnormal", "true", "disease", "malignant"}
 JOIN_NAMES = {
@@ -113,7 +115,15 @@ intended_use:
   not_for: []
 symmetric_axes: []                   # axes that training may mirror: horizontal, vertical, depth; none if sides matter
 known_traps: []
+study:                               # asked for by reporting guidelines; the report lists what is missing
+{_statements()}
 """
+
+
+def _statements() -> str:
+    """Return a line per statement of the card, with what it is about."""
+    fields = StudyStatements.model_fields.items()
+    return "\n".join(f"  {f'{name}: {NOT_STATED}':<35}# {field.description}" for name, field in fields)
 
 
 def _config(name: str, folder: Path, labels: Path, card: Path, config: Path) -> str:

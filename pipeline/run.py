@@ -150,7 +150,7 @@ STAGES = (
             "split": ("*",),
             "preprocess": ("summary.json", "index_test.*", "test-*"),
             "pretrain": ("*.json", "*.png"),
-            "finetune": ("*.json",),
+            "finetune": ("*.json", "*.safetensors"),
             "score": ("summary.json",),
             "calibrate": ("*",),
             "evaluate": ("*",),

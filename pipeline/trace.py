@@ -27,7 +27,7 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
     """
     keys = read_keys(report)
     if not keys:
-        raise TraceError(f"{report.name} carries no artifact keys; it was not made by maescreen")
+        raise TraceError(f"{report.name} carries no artifact keys; it is no report of one run")
     found = {step: _find(store, step, key) for step, key in keys.items()}
     absent = [f"{step} {keys[step]}" for step, artifact in found.items() if artifact is None]
     if absent:

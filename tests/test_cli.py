@@ -1,6 +1,7 @@
 """The command line: what it prints, where, and with which exit code."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def test_compare_shows_the_numbers_with_intervals(finished):
     auc = answer["measures"]["test_auc"][0]
     assert auc["low"] <= auc["value"] <= auc["high"]
     assert "test_auc" in call("compare", finished.config).output
+
+
+def test_compare_writes_one_pdf_where_it_says(finished, tmp_path):
+    chosen = tmp_path / "side" / "by side.pdf"
+    answer = json.loads(call("compare", finished.config, finished.config, "--pdf", chosen, "--json").output)
+    assert answer["pdf"] == str(chosen)
+    assert answer["against_first"][0]["same"] is True
+    assert chosen.read_bytes().startswith(b"%PDF")
+    beside = Path(call("compare", finished.config, finished.config).stdout.strip().splitlines()[-1])
+    assert re.fullmatch(r"mini-compare-[0-9a-f]{8}\.pdf", beside.name)
+    assert beside.read_bytes() == chosen.read_bytes()
 
 
 def test_compare_names_what_was_not_finished(finished):

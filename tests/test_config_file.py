@@ -101,7 +101,7 @@ def test_every_mistake_is_reported_at_once_with_its_line_and_what_is_allowed(fol
     assert len(found) == 5
     assert any(":8: pretrain.mask_ratoi is not a setting; did you mean mask_ratio?" in line for line in found)
     assert any(":9: pretrain.epochs: input should be a valid integer (got 'many')" in line for line in found)
-    assert any(":10: pretrain.precision: input should be 'fp32' or 'bf16'" in line for line in found)
+    assert any(":10: pretrain.precision: input should be 'fp32', 'bf16' or 'fp16'" in line for line in found)
     assert any(":15: split.seed" in line for line in found)
     assert any(line.startswith("command line: calibrate.confidence: input should be less than 1") for line in found)
 

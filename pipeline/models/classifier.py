@@ -71,20 +71,37 @@ def read_model(record: Path, weights: Path, device: torch.device) -> Callable[[T
     model.json, `weights` its model.safetensors. Raises WeightsError when the weights are not those that the record
     names by SHA-256, or do not fit.
     """
-    content: dict[str, Any] = read_json(record)
-    if sha256_file(weights) != content["sha256"]:
-        raise WeightsError(f"{weights.name} of arm {content['arm']} is not the file named in model.json (SHA-256)")
-    tensors = read_weights(weights)
-    further = content.get("further_labels", [])  # a model made before there were any does not name them
+    content, tensors = _recorded(record, weights)
     if "hog" in content:
-        spec, fitted = HogSpec.from_json(content["hog"]), logistics(tensors, further)
+        spec, fitted = HogSpec.from_json(content["hog"]), logistics(tensors, _further(content))
         return lambda pixels: all_logits(fitted, spec.features(pixels))
-    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"], 1 + len(further))
-    load_strict(model, tensors)
-    model.to(device).eval()
+    model = _network(content, tensors, device)
 
     @torch.no_grad()
     def logits(pixels: Tensor) -> np.ndarray:
         return model(pixels.to(device)).double().cpu().numpy()
 
     return logits
+
+
+def read_network(record: Path, weights: Path, device: torch.device) -> Classifier | None:
+    """Return a finished model as the network that it is, or None for the baseline, which is none; see `read_model`."""
+    content, tensors = _recorded(record, weights)
+    return None if "hog" in content else _network(content, tensors, device)
+
+
+def _recorded(record: Path, weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    content: dict[str, Any] = read_json(record)
+    if sha256_file(weights) != content["sha256"]:
+        raise WeightsError(f"{weights.name} of arm {content['arm']} is not the file named in model.json (SHA-256)")
+    return content, read_weights(weights)
+
+
+def _network(content: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Classifier:
+    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"], 1 + len(_further(content)))
+    load_strict(model, tensors)
+    return model.to(device).eval()
+
+
+def _further(content: dict[str, Any]) -> list[str]:
+    return content.get("further_labels", [])  # a model made before there were any does not name them

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.patchembedding import PatchEmbeddingBlock
+from monai.networks.blocks.selfattention import SABlock
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.nets import ViT
 from torch import Tensor, nn
@@ -251,6 +252,11 @@ def recompute_blocks(model: nn.Module, chosen: bool) -> None:
     for stack in [module for name, module in model.named_modules() if name.split(".")[-1] == "blocks"]:
         for block in stack.children():
             block.recomputed = chosen  # type: ignore[assignment]
+
+
+def attention_blocks(encoder: ViT) -> list[SABlock]:
+    """Return the self-attention of each block, first to last."""
+    return [cast(SABlock, block.attn) for block in _blocks(encoder)]
 
 
 def _embedding(encoder: ViT) -> PatchEmbeddingBlock:

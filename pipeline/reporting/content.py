@@ -7,9 +7,22 @@ from typing import Any
 import pandas as pd
 
 from pipeline.reporting.document import Document, shortened
-from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.sections import background, elsewhere, groups, model, operating, provenance, results, summary
+from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.sections import (
+    background,
+    elsewhere,
+    examples,
+    further_labels,
+    groups,
+    model,
+    operating,
+    provenance,
+    results,
+    summary,
+)
+from pipeline.reporting.sections.crosswalk import crosswalk
 
+NO_POINT = {"operating_point": None, "other_operating_points": [], "consequences": []}
 SECTIONS = (
     summary.summary,
     background.intended_use,
@@ -19,13 +32,15 @@ SECTIONS = (
     results.discrimination,
     operating.operating_point,
     operating.consequences,
+    further_labels.further_labels,
     results.calibration,
     results.decision_curve,
     groups.subgroups,
     groups.comparison,
-    groups.examples,
+    examples.examples,
     elsewhere.external,
     elsewhere.shift,
+    provenance.statements,
     provenance.provenance,
 )
 
@@ -34,6 +49,7 @@ def build(e: Evidence) -> Document:
     """Return the document of a run."""
     usable = e.point is not None
     threshold = e.records["calibrate"]["files"]["threshold.json"][:12] if usable else "none usable"
+    sections = [made for section in SECTIONS if (made := section(e)) is not None]
     weights = " ".join(s[:12] for s in e.threshold["model_sha256"].values())
     return Document(
         title=shortened(e.title, 80),
@@ -41,9 +57,9 @@ def build(e: Evidence) -> Document:
         date=e.date,
         contact=e.contact,
         footer=f"Report of {e.date} · model {shortened(weights, 40)} · threshold {threshold}",
-        keys={stage: record["key"] for stage, record in e.records.items()},
+        keys={step: record["key"] for step, record in e.records.items()},
         usable=usable,
-        sections=[section(e) for section in SECTIONS],
+        sections=[*sections, crosswalk(e, sections)],
         numbers=_numbers(e),
     )
 
@@ -65,17 +81,23 @@ def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
 
 def _numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
-    metrics, threshold = dict(e.metrics), dict(e.threshold)
+    metrics = dict(e.metrics)
     if e.point is None:
-        nothing = {"operating_point": None, "other_operating_points": [], "consequences": []}
-        metrics |= nothing | {"external": {name: {**its, **nothing} for name, its in metrics["external"].items()}}
+        metrics |= NO_POINT | {"external": {name: {**its, **NO_POINT} for name, its in metrics["external"].items()}}
         groups = [{**group, "recall": None, "verification": None} for group in metrics["shift"]["groups"]]
         metrics["shift"] = {**metrics["shift"], "groups": groups}
-        threshold["other_operating_points"] = []
-        threshold |= {name: None for name in threshold if name.startswith(("threshold", "probability"))}
+    further = metrics["further_labels"]
+    unusable = [label_id for label_id in further if e.further_point(label_id) is None]
+    if further:
+        withheld = {label_id: {**further[label_id], **NO_POINT} for label_id in unusable}
+        metrics |= {"further_labels": {**further, **withheld}, "macro": e.macro}
     return {
         "metrics": metrics,
-        "threshold": threshold,
+        "threshold": e.threshold if e.point is not None else _without_threshold(e.threshold),
+        "further_thresholds": {
+            label_id: _without_threshold(t) if label_id in unusable else t
+            for label_id, t in e.further_thresholds.items()
+        },
         "calibrator": e.calibrator,
         "findings": list(e.findings),
         "ingest": e.ingest,
@@ -83,6 +105,11 @@ def _numbers(e: Evidence) -> dict[str, Any]:
         "finetune": e.finetune,
         **{name: _rows(table) for name, table in raw_tables(e).items() if name != "curves"},
     }
+
+
+def _without_threshold(threshold: Json) -> dict[str, Any]:
+    nothing = {name: None for name in threshold if name.startswith(("threshold", "probability"))}
+    return {**threshold, **nothing, "other_operating_points": []}
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

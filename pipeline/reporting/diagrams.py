@@ -85,16 +85,38 @@ def flow(
 
 
 @svg(16, 5)
-def gallery(figure: Figure, images: Sequence[np.ndarray], titles: Sequence[str]) -> None:
-    """Grey images (h, w), values 0–255, side by side, four in a row, untouched and untouched by any overlay."""
-    rows = -(-len(images) // 4)
+def gallery(
+    figure: Figure, images: Sequence[np.ndarray], outlined: Sequence[np.ndarray | None], titles: Sequence[str]
+) -> None:
+    """Grey images (h, w), values 0–255, four in a row, untouched.
+
+    Where `outlined` (h, w) is given, the same image follows beside it with an outline around what is true in it.
+    """
+    panels: list[tuple[np.ndarray, np.ndarray | None, str]] = []
+    for image, area, title in zip(images, outlined, titles, strict=True):
+        panels.append((image, None, title))
+        if area is not None:
+            panels.append((image, area, "the same, with outline"))
+    rows = -(-len(panels) // 4)
     figure.set_size_inches(16 / CM_PER_INCH, 4.4 * rows / CM_PER_INCH)
-    panels = figure.subplots(rows, 4, squeeze=False).ravel()
-    for axes in panels:
+    places = figure.subplots(rows, 4, squeeze=False).ravel()
+    for axes in places:
         axes.axis("off")
-    for axes, image, title in zip(panels, images, titles, strict=False):
+    for axes, (image, area, title) in zip(places, panels, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="none")
         axes.set_title(title, fontsize=7)
+        if area is not None:
+            _outline(axes, area)
+
+
+def _outline(axes: Axes, area: np.ndarray) -> None:
+    """Draw the border of an area (h, w), closed at the image's edges: white on black, to be seen on any grey."""
+    height, width = area.shape
+    framed = np.pad(area.astype(float), 1)
+    x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
+    for colour, thickness in (("black", 2.4), ("white", 1.0)):
+        axes.contour(x, y, framed, levels=[0.5], colors=colour, linewidths=thickness)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, lines: Sequence[str]) -> None:

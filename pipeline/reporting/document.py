@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Level = Literal["stop", "caution", "result", "good"]
-SCHEMA = "1.0"
+SCHEMA = "1.1"
 RESEARCH_USE = "Research use only — not for diagnosis"
 
 # What a reader must never meet as such: control, format (text direction included), unassigned and private characters.
@@ -54,13 +54,17 @@ class Box:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. `name` is also the name of its CSV file; `facts` tables are two columns, what and value."""
+    """A table. `name` is also the name of its CSV file; `facts` tables are two columns, what and value.
+
+    `leads_to` names, for each row, the section that its last cell speaks of, or nothing: a link, and a page on paper.
+    """
 
     name: str
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     facts: bool = False
+    leads_to: Sequence[str] = ()
     kind: Literal["table"] = "table"
 
 

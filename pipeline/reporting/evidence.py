@@ -24,10 +24,16 @@ ARM_NAMES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it."""
+    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it.
+
+    A volume is shown by three planes, see imaging/planes.py. `outlined` (h, w) is true where half of the model's
+    attention lay, `outlined_share` its share of the whole image or volume; None for a model without attention.
+    """
 
     patient: str
     image: np.ndarray
+    outlined: np.ndarray | None
+    outlined_share: float | None
     images: int
     score: float
     probability: float | None
@@ -39,15 +45,17 @@ class Example:
 class Evidence:
     """The contents of earlier artifacts. Names are those of the stages and of their files; tables are data frames.
 
-    `scores` are the test patients' scores; `records` the artifacts' records by step; `date` is ISO 8601; `external`
-    the cards of external test sets by name. `label_fractions` is None when no arm was trained with fewer labelled
-    patients.
+    `statements` says in words what each statement of `card["study"]` is about. `scores` are the test patients' scores;
+    `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
+    `label_fractions` is None when no arm was trained with fewer labelled patients. `further_thresholds` has the
+    threshold.json of each further label by its id.
     """
 
     title: str
     contact: str
     date: str
     card: Json
+    statements: Mapping[str, str]
     ingest: Json
     images: pd.DataFrame
     split: Json
@@ -71,6 +79,12 @@ class Evidence:
     records: Mapping[str, Json]
     label_fractions: pd.DataFrame | None = None
     external: Mapping[str, Json] = field(default_factory=dict)
+    further_thresholds: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def volumes(self) -> bool:
+        """Whether the model was given volumes."""
+        return len(self.records["preprocess"]["settings"]["image_size"]) == 3
 
     @property
     def reported_arm(self) -> str:
@@ -80,22 +94,42 @@ class Evidence:
     @property
     def problems(self) -> list[str]:
         """Why no operating point may be used, in words; empty when it may."""
-        found = [in_words(finding) for finding in self.findings if finding["level"] == "fail"]
-        # A refusal is also among the findings; these lines hold for artifacts in which it is not.
-        if not found and not self.threshold["certified"]:
-            found.append(self.threshold["message"])
-        if not found and self.metrics["operating_point"] is None:
-            found.append("the test results hold no operating point")
-        return found
+        return reasons_against(self.findings, self.threshold, self.metrics)
 
     @property
     def point(self) -> Json | None:
         """The operating point on the test patients, or None when it may not be used."""
         return None if self.problems else self.metrics["operating_point"]
 
+    @property
+    def macro(self) -> Json:
+        """The means over labels; those that depend on thresholds only when each label's may be used."""
+        points = [self.point, *map(self.further_point, self.metrics["further_labels"])]
+        return self.metrics["macro"] | (dict.fromkeys(("recall", "specificity")) if None in points else {})
+
+    def further_point(self, label_id: str) -> Json | None:
+        """Return a further label's operating point on the test patients, or None when it, or any, may not be used."""
+        its = self.metrics["further_labels"][label_id]
+        return None if self.point is None or its["problems"] else its["operating_point"]
+
+    def further_name(self, label_id: str) -> str:
+        """Return a further label in words."""
+        return next(label["name"] for label in self.card["further_labels"] if label["id"] == label_id)
+
     def curve(self, name: str, arm: str) -> pd.DataFrame:
         """Return the points of one curve of one arm, in their order."""
         return self.curves[(self.curves["curve"] == name) & (self.curves["arm"] == arm)]
+
+
+def reasons_against(findings: Sequence[Json], threshold: Json, metrics: Json) -> list[str]:
+    """Return why no operating point may be used, in words; nothing when it may."""
+    found = [in_words(finding) for finding in findings if finding["level"] == "fail"]
+    # A refusal is also among the findings; these lines hold for artifacts in which it is not.
+    if not found and not threshold["certified"]:
+        found.append(threshold["message"])
+    if not found and metrics["operating_point"] is None:
+        found.append("the test results hold no operating point")
+    return found
 
 
 def in_words(finding: Json) -> str:

@@ -21,16 +21,25 @@ ROW_CM = 0.55
 def roc(figure: Figure, curve: pd.DataFrame, point: Mapping[str, Any] | None) -> None:
     """ROC curve (x false-positive rate, y recall), with the operating point and both its intervals as a cross."""
     axes = _unit_square(figure, "Referred although free of the condition", "Found among those with the condition")
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    axes.plot(curve["x"], curve["y"], color=BLUE)
+    _roc(axes, curve, point)
     if point is not None:
-        recall, specificity = point["recall"], point["specificity"]
-        _cross(
-            axes,
-            (1 - specificity["value"], 1 - specificity["high"], 1 - specificity["low"]),
-            (recall["value"], recall["low"], recall["high"]),
-        )
         axes.legend(loc="lower right")
+
+
+@svg(16, 6)
+def roc_panels(
+    figure: Figure, curves: Sequence[pd.DataFrame], points: Sequence[Mapping[str, Any] | None], titles: Sequence[str]
+) -> None:
+    """The ROC curve of each run in a panel of its own, three in a row, with the operating point where there is one."""
+    rows = -(-len(curves) // 3)
+    figure.set_size_inches(16 / CM_PER_INCH, 5.6 * rows / CM_PER_INCH)
+    panels = figure.subplots(rows, 3, squeeze=False).ravel()
+    for axes in panels[len(curves) :]:
+        axes.axis("off")
+    for axes, curve, point, title in zip(panels, curves, points, titles, strict=False):
+        _square(axes, "Referred, free of the condition", "Found, with the condition")
+        _roc(axes, curve, point)
+        axes.set_title(title, loc="left")
 
 
 @svg(7.6, 7.0)
@@ -177,6 +186,18 @@ def pretraining_loss(figure: Figure, history: Sequence[Mapping[str, Any]]) -> No
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Error on hidden patches")
     axes.legend()
+
+
+def _roc(axes: Axes, curve: pd.DataFrame, point: Mapping[str, Any] | None) -> None:
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    axes.plot(curve["x"], curve["y"], color=BLUE)
+    if point is not None:
+        recall, specificity = point["recall"], point["specificity"]
+        _cross(
+            axes,
+            (1 - specificity["value"], 1 - specificity["high"], 1 - specificity["low"]),
+            (recall["value"], recall["low"], recall["high"]),
+        )
 
 
 def _unit_square(figure: Figure, x: str, y: str) -> Axes:

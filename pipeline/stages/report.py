@@ -1,14 +1,18 @@
-"""report: the finished numbers as PDF, HTML, JSON and CSV. Computes none."""
+"""report: the finished numbers as PDF, HTML, JSON and CSV. Computes none; looks up where attention lay in examples."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pipeline.imaging.planes import three_planes
+from pipeline.models.attention import half_of, most_attended, on_pixels, rollout
+from pipeline.models.classifier import read_network
+from pipeline.models.images import Images
+from pipeline.models.training import prepare
 from pipeline.reporting import html, pdf
 from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
@@ -53,16 +57,15 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     metrics = content("evaluate", "metrics.json")
     scores = table("evaluate", "patient_scores.parquet", tables.PATIENT_SCORES)
     reported = scores[scores["arm"] == metrics["arm"]]
-    missed = reported[(reported["label"] == 1) & ~reported["referred"].fillna(True)].sort_values("score", kind="stable")
-    alarms = reported[(reported["label"] == 0) & reported["referred"].fillna(False)]
-    alarms = alarms.sort_values("score", ascending=False, kind="stable")
-    index = table("preprocess", "index_test.parquet", tables.INDEX)
+    wrong = _most_confident_errors(reported, settings.examples)
+    examples = _examples(wrong, table("preprocess", "index_test.parquet", tables.INDEX), images, inputs, metrics)
     fractions = inputs.files("evaluate", "label_fractions.parquet")
     return Evidence(
         title=settings.title,
         contact=settings.contact,
         date=inputs.record("evaluate")["created"][:10],
         card=inputs.card.model_dump(),
+        statements={name: str(field.description) for name, field in type(inputs.card.study).model_fields.items()},
         ingest=content("ingest", "summary.json"),
         images=images,
         split=content("split", "summary.json"),
@@ -81,29 +84,54 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         curves=table("evaluate", "curves.parquet", tables.CURVES),
         scores=scores,
         findings=content("evaluate", "findings.json"),
-        misses=_examples(missed.head(settings.examples), index, images, inputs),
-        false_alarms=_examples(alarms.head(settings.examples), index, images, inputs),
+        misses=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 1],
+        false_alarms=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 0],
         records={step: inputs.record(step) for step in inputs.artifacts},
         external={name: card.model_dump() for name, card in inputs.external.items()},
+        further_thresholds={
+            label_id: content("calibrate", f"further/{label_id}/threshold.json")
+            for label_id in metrics["further_labels"]
+        },
         label_fractions=tables.read_table(fractions[0], tables.LABEL_FRACTIONS) if fractions else None,
     )
 
 
-def _examples(chosen: pd.DataFrame, index: pd.DataFrame, images: pd.DataFrame, inputs: Inputs) -> list[Example]:
-    """Return the first image of each chosen patient, and what the tables say of it."""
-    examples = []
+def _most_confident_errors(scores: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Return the patients missed with the lowest scores, then those referred in vain with the highest."""
+    missed = scores[(scores["label"] == 1) & ~scores["referred"].fillna(True)].sort_values("score", kind="stable")
+    alarms = scores[(scores["label"] == 0) & scores["referred"].fillna(False)]
+    alarms = alarms.sort_values("score", ascending=False, kind="stable")
+    return pd.concat([missed.head(most), alarms.head(most)], ignore_index=True)
+
+
+def _examples(
+    chosen: pd.DataFrame, index: pd.DataFrame, images: pd.DataFrame, inputs: Inputs, metrics: dict[str, Any]
+) -> list[Example]:
+    """Return the first image of each chosen patient, where the model's attention lay, and what the tables say of it."""
+    if chosen.empty:
+        return []
+    own = index[index["patient_id"].isin(chosen["patient_id"])].sort_values("image_id")
+    counts, firsts = own.groupby("patient_id").size(), own.drop_duplicates("patient_id").set_index("patient_id")
+    firsts = firsts.loc[chosen["patient_id"]].reset_index()
+    shards = {
+        name: np.load(inputs.file("preprocess", name), mmap_mode="r", allow_pickle=False)
+        for name in firsts["shard"].unique()
+    }
+    pictures = Images(firsts, shards)
+    attention = _attention(inputs, metrics, pictures)
     known = images.set_index("image_id")
-    for row in chosen.to_dict("records"):
-        own = index[index["patient_id"] == row["patient_id"]].sort_values("image_id")
-        first = own.to_dict("records")[0]
-        shard = np.load(inputs.file("preprocess", first["shard"]), mmap_mode="r", allow_pickle=False)
-        image = np.asarray(shard[first["row"], 0])  # (H, W), or (D, H, W) for a volume
-        facts = known.loc[first["image_id"]].to_dict()
+    examples = []
+    for at, row in enumerate(chosen.to_dict("records")):
+        facts = known.loc[firsts.loc[at, "image_id"]].to_dict()
+        shares = None if attention is None else attention[at]
+        image, outlined = _shown(pictures.raw([at])[0, 0].numpy(), shares)
         examples.append(
             Example(
                 patient=row["patient_id"][:12],
-                image=image if image.ndim == 2 else three_planes(image),
-                images=len(own),
+                image=image,
+                outlined=outlined,
+                outlined_share=None if shares is None else float(half_of(shares).mean()),
+                images=int(counts[row["patient_id"]]),
                 score=row["score"],
                 probability=row["probability"],
                 site=facts["site"],
@@ -111,6 +139,37 @@ def _examples(chosen: pd.DataFrame, index: pd.DataFrame, images: pd.DataFrame, i
             )
         )
     return examples
+
+
+def _attention(inputs: Inputs, metrics: dict[str, Any], pictures: Images) -> list[np.ndarray] | None:
+    """Return each image's attention by patch, the mean over the reported arm's seeds; None when it has no attention."""
+    device = prepare(inputs.machine.device, inputs.machine.threads)
+    seeds = [f"{metrics['arm']}/seed{seed}" for seed in metrics["seeds"]]
+    files = [[inputs.file("finetune", f"{seed}/model.{kind}") for kind in ("json", "safetensors")] for seed in seeds]
+    networks = [read_network(record, weights, device) for record, weights in files]
+    trained = [network for network in networks if network is not None]
+    if not trained:
+        return None
+    # One image at a time: attention grows with the square of the patches.
+    return [
+        np.mean([rollout(network, pictures.pixels([at], device))[0] for network in trained], axis=0)
+        for at in range(len(pictures))
+    ]
+
+
+def _shown(image: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the picture of an image, (h, w), and the outlined area in it.
+
+    A volume is shown by three planes, through the patch with most attention where that is known, else the middle.
+    """
+    if shares is None:
+        return (image if image.ndim == 2 else three_planes(image)), None
+    patch = tuple(side // patches for side, patches in zip(image.shape, shares.shape, strict=True))
+    outlined = on_pixels(half_of(shares), patch)
+    if image.ndim == 2:
+        return image, outlined
+    centre = most_attended(shares, patch)
+    return three_planes(image, centre), three_planes(outlined, centre)
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:

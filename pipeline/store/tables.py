@@ -20,9 +20,6 @@ import pyarrow.parquet as pq
 
 from pipeline.store.files import atomic
 
-# Arrow's own allocator keeps what it frees, which adds up while an archive is read piece by piece.
-pa.set_memory_pool(pa.system_memory_pool())
-
 TEXT = pa.string()
 INTEGER = pa.int64()
 NUMBER = pa.float64()

@@ -31,6 +31,16 @@ def test_a_corner_of_each_plane_is_where_a_radiologist_expects_it(place, row, co
     assert [tuple(where) for where in np.argwhere(picture)] == [(row, column)]
 
 
+def test_planes_go_through_the_centre_that_is_given():
+    volume = np.zeros((D, H, W), np.uint8)
+    volume[4, 1, 7] = 255
+    picture = three_planes(volume, (4, 1, 7))
+    # Its place in each plane: coronal, sagittal, axial.
+    expected = [(D - 4, W - 7), (D - 4, W + 2 + H - 1), (D + 2 + H - 1, W - 7)]
+    assert [tuple(where) for where in np.argwhere(picture)] == expected
+    assert not three_planes(volume).any()
+
+
 def test_the_middle_is_in_all_three_planes_and_the_rest_is_the_lowest_value():
     volume = np.full((D, H, W), -1000.0)
     volume[D // 2 - 1, H // 2 - 1, W // 2 - 1] = 50

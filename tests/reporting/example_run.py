@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from pipeline.config import CalibrateSettings, Card, EvaluateSettings, Machine
+from pipeline.models.arms import finish
+from pipeline.models.baseline import HogSpec
+from pipeline.models.classifier import Classifier
+from pipeline.models.vit import EncoderSpec
 from pipeline.run import STAGES
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate
@@ -76,13 +81,15 @@ def make_run(
     text: Mapping[str, str] | None = None,
     shares: Mapping[str, float] = SPLITS,
     calibration: CalibrateSettings | None = None,
+    image: np.ndarray | None = None,
     labelled: Sequence[int] = (),
 ) -> Inputs:
     """Make a run in a store under `root` and return what the report stage is given.
 
     `skill` scales how far the scores of positive patients are shifted: 0 is a model without skill. `text` replaces
-    the site of every image, the quarantine's meaning and the message of a warning by strings of the caller. `labelled`
-    are numbers of labelled patients with which arms were trained as well: the fewer, the less they know.
+    the site of every image, the quarantine's meaning and the message of a warning by strings of the caller. `image`,
+    if given, is added to a number that tells test images apart, and stands for each of them. `labelled` are numbers of
+    labelled patients with which arms were trained as well: the fewer, the less they know.
     """
     text = dict(text or {})
     generator = np.random.default_rng(5)
@@ -96,9 +103,11 @@ def make_run(
 
     made("ingest", lambda work: _ingest(work, images, text.get("meaning")), [text.get("warning", warning)])
     made("split", lambda work: _split(work, split))
-    made("preprocess", lambda work: _preprocess(work, split, generator), **SETTINGS["preprocess"])
+    size = (SIDE, SIDE) if image is None else image.shape
+    settings = SETTINGS["preprocess"] | {"image_size": list(size)}
+    made("preprocess", lambda work: _preprocess(work, split, generator, image), **settings)
     made("pretrain", _pretrain, **SETTINGS["pretrain"])
-    made("finetune", lambda work: _finetune(work, labelled))
+    made("finetune", lambda work: _finetune(work, size, labelled))
     made("score", lambda work: _score(work, split, generator, skill, labelled))
     for stage, function, settings in (
         ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
@@ -120,7 +129,7 @@ def _record(
         "key": f"{stage:0<16}",
         "settings": settings,
         "inputs": {name: artifact.key for name, artifact in before.items()},
-        "sources": {},
+        "sources": {"ingest": {"studies": "5" * 64}, "split": {"labels": "6" * 64}}.get(stage, {}),
         "code": {f"stages.{stage}": "0" * 64},
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "versions": {"torch": "2.10.0", "typst": "0.15.2", "numpy": "2.4.6" if stage != "ingest" else "2.4.5"},
@@ -228,11 +237,13 @@ def _split(work: Path, split: pd.DataFrame) -> None:
     write_json(work / "summary.json", {"splits": splits, **checks, "fractions": SPLITS, "seed": 17})
 
 
-def _preprocess(work: Path, split: pd.DataFrame, generator: np.random.Generator) -> None:
+def _preprocess(work: Path, split: pd.DataFrame, generator: np.random.Generator, image: np.ndarray | None) -> None:
     own = split[split["split"] == "test"].sort_values("image_id")
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     lung = 200 * np.exp(-((np.hypot(x, y) - 0.6) ** 2) / 0.08)
     pixels = np.clip(lung + generator.normal(30, 12, (len(own), 1, SIDE, SIDE)), 0, 255).astype(np.uint8)
+    if image is not None:
+        pixels = (np.arange(len(own)) % 200).astype(np.uint8).reshape(-1, *[1] * (1 + image.ndim)) + image
     np.save(work / "test-000.npy", pixels)
     index = own[["image_id", "patient_id", "label"]].assign(
         shard="test-000.npy", row=np.arange(len(own)), padding=[[0.0] * 4] * len(own)
@@ -256,7 +267,9 @@ def _pretrain(work: Path) -> None:
     (work / "reconstructions.png").write_bytes(stream.getvalue())
 
 
-def _finetune(work: Path, labelled: Sequence[int]) -> None:
+def _finetune(work: Path, image_size: tuple[int, ...], labelled: Sequence[int]) -> None:
+    _models(work, image_size)
+
     def seeds(arm: str) -> dict[str, Any]:
         whole = {"mae": 75, "linear_probe": 75, "scratch": 0, "hog": 0}[arm]
         return {
@@ -283,6 +296,20 @@ def _finetune(work: Path, labelled: Sequence[int]) -> None:
     fewer = {str(count): {"positive_patients": round(0.4 * count)} for count in labelled}
     counts = {"train_patients": 360, "train_positive_patients": 144, "train_images": 540, "tune_patients": 120}
     write_json(work / "summary.json", {"arms": arms, "labelled_patients": fewer, **counts})
+
+
+def _models(work: Path, image_size: tuple[int, ...]) -> None:
+    """Write each arm's files, with weights that were never trained."""
+    spec = EncoderSpec(image_size, (8,) * len(image_size), 1, 32, 2, 2, (0.5,), (0.25,))
+    for arm, seed in ((arm, seed) for arm in ARMS for seed in SEEDS):
+        folder = work / arm / f"seed{seed}"
+        if arm == "hog":
+            hog, tensors = HogSpec((16, 16)), {"weight": torch.zeros(4), "bias": torch.zeros(1), "mean": torch.zeros(4)}
+            finish(folder, arm, tensors, [], {"hog": hog.to_json()}, {})
+        else:
+            torch.manual_seed(seed)
+            model = Classifier(spec, "linear")
+            finish(folder, arm, model.state_dict(), [], {"spec": spec.to_json(), "head": "linear"}, {})
 
 
 def _score(

@@ -76,7 +76,7 @@ def test_every_figure_is_well_formed_and_the_same_each_time():
         "icons": lambda: icons(48.2, 1.8, 299.5, 1000),
         "flow": lambda: flow(10, ["accepted 8"], {"no pixels": 2}, [["training"], ["test"]]),
         "nothing set aside": lambda: flow(8, ["accepted 8"], {}, [["training"], ["test"]]),
-        "gallery": lambda: gallery([np.zeros((8, 8), np.uint8)] * 5, ["x"] * 5),
+        "gallery": lambda: gallery([np.zeros((8, 8), np.uint8)] * 5, [None, np.eye(8) > 0] * 2 + [None], ["x"] * 5),
     }
     for name, draw in draws.items():
         first = draw()
@@ -90,3 +90,15 @@ def test_a_thousand_marks_are_a_thousand_people():
     picture = icons(48.2, 1.8, 299.5, 1000).decode()
     marks = picture[: picture.index('<g id="legend_1">')].count("<use ")
     assert marks == 1000
+
+
+def test_an_outline_stands_beside_the_untouched_image_and_closes_at_its_edges():
+    image, area = np.full((8, 8), 100, np.uint8), np.zeros((8, 8), bool)
+    area[:4, :4] = True
+    plain, outlined = gallery([image], [None], ["x"]), gallery([image], [area], ["x"])
+    assert plain.count(b"<image") == 1
+    assert outlined.count(b"<image") == 2
+    pictures = re.findall(rb'xlink:href="data:image/png;base64,([^"]+)"', outlined)
+    assert pictures[0] == pictures[1], "the outline is drawn over the picture, never into it"
+    assert plain.count(b"stroke: #ffffff") == 0
+    assert outlined.count(b"stroke: #ffffff") == 1

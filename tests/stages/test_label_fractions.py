@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from reporting.example_run import make_run
 from sklearn.metrics import roc_auc_score
 from stages.training_run import Killed, killer, make_images, run_stage
 
@@ -23,9 +23,6 @@ from pipeline.stages.report import _evidence
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json, sha256_file
 from pipeline.store.tables import LABEL_FRACTION_SCORES, LABEL_FRACTIONS, read_table
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
-from example_run import make_run
 
 COUNTS = [8, 26]
 SETTINGS = {"labelled_patients": COUNTS, "epochs": 2, "seeds": [1, 2], "arms": ["mae", "scratch", "hog"]}

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.util
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from pypdf import PdfReader
+from reporting import example_run
 
-from pipeline.config import ReportSettings
+from pipeline.config import CalibrateSettings, ReportSettings
 from pipeline.imaging.planes import three_planes
-from pipeline.reporting.content import _numbers
+from pipeline.reporting.content import _numbers, build
 from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
 from pipeline.reporting.sections.elsewhere import external
-from pipeline.reporting.sections.groups import examples
+from pipeline.reporting.sections.examples import examples
 from pipeline.reporting.sections.model import model
 from pipeline.reporting.sections.operating import operating_point
 from pipeline.reporting.sections.provenance import provenance
 from pipeline.reporting.sections.results import calibration
 from pipeline.reporting.sections.summary import promise, summary
-from pipeline.stages.report import _evidence, report
+from pipeline.stages.report import _evidence, _shown, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
@@ -40,27 +41,14 @@ BANNER = "No operating point: this model must not be used to refer anyone"
 HOSTILE = '#import "x" $x$ *b* <script>alert(1)</script> {{ 7*7 }} [31m =1+1 \\ @a <tag> //c'
 
 
-def _load() -> ModuleType:
-    path = Path(__file__).parents[1] / "reporting" / "example_run.py"
-    spec = importlib.util.spec_from_file_location("example_run", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example_run = _load()
-
-
 class Made:
     """A report made from a run, and the run."""
 
     def __init__(self, root: Path, inputs: Inputs, settings: ReportSettings) -> None:
         self.root, self.inputs = root, inputs
-        started = time.monotonic()
+        started = time.process_time()
         report(settings, inputs, root, RunLog("report", quiet=True))
-        self.seconds = time.monotonic() - started
+        self.seconds = time.process_time() - started
         self.metrics = read_json(inputs.file("evaluate", "metrics.json"))
         self.threshold = read_json(inputs.file("calibrate", "threshold.json"))
         self.json = read_json(root / "report.json")
@@ -327,11 +315,38 @@ def test_all_sections_are_there_in_order(good: Made):
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
         "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
         "Comparison of arms", "Examples of errors", "External test sets", "Shift and automatic checks",
-        "Versions and provenance",
+        "Statements and data provenance", "Versions and provenance", "Reporting guidelines, item by item",
     ]  # fmt: skip
     place = 0
     for section in good.json["sections"]:
         place = good.text.index(f"{section['number']} {section['title']}", place)
+
+
+def test_items_of_guidelines_name_section_and_page_or_what_is_missing(good: Made, chance: Made):
+    def rows(made: Made, name: str) -> dict[str, str]:
+        (table,) = [b for b in made.section("crosswalk")["blocks"] if b.get("name") == name]
+        return {row[0]: row[2] for row in table["rows"]}
+
+    stard = rows(good, "items_stard_ai")
+    assert stard["30"] == "7 Operating point"
+    assert stard["38"] == "missing: the card does not state study.funding"
+    assert rows(chance, "items_stard_ai")["30"] == "missing: there is no usable operating point"
+    assert stard["29"] == "missing: there is no external test set with patients of its own"
+    (page,) = [at for at, text in enumerate(good.pages, 1) if "7 Operating point Table" in text or
+               re.search(r"7 Operating point How it was chosen", text)]  # fmt: skip
+    assert f"7 Operating point, page {page}" in good.section_text("crosswalk")
+    links = [a["href"] for tag, a in TextOf(good.html).tags if tag == "a"]
+    assert "#operating_point" in links
+    assert {f"#{s['name']}" for s in good.json["sections"]} >= set(links)
+
+
+def test_what_the_card_states_is_printed_and_no_longer_missing(good: Made, folder: Path):
+    stated = example_run.card(study={"funding": "a foundation that had no part in the study"})
+    made = make(folder / "stated", example_run.make_run(folder / "stated_store", cards=stated))
+    assert "Who paid, and their part in the study a foundation that had" in made.section_text("statements")
+    missing = [text.count("study.funding") for text in (good.section_text("crosswalk"), made.section_text("crosswalk"))]
+    assert missing[0] == 3
+    assert missing[1] == 0
 
 
 def with_external(made: Made, **changes: Any) -> Evidence:
@@ -362,6 +377,7 @@ def test_an_external_set_stands_beside_the_test_patients_in_words_and_numbers(go
     (definitions,) = [b for b in external(e).blocks if getattr(b, "name", "") == "definitions"]
     assert [row[2] for row in definitions.rows] == ["both readers see a consolidation", "an opacity"]
     assert "The promise elsewhere: external set b" in str(summary(e))
+    assert "14 External test sets" in str(build(e).sections[-1])
 
 
 def test_an_external_set_shows_no_threshold_when_none_may_be_used(chance: Made):
@@ -504,7 +520,7 @@ def test_provenance_names_what_was_kept_and_every_warning(good: Made):
     assert squeezed(good.inputs.record("calibrate")["files"]["threshold.json"]) in squeezed(text)
 
 
-def test_five_thousand_test_patients_take_less_than_twenty_seconds(folder: Path):
+def test_five_thousand_test_patients_take_less_than_twenty_seconds_of_one_core(folder: Path):
     shares = {"train": 0.01, "tune": 0.01, "calibration": 0.1, "test": 0.88}
     big = make(folder / "big", example_run.make_run(folder / "big_store", patients=5700, shares=shares))
     assert big.metrics["patients"] > 4900
@@ -581,28 +597,75 @@ def test_titles_too_long_for_a_line_leave_page_one_whole(folder: Path, good: Mad
 # ---------------------------------------------------------------- several kinds of study
 
 
-@pytest.mark.parametrize("shape", [(1, 24, 24), (1, 6, 24, 24)])
-def test_examples_show_the_stored_pixels_and_volumes_three_planes(shape, folder: Path, monkeypatch):
-    import numpy as np
-
-    real: Callable[..., Any] = np.save
-
-    def stored(path: Path, pixels: Any) -> None:
-        planes = np.arange(len(pixels)).reshape(-1, *[1] * len(shape)) % 200 + np.zeros((1, *shape))
-        if len(shape) == 4:
-            planes[:, :, 2, 5:9] += 50
-        real(path, planes.astype(np.uint8))
-
-    monkeypatch.setattr(example_run.np, "save", stored)
-    inputs = example_run.make_run(folder / f"volumes_{len(shape)}")
+def test_examples_show_the_stored_pixels_with_an_outline_beside(good: Made, folder: Path):
+    inputs = example_run.make_run(folder / "flat", image=np.zeros((24, 24), np.uint8))
     evidence = _evidence(ReportSettings(title="x", examples=2), inputs)
     assert len(evidence.misses) == len(evidence.false_alarms) == 2
-    index = __import__("pandas").read_parquet(inputs.file("preprocess", "index_test.parquet"))
+    index = pd.read_parquet(inputs.file("preprocess", "index_test.parquet"))
     for example in [*evidence.misses, *evidence.false_alarms]:
-        own = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id").iloc[0]
-        kept = np.load(inputs.file("preprocess", own["shard"]))[own["row"], 0]
-        expected = kept if kept.ndim == 2 else three_planes(kept)
-        assert np.array_equal(example.image, expected)
-        assert len(np.unique(expected)) == len(shape) - 2
+        rows = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id")["row"]
+        assert example.image.shape == (24, 24)
+        assert (example.image == rows.iloc[0] % 200).all()
+        assert example.images == len(rows)
+        assert example.outlined is not None
+        patches = example.outlined.reshape(3, 8, 3, 8)
+        assert (patches == patches[:, :1, :, :1]).all(), "an outline follows patches"
+        assert 0 < example.outlined.sum() < 24 * 24
     assert [x.score for x in evidence.misses] == sorted(x.score for x in evidence.misses)
     assert [x.score for x in evidence.false_alarms] == sorted((x.score for x in evidence.false_alarms), reverse=True)
+    text = good.section_text("examples")
+    for words in ("Left: untouched. Right: the same image", "marks no lesion", "Abnar and Zuidema 2020"):
+        assert words in text
+
+
+def test_a_volume_is_shown_by_three_planes_through_the_patch_with_most_attention(folder: Path):
+    volume = np.arange(16 * 24 * 16).reshape(16, 24, 16) % 53
+    inputs = example_run.make_run(folder / "volumes", image=volume.astype(np.uint8))
+    made = make(folder / "volumes_report", inputs)
+    evidence = evidence_of(made)
+    index = pd.read_parquet(inputs.file("preprocess", "index_test.parquet"))
+    for example in [*evidence.misses, *evidence.false_alarms]:
+        own = index[index["patient_id"].str.startswith(example.patient)].sort_values("image_id").iloc[0]
+        stored = np.load(inputs.file("preprocess", own["shard"]))[own["row"], 0]
+        middles = product((4, 12), (4, 12, 20), (4, 12))
+        (centre,) = [at for at in middles if np.array_equal(example.image, three_planes(stored, at))]
+        assert example.outlined is not None
+        assert example.outlined.shape == example.image.shape
+        own_patch = np.zeros(stored.shape, bool)
+        own_patch[tuple(slice(at - 4, at + 4) for at in centre)] = True
+        assert (example.outlined | ~three_planes(own_patch, centre)).all(), "the patch with most attention is outlined"
+        assert example.outlined_share is not None
+        assert example.outlined_share * 12 in range(1, 12), "a share of the volume, not of its picture"
+    text = made.section_text("examples")
+    assert "by its coronal, sagittal and axial plane through the middle of the patch with most attention" in text
+    assert "% of the volume" in text
+
+
+def test_an_outline_is_cut_from_the_volume_like_the_picture():
+    volume = np.arange(4 * 6 * 4).reshape(4, 6, 4)
+    shares = np.full((2, 3, 2), 0.02)
+    shares[1, 0, 1] = 0.78
+    picture, outlined = _shown(volume, shares)
+    patch = volume[2:4, 0:2, 2:4]
+    assert outlined is not None
+    assert set(picture[outlined]) <= set(patch.ravel())
+    assert np.count_nonzero(outlined) == 3 * 4
+    assert np.array_equal(picture, three_planes(volume, (3, 1, 3)))
+
+
+def test_a_model_without_attention_has_no_outline_and_volumes_planes_through_their_middle(folder: Path):
+    inputs = example_run.make_run(folder / "hog", calibration=CalibrateSettings(arm="hog"))
+    made = make(folder / "hog_report", inputs)
+    assert all(x.outlined is None for x in evidence_of(made).misses)
+    text = made.section_text("examples")
+    assert "the reported model has no attention" in text
+    assert "plane" not in text, "these images have but one"
+    assert "Right: the same image" not in made.text
+    volume = np.arange(6 * 8 * 4).reshape(6, 8, 4)
+    picture, outlined = _shown(volume, None)
+    assert np.array_equal(picture, three_planes(volume))
+    assert outlined is None
+    records = {"preprocess": {"settings": {"image_size": [6, 8, 4]}}}
+    evidence = evidence_of(made)
+    evidence = replace(evidence, records=dict(evidence.records) | records)
+    assert "by its coronal, sagittal and axial plane through the middle." in str(examples(evidence))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from scipy.stats.contingency import relative_risk
 
 from pipeline.statistics.errors import collect_warnings
@@ -162,3 +163,12 @@ def test_bootstrap_is_a_pure_function_of_its_seed():
 def test_an_interval_becomes_json():
     content = Interval(0.5, 0.4, 0.6, 0.95, "wilson", 100).to_dict()
     assert content == {"value": 0.5, "low": 0.4, "high": 0.6, "level": 0.95, "method": "wilson", "n": 100}
+
+
+@pytest.mark.parametrize("method", ["wilson", "exact"])
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (2, 7), (0, 30), (30, 30), (37, 111), (4999, 5000)])
+def test_limits_of_a_proportion_are_scipys(k, n, method):
+    for level in (0.9, 0.95, 0.99):
+        limits = binomtest(k, n).proportion_ci(level, method)
+        found = proportion_ci(k, n, level, method)
+        assert (found.low, found.high) == pytest.approx((limits.low, limits.high), abs=1e-11)

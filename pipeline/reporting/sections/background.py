@@ -19,7 +19,7 @@ from pipeline.reporting.document import (
     Table,
 )
 from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.numbers import count, number, share
+from pipeline.reporting.numbers import count, number, plain_percent, share
 
 SPLIT_NAMES = {
     "pretrain": "Pretraining only",
@@ -174,8 +174,15 @@ def _splits(e: Evidence) -> list[Block]:
         ("linked_patients", "patients kept together because their images are copies"),
     )
     said = "; ".join(f"{words}: {count(e.split[name])}" for name, words in checks)
+    shares = ", ".join(f"{SPLIT_NAMES[name].lower()} {plain_percent(f)}" for name, f in e.split["fractions"].items())
+    how = (
+        f"The unit is the patient, with all who share an image. Labelled patients were assigned by a hash with seed "
+        f"{e.split['seed']}, whatever their label ({shares}), within what the dataset's own split allows, where it has "
+        "one. A file that fails a check is set aside and never scored, and so would a new one be. Nothing missing was "
+        "filled in."
+    )
     columns = ["Part", "Used for", "Patients", "With the condition", "Images", "Positive images"]
-    return [Table("splits", "Patients and images in each part", columns, rows), Paragraph(f"Checked: {said}.")]
+    return [Table("splits", "Patients and images in each part", columns, rows), Paragraph(f"{how} Checked: {said}.")]
 
 
 def _make_up(e: Evidence) -> Table:

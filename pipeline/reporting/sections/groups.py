@@ -1,15 +1,14 @@
-"""Subgroups, comparison of arms, and examples of errors."""
+"""Subgroups, and comparison of arms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from pipeline.reporting.diagrams import gallery
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Example, arm_name, prevalence_assumed
+from pipeline.reporting.evidence import Evidence, arm_name
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -19,7 +18,6 @@ from pipeline.reporting.numbers import (
     p_value,
     percent,
     plain_percent,
-    probability,
     short_interval,
 )
 from pipeline.reporting.sections.label_fractions import label_fractions
@@ -143,50 +141,6 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
     rates = ("Sensitivity", "Specificity")
     columns = ["Arm", *(f"{rate}{c}" for rate in rates for c in ("", " difference", " p"))]
     return Table("decisions", caption, columns, rows)
-
-
-def examples(e: Evidence) -> Section:
-    """Return the most confident errors at the operating point as the model saw them."""
-    if e.point is None:
-        return Section("examples", "Examples of errors", [Paragraph(WITHHELD)])
-    counts = e.point["counts"]
-    blocks: list[Block] = []
-    for name, words, found, total in (
-        ("misses", "Missed although with the condition, lowest scores first", e.misses, counts["fn"]),
-        ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts["fp"]),
-    ):
-        if found:
-            blocks += _gallery(name, f"{words}: {len(found)} of {count(total)}", found)
-        else:
-            blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
-    if e.misses or e.false_alarms:
-        blocks.append(Paragraph(f"Probabilities are {prevalence_assumed(e)}."))
-    return Section("examples", "Examples of errors", blocks)
-
-
-def _gallery(name: str, words: str, found: Sequence[Example]) -> list[Block]:
-    titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, 1)]
-    rows = [
-        [
-            f"case {at}",
-            x.patient,
-            number(x.score, 2),
-            probability(x.probability),
-            x.site[:12] or "unknown",
-            x.view or "unknown",
-            count(x.images),
-        ]
-        for at, x in enumerate(found, 1)
-    ]
-    columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images"]
-    alt = f"{len(found)} images as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
-    caption = (
-        f"{words}. Images as the model saw them, the patient's first image; volumes by three planes through the middle."
-    )
-    return [
-        Figures([Figure(name, alt, caption, 15.5, gallery([x.image for x in found], titles))]),
-        Table(name, words, columns, rows),
-    ]
 
 
 def _level(e: Evidence) -> str:

@@ -67,9 +67,11 @@ def _making(e: Evidence) -> Table:
     rows = [
         ["Reported model", arm_name(e.reported_arm)],
         ["Image given to the model", shown],
+        ["What else it is given", "nothing: no clinical data, no reference standard; nobody chooses or judges images"],
         ["Encoder", network],
         ["Pretraining", method],
         ["Pretraining images", on],
+        ["Unequal numbers of the two kinds of patient", "not corrected for; calibration sets the probabilities"],
         ["Reported arm chosen", "before calibration, in the configuration"],
         ["Models compared on calibration patients", count(e.threshold["models_compared"])],
     ]
@@ -124,8 +126,7 @@ def _loss(e: Evidence) -> Figure:
 
 def _reconstructions(e: Evidence) -> Figure:
     width, height = Image.open(io.BytesIO(e.reconstructions)).size
-    volumes = len(e.records["preprocess"]["settings"]["image_size"]) == 3
-    planes = "; each volume by its coronal, sagittal and axial middle plane" if volumes else ""
+    planes = "; each volume by its coronal, sagittal and axial middle plane" if e.volumes else ""
     return Figure(
         "reconstructions",
         "Rows of images: as they are, with patches hidden, and as the model fills them in.",

@@ -1,10 +1,47 @@
-"""What the report rests on: artifacts, code, packages, hashes, and everything that a stage warned of."""
+"""What the report rests on: statements, data, artifacts, settings, packages, hashes, and all that a stage warned of."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.numbers import count
 from pipeline.store.files import sha256_json
+
+DE_IDENTIFICATION = (
+    "Identifiers of patients, studies and images are keyed hashes (HMAC-SHA256). Of a header only a short list of "
+    "fields is kept: no names, no free text, no dates, no paths; 90 stands for 90 years and above. Whether text is "
+    "burned into pixels is taken from the header alone."
+)
+TRAINING = ("preprocess", "pretrain", "finetune")
+
+
+def statements(e: Evidence) -> Section:
+    """Return what the card says about the study beyond the data themselves, and where the data come from."""
+    said = [[words, e.card["study"][name]] for name, words in e.statements.items()]
+    ingest, split = e.records["ingest"], e.records["split"]
+    digests = {**ingest["sources"], **split["sources"]}
+    names = {"studies": "Studies (digest of all files)", "labels": "Label table", "columns": "Columns, from the card"}
+    data = [
+        ["Source", e.card["source"]],
+        ["Licence", e.card["licence"]],
+        *([words, digests[name]] for name, words in names.items() if name in digests),
+        ["Patients in two parts", count(e.split["patients_shared_between_splits"])],
+        [
+            "Copies found and set aside",
+            count(sum(e.ingest["duplicates"].get(n, 0) for n in ("same_image", "same_pixels"))),
+        ],
+        ["De-identification", DE_IDENTIFICATION],
+    ]
+    return Section(
+        "statements",
+        "Statements and data provenance",
+        [
+            Table("statements", "What the dataset card states", ["About", "Statement"], said, True),
+            Table("data_provenance", "Where the data come from", ["What", "Value"], data, True),
+        ],
+    )
 
 
 def provenance(e: Evidence) -> Section:
@@ -45,12 +82,24 @@ def provenance(e: Evidence) -> Section:
         ),
         Table("hashes", "SHA-256 of model, calibrator and threshold", ["File", "SHA-256"], hashes, True),
         Table("packages", "Packages", ["Package", "Version"], _packages(e)),
+        Table("settings", "Every setting of preprocessing and training", ["Setting", "Value"], _settings(e), True),
     ]
     if warnings:
         blocks.append(Table("warnings", "Warnings of the stages", ["Stage", "Warning"], warnings))
     else:
         blocks.append(Paragraph("No stage gave a warning."))
     return Section("provenance", "Versions and provenance", blocks)
+
+
+def _settings(e: Evidence) -> list[list[str]]:
+    def flat(prefix: str, value: Any) -> list[list[str]]:
+        if isinstance(value, dict):
+            return [row for name, inner in value.items() for row in flat(f"{prefix}.{name}", inner)]
+        if value is None:
+            return [[prefix, "—"]]
+        return [[prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value)]]
+
+    return [row for stage in TRAINING for row in flat(stage, e.records[stage]["settings"])]
 
 
 def _packages(e: Evidence) -> list[list[str]]:

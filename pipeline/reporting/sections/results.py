@@ -21,6 +21,39 @@ CALIBRATORS = {
 }
 
 
+METHODS = {
+    "wilson": "Wilson score interval",
+    "wilson_transformed": "Wilson score interval, transformed",
+    "newcombe": "Newcombe's interval of a difference of independent proportions",
+    "mover_wilson": "Wilson limits joined (method of variance estimates recovery)",
+    "monte_carlo": "Monte Carlo from Jeffreys distributions of sensitivity and specificity",
+    "delong_logit": "DeLong variance, limits on the logit scale",
+    "patient_bootstrap": "bootstrap of patients, both kinds drawn separately, percentiles",
+    "patient_bootstrap_norm": "bootstrap of patients, limits of a norm",
+    "wald": "Wald interval of a logistic regression",
+}
+MEASURES = {
+    "auc": "AUC",
+    "recall": "sensitivity",
+    "ppv": "positive predictive value",
+    "npv": "negative predictive value",
+    "f1": "F1",
+    "youden": "Youden index",
+    "lr_positive": "likelihood ratio of “refer”",
+    "lr_negative": "likelihood ratio of “no refer”",
+    "brier": "Brier score",
+    "brier_skill": "Brier skill",
+    "ece": "expected calibration error",
+    "slope": "calibration slope",
+    "intercept": "calibration intercept",
+    "in_the_large": "calibration in the large",
+    "prevalence": "share with the condition",
+    "ppv per 1,000": "positive predictive value at a prevalence",
+    "npv per 1,000": "negative predictive value at a prevalence",
+    "number_needed_to_recall per 1,000": "referred per person found",
+}
+
+
 def discrimination(e: Evidence) -> Section:
     """Return how well scores separate patients with the condition from the others."""
     d, arm = e.metrics["discrimination"], e.reported_arm
@@ -52,7 +85,25 @@ def discrimination(e: Evidence) -> Section:
     ]
     table = Table("discrimination", caption, ["Measure", "Result", "Without skill"], rows)
     scores = e.scores[e.scores["arm"] == arm]
-    return Section("discrimination", "Discrimination", [table, Figures(curves), Figures([_histogram(e, scores)])])
+    blocks = [table, Figures(curves), Figures([_histogram(e, scores)]), _methods(e)]
+    return Section("discrimination", "Discrimination", blocks)
+
+
+def _methods(e: Evidence) -> Table:
+    """Say how the limits of each measure of the report were computed, from the results themselves."""
+    m = e.metrics
+    measured = {**m["discrimination"], **(e.point or {}), **m["calibration"]["after"], "prevalence": m["prevalence"]}
+    measured |= {f"{name} per 1,000": i for row in m["consequences"][:1] for name, i in row.items()}
+    found: dict[str, list[str]] = {}
+    for name, i in measured.items():
+        if isinstance(i, dict) and "method" in i:
+            found.setdefault(i["method"], []).append(MEASURES.get(name, name.replace("_", " ")))
+    rows = [[METHODS.get(method, method), ", ".join(names)] for method, names in found.items()]
+    rows.append(["paired DeLong; paired Newcombe; exact McNemar", "differences between arms on the same patients"])
+    rows.append(["exact binomial (Clopper–Pearson), one-sided", "the certificate, and whether it was confirmed"])
+    return Table(
+        "methods", "How intervals and tests were computed; n is the number of patients", ["Method", "For"], rows
+    )
 
 
 def _histogram(e: Evidence, score: pd.DataFrame) -> Figure:
@@ -155,7 +206,8 @@ def decision_curve(e: Evidence) -> Section:
     figure = Figure(
         "decision_curve",
         f"Net benefit against threshold probability of {', '.join(curves)} and refer no one; numbers below.",
-        f"Decision curve. The band is the {level} interval of the model's probabilities.",
+        f"Decision curve. The band is the {level} interval of the model's probabilities, at the share with the "
+        "condition of these patients. At a given share the net benefit of referring everyone is exact: no interval.",
         15.5,
         decision(curves),
     )

@@ -141,6 +141,19 @@ def _external(e: Evidence) -> list[str]:
     return [short(f"The promise elsewhere: {'; '.join(said)}.", 300)] if said else []
 
 
+def _shared(e: Evidence) -> list[str]:
+    """Return one line on the confidence shared out; none without further labels."""
+    if not e.further_thresholds:
+        return []
+    others = [short(e.further_name(label_id), 40) for label_id in e.further_thresholds]
+    said = f"{', '.join(others[:3])}{' and others' if len(others) > 3 else ''}"
+    return [
+        f"Further labels were certified on the same patients ({said}). The confidence of "
+        f"{plain_percent(e.threshold['confidence'])} is shared out over all {count(1 + len(others))}, so that all "
+        "promises hold at once."
+    ]
+
+
 def _headline(e: Evidence) -> Table:
     auc = e.metrics["discrimination"]["auc"]
     rows = []
@@ -164,6 +177,7 @@ def _limits(e: Evidence) -> Bullets:
     items = [f"{RESEARCH_USE}. “No refer” does not rule out the condition."]
     if e.point is not None:
         items.append("The promise covers people like the calibration patients, read on the same kind of equipment.")
+        items += _shared(e)
     if use["not_for"]:
         items.append(f"Not for: {short('; '.join(use['not_for']), 200)}.")
     items += [short(trap, 300) for trap in e.card["known_traps"][:2]]

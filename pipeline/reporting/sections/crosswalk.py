@@ -1,0 +1,48 @@
+"""Which item of the reporting guidelines is answered where in this report, and which is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from pipeline.reporting.checklists import GUIDELINES, Answer, Guideline, answer
+from pipeline.reporting.document import Block, Heading, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.numbers import count
+
+
+def crosswalk(e: Evidence, before: Sequence[Section]) -> Section:
+    """Return each guideline item by item; `before` are the sections of the report that items lead to, in order."""
+    titles = {section.name: f"{at} {section.title}" for at, section in enumerate(before, 1)}
+    answers = {guideline.name: [answer(item, e) for item in guideline.items] for guideline in GUIDELINES}
+    rows = [
+        [g.name, g.title, count(len(g.items)), count(sum(not a.section for a in answers[g.name])), g.publication]
+        for g in GUIDELINES
+    ]
+    blocks: list[Block] = [
+        Paragraph(
+            "Each item of three reporting guidelines, in our own words, and the section that speaks to it. That a "
+            "section speaks to an item does not say that it says enough; read the guideline itself before publishing. "
+            "An item is missing when the dataset card does not state it, when the data do not hold it, or when the "
+            "pipeline cannot know it."
+        ),
+        Table("guidelines", "Reporting guidelines", ["Guideline", "About", "Items", "Missing", "Publication"], rows),
+    ]
+    for guideline in GUIDELINES:
+        blocks += [Heading(guideline.name), _items(guideline, answers[guideline.name], titles)]
+    return Section("crosswalk", "Reporting guidelines, item by item", blocks)
+
+
+def _items(guideline: Guideline, answers: Sequence[Answer], titles: Mapping[str, str]) -> Table:
+    rows = [
+        [item.number, item.asks, titles[a.section] if a.section else f"missing: {a.missing}"]
+        for item, a in zip(guideline.items, answers, strict=True)
+    ]
+    name = re.sub(r"[^a-z0-9]+", "_", guideline.name.lower()).strip("_")
+    return Table(
+        f"items_{name}",
+        f"{guideline.name}: where each item is answered",
+        ["Item", "What it asks for", "Answered in"],
+        rows,
+        leads_to=[a.section for a in answers],
+    )

@@ -1,0 +1,85 @@
+"""The most confident errors, each as the model saw it and with an outline of where its attention lay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.reporting.diagrams import gallery
+from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, Example, prevalence_assumed
+from pipeline.reporting.numbers import count, number, percent, probability
+from pipeline.reporting.sections.operating import WITHHELD
+
+OUTLINE = (
+    "About the outlines: they enclose the fewest patches of the image that together hold half of the network's "
+    "attention (attention rollout, Abnar and Zuidema 2020, mean over the seeds); attention spread evenly would give "
+    "half of the image, and an outline near that tells nothing. An outline says where the network took its "
+    "information from. It does not explain the decision, marks no lesion, and is no evidence that the answer is right "
+    "or wrong. Judge the image without it first."
+)
+NO_OUTLINE = "No outline of attention is shown: the reported model has no attention."
+
+
+def examples(e: Evidence) -> Section:
+    """Return the most confident errors at the operating point as the model saw them."""
+    if e.point is None:
+        return Section("examples", "Examples of errors", [Paragraph(WITHHELD)])
+    counts = e.point["counts"]
+    blocks: list[Block] = []
+    for name, words, found, total in (
+        ("misses", "Missed although with the condition, lowest scores first", e.misses, counts["fn"]),
+        ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts["fp"]),
+    ):
+        if found:
+            blocks += _gallery(e, name, f"{words}: {len(found)} of {count(total)}", found)
+        else:
+            blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
+    if shown := [*e.misses, *e.false_alarms]:
+        blocks.append(Paragraph(NO_OUTLINE if shown[0].outlined is None else OUTLINE))
+        blocks.append(Paragraph(f"Probabilities are {prevalence_assumed(e)}."))
+    return Section("examples", "Examples of errors", blocks)
+
+
+def _gallery(e: Evidence, name: str, words: str, found: Sequence[Example]) -> list[Block]:
+    rows = [
+        [
+            f"case {at}",
+            x.patient,
+            number(x.score, 2),
+            probability(x.probability),
+            x.site[:12] or "unknown",
+            x.view or "unknown",
+            count(x.images),
+        ]
+        for at, x in enumerate(found, 1)
+    ]
+    columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images"]
+    return [Figures([_figure(e, name, words, found)]), Table(name, words, columns, rows)]
+
+
+def _figure(e: Evidence, name: str, words: str, found: Sequence[Example]) -> Figure:
+    titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, 1)]
+    alt = f"{len(found)} images as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
+    caption = f"{words}. Images as the model saw them, the patient's first image{_planes(e, found)}."
+    shares = [x.outlined_share for x in found if x.outlined_share is not None]
+    if shares:
+        alt += f" Beside each the same image with an outline, around {', '.join(percent(s, 0) for s in shares)}."
+        caption += (
+            " Left: untouched. Right: the same image, with an outline around half of the network's attention: "
+            f"{_range(shares)} % of the {'volume' if e.volumes else 'image'}."
+        )
+    picture = gallery([x.image for x in found], [x.outlined for x in found], titles)
+    return Figure(name, alt, caption, 15.5, picture)
+
+
+def _planes(e: Evidence, found: Sequence[Example]) -> str:
+    """Say which planes of a volume are shown; nothing of images that have but one."""
+    if not e.volumes:
+        return ""
+    through = "the middle" if found[0].outlined is None else "the middle of the patch with most attention"
+    return f", by its coronal, sagittal and axial plane through {through}"
+
+
+def _range(shares: Sequence[float]) -> str:
+    """Return shares in percent from least to most, or the one number that they all are."""
+    return " to ".join(dict.fromkeys(number(100 * share, 0) for share in (min(shares), max(shares))))

@@ -1,0 +1,136 @@
+"""Further labels: other questions about the same images, each with a threshold and a promise of its own."""
+
+from __future__ import annotations
+
+from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval
+from pipeline.reporting.sections.operating import WITHHELD
+
+NOTHING = "—"
+
+
+def further_labels(e: Evidence) -> Section | None:
+    """Return every label beside the main one, their mean, certificates and calibration; None without further labels."""
+    if not e.further_thresholds:
+        return None
+    name, t = e.card["label"]["name"], e.threshold
+    labels = count(1 + len(e.further_thresholds))
+    said = Paragraph(
+        f"The same model answers other questions about the same images, each one a yes or no of its own. Page one and "
+        f"the gate are about {name} alone. A patient whose image lacks a label is left out of that label's numbers."
+    )
+    shared = Paragraph(
+        f"The confidence of {plain_percent(t['confidence'])} is shared out over {labels} labels: each threshold is "
+        f"certified with {percent(t['confidence_used'], 2)}, so that with {plain_percent(t['confidence'])} confidence "
+        "all their promises hold at once. Whether a promise held on the test patients is judged label by label."
+    )
+    stops: list[Block] = [
+        Box("caution", f"No usable threshold for {e.further_name(label_id)}", its["problems"])
+        for label_id, its in e.metrics["further_labels"].items()
+        if its["problems"]
+    ]
+    withheld: list[Block] = [] if e.point is not None else [Paragraph(WITHHELD)]
+    return Section(
+        "further_labels",
+        "Further labels",
+        [said, shared, *withheld, *stops, _results(e), _certificates(e), _calibration(e), _definitions(e)],
+    )
+
+
+def _labels(e: Evidence) -> dict[str, Json]:
+    """Return the test results of each label by its name, the main one first."""
+    further = {e.further_name(label_id): its for label_id, its in e.metrics["further_labels"].items()}
+    return {f"{e.card['label']['name']} (main)": e.metrics, **further}
+
+
+def _points(e: Evidence) -> list[Json | None]:
+    return [e.point, *(e.further_point(label_id) for label_id in e.metrics["further_labels"])]
+
+
+def _results(e: Evidence) -> Table:
+    rates = {"recall": "Sensitivity, %", "specificity": "Specificity, %", "ppv": "PPV, %", "npv": "NPV, %",
+             "referral_rate": "Referred, %"}  # fmt: skip
+    rows = [
+        [
+            name,
+            f"{count(its['patients'])} / {count(its['positives'])}",
+            _short(its["discrimination"]["auc"]),
+            *(_short(point[rate] if point else None, 100) for rate in rates),
+            _verdict(point),
+        ]
+        for (name, its), point in zip(_labels(e).items(), _points(e), strict=True)
+    ]
+    macro = e.macro
+    means = [_short(macro["recall"], 100), _short(macro["specificity"], 100)]
+    rows.append(
+        [f"Mean of all {count(macro['labels'])} (macro)", NOTHING, _short(macro["auc"]), *means, *[NOTHING] * 4]
+    )
+    auc = e.metrics["discrimination"]["auc"]
+    caption = (
+        f"Each label on the test patients who have it, with {plain_percent(auc['level'])} intervals. PPV, NPV: "
+        "predictive values at the share of these patients. In the mean every label counts the same; its limits come "
+        f"from drawing patients anew with all their labels, and it has no sensitivity "
+        "or specificity unless every label has a usable threshold"
+    )
+    return Table("further_labels", caption, ["Label", "Patients / with it", "AUC", *rates.values(), "Promise"], rows)
+
+
+def _certificates(e: Evidence) -> Table:
+    thresholds = [e.threshold, *(e.further_thresholds[label_id] for label_id in e.metrics["further_labels"])]
+    rows = [
+        [
+            name,
+            f"{count(t['positives'])} / {count(t['negatives'])}",
+            count(t["positives_needed"]),
+            *(_certificate(t) if point else [NOTHING] * 4),
+        ]
+        for name, t, point in zip(_labels(e), thresholds, _points(e), strict=True)
+    ]
+    columns = ["Label", "With it / without", "With it, needed", "Misses allowed / seen", "Certified, %", "Score",
+               "Probability"]  # fmt: skip
+    t = e.threshold
+    caption = (
+        f"Certificates from the calibration patients: at least {plain_percent(t['recall_target'])} found, each with "
+        f"{percent(t['confidence_used'], 2)} confidence"
+    )
+    return Table("further_certificates", caption, columns, rows)
+
+
+def _certificate(t: Json) -> list[str]:
+    misses = f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}"
+    return [misses, number(100 * t["certified_recall"], 1), number(t["threshold"], 2), probability(t["probability"])]
+
+
+def _calibration(e: Evidence) -> Table:
+    measures = {"slope": "Slope (ideal 1)", "intercept": "Intercept (ideal 0)", "ece": "Expected calibration error",
+                "brier": "Brier score", "brier_skill": "Brier skill"}  # fmt: skip
+    rows = [
+        [name, *(_short(its["calibration"]["after"][measure]) for measure in measures)]
+        for name, its in _labels(e).items()
+    ]
+    caption = "Probabilities of each label after its own calibration, test patients"
+    return Table("further_calibration", caption, ["Label", *measures.values()], rows)
+
+
+def _definitions(e: Evidence) -> Table:
+    labels = [e.card["label"], *e.card["further_labels"]]
+    rows = [
+        [
+            *(label[part] for part in ("name", "definition", "reference_standard")),
+            *(", ".join(label[part]) for part in ("positive", "negative")),
+        ]
+        for label in labels
+    ]
+    columns = ["Label", "A patient is positive when", "Who decided, and how", "Positive", "Negative"]
+    return Table("further_definitions", "What each label means, as stated in the dataset card", columns, rows)
+
+
+def _verdict(point: Json | None) -> str:
+    return NOTHING if point is None else (point["verification"] or "not checked").replace("_", " ")
+
+
+def _short(i: Json | None, scale: int = 1) -> str:
+    if i is None:
+        return NOTHING
+    return short_interval(i["value"], i["low"], i["high"], digits=1 if scale == 100 else 3, scale=scale)
