@@ -34,7 +34,7 @@ def trained(request: pytest.FixtureRequest) -> Classifier:
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 4e-3)
     for step in range(80):
         pixels, label, _ = spotted(24, step)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(pixels), label)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(pixels)[:, 0], label)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -43,7 +43,7 @@ def trained(request: pytest.FixtureRequest) -> Classifier:
 
 def test_a_trained_network_is_said_to_have_looked_where_the_sign_is(trained: Classifier):
     pixels, label, place = spotted(64, 999)
-    assert ((trained(pixels) > 0) == (label == 1)).float().mean() > 0.95, "the network has not learnt its task"
+    assert ((trained(pixels)[:, 0] > 0) == (label == 1)).float().mean() > 0.95, "the network has not learnt its task"
     shares = rollout(trained, pixels[label == 1]).reshape(32, -1)
     assert (shares.argmax(axis=1) == place[label == 1].numpy()).mean() > 0.95
     assert shares.max(axis=1).mean() > 3 / 16

@@ -83,13 +83,15 @@ def make_run(
     calibration: CalibrateSettings | None = None,
     image: np.ndarray | None = None,
     labelled: Sequence[int] = (),
+    further_skill: float = 1.0,
 ) -> Inputs:
     """Make a run in a store under `root` and return what the report stage is given.
 
     `skill` scales how far the scores of positive patients are shifted: 0 is a model without skill. `text` replaces
     the site of every image, the quarantine's meaning and the message of a warning by strings of the caller. `image`,
     if given, is added to a number that tells test images apart, and stands for each of them. `labelled` are numbers of
-    labelled patients with which arms were trained as well: the fewer, the less they know.
+    labelled patients with which arms were trained as well: the fewer, the less they know. Further labels of the card
+    are drawn at random, missing for one patient in ten, and known with `further_skill`.
     """
     text = dict(text or {})
     generator = np.random.default_rng(5)
@@ -102,13 +104,14 @@ def make_run(
         artifacts[stage] = store.publish(stage, f"{stage:0<16}", _record(stage, settings, warnings or [], artifacts))
 
     made("ingest", lambda work: _ingest(work, images, text.get("meaning")), [text.get("warning", warning)])
-    made("split", lambda work: _split(work, split))
+    further = _further_labels(split, [label.id for label in known.further_labels])
+    made("split", lambda work: _split(work, split, further))
     size = (SIDE, SIDE) if image is None else image.shape
     settings = SETTINGS["preprocess"] | {"image_size": list(size)}
     made("preprocess", lambda work: _preprocess(work, split, generator, image), **settings)
     made("pretrain", _pretrain, **SETTINGS["pretrain"])
     made("finetune", lambda work: _finetune(work, size, labelled))
-    made("score", lambda work: _score(work, split, generator, skill, labelled))
+    made("score", lambda work: _score(work, split, generator, skill, labelled, further, further_skill))
     for stage, function, settings in (
         ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
         ("evaluate", evaluate, EvaluateSettings()),
@@ -220,7 +223,20 @@ def _ingest(work: Path, images: pd.DataFrame, meaning: str | None) -> None:
     write_json(work / "summary.json", summary)
 
 
-def _split(work: Path, split: pd.DataFrame) -> None:
+def _further_labels(split: pd.DataFrame, label_ids: Sequence[str]) -> pd.DataFrame:
+    own = np.random.default_rng(7)
+    people = split["patient_id"].unique()
+    parts = [
+        pd.DataFrame({"image_id": split["image_id"], "label_id": label_id, "label": split["patient_id"].map(known)})
+        for label_id in label_ids
+        for known in [pd.Series(own.choice([0, 1, np.nan], len(people), p=[0.5, 0.4, 0.1]), people)]
+    ]
+    return pd.concat(parts, ignore_index=True).astype({"label": "Int64"}) if parts else pd.DataFrame()
+
+
+def _split(work: Path, split: pd.DataFrame, further: pd.DataFrame) -> None:
+    if not further.empty:
+        tables.write_table(work / "further_labels.parquet", further, tables.FURTHER_LABELS)
     tables.write_table(work / "split.parquet", split, tables.SPLIT)
     splits = {}
     for name in SPLITS:
@@ -313,8 +329,21 @@ def _models(work: Path, image_size: tuple[int, ...]) -> None:
 
 
 def _score(
-    work: Path, split: pd.DataFrame, generator: np.random.Generator, skill: float, labelled: Sequence[int]
+    work: Path,
+    split: pd.DataFrame,
+    generator: np.random.Generator,
+    skill: float,
+    labelled: Sequence[int],
+    further: pd.DataFrame,
+    further_skill: float,
 ) -> None:
+    for name in ("tune", "calibration", "test") if not further.empty else ():
+        known = split[split["split"] == name].drop(columns="label").merge(further.dropna(), on="image_id")
+        parts = [
+            _logits(own, np.random.default_rng(11), further_skill).assign(label_id=label_id)
+            for label_id, own in known.groupby("label_id")
+        ]
+        tables.write_table(work / f"further_scores_{name}.parquet", pd.concat(parts), tables.FURTHER_SCORES)
     for name in ("tune", "calibration", "test"):
         own = split[split["split"] == name]
         tables.write_table(work / f"scores_{name}.parquet", _logits(own, generator, skill), tables.SCORES)

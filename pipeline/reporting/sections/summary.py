@@ -145,12 +145,10 @@ def _shared(e: Evidence) -> list[str]:
     """Return one line on the confidence shared out; none without further labels."""
     if not e.further_thresholds:
         return []
-    others = [short(e.further_name(label_id), 40) for label_id in e.further_thresholds]
-    said = f"{', '.join(others[:3])}{' and others' if len(others) > 3 else ''}"
+    labels = count(e.threshold["labels_certified"])
+    confidence = plain_percent(e.threshold["confidence"])
     return [
-        f"Further labels were certified on the same patients ({said}). The confidence of "
-        f"{plain_percent(e.threshold['confidence'])} is shared out over all {count(1 + len(others))}, so that all "
-        "promises hold at once."
+        f"The confidence is shared out over {labels} labels, so that, {confidence} sure, all promises hold at once."
     ]
 
 
