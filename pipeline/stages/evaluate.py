@@ -409,7 +409,7 @@ def _further_label(
         *_table_findings(inputs, scores["calibration"], calibration, calibrator, frozen, folder),
         *_test_findings(settings, test, calibrator, threshold, metrics),
     ]
-    metrics["problems"] = [one.message for one in findings if one.level == "fail"]
+    metrics["problems"] = [one.to_dict() for one in findings if one.level == "fail"]
     return _Further(test, threshold, metrics, findings)
 
 

@@ -97,11 +97,9 @@ def assess_other_target(
 
 def of_further_label(label_id: str, findings: Sequence[Finding]) -> list[Finding]:
     """Return findings about a further label, named after it. They warn at most: the gate is about the main label."""
+    where = f"patients, further label {label_id}"
     return [
-        replace(
-            one, level="warn" if one.level == "fail" else one.level, on=f"{one.on} patients, further label {label_id}"
-        )
-        for one in findings
+        replace(one, level="warn" if one.level == "fail" else one.level, on=f"{one.on} {where}") for one in findings
     ]
 
 

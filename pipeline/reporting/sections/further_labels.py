@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.evidence import Evidence, Json, in_words
 from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval
 from pipeline.reporting.sections.operating import WITHHELD
 
@@ -26,7 +26,9 @@ def further_labels(e: Evidence) -> Section | None:
         "all their promises hold at once. Whether a promise held on the test patients is judged label by label."
     )
     stops: list[Block] = [
-        Box("caution", f"No usable threshold for {e.further_name(label_id)}", its["problems"])
+        Box(
+            "caution", f"No usable threshold for {e.further_name(label_id)}", [in_words(one) for one in its["problems"]]
+        )
         for label_id, its in e.metrics["further_labels"].items()
         if its["problems"]
     ]
@@ -54,7 +56,8 @@ def _results(e: Evidence) -> Table:
     rows = [
         [
             name,
-            f"{count(its['patients'])} / {count(its['positives'])}",
+            count(its["patients"]),
+            count(its["positives"]),
             _short(its["discrimination"]["auc"]),
             *(_short(point[rate] if point else None, 100) for rate in rates),
             _verdict(point),
@@ -62,18 +65,16 @@ def _results(e: Evidence) -> Table:
         for (name, its), point in zip(_labels(e).items(), _points(e), strict=True)
     ]
     macro = e.macro
-    means = [_short(macro["recall"], 100), _short(macro["specificity"], 100)]
-    rows.append(
-        [f"Mean of all {count(macro['labels'])} (macro)", NOTHING, _short(macro["auc"]), *means, *[NOTHING] * 4]
-    )
+    means = [_short(macro["auc"]), *(_short(macro[rate], 100) for rate in ("recall", "specificity"))]
+    rows.append([f"Mean of all {count(macro['labels'])} (macro)", NOTHING, NOTHING, *means, *[NOTHING] * 4])
     auc = e.metrics["discrimination"]["auc"]
     caption = (
         f"Each label on the test patients who have it, with {plain_percent(auc['level'])} intervals. PPV, NPV: "
         "predictive values at the share of these patients. In the mean every label counts the same; its limits come "
-        f"from drawing patients anew with all their labels, and it has no sensitivity "
-        "or specificity unless every label has a usable threshold"
+        "from drawing patients anew with all their labels, and it has no sensitivity or specificity unless every label "
+        "has a usable threshold"
     )
-    return Table("further_labels", caption, ["Label", "Patients / with it", "AUC", *rates.values(), "Promise"], rows)
+    return Table("further_labels", caption, ["Label", "Patients", "With it", "AUC", *rates.values(), "Promise"], rows)
 
 
 def _certificates(e: Evidence) -> Table:
@@ -81,13 +82,12 @@ def _certificates(e: Evidence) -> Table:
     rows = [
         [
             name,
-            f"{count(t['positives'])} / {count(t['negatives'])}",
-            count(t["positives_needed"]),
+            *(count(t[what]) for what in ("positives", "negatives", "positives_needed")),
             *(_certificate(t) if point else [NOTHING] * 4),
         ]
         for name, t, point in zip(_labels(e), thresholds, _points(e), strict=True)
     ]
-    columns = ["Label", "With it / without", "With it, needed", "Misses allowed / seen", "Certified, %", "Score",
+    columns = ["Label", "With it", "Without", "Needed with it", "Misses allowed / seen", "Certified, %", "Score",
                "Probability"]  # fmt: skip
     t = e.threshold
     caption = (

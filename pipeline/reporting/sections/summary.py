@@ -147,9 +147,7 @@ def _shared(e: Evidence) -> list[str]:
         return []
     labels = count(e.threshold["labels_certified"])
     confidence = plain_percent(e.threshold["confidence"])
-    return [
-        f"The confidence is shared out over {labels} labels, so that, {confidence} sure, all promises hold at once."
-    ]
+    return [f"The confidence is shared out over {labels} labels: one can be {confidence} sure of all promises at once."]
 
 
 def _headline(e: Evidence) -> Table:
