@@ -92,6 +92,31 @@ def test_override_replaces_one_setting(folder):
     assert (config.pretrain.mask_ratio, config.finetune.seeds) == (0.6, [4, 5])
 
 
+def further(label_id: str, name: str, positive: str = "['2']") -> str:
+    values = f"positive: {positive}, negative: ['1', '0']"
+    return f"{{id: {label_id}, name: {name}, definition: x, reference_standard: x, {values}}}"
+
+
+def test_further_labels_have_a_column_of_their_own_or_share_that_of_the_main_one(folder):
+    (folder / "card.yaml").write_text(CARD + f"further_labels: [{further('b', '<b>')}]\n")
+    _, card = load(folder / "run.yaml")
+    (label,) = card.further_labels
+    assert (label.id, label.name, label.column, label.positive) == ("b", "<b>", None, ["2"])
+
+
+def test_every_mistake_in_further_labels_is_reported_at_once(folder):
+    labels = [further("B b", "x"), further("b", "y", "['0', '2']"), further("c", "z", "[]")]
+    (folder / "card.yaml").write_text(CARD + f"further_labels: [{', '.join(labels)}]\nspelt: wrong\n")
+    found = "\n".join(problems(folder, CONFIG))
+    assert "further_labels.0.id" in found
+    assert "further_labels.1: values listed as positive and as negative: ['0']" in found
+    assert "further_labels.2.positive" in found
+    assert "spelt is not a setting" in found
+    for twice in ([further("b", "x"), further("b", "y")], [further("b", "x"), further("c", "x")]):
+        (folder / "card.yaml").write_text(CARD + f"further_labels: [{', '.join(twice)}]\n")
+        assert "ids and names must be distinct" in "\n".join(problems(folder, CONFIG))
+
+
 def test_every_mistake_is_reported_at_once_with_its_line_and_what_is_allowed(folder):
     text = (
         CONFIG.replace("mask_ratio: 0.75", "mask_ratoi: 0.75\n  epochs: many\n  precision: fp8")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from stages.sources_run import SECRET, Archive, make_card
 
-from pipeline.config import SplitSettings
+from pipeline.config import Card, FurtherLabel, SplitSettings
 from pipeline.imaging.labels import LabelsError
 from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.stages.split import split
@@ -315,3 +315,94 @@ def test_of_an_external_set_labelled_patients_are_test_patients_and_others_are_l
 def test_an_external_set_without_a_labelled_image_is_refused(tmp_path):
     with pytest.raises(ValueError, match="none of 1 accepted images has a label"):
         divided_as_external(make(tmp_path, {"A": 1}, [{"path": "Z/0", "label": "well"}]))
+
+
+# ---------------------------------------------------------------- further labels
+
+
+def with_further(**labels: dict) -> Card:
+    """Return a card with further labels, each given as `column`, `positive` and `negative`."""
+    words = {"definition": "d", "reference_standard": "r"}
+    further = [FurtherLabel(id=name, name=name, **words, **content) for name, content in labels.items()]
+    card = make_card(path="path", positive=["bacterial", "viral"], negative=["well"])
+    return card.model_copy(update={"further_labels": further})
+
+
+CLASSES = {
+    "bacterial": {"positive": ["bacterial"], "negative": ["well", "viral"]},
+    "viral": {"positive": ["viral"], "negative": ["well"]},
+}
+
+
+def classes(count: int = 300) -> tuple[dict[str, int], list[dict[str, str]]]:
+    patients, labels = cohort(count)
+    kinds = ("bacterial", "well", "viral", "well")
+    return patients, [{**row, "label": kinds[int(row["path"][1:].split("/")[0]) % 4]} for row in labels]
+
+
+def values(archive: Archive, label_id: str) -> dict[str, int]:
+    """Return the labels that are known, by image."""
+    table = archive.table("split", "further_labels")
+    own = table[table["label_id"] == label_id].dropna()
+    return dict(zip(own["image_id"], own["label"].astype(int), strict=True))
+
+
+def image(path: str) -> str:
+    return pseudonym(SECRET, "image", f"uid-{path}")
+
+
+def test_classes_of_one_column_are_labels_of_their_own_and_move_nobody(tmp_path):
+    patients, labels = classes()
+    plain = make(tmp_path / "plain", patients, labels, card=with_further()).run("split")
+    archive = make(tmp_path / "further", patients, labels, card=with_further(**CLASSES)).run("split")
+    assert archive.files("split")["split.parquet"] == plain.files("split")["split.parquet"]
+    assert set(archive.files("split")) - set(plain.files("split")) == {"further_labels.parquet"}
+    truth = {image(row["path"]): row["label"] for row in labels}
+    assert values(archive, "bacterial") == {i: int(kind == "bacterial") for i, kind in truth.items()}
+    # A value in neither list is no answer: bacterial patients take no part in viral against well.
+    assert values(archive, "viral") == {i: int(kind == "viral") for i, kind in truth.items() if kind != "bacterial"}
+    counts = archive.summary("split")["further_labels"]["viral"]["test"]
+    split = archive.table("split", "split").set_index("image_id")
+    tested = {i: v for i, v in values(archive, "viral").items() if split.loc[i, "split"] == "test"}
+    assert (counts["images"], counts["positive_images"]) == (len(tested), sum(tested.values()))
+
+
+def test_a_further_label_without_the_main_one_is_not_used_and_said_to_be(tmp_path):
+    patients, labels = classes()
+    rows = [{**row, "sign": str(n % 2)} for n, row in enumerate(labels)]
+    rows[0]["label"] = rows[5]["sign"] = ""
+    log = RunLog("split", quiet=True)
+    card = with_further(sign={"column": "sign", "positive": ["1"], "negative": ["0"]})
+    archive = make(tmp_path, patients, rows, card=card).run("split", log)
+    assert image(rows[0]["path"]) not in set(archive.table("split", "further_labels")["image_id"])
+    assert image(rows[5]["path"]) not in values(archive, "sign")
+    assert image(rows[1]["path"]) in values(archive, "sign")
+    assert "further label sign: 1 images lack the main label; it is not used" in log.warnings
+
+
+def test_what_is_wrong_with_further_labels_is_said_at_once(tmp_path):
+    patients, labels = classes()
+    rows = [{**row, "sign": "2"} for row in labels]
+    wrong = {
+        "sign": {"column": "sign", "positive": ["1"], "negative": ["0"]},
+        "other": {"column": "other", "positive": ["1"], "negative": ["0"]},
+    }
+    with pytest.raises(LabelsError, match=r"(?s)label sign: .*no row has a label.*label other: .*no column other"):
+        make(tmp_path, patients, rows, card=with_further(**wrong)).run("split")
+
+
+def test_a_further_label_that_a_split_lacks_a_class_of_is_refused_by_name(tmp_path):
+    patients, labels = classes()
+    rows = [{**row, "sign": str(int(row["path"] == "P7/0"))} for row in labels]
+    card = with_further(sign={"column": "sign", "positive": ["1"], "negative": ["0"]})
+    with pytest.raises(ValueError, match=r"further label sign: \w+ has 0 positive.*off the card's further_labels"):
+        make(tmp_path, patients, rows, card=card).run("split")
+
+
+def test_an_external_test_set_is_there_for_the_main_label(tmp_path):
+    patients, labels = classes(40)
+    archive = make(tmp_path, patients, labels, card=with_further(**CLASSES))
+    archive.work("split").mkdir()
+    inputs = replace(archive.inputs("split"), test_only=True)
+    split(SplitSettings(), inputs, archive.work("split"), RunLog("split", quiet=True))
+    assert "further_labels.parquet" not in archive.files("split")

@@ -14,6 +14,7 @@ from pipeline.statistics.threshold import (
     max_misses,
     min_positives,
     recall_bounds,
+    shared_confidence,
     verify_threshold,
     youden_threshold,
 )
@@ -202,3 +203,28 @@ def test_youden_and_cost_thresholds_are_the_best_there_are():
     assert youden_threshold(y, s) in (4, 6)
     assert cost_threshold(y, s, cost_miss=100, cost_false_alarm=1) == 4
     assert cost_threshold(y, s, cost_miss=1, cost_false_alarm=100) == 6
+
+
+def test_confidence_is_shared_out_over_labels_and_models_alike():
+    assert shared_confidence(0.95, 1, 3) == pytest.approx(1 - 0.05 / 3)
+    assert shared_confidence(0.95, 2, 3) == shared_confidence(0.95, 6) == pytest.approx(1 - 0.05 / 6)
+    y, s = np.repeat([1, 0], [200, 100]), np.concatenate([np.linspace(1, 2, 200), np.linspace(0, 1, 100)])
+    one, many = certify_threshold(y, s), certify_threshold(y, s, n_labels=3)
+    assert (many.labels_certified, many.models_compared, many.confidence) == (3, 1, 0.95)
+    assert many.misses_allowed == max_misses(200, 0.95, 1 - 0.05 / 3) < one.misses_allowed
+    assert many.positives_needed == min_positives(0.95, 1 - 0.05 / 3) == 80
+    assert many.threshold < one.threshold
+    with pytest.raises(ValueError, match="at least one label"):
+        shared_confidence(0.95, 1, 0)
+
+
+def test_all_labels_certified_hold_their_promise_at_once():
+    """Three labels of the same patients, 2,000 cohorts: all three promises hold in at least 95 % of them."""
+    generator, recall, n = np.random.default_rng(3), 0.9, 150
+    allowed = max_misses(n, recall, shared_confidence(0.95, 1, 3))
+    # Of uniform scores of positives, the share below the threshold is the threshold itself.
+    thresholds = np.sort(generator.random((2000, 3, n)), axis=2)[:, :, allowed]
+    chance = 3 * np.sqrt(0.05 * 0.95 / 2000)
+    assert (thresholds <= 1 - recall).all(axis=1).mean() >= 0.95 - chance
+    alone = np.sort(generator.random((2000, 3, n)), axis=2)[:, :, max_misses(n, recall, 0.95)]
+    assert (alone <= 1 - recall).all(axis=1).mean() < 0.95 - chance
