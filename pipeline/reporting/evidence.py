@@ -102,9 +102,14 @@ class Evidence:
         return None if self.problems else self.metrics["operating_point"]
 
     @property
+    def further(self) -> list[str]:
+        """The ids of the further labels, in the card's order."""
+        return [label["id"] for label in self.card["further_labels"]]
+
+    @property
     def macro(self) -> Json:
         """The means over labels; those that depend on thresholds only when each label's may be used."""
-        points = [self.point, *map(self.further_point, self.metrics["further_labels"])]
+        points = [self.point, *map(self.further_point, self.further)]
         return self.metrics["macro"] | (dict.fromkeys(("recall", "specificity")) if None in points else {})
 
     def further_point(self, label_id: str) -> Json | None:

@@ -12,10 +12,10 @@ NOTHING = "—"
 
 def further_labels(e: Evidence) -> Section | None:
     """Return every label beside the main one, their mean, certificates and calibration; None without further labels."""
-    if not e.further_thresholds:
+    if not e.further:
         return None
     name, t = e.card["label"]["name"], e.threshold
-    labels = count(1 + len(e.further_thresholds))
+    labels = count(1 + len(e.further))
     said = Paragraph(
         f"The same model answers other questions about the same images, each one a yes or no of its own. Page one and "
         f"the gate are about {name} alone. A patient whose image lacks a label is left out of that label's numbers."
@@ -26,11 +26,9 @@ def further_labels(e: Evidence) -> Section | None:
         "all their promises hold at once. Whether a promise held on the test patients is judged label by label."
     )
     stops: list[Block] = [
-        Box(
-            "caution", f"No usable threshold for {e.further_name(label_id)}", [in_words(one) for one in its["problems"]]
-        )
-        for label_id, its in e.metrics["further_labels"].items()
-        if its["problems"]
+        Box("caution", f"No usable threshold for {e.further_name(label_id)}", list(map(in_words, problems)))
+        for label_id in e.further
+        if (problems := e.metrics["further_labels"][label_id]["problems"])
     ]
     withheld: list[Block] = [] if e.point is not None else [Paragraph(WITHHELD)]
     return Section(
@@ -42,12 +40,12 @@ def further_labels(e: Evidence) -> Section | None:
 
 def _labels(e: Evidence) -> dict[str, Json]:
     """Return the test results of each label by its name, the main one first."""
-    further = {e.further_name(label_id): its for label_id, its in e.metrics["further_labels"].items()}
+    further = {e.further_name(label_id): e.metrics["further_labels"][label_id] for label_id in e.further}
     return {f"{e.card['label']['name']} (main)": e.metrics, **further}
 
 
 def _points(e: Evidence) -> list[Json | None]:
-    return [e.point, *(e.further_point(label_id) for label_id in e.metrics["further_labels"])]
+    return [e.point, *(e.further_point(label_id) for label_id in e.further)]
 
 
 def _results(e: Evidence) -> Table:
@@ -78,7 +76,7 @@ def _results(e: Evidence) -> Table:
 
 
 def _certificates(e: Evidence) -> Table:
-    thresholds = [e.threshold, *(e.further_thresholds[label_id] for label_id in e.metrics["further_labels"])]
+    thresholds = [e.threshold, *(e.further_thresholds[label_id] for label_id in e.further)]
     rows = [
         [
             name,

@@ -32,7 +32,7 @@ def operating_point(e: Evidence) -> Section:
         ["Patients with the condition needed at least", count(t["positives_needed"])],
         ["Highest share that these patients can certify", percent(t["certifiable_recall"])],
         ["Models compared on these patients", count(t["models_compared"])],
-        *([["Labels certified on these patients", count(t["labels_certified"])]] if e.further_thresholds else []),
+        *([["Labels certified on these patients", count(t["labels_certified"])]] if e.further else []),
     ]
     if e.point is None:
         return Section(

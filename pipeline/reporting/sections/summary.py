@@ -143,7 +143,7 @@ def _external(e: Evidence) -> list[str]:
 
 def _shared(e: Evidence) -> list[str]:
     """Return one line on the confidence shared out; none without further labels."""
-    if not e.further_thresholds:
+    if not e.further:
         return []
     labels = count(e.threshold["labels_certified"])
     confidence = plain_percent(e.threshold["confidence"])
