@@ -97,7 +97,7 @@ def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData
 
             order = [drawn[places] for places in batches(len(drawn), settings.batch_size, seed, epoch)]
             done = train_epoch(training, order, batch_loss)
-            tune_auc = auc(data.tune.labels, _main_logits(judged, data.tune, settings.batch_size, data.hardware))
+            tune_auc = auc(data.tune.labels, _logits(judged, data.tune, settings.batch_size, data.hardware))
             values = {"train_loss": done.loss, "tune_auc": tune_auc, "learning_rate": done.learning_rate}
             tracked = values | done.measured
             log.metrics({f"{arm}.seed{seed}.{name}": value for name, value in tracked.items()}, epoch + 1)
@@ -164,7 +164,7 @@ def _dropped(settings: FinetuneSettings, data: ArmData, seed: int, epoch: int, n
 
 
 @torch.no_grad()
-def _main_logits(model: Classifier, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
+def _logits(model: Classifier, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
     model.eval()
     with autocast(hardware.device, hardware.precision):
         # Not the compiled call, which would be compiled once more for this use.
