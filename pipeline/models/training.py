@@ -81,8 +81,6 @@ def prepare(device: str, threads: int | None) -> torch.device:
     # fp32 means fp32: some container images switch on TF32, with 10 bits of mantissa, through the environment.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    # Of the fused attention kernels, cuDNN's is the one whose gradients do not repeat.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     number = distributed.local_rank()

@@ -291,13 +291,13 @@ def test_arm_imported_starts_from_exactly_the_public_weights(copy, public, monke
     theirs = read_weights(copy / "weights.safetensors")
     seen = []
 
-    def first_epoch(model, *_):
-        require_equal(model.encoder, public)
-        state = model.encoder.state_dict()
+    def first_epoch(training, *_):
+        require_equal(training.model.encoder, public)
+        state = training.model.encoder.state_dict()
         assert torch.equal(state["blocks.1.attn.qkv.weight"], theirs["blocks.1.attn.qkv.weight"])
         summed = theirs["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
         assert torch.equal(state["patch_embedding.patch_embeddings.weight"], summed)
-        seen.append(model)
+        seen.append(training)
         raise Killed
 
     monkeypatch.setattr(finetuning, "train_epoch", first_epoch)
