@@ -1,0 +1,75 @@
+"""Further labels in the report: what may be shown of a threshold, and what may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reporting import example_run
+
+from pipeline.config import CalibrateSettings, ReportSettings
+from pipeline.reporting.content import build
+from pipeline.reporting.document import Document
+from pipeline.reporting.evidence import Evidence
+from pipeline.stages.report import _evidence
+
+LABEL = {"reference_standard": "one reader", "positive": ["1"], "negative": ["0"], "definition": "seen by one reader"}
+
+
+def made(root: Path, **choices: Any) -> tuple[Evidence, Document]:
+    labels = [{"id": name, "name": f"<b>{name}</b>", "column": name, **LABEL} for name in ("nodule", "effusion")]
+    cards, target = example_run.card(further_labels=labels), CalibrateSettings(recall_targets=[0.85])
+    inputs = example_run.make_run(root, patients=400, cards=cards, calibration=target, **choices)
+    evidence = _evidence(ReportSettings(title="x"), inputs)
+    return evidence, build(evidence)
+
+
+def section(document: Document, name: str) -> dict[str, Any]:
+    return next(one for one in document.to_dict()["sections"] if one["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory) -> tuple[Evidence, Document]:
+    """Further labels that the model does not know."""
+    return made(tmp_path_factory.mktemp("unknown"), further_skill=0.0)
+
+
+def test_rows_stand_in_the_order_of_the_card_with_the_mean_last(unknown):
+    tables = {block["name"]: block for block in section(unknown[1], "further_labels")["blocks"] if "rows" in block}
+    names = [row[0] for row in tables["further_labels"]["rows"]]
+    assert names == ["pneumonia (main)", "<b>nodule</b>", "<b>effusion</b>", "Mean of all 3 (macro)"]
+    assert [row[0] for row in tables["further_certificates"]["rows"]] == names[:3]
+
+
+def test_page_one_says_that_the_confidence_was_shared_out(unknown):
+    assert "shared out over 3 labels" in json.dumps(section(unknown[1], "summary"))
+
+
+def test_the_threshold_of_a_label_that_the_model_does_not_know_is_nowhere(unknown):
+    evidence, document = unknown
+    assert evidence.point is not None
+    for label_id, threshold in evidence.further_thresholds.items():
+        assert f"No usable threshold for <b>{label_id}</b>" in json.dumps(section(document, "further_labels"))
+        assert threshold["threshold_hex"] not in json.dumps(document.numbers)
+        assert document.numbers["metrics"]["further_labels"][label_id]["operating_point"] is None
+    macro = document.numbers["metrics"]["macro"]
+    assert macro["auc"]["value"] == evidence.metrics["macro"]["auc"]["value"]
+    assert macro["recall"] is macro["specificity"] is None
+
+
+def test_without_a_usable_main_operating_point_no_further_one_is_shown(tmp_path):
+    evidence, document = made(tmp_path, skill=0.0)
+    assert evidence.point is None
+    assert all(evidence.metrics["further_labels"][label_id]["problems"] == [] for label_id in evidence.further)
+    assert all(t["threshold"] is None for t in document.numbers["further_thresholds"].values())
+    assert all(t["threshold_hex"] not in json.dumps(document.to_dict()) for t in evidence.further_thresholds.values())
+    assert "shared out" not in json.dumps(section(document, "summary"))
+
+
+def test_a_run_with_one_label_has_no_such_section(tmp_path):
+    evidence = _evidence(ReportSettings(title="x"), example_run.make_run(tmp_path, patients=150))
+    document = build(evidence)
+    assert "further_labels" not in {one["name"] for one in document.to_dict()["sections"]}
+    assert document.numbers["further_thresholds"] == {}
