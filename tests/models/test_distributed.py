@@ -72,10 +72,6 @@ def test_the_command_runs_under_torchrun_and_leaves_one_artifact(finished, tmp_p
     assert newest.record["settings"]["seed"] == 3
     assert sorted(newest.record["files"]) == sorted(earlier.record["files"])
     assert not list(project.store.glob("*/*.partial"))
-    # What stops process 0 before anything is trained stops the other too.
-    done = torchrun(*command, "pretrain.base_learning_rate=1e30", "pretrain.epochs=2")
-    assert done.returncode != 0
-    assert "is nan at step" in done.stderr
 
 
 def test_alone_everything_is_that_of_one_process():
