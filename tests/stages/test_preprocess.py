@@ -138,7 +138,7 @@ def test_real_volumes(tmp_path):
     archive = Archive(tmp_path, card=make_card(path="path", patient_id="patient"))
     archive.studies.mkdir()
     labels = []
-    for number, path in enumerate(sorted((REAL / "images").iterdir())[:24]):
+    for number, path in enumerate(sorted((REAL / "images").iterdir())[:40]):
         (archive.studies / path.name).write_bytes(path.read_bytes())
         labels.append({"path": path.name, "patient": path.name, "label": "ill" if number % 2 else "well"})
     archive.label(labels)
