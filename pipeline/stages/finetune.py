@@ -181,6 +181,7 @@ def _with_fewer(
 ) -> dict[str, Any]:
     """Train every arm and seed on the images of `count` labelled patients; return the record of them all."""
     repeated, longer = same_steps(part, data.train, settings)
+    repeated = repeated.cached(data.device)
     name = f"labelled{count}"
 
     def sink(values: Mapping[str, float], step: int) -> None:

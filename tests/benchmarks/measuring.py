@@ -25,20 +25,20 @@ def machine(device: str) -> dict[str, Any]:
 
 def seconds(run: Run, device: str) -> float:
     """Return the wall time of one run, the device's own work included."""
-    synchronise(device)
-    start = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - start
+    return _elapsed(run, device, time.perf_counter)
 
 
 def cpu_seconds(run: Run, device: str) -> float:
     """Return the processor time of one run, all threads of this process together: what others do hardly counts."""
+    return _elapsed(run, device, time.process_time)
+
+
+def _elapsed(run: Run, device: str, clock: Callable[[], float]) -> float:
     synchronise(device)
-    start = time.process_time()
+    start = clock()
     run()
     synchronise(device)
-    return time.process_time() - start
+    return clock() - start
 
 
 def synchronise(device: str) -> None:
