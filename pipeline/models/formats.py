@@ -1,6 +1,7 @@
-"""Vision transformer weights of other projects, in and out: the layouts of timm and of Hugging Face transformers.
+"""Vision transformer weights of other projects, in and out: the layouts of timm, Hugging Face transformers and MONAI.
 
-The layout of timm is also that of facebookresearch/mae. Neither project is imported: a layout is a list of names.
+The layout of timm is also that of facebookresearch/mae, MONAI's that of our own encoders. No project is imported: a
+layout is a list of names.
 Nothing is passed over in silence: every tensor is taken, converted, left out for a reason that is stated, or an error.
 
 The licences of weights are their authors' (those of facebookresearch/mae are for non-commercial use).
@@ -121,9 +122,18 @@ _HUGGING_FACE = (
     (r"(?<=\d)\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(?<=\d)\.output\.dense\.", ".mlp.fc2."),
 )
+# MONAI's names and timm's: its ViT, and its MaskedAutoEncoderViT, whose final norm is the last of its blocks.
+_MONAI = (
+    (r"^patch_embedding\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^patch_embedding\.position_embeddings$", "pos_embed"),
+    (r"^blocks\.\d+\.(weight|bias)$", r"norm.\1"),
+    (r"(?<=\d)\.attn\.out_proj\.", ".attn.proj."),
+    (r"(?<=\d)\.mlp\.linear(?=[12]\.)", ".mlp.fc"),
+)
 _LEFT_OUT = (
-    (r"^(decoder.*|(embeddings\.)?mask_token)$", "decoder of pretraining; the encoder does not use it"),
-    (r"^(head|head_dist|classifier|pooler|pre_logits)\..*$", "head of the task it was trained for"),
+    (r"^(decoder.*|(embeddings\.)?mask_tokens?)$", "decoder of pretraining; the encoder does not use it"),
+    (r"^(head|head_dist|classifier|pooler|pre_logits|classification_head)\..*$", "head of the task it was trained for"),
+    (r"^blocks\.\d+\.(norm_cross_attn|cross_attn)\..*$", "cross-attention, which an encoder does not use"),
 )
 _UNUSED = r"^(classification_head\.|blocks\.\d+\.norm_cross_attn\.)"
 
@@ -131,12 +141,13 @@ _UNUSED = r"^(classification_head\.|blocks\.\d+\.norm_cross_attn\.)"
 _LAYOUTS = (
     ("timm or facebookresearch/mae", r"^patch_embed\.proj\.weight$", 1e-6),
     ("Hugging Face", r"^(vit\.|vit_mae\.)?embeddings\.patch_embeddings\.projection\.weight$", 1e-12),
+    ("MONAI", r"^patch_embedding\.patch_embeddings\.weight$", 1e-5),
 )
 
 
 def _to_timm(name: str) -> str:
-    """Return timm's name for one of Hugging Face's; names that are timm's stay."""
-    for pattern, replacement in _HUGGING_FACE:
+    """Return timm's name for one of Hugging Face's or MONAI's; names that are timm's stay."""
+    for pattern, replacement in _HUGGING_FACE + _MONAI:
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -173,6 +184,7 @@ def import_encoder(
       original, whose response is the sum of its weights times the grey value (the mean would be a third of it).
     - Positions are resampled to the grid of `spec`. `grid_from` (patches per axis) is needed unless it was square.
     - The class token's own position is added to the class token, since a MONAI ViT gives it none.
+    - Models without a bias on queries, keys and values, as MONAI makes them by default, get one of zeros.
 
     Raises WeightsError, naming every tensor that is missing, unknown or of another shape.
     """
@@ -191,6 +203,9 @@ def import_encoder(
     template = _template(spec)
     unused = {name: "never used; starts as in a new encoder" for name in template if re.match(_UNUSED, name)}
     ours |= {name: template[name] for name in unused}
+    biases = [name for name in template if name.endswith(".attn.qkv.bias")]
+    unbiased = [] if any(name in ours for name in biases) else biases
+    ours |= {name: torch.zeros_like(template[name]) for name in unbiased}
     _require_fit(ours, template, file_names)
 
     notes = []
@@ -203,7 +218,7 @@ def import_encoder(
         taken=[file_names[name] for name in kept if name not in converted],
         converted={file_names[name]: how for name, how in converted.items()},
         left_out={file_names[name]: reason for name, reason in left_out.items()},
-        made=unused,
+        made=unused | dict.fromkeys(unbiased, "zeros, since this model has no such bias"),
         notes=notes,
     )
     return Converted({name: ours[name].contiguous() for name in template}, account)
@@ -214,8 +229,9 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[str, float]:
         if any(re.search(sign, name) for name in tensors):
             return layout, eps
     raise WeightsError(
-        "no known vision transformer: expected patch_embed.proj.weight (timm, facebookresearch/mae) or "
-        f"embeddings.patch_embeddings.projection.weight (Hugging Face); found {', '.join(sorted(tensors)[:5])}, …"
+        "no known vision transformer: expected patch_embed.proj.weight (timm, facebookresearch/mae), "
+        "embeddings.patch_embeddings.projection.weight (Hugging Face) or patch_embedding.patch_embeddings.weight "
+        f"(MONAI); found {', '.join(sorted(tensors)[:5])}, …"
     )
 
 

@@ -59,9 +59,9 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
         inputs.files("preprocess", "index_train.parquet") + inputs.files("preprocess", "index_pretrain.parquet"),
         inputs.files("preprocess", "train-*.npy") + inputs.files("preprocess", "pretrain-*.npy"),
     )
-    held_out, training = (part.cached(device) for part in _hold_out(pool, settings.seed))
-    spec = _encoder_spec(settings, training)
-    model = _build(settings, spec).to(device)
+    held_out, training = (part.cached(device) for part in hold_out(pool, settings.seed))
+    spec = encoder_spec(settings, training)
+    model = build(settings, spec).to(device)
     log.info(
         f"{len(training)} images to learn from, {len(held_out)} of other patients to watch; "
         f"encoder of {_count(model.encoder.parameters()):,} parameters, {spec.tokens} patches, on {device}"
@@ -92,7 +92,7 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
             "held_out_images": len(held_out),
             "held_out_patients": held_out.index["patient_id"].nunique(),
             "epochs": len(history),
-            "peak_learning_rate": _peak_rate(settings),
+            "peak_learning_rate": peak_rate(settings),
             "train_loss": history[-1]["train_loss"],
             **last,
         },
@@ -100,7 +100,7 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
 
 
-def _hold_out(pool: Images, seed: int) -> tuple[Images, Images]:
+def hold_out(pool: Images, seed: int) -> tuple[Images, Images]:
     """Return (held out, training): the patients with the lowest keyed numbers are held out."""
     patients = sorted(pool.index["patient_id"].unique(), key=lambda patient: derived_seed(seed, patient))
     if len(patients) < 2:
@@ -110,7 +110,8 @@ def _hold_out(pool: Images, seed: int) -> tuple[Images, Images]:
     return pool.where(chosen), pool.where(~chosen)
 
 
-def _encoder_spec(settings: PretrainSettings, training: Images) -> EncoderSpec:
+def encoder_spec(settings: PretrainSettings, training: Images) -> EncoderSpec:
+    """Return the encoder that is trained on these images: their size, their pixels' mean and spread."""
     channels, *size = training.shape
     mean, std = training.statistics()
     return EncoderSpec(
@@ -126,14 +127,16 @@ def _encoder_spec(settings: PretrainSettings, training: Images) -> EncoderSpec:
     )
 
 
-def _build(settings: PretrainSettings, spec: EncoderSpec) -> MaskedAutoencoder:
+def build(settings: PretrainSettings, spec: EncoderSpec) -> MaskedAutoencoder:
+    """Return a model with fresh weights, a pure function of the settings."""
     decoder = DecoderSpec(settings.decoder_width, settings.decoder_depth, settings.decoder_heads, settings.decoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(settings.seed, "weights"))
         return MaskedAutoencoder(spec, decoder, settings.normalise_targets)
 
 
-def _peak_rate(settings: PretrainSettings) -> float:
+def peak_rate(settings: PretrainSettings) -> float:
+    """Return the highest learning rate: it grows with the batch (He et al. 2021, appendix A)."""
     return max(settings.base_learning_rate * settings.batch_size / 256, settings.min_learning_rate)
 
 
@@ -148,7 +151,7 @@ def _train(
 ) -> list[dict[str, float]]:
     """Run the epochs that are left; return the history of all."""
     optimiser = adamw(parameter_groups(model, settings.weight_decay), BETAS)
-    schedule = Schedule(_peak_rate(settings), settings.warmup_epochs, settings.epochs)
+    schedule = Schedule(peak_rate(settings), settings.warmup_epochs, settings.epochs)
     schedule = schedule.within(settings.max_steps, steps_per_epoch(len(images), settings.batch_size))
     augment = Augmentation(**settings.augmentation.model_dump())
     device, total = prepared.device, schedule.begun_epochs

@@ -11,6 +11,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 
 from pipeline.models.checkpoints import WeightsError, load_strict, save_weights
 from pipeline.models.formats import export_timm, import_encoder, read_foreign
@@ -268,6 +269,48 @@ def test_importing_draws_no_random_numbers():
 def test_another_network_is_refused_with_what_was_expected():
     with pytest.raises(WeightsError, match=r"expected patch_embed\.proj\.weight .*; found conv1\.weight"):
         import_encoder({"conv1.weight": torch.zeros(1)}, SPEC)
+
+
+def monai_model(**changed):
+    torch.manual_seed(1)
+    return MaskedAutoEncoderViT(**{
+        "in_channels": 1, "img_size": 24, "patch_size": 8, "hidden_size": 24, "mlp_dim": 96, "num_layers": 2,
+        "num_heads": 3, "masking_ratio": 0.5, "decoder_hidden_size": 8, "decoder_mlp_dim": 16, "decoder_num_layers": 1,
+        "decoder_num_heads": 2, "spatial_dims": 2, "qkv_bias": True, **changed,
+    }).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@torch.no_grad()
+def test_the_encoder_of_monais_masked_autoencoder_gives_equal_outputs(qkv_bias):
+    spec = dataclasses.replace(GREY, eps=1e-5)
+    model = monai_model(qkv_bias=qkv_bias)
+    for name, parameter in model.named_parameters():
+        # Biases and norms that start as 0 and 1 would hide that they were not carried over.
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    imported = import_encoder(model.state_dict(), spec)
+    patches = model.patch_embedding(images(spec))
+    theirs = model.blocks(torch.cat((model.cls_token.expand(2, -1, -1), patches), dim=1))
+    assert (our_forward(imported.tensors, images(spec), spec) - theirs).abs().max() < 1e-5
+    account = imported.account
+    assert account.layout == "MONAI"
+    assert {*account.taken, *account.converted, *account.left_out} == set(model.state_dict())
+    assert {"blocks.2.weight", "blocks.2.bias"} < set(account.taken)
+    assert ("blocks.0.attn.qkv.bias" in account.made) != qkv_bias
+
+
+def test_an_encoder_of_ours_comes_back_as_it_was():
+    tensors = build_encoder(GREY).state_dict()
+    imported = import_encoder(tensors, GREY)
+    for name in set(tensors) - set(imported.account.made):
+        assert torch.equal(imported.tensors[name], tensors[name])
+
+
+def test_a_model_that_lacks_some_biases_is_refused():
+    weights = monai_model().state_dict()
+    del weights["blocks.1.attn.qkv.bias"]
+    with pytest.raises(WeightsError, match=r"blocks\.1\.attn\.qkv\.bias is missing"):
+        import_encoder(weights, GREY)
 
 
 # ---------------------------------------------------------------- files

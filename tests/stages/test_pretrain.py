@@ -61,7 +61,7 @@ def test_pixels_are_normalised_by_the_images_learnt_from(trained):
         [trained[0] / "preprocess" / f"index_{s}.parquet" for s in ("train", "pretrain")],
         sorted((trained[0] / "preprocess").glob("*train-*.npy")),
     )
-    held_out, training = stage._hold_out(pool, SETTINGS["pretrain"].seed)
+    held_out, training = stage.hold_out(pool, SETTINGS["pretrain"].seed)
     assert not set(held_out.index["patient_id"]) & set(training.index["patient_id"])
     pixels = training.raw(np.arange(len(training))).numpy() / 255
     record = read_json(trained[0] / "pretrain" / "model.json")
