@@ -1,6 +1,6 @@
 """Pretrain MONAI's MaskedAutoEncoderViT as a config says, so that its downstream AUC can be set beside ours.
 
-    maescreen run configs/chest_xray_cpu.yaml --to preprocess ...
+    maescreen run configs/chest_xray_cpu.yaml --until preprocess ...
     python tests/benchmarks/monai_pretraining.py configs/chest_xray_cpu.yaml STORE/preprocess/KEY monai.safetensors
     maescreen run configs/chest_xray_cpu.yaml data.imported_weights=monai.safetensors 'finetune.arms=[mae,imported]' ...
 
@@ -115,6 +115,8 @@ def main() -> None:
     ours = build(settings, spec).to(prepared.device)
     torch.manual_seed(settings.seed)
     model = monai_model(settings, spec).to(prepared.device)
+    # In half precision MONAI's forward pass puts these tokens among float32 ones, which torch refuses.
+    model.decoder_embed.register_forward_hook(lambda module, inputs, tokens: tokens.float())
     started = time.perf_counter()
     history = train(settings, model, ours, images, prepared)
     minutes = (time.perf_counter() - started) / 60
