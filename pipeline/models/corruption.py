@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,10 +18,17 @@ def blur(pixels: Tensor, sigmas: np.ndarray) -> Tensor:
     The kernel integrates the Gaussian over each pixel and ends at four sigmas, as in MONAI. Along each axis it is
     one product with a banded matrix, several times as fast as a convolution.
     """
-    for axis, side in enumerate(pixels.shape[2:], start=2):
-        bands = _bands(sigmas[:, axis - 2], side, pixels).view(-1, *(1,) * (pixels.ndim - 3), side, side)
-        pixels = (pixels.transpose(axis, -1) @ bands).transpose(axis, -1)
-    return pixels
+    batch, *outer = pixels.shape
+    for axis, side in enumerate(outer[1:], start=1):
+        bands = _bands(sigmas[:, axis - 1], side, pixels)
+        if axis == len(outer) - 1:
+            pixels = pixels.reshape(batch, -1, side) @ bands
+        else:
+            # No axis is moved: that would copy all pixels.
+            before = math.prod(outer[:axis])
+            lines = pixels.reshape(batch * before, side, -1)
+            pixels = bands[:, None].expand(-1, before, -1, -1).reshape(batch * before, side, side) @ lines
+    return pixels.reshape(batch, *outer)
 
 
 def _bands(sigmas: np.ndarray, side: int, like: Tensor) -> Tensor:

@@ -223,6 +223,20 @@ def test_plane_by_plane_gives_the_same_volume():
     assert torch.allclose(resample_planes(volumes, maps), resample(volumes, maps), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(7, 13, 9), (40, 64, 56), (1, 5, 1)])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0, 30.0])
+def test_a_volume_sampled_as_pictures_is_what_trilinear_sampling_gives(size, spread):
+    # Any map, so that places lie in the volume, on its border, half a pixel off it and far outside.
+    volumes = batch(size, 6)
+    maps = spread * torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(3))
+    if spread < 1:
+        maps[:, :, :3] += torch.eye(3)
+    grid = F.affine_grid(maps.double().flip(1)[:, :, [2, 1, 0, 3]], [6, 1, *size], align_corners=False).float()
+    expected = F.grid_sample(volumes, grid, align_corners=False)
+    assert spread > 3 or (expected != 0).any()
+    assert torch.allclose(resample(volumes, maps), expected, atol=3e-4)
+
+
 # ---------------------------------------------------------------- values
 
 RAMP = torch.linspace(0, 1, 21 * 27).view(1, 1, 21, 27)
