@@ -1,8 +1,9 @@
-"""What MLflow is told of artifacts: a stage run each, and the headline numbers of a whole run."""
+"""What MLflow is told of artifacts: a stage run each, one per trained model, the headline numbers of a whole run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -31,7 +32,27 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
     tracker.metrics(run_id, {"seconds": record["seconds"]})
     names = [name for name in record["files"] if name not in KEPT_IN_STORE.get(artifact.stage, ())]
     tracker.files(run_id, artifact.path, [RECORD, *names])
+    if artifact.stage == "finetune":
+        _index_trainings(tracker, artifact, key, run_id)
     tracker.finish(run_id, {"git_commit": record["git_commit"], "device": record["device"]})
+
+
+def _index_trainings(tracker: Tracker, artifact: Artifact, key: str, stage_run: str) -> None:
+    """Give every arm, seed and number of labelled patients a run of its own, below that of the stage."""
+    done = tracker.indexed("training")
+    for name in sorted(artifact.record["files"]):
+        folder, own_key = Path(name).parent, f"{key}/{Path(name).parent}"
+        if Path(name).name != "model.json" or own_key in done:
+            continue
+        *fewer, arm, seed = folder.parts
+        patients = fewer[0].removeprefix("labelled") if fewer else "all"
+        number = seed.removeprefix("seed")
+        title = f"{arm} seed {number}" + (f", {patients} labelled patients" if fewer else "")
+        run_id = tracker.open("training", own_key, title, parent=stage_run)
+        tracker.parameters(run_id, {"arm": arm, "seed": number, "labelled_patients": patients})
+        tracker.series(run_id, read_json(artifact.file(str(folder / "history.json"))))
+        tracker.metrics(run_id, {"kept_tune_auc": read_json(artifact.file(name))["tune_auc"]})
+        tracker.finish(run_id, {})
 
 
 def index_pipeline(tracker: Tracker, run_id: str, artifacts: Mapping[str, Artifact]) -> None:

@@ -174,6 +174,23 @@ def test_report_metrics_and_mlflow_say_the_same(finished):
     assert {f"stage.{name}" for name in NAMES} <= set(pipeline["tags"])
 
 
+def test_every_seed_of_an_arm_is_a_run_below_that_of_finetune(finished):
+    from pipeline.store.tracking import MLFLOW_PARENT_RUN_ID, Tracker
+
+    tracker, finetune = Tracker("mini", finished.store), artifact(finished, "finetune")
+    stage_run = tracker.find("stage", f"finetune/{finetune.key}")
+    for arm, seeds in (("mae", (1, 2)), ("scratch", (1, 2)), ("linear_probe", (1,)), ("hog", (1,))):
+        for seed in seeds:
+            run = tracker.client.get_run(tracker.find("training", f"finetune/{finetune.key}/{arm}/seed{seed}"))
+            assert run.data.tags[MLFLOW_PARENT_RUN_ID] == stage_run
+            assert run.data.params == {"arm": arm, "seed": str(seed), "labelled_patients": "all"}
+            history = json.loads(finetune.file(f"{arm}/seed{seed}/history.json").read_text())
+            logged = tracker.client.get_metric_history(run.info.run_id, "tune_auc")
+            assert [point.value for point in logged] == [row["tune_auc"] for row in history]
+            assert run.data.metrics["kept_tune_auc"] in [row["tune_auc"] for row in history]
+    assert len(tracker.indexed("training")) == 6
+
+
 def test_running_again_changes_nothing_in_mlflow(finished):
     def tables() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in finished.store.rglob("sweep.json")}

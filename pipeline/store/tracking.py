@@ -1,7 +1,8 @@
 """MLflow, the index over the store and the window for people. The only module that imports it.
 
-One experiment per project holds two kinds of run, told apart by the tag `maescreen.kind`: a *stage* run per built
-artifact, and a *pipeline* run per `maescreen run`, the one that people compare.
+One experiment per project holds three kinds of run, told apart by the tag `maescreen.kind`: a *stage* run per built
+artifact, a *training* run below it per model that was trained, and a *pipeline* run per `maescreen run`, the one that
+people compare.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 BATCH = 1000  # metrics per request, the limit of MLflow's API
 PARAM_BATCH = 100
@@ -88,8 +90,11 @@ class Tracker:
             ) from error
         self._close_runs_of_dead_processes()
 
-    def open(self, kind: str, key: str, name: str) -> str:
-        """Return the id of the run for `key`, re-opened when an earlier process began or finished it."""
+    def open(self, kind: str, key: str, name: str, parent: str | None = None) -> str:
+        """Return the id of the run for `key`, re-opened when an earlier process began or finished it.
+
+        `parent` is the id of the run that it is shown below.
+        """
         now = {PROCESS: str(os.getpid()), BOOT: _boot(), INDEXED: "no"}
         found = self._search(f"tags.`{KIND}` = '{kind}' and tags.`{KEY}` = '{key}'")
         if found:
@@ -97,7 +102,8 @@ class Tracker:
             self.client.update_run(run_id, status="RUNNING")
             self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in now.items()])
             return run_id
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={KIND: kind, KEY: key, **now})
+        below = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={KIND: kind, KEY: key, **now, **below})
         return run.info.run_id
 
     def find(self, kind: str, key: str) -> str | None:
@@ -129,7 +135,15 @@ class Tracker:
     def metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
         """Log several metrics of one step in one request."""
         now = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._log(run_id, [Metric(name, float(value), now, step) for name, value in values.items()])
+
+    def series(self, run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
+        """Log the metrics of several steps, counted from 1, in one request."""
+        now = int(time.time() * 1000)
+        steps = enumerate(rows, start=1)
+        self._log(run_id, [Metric(name, float(v), now, step) for step, row in steps for name, v in row.items()])
+
+    def _log(self, run_id: str, metrics: Sequence[Metric]) -> None:
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
 
