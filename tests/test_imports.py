@@ -15,7 +15,7 @@ ONLY_IN = {
     "typer": ("cli.py",),
     "torch.distributed": ("models/distributed.py",),
     "typst": ("reporting/",),
-    "pydicom": ("imaging/", "reporting/dicom_output.py", "doctor.py"),
+    "pydicom": ("imaging/", "doctor.py"),
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
 SHARED_STORE = ("pipeline.store.tables", "pipeline.store.files")
