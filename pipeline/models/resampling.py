@@ -59,34 +59,38 @@ def _resample_volume(volume: Tensor, own_map: Tensor, result: Tensor) -> None:
     depth, height, width = volume.shape[1:]
     in_pixels = own_map * own_map.new_tensor([depth, height, 2])[:, None] / 2
     in_pixels[:2, 3] += own_map.new_tensor([depth - 1, height - 1]) / 2
-    lines = [_centres(side, volume) for side in volume.shape[1:]]
+    along_depth, along_height, along_width, shift = in_pixels.flip(0).unbind(1)
+    in_plane = (shift[:, None] + along_height[:, None] * _centres(height, volume))[:, None, :, None]
+    in_plane = in_plane + (along_width[:, None] * _centres(width, volume))[:, None, None, :]
+    across_planes = (along_depth[:, None] * _centres(depth, volume))[:, :, None, None]
     # All slices above each other, a black row before each.
     tall = F.pad(volume, (0, 0, 1, 0)).flatten(1, 2)[None]
     planes = max(1, _PLACES_AT_ONCE // (height * width))
     for start in range(0, depth, planes):
-        places = _places(in_pixels[None], [lines[0][start : start + planes], *lines[1:]])
-        result[:, start : start + planes] = _between_slices(tall, depth, *places[0].unbind(-1))
+        some = slice(start, start + planes)
+        _sample_between_slices(tall, depth, across_planes[:, some] + in_plane, result[:, some])
 
 
-def _between_slices(tall: Tensor, depth: int, columns: Tensor, rows: Tensor, slices: Tensor) -> Tensor:
-    """Return values (C, ...) at places (...): the weighted mean of samples in the two slices next to each.
+def _sample_between_slices(tall: Tensor, depth: int, places: Tensor, result: Tensor) -> None:
+    """Put values at places (3, D, H, W) into `result`: the weighted mean of samples in the two slices next to each.
 
-    `rows` and `slices` are in pixels. Places are exact to about 2^-24 of the strip of slices that lie around them.
+    Places are columns, scaled to [-1, 1], then rows and slices, in pixels, and are overwritten. They are exact to about
+    2^-24 of the strip of slices that lie around them.
     """
+    _, rows, slices = places
     rows_each = tall.shape[2] // depth
-    slices = slices.clamp(-1, depth)
-    lower = slices.floor()
+    lower = slices.clamp_(-1, depth).floor()
     share = slices.sub_(lower)
     first, last = (int(found) for found in lower.aminmax())
     first = min(max(first, 0), depth - 1)
     strip = tall[:, :, first * rows_each : min(last + 2, depth) * rows_each]
     per_row = 2 / strip.shape[2]
-    rows = rows.clamp(-1, rows_each - 1).add_(lower.sub_(first).mul_(rows_each))
-    rows.mul_(per_row).add_(1.5 * per_row - 1)
-    nearer = torch.stack((columns, rows), dim=-1).flatten(0, -3)[None]
-    farther = nearer + nearer.new_tensor([0, rows_each * per_row])
-    one, other = (_sample(strip, where)[0].view(-1, *share.shape) for where in (nearer, farther))
-    return other.sub_(one).mul_(share).add_(one)
+    rows.clamp_(-1, rows_each - 1).add_(lower.sub_(first).mul_(rows_each)).mul_(per_row).add_(1.5 * per_row - 1)
+    where = places[:2].flatten(1, 2).movedim(0, -1)[None]
+    nearer = _sample(strip, where)[0].view(result.shape)
+    rows.add_(rows_each * per_row)
+    farther = _sample(strip, where)[0].view(result.shape)
+    torch.add(nearer, farther.sub_(nearer).mul_(share), out=result)
 
 
 def _sample(pixels: Tensor, places: Tensor) -> Tensor:
