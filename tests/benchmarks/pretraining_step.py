@@ -8,13 +8,15 @@ before the model was built. The share of the peak compares the step's matrix pro
 the fastest plain matrix product of the same run.
 
 MONAI's MaskedAutoEncoderViT has no loss: it gets the mean squared error on masked patches, and the optimiser as torch
-makes it; `monai_fused` has fused AdamW and the fused attention kernel, which its constructor does not offer. Ours have
+makes it; `monai_fused` has fused AdamW and the fused attention kernel, which its constructor does not offer. Where
+transformers is installed, its ViTMAEForPreTraining takes part as it is made, with its own loss. That one and ours have
 normalised targets.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import statistics
@@ -34,7 +36,8 @@ from pipeline.models.masking import make_mask
 from pipeline.models.training import adamw, parameter_groups
 from pipeline.models.vit import EncoderSpec, patchify
 
-NAMES = ("monai", "monai_fused", "self_attention", "cross_attention")
+HUGGING_FACE = ("hugging_face",) if importlib.util.find_spec("transformers") else ()
+NAMES = ("monai", "monai_fused", *HUGGING_FACE, "self_attention", "cross_attention")
 BETAS, WEIGHT_DECAY, RATE, MASK_RATIO = (0.9, 0.95), 0.05, 1e-4, 0.75
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 
@@ -82,6 +85,24 @@ def monai_step(options: argparse.Namespace, fused: bool) -> Callable[[], None]:
     return step(loss, optimiser)
 
 
+def hugging_face_step(options: argparse.Namespace) -> Callable[[], None]:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    size = ENCODER_SIZES[options.size]
+    config = ViTMAEConfig(
+        image_size=options.image, patch_size=options.patch, num_channels=1, hidden_size=size["width"],
+        intermediate_size=4 * size["width"], num_hidden_layers=size["depth"], num_attention_heads=size["heads"],
+        mask_ratio=MASK_RATIO, norm_pix_loss=True, decoder_hidden_size=options.decoder_width,
+        decoder_intermediate_size=4 * options.decoder_width, decoder_num_hidden_layers=options.decoder_depth,
+        decoder_num_attention_heads=options.decoder_heads,
+    )  # fmt: skip
+    model = ViTMAEForPreTraining(config).to(options.device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, RATE, BETAS, weight_decay=WEIGHT_DECAY)
+    pixels = torch.rand(options.batch, 1, options.image, options.image, device=options.device)
+    return step(lambda: model(pixels).loss, optimiser)
+
+
 def our_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
     size = ENCODER_SIZES[options.size]
     spec = EncoderSpec((options.image,) * 2, (options.patch,) * 2, 1, **size, pixel_mean=(0.5,), pixel_std=(0.25,))
@@ -111,6 +132,8 @@ def step(loss: Callable[[], torch.Tensor], optimiser: torch.optim.Optimizer) -> 
 
 def build(name: str, options: argparse.Namespace) -> Callable[[], None]:
     torch.manual_seed(0)
+    if name == "hugging_face":
+        return hugging_face_step(options)
     return monai_step(options, name == "monai_fused") if name.startswith("monai") else our_step(options, name)
 
 
