@@ -14,7 +14,7 @@ from pipeline.store.files import read_json
 
 HOSTILE = '#import "x" *b* <script>alert(1)</script> =1+1'
 QUICK = (
-    "pretrain.epochs=1",
+    "pretrain.max_steps=6",
     "finetune.epochs=2",
     "finetune.seeds=[1]",
     "finetune.arms=[hog]",

@@ -71,8 +71,8 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
     if not leads():
         return
 
-    save_weights(work / "encoder.safetensors", model.encoder.state_dict())
     last = _check(settings, model, held_out, prepared, log)
+    save_weights(work / "encoder.safetensors", model.encoder.state_dict())
     _draw(model, held_out, settings, device, work / "reconstructions.png")
     write_json(work / "history.json", history)
     write_json(
@@ -218,7 +218,10 @@ def _held_out_loss(
 def _check(
     settings: PretrainSettings, model: MaskedAutoencoder, held_out: Images, prepared: Hardware, log: RunLog
 ) -> dict[str, Any]:
-    """Warn when nothing was learnt; stop when predictions ignore where a patch lies."""
+    """Stop when predictions ignore where a patch lies, or when nothing was learnt; warn of that after a cut schedule.
+
+    An encoder that has learnt nothing must not go on as a pretrained one. Who limits the steps may be trying things out.
+    """
     loss, zero, spread = _held_out_loss(settings, model, held_out, prepared)
     if model.spec.tokens > 2 and spread < MIN_POSITION_SPREAD:
         raise TrainingError(
@@ -226,10 +229,13 @@ def _check(
             "the encoder has learnt nothing usable: raise pretrain.epochs or the learning rate"
         )
     if loss >= zero:
-        log.warn(
+        nothing = (
             f"pretraining learnt nothing: held-out loss {loss:.4f}, predicting zero everywhere {zero:.4f}; "
             "raise pretrain.epochs or the learning rate"
         )
+        if settings.max_steps is None:
+            raise TrainingError(f"{nothing}. To try the later stages with such an encoder, set pretrain.max_steps")
+        log.warn(nothing)
     else:
         log.info(f"held-out loss {loss:.4f}; predicting zero everywhere would give {zero:.4f}")
     return {"held_out_loss": loss, "predict_zero_loss": zero, "position_spread": spread}

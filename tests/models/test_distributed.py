@@ -68,7 +68,7 @@ def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
 @pytest.mark.slow
 def test_the_command_runs_under_torchrun_and_leaves_one_artifact(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
-    command = ["-m", "pipeline.cli", "pretrain", str(project.config), "pretrain.seed=3", "pretrain.epochs=1"]
+    command = ["-m", "pipeline.cli", "pretrain", str(project.config), "pretrain.seed=3", "pretrain.max_steps=6"]
     done = torchrun(*command)
     assert done.returncode == 0, done.stderr
     newest, earlier = Store(project.store).all("pretrain")

@@ -15,7 +15,7 @@ from pipeline.models.engine import train_epoch
 from pipeline.stages import finetune, pretrain
 from pipeline.store.runlog import RunLog
 
-PRETRAIN = SETTINGS["pretrain"].model_copy(update={"epochs": 2, "batch_size": 15})
+PRETRAIN = SETTINGS["pretrain"].model_copy(update={"max_steps": 8, "batch_size": 15})
 FINETUNE = SETTINGS["finetune"].model_copy(
     update={"epochs": 2, "batch_size": 15, "arms": ["linear_probe", "mae"], "seeds": [1]}
 )

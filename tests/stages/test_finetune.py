@@ -444,7 +444,7 @@ def test_a_split_with_one_class_is_refused(copy):
 def test_volumes_train_every_arm_but_hog(tmp_path):
     make_images(tmp_path, shape=(1, 8, 16, 16))
     encoder = SETTINGS["pretrain"].encoder.model_copy(update={"patch_size": [4, 8, 8]})
-    run_stage(tmp_path, "pretrain", encoder=encoder, epochs=1)
+    run_stage(tmp_path, "pretrain", encoder=encoder, max_steps=4)
     run_stage(tmp_path, "finetune", arms=["mae", "scratch", "linear_probe"], seeds=[1], epochs=1)
 
 

@@ -45,7 +45,7 @@ def add_labels(folder: Path) -> None:
 def alone(tmp_path_factory) -> Path:
     """A training with the main label alone."""
     folder = make_images(tmp_path_factory.mktemp("alone"))
-    run_stage(folder, "pretrain", epochs=2)
+    run_stage(folder, "pretrain", max_steps=8)
     run_stage(folder, "finetune", **FEW)
     run_stage(folder, "score")
     return folder

@@ -37,7 +37,7 @@ def tracked() -> set[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tracked) -> tuple[Path, dict[str, str]]:
     folder = make_images(tmp_path_factory.mktemp("fractions"))
-    run_stage(folder, "pretrain", epochs=1)
+    run_stage(folder, "pretrain", max_steps=4)
     return folder, run_stage(folder, "finetune", sink=lambda values, step: tracked.update(values), **SETTINGS)[0]
 
 

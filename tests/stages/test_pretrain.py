@@ -167,8 +167,12 @@ def test_predictions_that_ignore_position_stop_the_run_before_its_first_step(tmp
     assert steps == []
 
 
-def test_learning_nothing_is_told(tmp_path):
-    log = run_stage(make_images(tmp_path), "pretrain", epochs=1, min_learning_rate=1e-9, base_learning_rate=1e-9)[1]
+def test_an_encoder_that_learnt_nothing_goes_no_further(tmp_path):
+    slow = {"min_learning_rate": 1e-9, "base_learning_rate": 1e-9}
+    with pytest.raises(TrainingError, match=r"learnt nothing: held-out loss .*set pretrain\.max_steps"):
+        run_stage(make_images(tmp_path / "whole"), "pretrain", epochs=1, **slow)
+    assert not (tmp_path / "whole" / "pretrain" / "encoder.safetensors").exists()
+    log = run_stage(make_images(tmp_path / "cut"), "pretrain", max_steps=3, **slow)[1]
     assert "pretraining learnt nothing" in log.warnings[0]
 
 

@@ -22,7 +22,7 @@ SPLITS = ("tune", "calibration", "test")
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     folder = make_images(tmp_path_factory.mktemp("scored"))
-    run_stage(folder, "pretrain", epochs=2)
+    run_stage(folder, "pretrain", max_steps=8)
     run_stage(folder, "finetune", epochs=3)
     return folder, run_stage(folder, "score")[0]
 
