@@ -220,7 +220,7 @@ def _check(
 ) -> dict[str, Any]:
     """Stop when predictions ignore where a patch lies, or when nothing was learnt; warn of that after a cut schedule.
 
-    An encoder that has learnt nothing must not go on as a pretrained one. Who limits the steps may be trying things out.
+    An encoder that has learnt nothing must not go on as a pretrained one; who limits the steps may only be trying.
     """
     loss, zero, spread = _held_out_loss(settings, model, held_out, prepared)
     if model.spec.tokens > 2 and spread < MIN_POSITION_SPREAD:
