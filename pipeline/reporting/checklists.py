@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.evidence import Evidence, known_groups
 
 NOT_STATED = {"", "not stated"}
 
@@ -54,7 +54,7 @@ FACTS: Mapping[str, tuple[Callable[[Evidence], bool], str]] = {
         "the studies state neither sex nor age",
     ),
     "manufacturer": (lambda e: bool((e.images["manufacturer"] != "").any()), "the studies name no manufacturer"),
-    "subgroups": (lambda e: not e.subgroups.empty, "the studies carry nothing to group patients by"),
+    "subgroups": (lambda e: not known_groups(e.subgroups).empty, "the studies carry nothing to group patients by"),
     "sites": (lambda e: e.images["site"].nunique() > 1, "the studies name no more than one site"),
     "external set": (
         lambda e: any(its["patients"] for its in e.metrics["external"].values()),

@@ -152,6 +152,14 @@ def prevalence_assumed(e: Evidence) -> str:
     return f"at the calibration patients' prevalence of {percent(e.threshold['probability_prevalence'])}"
 
 
+def known_groups(subgroups: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the subgroup table whose attribute is known of some patient: one unknown group is none."""
+    if subgroups.empty:
+        return subgroups
+    known = (subgroups["group"] != "unknown").groupby(subgroups["attribute"]).transform("any")
+    return subgroups[known].reset_index(drop=True)
+
+
 def arm_name(arm: str) -> str:
     """Return an arm in words."""
     return ARM_NAMES.get(arm, arm)

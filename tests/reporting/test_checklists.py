@@ -86,7 +86,7 @@ def test_an_item_is_missing_until_the_data_hold_it():
     holding = {
         "demographics": {},
         "manufacturer": {"images": images.assign(manufacturer="GE")},
-        "subgroups": {"subgroups": pd.DataFrame({"group": ["F"]})},
+        "subgroups": {"subgroups": pd.DataFrame({"attribute": ["sex", "site"], "group": ["F", "unknown"]})},
         "sites": {"images": images.assign(site=["a", "b"])},
         "operating point": {"point": {"threshold": 1}},
         "external set": {"metrics": {"external": {"b": {"patients": 3}}}},
@@ -94,6 +94,7 @@ def test_an_item_is_missing_until_the_data_hold_it():
     }
     without = {
         "demographics": {"images": images.assign(sex="")},
+        "subgroups": {"subgroups": pd.DataFrame({"attribute": ["sex", "site"], "group": ["unknown", "unknown"]})},
         "external set": {"metrics": {"external": {"b": {"patients": 0}}}},
         "outlines": {"misses": [replace(example, outlined=None)]},
     }

@@ -27,6 +27,7 @@ from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
 from pipeline.reporting.sections.elsewhere import external
 from pipeline.reporting.sections.examples import examples
+from pipeline.reporting.sections.groups import subgroups
 from pipeline.reporting.sections.model import model
 from pipeline.reporting.sections.operating import operating_point
 from pipeline.reporting.sections.provenance import provenance
@@ -347,6 +348,29 @@ def test_what_the_card_states_is_printed_and_no_longer_missing(good: Made, folde
     missing = [text.count("study.funding") for text in (good.section_text("crosswalk"), made.section_text("crosswalk"))]
     assert missing[0] == 3
     assert missing[1] == 0
+
+
+def test_a_group_that_is_unknown_of_everybody_is_no_group(good: Made):
+    e = evidence_of(good)
+    (table,) = [b for b in subgroups(e).blocks if isinstance(b, Table)]
+    attributes = sorted(set(e.subgroups["attribute"]))
+    assert {str(row[0]).split(":")[0] for row in table.rows} == set(attributes)
+    first = e.subgroups["attribute"] == attributes[0]
+    one_less = pd.concat([e.subgroups[~first], e.subgroups[first].head(1).assign(group="unknown")])
+    section = subgroups(replace(e, subgroups=one_less))
+    (table,) = [b for b in section.blocks if isinstance(b, Table)]
+    assert attributes[0] not in {str(row[0]).split(":")[0] for row in table.rows}
+    assert f"Not known of any test patient: {attributes[0]}." in str(section)
+    nothing = subgroups(replace(e, subgroups=e.subgroups.assign(group="unknown")))
+    assert [type(block) for block in nothing.blocks] == [Paragraph, Paragraph]
+    assert "how groups fare is not known" in str(nothing)
+
+
+def test_the_lowest_of_a_single_group_is_not_named(good: Made):
+    e = evidence_of(good)
+    assert "The group with the lowest share found" in str(subgroups(e))
+    alone = e.subgroups[e.subgroups["group"] != "unknown"].drop_duplicates("attribute")
+    assert "The group with the lowest share found" not in str(subgroups(replace(e, subgroups=alone)))
 
 
 def with_external(made: Made, **changes: Any) -> Evidence:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, arm_name
+from pipeline.reporting.evidence import Evidence, arm_name, known_groups
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -26,21 +26,22 @@ from pipeline.reporting.sections.operating import WITHHELD
 
 def subgroups(e: Evidence) -> Section:
     """Return each group's numbers; without a usable operating point only those that need no threshold."""
-    frame = e.subgroups.reset_index(drop=True)
+    frame = known_groups(e.subgroups)
+    unknown = sorted(set(e.subgroups.get("attribute", [])) - set(frame.get("attribute", [])))
+    blocks: list[Block] = [Paragraph(f"Not known of any test patient: {', '.join(unknown)}.")] if unknown else []
     if frame.empty:
-        return Section(
-            "subgroups", "Subgroups", [Paragraph("The studies carry nothing by which patients could be grouped.")]
-        )
+        nothing = "The studies carry nothing by which patients could be grouped: how groups fare is not known."
+        return Section("subgroups", "Subgroups", [*blocks, Paragraph(nothing)])
     shown = [_group_row(r, e.point is not None) for r in frame.to_dict("records")]
     columns = ["Group", "Patients", "With the condition"]
     columns += ["Referred", "Sensitivity, %", "Specificity, %"] if e.point is not None else []
     caption = f"Test patients by group, with {_level(e)} intervals. Not tested for significance"
-    blocks: list[Block] = []
     drawn = frame[frame[["recall", "auc"]].notna().any(axis=1)] if e.point is not None else frame[frame["auc"].notna()]
     if len(drawn):
         blocks.append(Figures([_forest(e, drawn)]))
-    if e.point is not None and frame["recall"].notna().any():
-        worst: dict[Any, Any] = frame.loc[frame["recall"].idxmin()].to_dict()
+    several = frame.groupby("attribute")["group"].transform("size") > 1
+    if e.point is not None and frame.loc[several, "recall"].notna().any():
+        worst: dict[Any, Any] = frame.loc[frame.loc[several, "recall"].idxmin()].to_dict()
         blocks.append(
             Paragraph(
                 f"The group with the lowest share found: {worst['attribute']} {worst['group']}, "
