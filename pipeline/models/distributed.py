@@ -19,6 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+# Its functions take the group of the moment of its import as a default. torch's optimisers import it: after the group
+# was made, it would live on to the end of the interpreter, where its threads abort the process now and then.
+import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
