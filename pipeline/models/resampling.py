@@ -5,13 +5,11 @@ Sums are elementwise and never fused, not matrix products: their rounding may no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PLACES_AT_ONCE = 2**15
+_PLACES_AT_ONCE = 2**15  # of a volume: 128 KiB per axis
 
 
 def resample(pixels: Tensor, maps: Tensor) -> Tensor:
@@ -25,7 +23,7 @@ def resample(pixels: Tensor, maps: Tensor) -> Tensor:
         for volume, own_map, result in zip(pixels, maps, moved, strict=True):
             _resample_volume(volume, own_map, result)
         return moved
-    return _sample(pixels, _places(maps, [_centres(side, pixels) for side in pixels.shape[2:]]))
+    return _sample(pixels, _grid(maps, pixels))
 
 
 def resample_planes(volumes: Tensor, maps: Tensor) -> Tensor:
@@ -101,18 +99,17 @@ def _in_pixels(places: Tensor, side: int) -> Tensor:
     return ((places + 1) * side - 1) / 2
 
 
-def _places(maps: Tensor, lines: Sequence[Tensor]) -> Tensor:
-    """Return the places (B, ..., axes) that `maps` send the places of a grid to, one plane in memory per axis.
-
-    `lines` are the grid's places along each axis; places stand in the order of grid_sample, fastest axis first.
-    """
-    axes = len(lines)
+def _grid(maps: Tensor, like: Tensor) -> Tensor:
+    """Return (B, ..., axes) places in the order of grid_sample, fastest axis first, one plane in memory per axis."""
+    size = like.shape[2:]
+    axes = len(size)
     fastest_first = maps.flip(1)
     places = fastest_first[:, :, -1].view(-1, axes, *(1,) * axes)
-    for column, line in enumerate(lines):
+    for column, side in enumerate(size):
         shape = [1] * axes
-        shape[column] = len(line)
-        places = places + fastest_first[:, :, column].view(-1, axes, *(1,) * axes) * line.view(shape)
+        shape[column] = side
+        line = _centres(side, like).view(shape)
+        places = places + fastest_first[:, :, column].view(-1, axes, *(1,) * axes) * line
     return places.movedim(1, -1)
 
 

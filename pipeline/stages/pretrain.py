@@ -51,7 +51,8 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
     """Fit a masked autoencoder to the pool's images; leave the encoder, its history and reconstructions in `work`.
 
     Raises TrainingError when the self-tests fail before the first step, when the loss stops being finite, when there
-    are fewer than two patients, or when predictions turn out not to depend on position; Stopped when asked to stop.
+    are fewer than two patients, or when predictions turn out not to depend on position or nothing was learnt; Stopped
+    when asked to stop.
     """
     prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
     device = prepared.device

@@ -27,7 +27,7 @@ from pipeline.reporting.sections.operating import WITHHELD
 def subgroups(e: Evidence) -> Section:
     """Return each group's numbers; without a usable operating point only those that need no threshold."""
     frame = known_groups(e.subgroups)
-    unknown = sorted(set(e.subgroups.get("attribute", [])) - set(frame.get("attribute", [])))
+    unknown = sorted(set(e.subgroups["attribute"]) - set(frame["attribute"]))
     blocks: list[Block] = [Paragraph(f"Not known of any test patient: {', '.join(unknown)}.")] if unknown else []
     if frame.empty:
         nothing = "The studies carry nothing by which patients could be grouped: how groups fare is not known."
