@@ -252,13 +252,19 @@ def init(
     name: Annotated[str | None, typer.Option(help="project name; default: the folder's")] = None,
     label: Annotated[str | None, typer.Option(help="label column")] = None,
     positive: Annotated[list[str] | None, typer.Option(help="value that means positive; may be repeated")] = None,
+    negative: Annotated[
+        list[str] | None, typer.Option(help="value that means negative; default: all others that look like an answer")
+    ] = None,
+    unused: Annotated[list[str] | None, typer.Option(help="value that is no answer, like unclear")] = None,
     output: Annotated[Path, typer.Option(help="where configs/ and data_manifests/ are")] = Path(),
 ) -> None:
     """Write a card and a config for your own folder of studies."""
     from pipeline import init as initialisation
 
     with _errors():
-        card, config = initialisation.write(folder, labels, output, name, label, positive or [])
+        answers = initialisation.Answers(label, positive or (), negative or (), unused or ())
+        (card, config), lines = initialisation.write(folder, labels, output, name, answers)
+    _say("\n".join(lines))
     print(f"fill in   {card}")
     print(f"then run  maescreen run {config}")
 

@@ -6,6 +6,7 @@ paths under `data` are not: they say where and how fast, not what.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,12 +42,15 @@ class CardLabel(Settings):
     reference_standard: str = Field(description="who decided, how, blinded to what")
     positive: list[str] = Field(min_length=1, description="values of the label column that mean positive")
     negative: list[str] = Field(min_length=1, description="values of the label column that mean negative")
+    unused: list[str] = Field(
+        default_factory=list, description="values that are no answer, like uncertain: as if the cell were empty"
+    )
 
     @model_validator(mode="after")
     def _disjoint(self) -> CardLabel:
-        both = sorted(set(self.positive) & set(self.negative))
-        if both:
-            raise ValueError(f"values listed as positive and as negative: {both}")
+        twice = [value for value, count in Counter([*self.positive, *self.negative, *self.unused]).items() if count > 1]
+        if twice:
+            raise ValueError(f"values listed more than once among positive, negative and unused: {twice}")
         return self
 
 

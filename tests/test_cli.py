@@ -150,8 +150,8 @@ def test_doctor_looks_at_everything(finished):
     [
         ("path,label\na.png,0\nb.png,1\n", [], ""),
         ("patient,finding\n1,cancer\n2,none\n", ["--positive", "cancer"], ""),
-        ("patient,finding\n1,cancer\n2,none\n", [], "say which values are positive"),
-        ("name,finding\n1,0\n", [], "no column of labels.csv says which image or patient"),
+        ("patient,finding\n1,cancer\n2,none\n", [], "Say which values are positive"),
+        ("name,finding\n1,0\n", [], "no column of the label table says which image or patient"),
     ],
 )
 def test_init_writes_a_card_and_a_config_that_load(tmp_path, table, options, words):

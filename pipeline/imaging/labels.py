@@ -1,20 +1,20 @@
-"""The label table: CSV, Parquet or MedMNIST's .npz, columns named by the dataset's card, every value read as text."""
+"""The label table: the columns that a dataset's card names, as text, and what their values mean."""
 
 from __future__ import annotations
 
-import zipfile
+import difflib
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from pipeline.imaging.sources import array_path, image_arrays
+from pipeline.imaging.table_file import LabelsError, read_table_file
 from pipeline.store.files import sha256_json
 
-
-class LabelsError(ValueError):
-    """The label table cannot be used; the message lists all problems and quotes no patient's data."""
+__all__ = ["LabelsError", "meanings", "patients_by_path", "patients_digest", "read_labels", "spelling"]
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
 def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -22,54 +22,45 @@ def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
     Raises LabelsError when the file is no table or lacks a column.
     """
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
-        elif path.suffix.lower() == ".npz":
-            table = _labels_of_arrays(path)
-        else:
-            # "NA" and "None" are values that somebody wrote; only an empty cell is empty.
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        # The parser's message can quote a cell.
-        raise LabelsError(f"the label table is not readable as CSV, Parquet or .npz ({type(error).__name__})") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        raise LabelsError("the label table has rows with more cells than its header; correct its commas and quotes")
-    missing = [name for name in columns if name not in table.columns]
+    table = read_table_file(path)
+    missing = [name for name in dict.fromkeys(columns) if name not in table.columns]
     if missing:
+        near = {name: difflib.get_close_matches(name, map(str, table.columns), n=1) for name in missing}
+        hints = "".join(f"; did you mean {close[0]} for {name}?" for name, close in near.items() if close)
         raise LabelsError(
             f"the label table has no column {', '.join(missing)}, named in the card; "
-            f"its columns: {', '.join(map(str, table.columns))}"
+            f"its columns: {', '.join(map(str, table.columns))}{hints}"
         )
-    chosen = table[list(dict.fromkeys(columns))].dropna(how="all")
-    return chosen.apply(lambda column: column.map(_text, na_action="ignore")).replace("", None)
+    return table[list(dict.fromkeys(columns))].dropna(how="all")
 
 
-def _labels_of_arrays(path: Path) -> pd.DataFrame:
-    """Return `path`, `split` and `label` of every image of a .npz file as MedMNIST has it.
+def spelling(value: str) -> str:
+    """Return what is compared of a label's value: not case, blanks, nor how a number is written (1, 1.0, 01, 1,0)."""
+    folded = " ".join(value.split()).casefold()
+    if not NUMBER.fullmatch(folded):
+        return folded
+    number = Decimal(folded.replace(",", "."))
+    return str(int(number)) if number == number.to_integral_value() else format(number.normalize(), "f")
 
-    The array `train_images` has its labels in `train_labels`, (N,) or (N, 1), and `train` is the split. There are no
-    patients in such a file: a card that names the column `path` as patient_id says that each image has its own.
 
-    Raises ValueError when an array of labels has another length than its images.
+def meanings(
+    column: pd.Series, positive: Sequence[str], negative: Sequence[str], unused: Sequence[str] = ()
+) -> tuple[pd.Series, pd.Series]:
+    """Return 1, 0 or nothing for each cell, and whether the card explains it; an empty cell needs no explanation.
+
+    A cell is first compared as it is, then by its `spelling`, unless that would mean two things. `unused` are values
+    that are no answer.
     """
-    parts = []
-    with np.load(path, allow_pickle=False) as arrays:
-        for name, count in image_arrays(path).items():
-            split = name.removesuffix("_images")
-            if f"{split}_labels" not in arrays:
-                continue
-            labels = arrays[f"{split}_labels"].reshape(-1)
-            if len(labels) != count:
-                raise ValueError
-            paths = [array_path(name, row) for row in range(count)]
-            parts.append(pd.DataFrame({"path": paths, "split": split, "label": labels.astype(str)}))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["path", "split", "label"])
-
-
-def _text(value: object) -> str:
-    # A Parquet column of numbers with gaps has become one of floats.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    listed = {**dict.fromkeys(unused), **dict.fromkeys(negative, 0), **dict.fromkeys(positive, 1)}
+    spelled: dict[str, set[int | None]] = {}
+    for value, meaning in listed.items():
+        spelled.setdefault(spelling(value), set()).add(meaning)
+    cells = {
+        cell: {listed[cell]} if cell in listed else spelled.get(spelling(cell), set())
+        for cell in column.dropna().unique()
+    }
+    known = {cell: next(iter(found)) for cell, found in cells.items() if len(found) == 1}
+    return column.map(known).astype("Int64"), column.isna() | column.isin(known.keys())
 
 
 def normal_path(path: str) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.imaging.labels import LabelsError, normal_path, read_labels
+from pipeline.imaging.labels import LabelsError, meanings, normal_path, read_labels
 from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.store.files import write_json
 from pipeline.store.tables import (
@@ -134,10 +134,9 @@ def _labels(inputs: Inputs, meaning: CardLabel, value_column: str) -> Labels:
     card, columns = inputs.card, inputs.card.columns
     join = getattr(columns, columns.join)
     table = read_labels(inputs.labels, [join, value_column, *filter(None, [columns.split])])
-    values = {**dict.fromkeys(meaning.positive, 1), **dict.fromkeys(meaning.negative, 0)}
-    label = table[value_column].map(values)
+    label, explained = meanings(table[value_column], meaning.positive, meaning.negative, meaning.unused)
     given = table[columns.split].fillna("") if columns.split else pd.Series("", index=table.index)
-    other = int((label.isna() & table[value_column].notna()).sum())
+    other = int((~explained).sum())
     unknown = other if meaning is card.label else 0  # of a further label, other values are no answer
     nameless = int(table[join].isna().sum())
     strange = sorted({*given} - {*card.splits, ""})
@@ -153,7 +152,12 @@ def _labels(inputs: Inputs, meaning: CardLabel, value_column: str) -> Labels:
     problems = [
         text
         for count, text in (
-            (unknown, f"{unknown} rows have a label that is neither {meaning.positive} nor {meaning.negative}"),
+            (
+                unknown,
+                f"{unknown} of {len(table)} rows {'has' if unknown == 1 else 'have'} a value in column {value_column} "
+                f"that is neither {meaning.positive} nor {meaning.negative}; "
+                "add it to label.positive, label.negative or label.unused",
+            ),
             (nameless, f"{nameless} rows have nothing in column {join}"),
             (conflicting, f"{conflicting} images have contradicting labels in several rows"),
             (label.empty, "no row has a label"),

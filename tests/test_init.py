@@ -1,0 +1,158 @@
+"""`maescreen init`, as a new user meets it: a folder, a table, a card and a config that lead to a split."""
+
+import numpy as np
+import pytest
+from imaging.files import make_dicom
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.config_file import load
+from pipeline.init import Answers, InitError, describe
+from pipeline.studies_glance import Glance
+
+NOTHING_SEEN = Glance(files=[])
+NOTHING_SAID = Answers()
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def table(tmp_path, text):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    return path
+
+
+def described(tmp_path, column, answers=NOTHING_SAID, files=()):
+    cells = "\n".join(f"{number}.png,{value}" for number, value in enumerate(column))
+    return describe(table(tmp_path, f"path,label\n{cells}\n"), answers, Glance(files=files))
+
+
+def test_every_value_is_shown_with_its_count_and_what_it_means(tmp_path):
+    found = described(tmp_path, ["1.0", "0.0", "-1.0", "", "1.0"])
+    assert [line.split() for line in found.lines()[2:]] == [
+        ["1", "-1.0", "not", "used:", "no", "answer"],
+        ["1", "0.0", "negative"],
+        ["2", "1.0", "positive"],
+        ["1", "(empty)", "no", "label"],
+    ]
+
+
+@pytest.mark.parametrize("unsure", ["-1", "-1.0", "U", "uncertain", "Unknown", "?", "n/a", "NA", "indeterminate"])
+def test_what_looks_as_if_nobody_knew_is_nothing_until_somebody_says_so(tmp_path, unsure):
+    found = described(tmp_path, ["yes", "no", unsure], Answers(positive=["yes"]))
+    assert (found.positive, found.negative, found.unused) == (["yes"], ["no"], [unsure])
+    found = described(tmp_path, ["yes", unsure], Answers(positive=["yes"], negative=[unsure]))
+    assert (found.positive, found.negative, found.unused) == (["yes"], [unsure], [])
+
+
+def test_other_spellings_of_a_positive_value_are_never_negative(tmp_path):
+    found = described(
+        tmp_path, ["malignant", "Malignant", "MALIGNANT", "benign", "naevus"], Answers(positive=["malignant"])
+    )
+    assert found.positive == ["MALIGNANT", "Malignant", "malignant"]
+    assert found.negative == ["benign", "naevus"]
+    assert described(tmp_path, ["1", "1.0", "0"], Answers(positive=["1"])).positive == ["1", "1.0"]
+
+
+def test_none_can_be_a_class(tmp_path):
+    with pytest.raises(InitError, match=r"None \(2\), lesion \(1\).*--positive lesion"):
+        described(tmp_path, ["None", "None", "lesion"])
+    assert described(tmp_path, ["None", "lesion"], Answers(positive=["lesion"])).negative == ["None"]
+
+
+@pytest.mark.parametrize(
+    ("column", "answers", "words"),
+    [
+        (["a", "b"], Answers(), "None of them means positive or negative"),
+        (["1", "0"], Answers(positive=["2"]), r"has no value 2; its values: 0 \(1\), 1 \(1\)"),
+        (["1", "1"], Answers(), "None of them means negative"),
+        (["a", "b", "c"], Answers(positive=["a"], negative=["b"]), "Say which values"),
+        (["", ""], Answers(), "column label is empty"),
+        ([str(n) for n in range(30)], Answers(), "30 different values"),
+        (["Mass|Nodule", "Mass", "No Finding"], Answers(), "separated by bars: Mass, Nodule.*get_dummies"),
+        (["1", "0"], Answers(label="other"), "no column other; its columns: path, label"),
+    ],
+)
+def test_what_has_to_be_said_is_asked_for(tmp_path, column, answers, words):
+    with pytest.raises(InitError, match=words):
+        described(tmp_path, column, answers)
+
+
+def test_several_columns_of_labels_are_named_for_what_they_are(tmp_path):
+    path = table(tmp_path, "path,mass,nodule,age\na.png,1,0,40\nb.png,0,1,50\n")
+    with pytest.raises(InitError, match=r"2 columns could be the label: mass, nodule; .* --label.*further_labels"):
+        describe(path, Answers(), NOTHING_SEEN)
+    found = describe(path, Answers(label="mass"), NOTHING_SEEN)
+    assert found.label == "mass"
+    assert found.others == {"nodule": (["1"], ["0"])}
+
+
+@pytest.mark.parametrize(
+    ("header", "field"),
+    [
+        ("Image Index", "path"),
+        ("image_path", "path"),
+        ("Patient ID", "patient_id"),
+        ("PatientID", "patient_id"),
+        ("StudyInstanceUID", "study_instance_uid"),
+        ("sop_instance_uid", "sop_instance_uid"),
+    ],
+)
+def test_columns_are_known_by_the_names_that_tables_have(tmp_path, header, field):
+    found = describe(table(tmp_path, f"{header},Finding Labels\na,1\nb,0\n"), Answers(), NOTHING_SEEN)
+    assert found.joins == {field: header}
+    assert found.label == "Finding Labels"
+
+
+def test_a_column_id_is_what_the_studies_say(tmp_path):
+    path = table(tmp_path, "id,label\n0007,1\n0008,0\n")
+    assert describe(path, Answers(), Glance(files=["x/0007.png", "x/0008.png"])).joins == {"path": "id"}
+    with pytest.raises(InitError, match="no column of the label table says which image or patient"):
+        describe(path, Answers(), Glance(files=["x/a.png"]))
+
+
+def initialise(tmp_path):
+    """Return the config's path and what was said."""
+    arguments = ("--labels", tmp_path / "labels.csv", "--output", tmp_path / "out", "--name", "own")
+    done = call("init", tmp_path / "studies", *arguments)
+    assert done.exit_code == 0, done.stderr
+    return tmp_path / "out" / "configs" / "own.yaml", done.stderr
+
+
+def test_photographs_in_colour_lead_to_a_split(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "studies").mkdir()
+    for n in range(60):
+        pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "studies" / f"{n:03d}.png")
+    rows = "".join(f"{n:03d}.png;p{n};{'yes' if n % 2 else 'no'}\n" for n in range(60))
+    table(tmp_path, "image;patient;referable\n" + rows)
+    config, said = initialise(tmp_path)
+    assert "pictures in colour" in said
+    assert load(config)[0].ingest.colour == "luminance"
+    where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
+    run = call("run", config, "--until", "split", *where)
+    assert run.exit_code == 0, run.stderr
+    assert "60 images of 60 patients accepted" in run.stderr
+
+
+def test_series_with_labels_by_patient_get_a_config_of_three_axes(tmp_path):
+    (tmp_path / "studies").mkdir()
+    for patient in range(3):
+        for z in range(4):
+            path = tmp_path / "studies" / f"{patient}_{z}.dcm"
+            place = {"ImagePositionPatient": [0, 0, 2 * z], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+            uids = {"SOPInstanceUID": f"2.25.1{patient}{z}", "SeriesInstanceUID": f"2.25.2{patient}"}
+            path.write_bytes(
+                make_dicom(SOPClassUID=CT, Modality="CT", PatientID=f"P{patient}", PixelSpacing=[1, 1], **place, **uids)
+            )
+    table(tmp_path, "PatientID,label\nP0,1\nP1,0\nP2,0\n")
+    config, said = initialise(tmp_path)
+    assert "volumes: the config has three axes" in said
+    settings, _ = load(config)
+    assert (settings.preprocess.image_size, settings.pretrain.encoder.patch_size) == ([64, 64, 64], [8, 8, 8])
+    assert "hog" not in settings.finetune.arms
