@@ -23,8 +23,6 @@ from pipeline.store.files import atomic, read_json, sha256_json
 from pipeline.store.tables import CURVES, PATIENT_SCORES, read_table
 
 MEASURES = ("test_auc", "certified_recall", "test_recall", "test_specificity", "test_referral_rate")
-# Those that a failed gate forbids to use.
-AT_THE_THRESHOLD = MEASURES[1:]
 
 Loaded = tuple[str, Config, Card, bytes]
 Found = Mapping[str, Artifact]
@@ -53,13 +51,7 @@ def compare(runs: Sequence[Loaded], destination: Path | None = None) -> dict[str
         "settings": {
             name: values for name in names if len(set(map(str, values := [one.get(name) for one in settings]))) > 1
         },
-        "measures": {
-            measure: [
-                _interval({} if failed and measure in AT_THE_THRESHOLD else one, measure)
-                for one, failed in zip(numbers, failures, strict=True)
-            ]
-            for measure in MEASURES
-        },
+        "measures": {measure: [_interval(one, measure) for one in numbers] for measure in MEASURES},
         "gate_failures": failures,
         "against_first": [asdict(x) for x in against],
         "pdf": str(path),

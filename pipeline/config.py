@@ -233,6 +233,9 @@ class Tracking(Settings):
     """The MLflow server."""
 
     uri: str | None = Field(None, description="any MLflow tracking URI; null = SQLite inside the store")
+    pictures: bool = Field(
+        False, description="send a server pictures of patients, too: the report as PDF and HTML, reconstructions"
+    )
 
 
 class Machine(Settings):

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from pipeline.config_file import flatten
-from pipeline.store.artifacts import RECORD, Artifact
+from pipeline.reporting.decision import Decision, decide
+from pipeline.store.artifacts import Artifact
 from pipeline.store.files import read_json
 
 if TYPE_CHECKING:
     from pipeline.store.tracking import Tracker
 
 
-# Pictures of the oddest images, which may show anything, and small copies of all: nobody has looked at these yet.
-KEPT_IN_STORE = {"ingest": ("examined.parquet", "assembled.parquet", "contact_sheet.png")}
+# The files of each stage that MLflow gets: settings, summaries and curves of training, nothing per patient, and no
+# threshold, since the gate may still forbid to use it. What a report holds is decided by then.
+TRACKED = {
+    "ingest": ("summary.json",),
+    "split": ("summary.json",),
+    "preprocess": ("summary.json",),
+    "pretrain": ("summary.json", "model.json", "history.json"),
+    "finetune": ("summary.json", "*/model.json", "*/history.json"),
+    "score": ("summary.json",),
+    "calibrate": ("calibrator.json", "findings.json", "further/*/calibrator.json", "further/*/findings.json"),
+    "evaluate": ("findings.json",),
+    "report": ("report.json", "tables/*.csv", "data/*.csv"),
+}
+# These show patients.
+PICTURES = {"pretrain": ("reconstructions.png",), "report": ("report.pdf", "report.html", "figures/*")}
 
 
 def index_stage(tracker: Tracker, artifact: Artifact) -> None:
@@ -30,11 +45,16 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
     tracker.parameters(run_id, flatten({artifact.stage: record["settings"]}))
     tracker.datasets(run_id, {**record["sources"], **record["inputs"]})
     tracker.metrics(run_id, {"seconds": record["seconds"]})
-    names = [name for name in record["files"] if name not in KEPT_IN_STORE.get(artifact.stage, ())]
-    tracker.files(run_id, artifact.path, [RECORD, *names])
+    tracker.files(run_id, artifact.path, _tracked(tracker, artifact))
     if artifact.stage == "finetune":
         _index_trainings(tracker, artifact, key, run_id)
     tracker.finish(run_id, {"git_commit": record["git_commit"], "device": record["device"]})
+
+
+def _tracked(tracker: Tracker, artifact: Artifact) -> list[str]:
+    """Return the names of the files that MLflow gets of an artifact."""
+    patterns = TRACKED[artifact.stage] + (PICTURES.get(artifact.stage, ()) if tracker.pictures else ())
+    return [name for name in artifact.record["files"] if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def _index_trainings(tracker: Tracker, artifact: Artifact, key: str, stage_run: str) -> None:
@@ -69,11 +89,10 @@ def index_pipeline(tracker: Tracker, run_id: str, artifacts: Mapping[str, Artifa
     }
     tracker.datasets(run_id, datasets)
     tracker.metrics(run_id, headline(artifacts))
-    if "calibrate" in artifacts:
+    if "calibrate" in artifacts and decision(artifacts).usable:
         tracker.table(run_id, pq.read_table(artifacts["calibrate"].file("sweep.parquet")).to_pydict(), "sweep.json")
     if "report" in artifacts:
-        report = artifacts["report"]
-        tracker.files(run_id, report.path, list(report.record["files"]))
+        tracker.files(run_id, artifacts["report"].path, _tracked(tracker, artifacts["report"]))
     tracker.finish(run_id, {})
 
 
@@ -81,12 +100,12 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     """Return the numbers that runs are compared by, each interval as name, name_low and name_high."""
     numbers: dict[str, Any] = {}
     if "calibrate" in artifacts:
-        threshold = read_json(artifacts["calibrate"].file("threshold.json"))
+        threshold = decision(artifacts).threshold(read_json(artifacts["calibrate"].file("threshold.json")))
         numbers |= {
             name: threshold[name] for name in ("certified_recall", "misses_allowed", "misses_seen", "threshold")
         }
     if "evaluate" in artifacts:
-        metrics = read_json(artifacts["evaluate"].file("metrics.json"))
+        metrics = decision(artifacts).metrics(read_json(artifacts["evaluate"].file("metrics.json")))
         numbers |= {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
         numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
         numbers |= {f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()}
@@ -122,6 +141,14 @@ def _beside(metrics: Mapping[str, Any]) -> dict[str, Any]:
     point = metrics["operating_point"] or {}
     rates = {name: point[name] for name in ("recall", "specificity", "referral_rate") if name in point}
     return {"patients": metrics["patients"], "auc": metrics["discrimination"]["auc"], **rates}
+
+
+def decision(artifacts: Mapping[str, Artifact]) -> Decision:
+    """Return whether the operating point of these artifacts, `calibrate` among them, may be used."""
+    calibrate, evaluate = artifacts["calibrate"], artifacts.get("evaluate")
+    metrics = read_json(evaluate.file("metrics.json")) if evaluate else None
+    findings = read_json((evaluate or calibrate).file("findings.json"))
+    return decide(findings, read_json(calibrate.file("threshold.json")), metrics)
 
 
 def gate_failures(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:

@@ -151,7 +151,7 @@ STAGES = (
             "preprocess": ("summary.json", "index_test.*", "test-*"),
             "pretrain": ("*.json", "*.png"),
             "finetune": ("*.json", "*.safetensors"),
-            "score": ("summary.json",),
+            "score": ("summary.json", "scores_test.parquet"),
             "calibrate": ("*",),
             "evaluate": ("*",),
         },
@@ -412,7 +412,7 @@ def run(
         if step.anew:
             with store.lock(step.stage.name, step.key):
                 store.discard(step.stage.name, step.key)
-    tracker = Tracker(config.project, config.store, config.tracking.uri)
+    tracker = Tracker(config.project, config.store, config.tracking.uri, config.tracking.pictures)
     wanted = [step for step in steps if only in (None, step.name)]
     if only is not None:
         artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
@@ -559,7 +559,10 @@ def reindex(config: Config) -> int:
     """Index every artifact of the store in MLflow again, as after a lost database; return how many there are."""
     from pipeline.store.tracking import Tracker
 
-    store, tracker = Store(config.store), Tracker(config.project, config.store, config.tracking.uri)
+    store, tracker = (
+        Store(config.store),
+        Tracker(config.project, config.store, config.tracking.uri, config.tracking.pictures),
+    )
     artifacts = [a for stage in STAGES for a in store.all(stage.name) if a.record["project"] == config.project]
     for artifact in artifacts:
         index_stage(tracker, artifact)

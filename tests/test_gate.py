@@ -1,8 +1,10 @@
 """A model that has learned nothing never leaves with an operating point."""
 
+import json
 import random
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pypdf
 import pytest
 from typer.testing import CliRunner
@@ -33,6 +35,39 @@ def test_permuted_labels_end_in_exit_code_3_a_banner_and_no_operating_point(fini
     assert any(f["level"] == "fail" and f["code"] in ("no_discrimination", "ppv_no_lift", "reversed") for f in findings)
     page_one = pypdf.PdfReader(report.path / "report.pdf").pages[0].extract_text()
     assert "not be used" in page_one.lower() or "do not use" in page_one.lower()
-    threshold = read_json(Store(project.store).all("calibrate")[0].path / "threshold.json")["threshold"]
-    if threshold is not None:
-        assert f"{threshold:.2f}" not in page_one
+
+    compared = CliRunner().invoke(app, ["compare", str(project.config), "--pdf", str(tmp_path / "compared.pdf")])
+    assert compared.exit_code == 0, compared.output
+    as_json = CliRunner().invoke(app, ["run", str(project.config), "--json"])
+    assert as_json.exit_code == 3
+    assert not {"threshold", "certified_recall", "test_recall"} & set(json.loads(as_json.stdout)["headline"])
+    told = [result.output, as_json.output, compared.output, as_text(tmp_path / "compared.pdf")]
+    told += [as_text(path) for path in everything_delivered(project)]
+    numbers = withheld(Store(project.store).all("calibrate")[0].path, Store(project.store).all("evaluate")[0].path)
+    assert len(numbers) >= 5, "nothing to look for"
+    assert {number for number in numbers for text in told if number in text} == set()
+
+
+def withheld(calibrate: Path, evaluate: Path) -> set[str]:
+    """Return what must be read nowhere, with enough digits to be nothing else."""
+    threshold, metrics = read_json(calibrate / "threshold.json"), read_json(evaluate / "metrics.json")
+    point = metrics["operating_point"] or {}
+    values = [threshold["threshold"], threshold["probability"], threshold["certified_recall"]]
+    values += [point[rate]["low"] for rate in ("recall", "specificity", "referral_rate") if rate in point]
+    values += [row.as_py() for row in pq.read_table(calibrate / "sweep.parquet")["threshold"]][1:-1]
+    return {f"{value:.6f}"[:-1] for value in values if value is not None and value not in (0, 1)}
+
+
+def everything_delivered(project) -> list[Path]:
+    """Return the files of the report, and all that MLflow holds: its database and its files."""
+    (report,) = Store(project.store).all("report")[:1]
+    delivered = [path for path in report.path.rglob("*") if path.is_file() and path.name != "artifact.json"]
+    tracked = [path for path in (project.store / "mlflow-artifacts").rglob("*") if path.is_file()]
+    of_this_run = {path.stat().st_mtime for path in delivered}
+    return delivered + [path for path in tracked if path.stat().st_mtime >= min(of_this_run) - 600]
+
+
+def as_text(path: Path) -> str:
+    if path.suffix == ".pdf":
+        return "\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)
+    return path.read_bytes().decode("utf-8", "replace")

@@ -37,19 +37,17 @@ def read_table_file(path: Path) -> pd.DataFrame:
     integer has no decimal point, also where gaps have made its column one of floats. Raises LabelsError.
     """
     try:
-        data = b"" if path.suffix.lower() in (".parquet", ".npz") else path.read_bytes()
         if path.suffix.lower() == ".npz":
             return _labels_of_arrays(path)
-        if path.suffix.lower() == ".parquet" or data.startswith(b"PAR1"):
-            return _parquet(path)
+        data = path.read_bytes()
     except LabelsError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         # The message of an operating system or a parser can quote a name or a cell.
-        why = (
-            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "damaged, or of another format"
-        )
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "damaged, or no such format"
         raise LabelsError(f"the label table cannot be read: {why.lower()}") from None
+    if path.suffix.lower() == ".parquet" or data.startswith(b"PAR1"):
+        return _parquet(data)
     return _csv(data)
 
 
@@ -170,13 +168,13 @@ def _counted(count: int, noun: str) -> str:
 # ---------------------------------------------------------------- Parquet and arrays
 
 
-def _parquet(path: Path) -> pd.DataFrame:
+def _parquet(data: bytes) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read()
-    except pa.ArrowException:
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowException, OSError):
         raise LabelsError("the label table cannot be read: damaged, or not Parquet") from None
     names = [name.strip() for name in table.column_names]
     _refuse_repeated(names)

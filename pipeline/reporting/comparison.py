@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.reporting.decision import Json, decide, in_words
 from pipeline.reporting.document import (
     Block,
     Box,
@@ -21,7 +22,7 @@ from pipeline.reporting.document import (
     Table,
     shortened,
 )
-from pipeline.reporting.evidence import Json, arm_name, in_words, reasons_against
+from pipeline.reporting.evidence import arm_name
 from pipeline.reporting.figures import forest, roc_panels
 from pipeline.reporting.numbers import (
     count,
@@ -59,8 +60,8 @@ class Run:
     @property
     def point(self) -> Json | None:
         """The operating point on the test patients, or None when it may not be used."""
-        barred = reasons_against(self.findings, self.threshold, self.metrics)
-        return None if barred else self.metrics["operating_point"]
+        usable = decide(self.findings, self.threshold, self.metrics).usable
+        return self.metrics["operating_point"] if usable else None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.reporting.decision import Decision
 from pipeline.reporting.document import Document, shortened
-from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections import (
     background,
     elsewhere,
@@ -22,7 +23,7 @@ from pipeline.reporting.sections import (
 )
 from pipeline.reporting.sections.crosswalk import crosswalk
 
-NO_POINT = {"operating_point": None, "other_operating_points": [], "consequences": []}
+WITHHELD = Decision(("this label has no usable threshold",))
 SECTIONS = (
     summary.summary,
     background.intended_use,
@@ -81,22 +82,12 @@ def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
 
 def _numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
-    metrics = dict(e.metrics)
-    if e.point is None:
-        metrics |= NO_POINT | {"external": {name: {**its, **NO_POINT} for name, its in metrics["external"].items()}}
-        groups = [{**group, "recall": None, "verification": None} for group in metrics["shift"]["groups"]]
-        metrics["shift"] = {**metrics["shift"], "groups": groups}
-    further = metrics["further_labels"]
-    unusable = [label_id for label_id in further if e.further_point(label_id) is None]
-    if further:
-        withheld = {label_id: {**further[label_id], **NO_POINT} for label_id in unusable}
-        metrics |= {"further_labels": {**further, **withheld}, "macro": e.macro}
     return {
-        "metrics": metrics,
-        "threshold": e.threshold if e.point is not None else _without_threshold(e.threshold),
+        "metrics": e.decision.metrics(e.metrics),
+        "threshold": e.decision.threshold(e.threshold),
         "further_thresholds": {
-            label_id: _without_threshold(t) if label_id in unusable else t
-            for label_id, t in e.further_thresholds.items()
+            label_id: (e.decision if e.further_point(label_id) else WITHHELD).threshold(threshold)
+            for label_id, threshold in e.further_thresholds.items()
         },
         "calibrator": e.calibrator,
         "findings": list(e.findings),
@@ -105,11 +96,6 @@ def _numbers(e: Evidence) -> dict[str, Any]:
         "finetune": e.finetune,
         **{name: _rows(table) for name, table in raw_tables(e).items() if name != "curves"},
     }
-
-
-def _without_threshold(threshold: Json) -> dict[str, Any]:
-    nothing = {name: None for name in threshold if name.startswith(("threshold", "probability"))}
-    return {**threshold, **nothing, "other_operating_points": []}
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pipeline.reporting.decision import Decision, Json, decide
 from pipeline.reporting.numbers import percent, plain_percent
-
-Json = Mapping[str, Any]
 
 ARM_NAMES = {
     "mae": "pretrained (masked autoencoder)",
@@ -92,9 +90,14 @@ class Evidence:
         return self.metrics["arm"]
 
     @property
+    def decision(self) -> Decision:
+        """Whether the operating point may be used."""
+        return decide(self.findings, self.threshold, self.metrics)
+
+    @property
     def problems(self) -> list[str]:
         """Why no operating point may be used, in words; empty when it may."""
-        return reasons_against(self.findings, self.threshold, self.metrics)
+        return list(self.decision.reasons)
 
     @property
     def point(self) -> Json | None:
@@ -109,13 +112,11 @@ class Evidence:
     @property
     def macro(self) -> Json:
         """The means over labels; those that depend on thresholds only when each label's may be used."""
-        points = [self.point, *map(self.further_point, self.further)]
-        return self.metrics["macro"] | (dict.fromkeys(("recall", "specificity")) if None in points else {})
+        return self.decision.metrics(self.metrics)["macro"]
 
     def further_point(self, label_id: str) -> Json | None:
         """Return a further label's operating point on the test patients, or None when it, or any, may not be used."""
-        its = self.metrics["further_labels"][label_id]
-        return None if self.point is None or its["problems"] else its["operating_point"]
+        return self.decision.metrics(self.metrics)["further_labels"][label_id]["operating_point"]
 
     def further_name(self, label_id: str) -> str:
         """Return a further label in words."""
@@ -124,24 +125,6 @@ class Evidence:
     def curve(self, name: str, arm: str) -> pd.DataFrame:
         """Return the points of one curve of one arm, in their order."""
         return self.curves[(self.curves["curve"] == name) & (self.curves["arm"] == arm)]
-
-
-def reasons_against(findings: Sequence[Json], threshold: Json, metrics: Json) -> list[str]:
-    """Return why no operating point may be used, in words; nothing when it may."""
-    found = [in_words(finding) for finding in findings if finding["level"] == "fail"]
-    # A refusal is also among the findings; these lines hold for artifacts in which it is not.
-    if not found and not threshold["certified"]:
-        found.append(threshold["message"])
-    if not found and metrics["operating_point"] is None:
-        found.append("the test results hold no operating point")
-    return found
-
-
-def in_words(finding: Json) -> str:
-    """Return a finding with the patients that it is about: `Test patients: the threshold refers no patient.`"""
-    message, on = finding["message"].strip(), finding["on"]
-    who = f"{on} patients" if on in ("calibration", "test") else on
-    return f"{who[0].upper()}{who[1:]}: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
 
 
 def prevalence_assumed(e: Evidence) -> str:

@@ -42,7 +42,7 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
     further = [read_table(path, FURTHER_SCORES) for path in inputs.files("score", "further_scores_calibration.parquet")]
     by_label = {str(label_id): own for table in further for label_id, own in table.groupby("label_id")}
     trained = read_json(inputs.file("finetune", "summary.json"))
-    points = _calibrate(settings, scores, "", 1 + len(by_label), trained, work, log)
+    _calibrate(settings, scores, "", 1 + len(by_label), trained, work, log)
     # The local prevalence is that of the main label's condition.
     elsewhere = settings.model_copy(update={"local_prevalence": None})
     for label_id, own in by_label.items():
@@ -50,7 +50,8 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
         folder.mkdir(parents=True, exist_ok=True)
         _calibrate(elsewhere, own, f"further label {label_id}: ", 1 + len(by_label), trained, folder, log)
     positives = int(scores.groupby("patient_id")["label"].max().sum())
-    log.metrics({"positives": positives, **_tracked(points)}, 0)
+    # Numbers of the threshold wait for the test set: what it contradicts must be read nowhere.
+    log.metrics({"positives": positives}, 0)
 
 
 def _calibrate(
@@ -61,8 +62,8 @@ def _calibrate(
     trained: Mapping[str, Any],
     work: Path,
     log: RunLog,
-) -> list[_Point]:
-    """Calibrate and certify one of `labels`, leave its files in `work`, and return what came of its targets.
+) -> None:
+    """Calibrate and certify one of `labels`, and leave its files in `work`.
 
     `what` names the label in the log; empty for the main one.
     """
@@ -102,12 +103,11 @@ def _calibrate(
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
 
     for point in points:
-        log.info(what + point.message)
+        log.info(what + (_certified_in_words(point, settings) if point.certificate else point.message))
     for warning in warned:
         log.warn(what + str(warning))
     for finding in findings:
         (log.info if finding.level == "info" else log.warn)(f"{what}{finding.code}: {finding.message}")
-    return points
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,13 @@ def _uncertified(
     }
 
 
+def _certified_in_words(point: _Point, settings: CalibrateSettings) -> str:
+    return (
+        f"recall {point.target:g} is certified with {100 * settings.confidence:g} % confidence; the threshold is shown "
+        "once the test patients have not spoken against it"
+    )
+
+
 def _promise(c: Certificate) -> str:
     over = _shared_over(c.models_compared, c.labels_certified)
     shared = f", shared out over {over}," if over else ""
@@ -279,26 +286,3 @@ def _other_findings(patients: Patients, point: _Point) -> list[Finding]:
     if point.threshold is None:
         return [Finding("other_not_certified", "info", "calibration", point.message)]
     return assess_other_target(patients.y, patients.s, point.threshold, point.target)
-
-
-def _tracked(points: Sequence[_Point]) -> dict[str, float]:
-    """Return what the tracker gets: the headline target's numbers by plain names, others with their target."""
-    names = ["", *(f"_at_{point.target:g}" for point in points[1:])]
-    return {
-        f"{name}{suffix}": value
-        for point, suffix in zip(points, names, strict=True)
-        if point.certificate
-        for name, value in _numbers(point.certificate).items()
-    }
-
-
-def _numbers(c: Certificate) -> dict[str, float]:
-    rates = {"recall": c.recall, "specificity": c.specificity, "referral_rate": c.referral_rate}
-    return {
-        "certified_recall": c.certified_recall,
-        "misses_allowed": c.misses_allowed,
-        "misses_seen": c.misses_seen,
-        **{f"calibration_{name}": rate.value for name, rate in rates.items()},
-        **{f"calibration_{name}_low": rate.low for name, rate in rates.items()},
-        **{f"calibration_{name}_high": rate.high for name, rate in rates.items()},
-    }

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.special import expit
 
 from pipeline.imaging.duplicates import met_before, near_copies, read_fingerprints
+from pipeline.reporting.decision import decide
 from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibrators import calibrator_from_dict
 from pipeline.statistics.curves import curve_table
@@ -124,6 +125,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         [patient_table(arm, test, frozen.shown(test.s), frozen.threshold), *others], ignore_index=True
     )
 
+    decision = decide([finding.to_dict() for finding in findings], frozen.certificate, metrics)
     write_json(work / "metrics.json", metrics)
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
     write_table(work / "comparison.parquet", comparison, COMPARISON)
@@ -140,7 +142,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         if not finding.on.startswith("calibration"):
             where = f" ({finding.on})" if "further label" in finding.on else ""
             (log.info if finding.level == "info" else log.warn)(f"{finding.code}{where}: {finding.message}")
-    log.metrics(_headline(metrics, comparison), 0)
+    log.metrics(_headline(decision.metrics(metrics), comparison), 0)
 
 
 def _frozen(inputs: Inputs, folder: str = "") -> Frozen:

@@ -18,6 +18,7 @@ from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
 from pipeline.reporting.evidence import Evidence, Example
 from pipeline.reporting.spreadsheet import csv_text
+from pipeline.statistics.patients import deciding_images
 from pipeline.store import tables
 from pipeline.store.files import atomic, read_json, write_json
 
@@ -58,7 +59,9 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     scores = table("evaluate", "patient_scores.parquet", tables.PATIENT_SCORES)
     reported = scores[scores["arm"] == metrics["arm"]]
     wrong = _most_confident_errors(reported, settings.examples)
-    examples = _examples(wrong, table("preprocess", "index_test.parquet", tables.INDEX), images, inputs, metrics)
+    deciding = deciding_images(table("score", "scores_test.parquet", tables.SCORES), metrics["arm"])
+    index = table("preprocess", "index_test.parquet", tables.INDEX)
+    examples = _examples(wrong, index, deciding, images, inputs, metrics)
     fractions = inputs.files("evaluate", "label_fractions.parquet")
     return Evidence(
         title=settings.title,
@@ -105,24 +108,29 @@ def _most_confident_errors(scores: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def _examples(
-    chosen: pd.DataFrame, index: pd.DataFrame, images: pd.DataFrame, inputs: Inputs, metrics: dict[str, Any]
+    chosen: pd.DataFrame,
+    index: pd.DataFrame,
+    deciding: pd.Series,
+    images: pd.DataFrame,
+    inputs: Inputs,
+    metrics: dict[str, Any],
 ) -> list[Example]:
-    """Return the first image of each chosen patient, where the model's attention lay, and what the tables say of it."""
+    """Return each chosen patient's deciding image, where the model's attention lay, and what the tables say of it."""
     if chosen.empty:
         return []
     own = index[index["patient_id"].isin(chosen["patient_id"])].sort_values("image_id")
-    counts, firsts = own.groupby("patient_id").size(), own.drop_duplicates("patient_id").set_index("patient_id")
-    firsts = firsts.loc[chosen["patient_id"]].reset_index()
+    counts = own.groupby("patient_id").size()
+    shown = own.set_index("image_id").loc[deciding[chosen["patient_id"]]].reset_index()
     shards = {
         name: np.load(inputs.file("preprocess", name), mmap_mode="r", allow_pickle=False)
-        for name in firsts["shard"].unique()
+        for name in shown["shard"].unique()
     }
-    pictures = Images(firsts, shards)
+    pictures = Images(shown, shards)
     attention = _attention(inputs, metrics, pictures)
     known = images.set_index("image_id")
     examples = []
     for at, row in enumerate(chosen.to_dict("records")):
-        facts = known.loc[firsts.loc[at, "image_id"]].to_dict()
+        facts = known.loc[shown.loc[at, "image_id"]].to_dict()
         shares = None if attention is None else attention[at]
         image, outlined = _shown(pictures.raw([at])[0, 0].numpy(), shares)
         examples.append(

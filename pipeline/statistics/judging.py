@@ -152,9 +152,13 @@ def findings_of(
     )
     point = metrics["operating_point"]
     if point and point["verification"] == "contradicted":
-        found = f"{point['counts']['tp']} of {metrics['positives']} patients with the condition were referred"
-        message = f"the certified recall did not hold on these patients: {found}"
-        findings.append(Finding("recall_contradicted", "warn", on, message))
+        # No count: what was found at a threshold that may not be used is no result.
+        target, confidence = frozen.certificate["recall_target"], frozen.certificate["confidence"]
+        message = (
+            f"the certificate is contradicted: recall on these {metrics['positives']} patients with the condition is, "
+            f"with {100 * confidence:.4g} % confidence, below the target of {target:g}"
+        )
+        findings.append(Finding("recall_contradicted", "fail", on, message))
     return findings + [
         finding
         for other in metrics["other_operating_points"]

@@ -166,6 +166,17 @@ def patients_of(scores: pd.DataFrame, arm: str, how: Aggregation, seed: int | No
     return Patients(ids, y, s, len(first), conflicts, seeds)
 
 
+def deciding_images(scores: pd.DataFrame, arm: str) -> pd.Series:
+    """Return the image of each patient with the highest mean logit of an arm's seeds, by patient; the first of equals.
+
+    It is the one that makes the score when scores are aggregated by their maximum.
+    """
+    rows = scores[scores["arm"] == arm]
+    logits = rows.groupby(["patient_id", "image_id"], sort=True)["logit"].mean().reset_index("image_id")
+    ordered = logits.sort_values("logit", ascending=False, kind="stable")
+    return ordered.groupby(level="patient_id")["image_id"].first()
+
+
 def patient_table(
     arm: str, patients: Patients, probability: np.ndarray | None, threshold: float | None
 ) -> pd.DataFrame:

@@ -64,13 +64,15 @@ def _create_database(store: Path) -> None:
 class Tracker:
     """Writes the runs of one project."""
 
-    def __init__(self, project: str, store: Path, uri: str | None = None) -> None:
+    def __init__(self, project: str, store: Path, uri: str | None = None, pictures: bool = False) -> None:
         """Open (or create, once, under a lock) the database and the experiment.
+
+        `pictures` of patients go to the database inside the store anyway: they do not leave it.
 
         Raises TrackingError when the server cannot be reached.
         """
         store.mkdir(parents=True, exist_ok=True)
-        self.uri = uri or default_uri(store)
+        self.uri, self.pictures = uri or default_uri(store), pictures or uri is None
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         artifacts = None if uri else (store.resolve() / "mlflow-artifacts" / project).as_uri()

@@ -186,7 +186,8 @@ def test_harder_test_patients_contradict_the_certificate(cohort):
     made.write_scores("test", scores)
     made.run("calibrate").run("evaluate")
     assert made.json("evaluate", "metrics.json")["operating_point"]["verification"] == "contradicted"
-    assert ("recall_contradicted", "warn") in findings(made, "test")
+    assert ("recall_contradicted", "fail") in findings(made, "test")
+    assert not any(name.startswith(("test_recall", "test_specificity")) for name in made.tracked["evaluate"])
 
 
 def test_other_scores_on_the_test_patients_are_a_shift(cohort):
@@ -226,7 +227,7 @@ def test_a_further_target_that_does_not_hold_is_noted(cohort):
     scores.loc[scores["label"] == 1, "logit"] -= 1.5
     made.write_scores("test", scores)
     made.run("calibrate", recall_targets=[0.95, 0.9]).run("evaluate")
-    assert {("recall_contradicted", "warn"), ("other_recall_contradicted", "info")} <= findings(made, "test")
+    assert {("recall_contradicted", "fail"), ("other_recall_contradicted", "info")} <= findings(made, "test")
 
 
 def test_a_local_prevalence_changes_displayed_probabilities_alone(evaluated):

@@ -60,7 +60,12 @@ def _gallery(e: Evidence, name: str, words: str, found: Sequence[Example]) -> li
 def _figure(e: Evidence, name: str, words: str, found: Sequence[Example]) -> Figure:
     titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, 1)]
     alt = f"{len(found)} images as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
-    caption = f"{words}. Images as the model saw them, the patient's first image{_planes(e, found)}."
+    which = (
+        "the one that made the patient's score"
+        if e.metrics["aggregation"] == "max"
+        else ("the one of the patient's with the highest score; the patient's is the mean of all")
+    )
+    caption = f"{words}. Images as the model saw them, {which}{_planes(e, found)}."
     shares = [x.outlined_share for x in found if x.outlined_share is not None]
     if shares:
         alt += f" Beside each the same image with an outline, around {', '.join(percent(s, 0) for s in shares)}."

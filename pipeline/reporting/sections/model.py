@@ -45,10 +45,7 @@ def _making(e: Evidence) -> Table:
     images, pre = e.records["preprocess"]["settings"], e.records["pretrain"]["settings"]
     encoder = pre["encoder"]
     spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
-    shown = (
-        f"{_by(images['image_size'])} pixels{spacing}; grey values between percentiles "
-        f"{images['lower_percentile']:g} and {images['upper_percentile']:g} stretched to 0–255"
-    )
+    shown = f"{_by(images['image_size'])} pixels{spacing}; {_grey_values(images)} stretched to 0–255"
     network = (
         f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
         f"{encoder['depth']}, {encoder['heads']} heads, {count(e.encoder['parameters'])} parameters"
@@ -71,11 +68,26 @@ def _making(e: Evidence) -> Table:
         ["Encoder", network],
         ["Pretraining", method],
         ["Pretraining images", on],
-        ["Unequal numbers of the two kinds of patient", "not corrected for; calibration sets the probabilities"],
+        ["Unequal numbers of the two kinds of patient", _imbalance(e.records["finetune"]["settings"])],
         ["Reported arm chosen", "before calibration, in the configuration"],
         ["Models compared on calibration patients", count(e.threshold["models_compared"])],
     ]
     return Table("making", "How the model was made", ["What", "Value"], rows, True)
+
+
+def _grey_values(images: Json) -> str:
+    if images.get("window"):  # absent from an artifact that was kept and is older than the setting
+        return f"values from {images['window'][0]:g} to {images['window'][1]:g}"
+    return f"grey values between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
+
+
+def _imbalance(training: Json) -> str:
+    # An artifact that was kept may be older than these two settings.
+    how = [
+        *(["both kinds count alike in the networks' loss"] if training.get("loss") == "weighted" else []),
+        *(["each epoch draws as many images of either kind"] if training.get("sampling") == "balanced" else []),
+    ]
+    return f"{'; '.join(how) or 'not corrected for'}; calibration sets the probabilities"
 
 
 def _arms(e: Evidence) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.reporting.decision import Json, in_words
 from pipeline.reporting.diagrams import icons
 from pipeline.reporting.document import (
     RESEARCH_USE,
@@ -17,7 +18,7 @@ from pipeline.reporting.document import (
     Table,
 )
 from pipeline.reporting.document import shortened as short
-from pipeline.reporting.evidence import Evidence, Json, in_words
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import (
     count,
     interval,

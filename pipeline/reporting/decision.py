@@ -1,0 +1,73 @@
+"""The one door: whether an operating point may be used, and what leaves the store of threshold and results if not.
+
+Report, `--json`, MLflow and comparison take thresholds, certificates and results at a threshold from here alone. The
+store keeps the record of what was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+NO_POINT: Json = {"operating_point": None, "other_operating_points": [], "consequences": []}
+# Of threshold.json, what somebody could use, or read as a result at the threshold.
+AT_THE_THRESHOLD = (
+    *("threshold", "threshold_hex", "probability", "probability_prevalence", "certified_recall", "misses_allowed"),
+    *("misses_seen", "recall", "specificity", "referral_rate"),
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why no operating point may be used, in words; usable when there is no reason against it."""
+
+    reasons: tuple[str, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether threshold and results at it may leave the store."""
+        return not self.reasons
+
+    def threshold(self, threshold: Json) -> dict[str, Any]:
+        """Return the content of a threshold.json that may leave; its message only where it refuses a certificate."""
+        if self.usable:
+            return dict(threshold)
+        message = {} if not threshold["certified"] else {"message": "withheld: the operating point may not be used"}
+        nothing = dict.fromkeys(name for name in AT_THE_THRESHOLD if name in threshold)
+        return {**threshold, **nothing, **message, "other_operating_points": []}
+
+    def metrics(self, metrics: Json) -> dict[str, Any]:
+        """Return the content of metrics.json that may leave; a further label's results only when its own may, too."""
+        further = {
+            label_id: its if self.usable and not its["problems"] else {**its, **NO_POINT}
+            for label_id, its in metrics["further_labels"].items()
+        }
+        allowed = {**metrics, "further_labels": further}
+        if not self.usable:
+            groups = [{**group, "recall": None, "verification": None} for group in metrics["shift"]["groups"]]
+            external = {name: {**its, **NO_POINT} for name, its in metrics["external"].items()}
+            allowed |= {**NO_POINT, "external": external, "shift": {**metrics["shift"], "groups": groups}}
+        if metrics["macro"] and not all(its["operating_point"] for its in (allowed, *further.values())):
+            allowed["macro"] = {**metrics["macro"], "recall": None, "specificity": None}
+        return allowed
+
+
+def decide(findings: Sequence[Json], threshold: Json, metrics: Json | None = None) -> Decision:
+    """Decide from the findings of the gate and what was certified; `metrics` is None before the test set was read."""
+    found = [in_words(finding) for finding in findings if finding["level"] == "fail"]
+    # A refusal is also among the findings; these lines hold for artifacts in which it is not.
+    if not found and not threshold["certified"]:
+        found.append(threshold["message"])
+    if not found and metrics is not None and metrics["operating_point"] is None:
+        found.append("the test results hold no operating point")
+    return Decision(tuple(found))
+
+
+def in_words(finding: Json) -> str:
+    """Return a finding with the patients that it is about: `Test patients: the threshold refers no patient.`"""
+    message, on = finding["message"].strip(), finding["on"]
+    who = f"{on} patients" if on in ("calibration", "test") else on
+    return f"{who[0].upper()}{who[1:]}: {message}" + ("" if message.endswith((".", "!", "?")) else ".")
