@@ -199,6 +199,7 @@ def git_commit() -> str:
     return commit + ("+changes" if changes.strip() else "")
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that results can depend on."""
     versions = {}
