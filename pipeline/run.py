@@ -30,6 +30,7 @@ from pipeline.store.lineage import (
     code_digests,
     git_commit,
     package_versions,
+    runtime_versions,
     studies_digest,
 )
 from pipeline.store.runlog import RunLog
@@ -624,7 +625,7 @@ def _execute(
                 "sources": step.sources,
                 "code": step.code,
                 "git_commit": git_commit(),
-                "versions": package_versions(),
+                "versions": runtime_versions() | package_versions(),
                 "device": _device(inputs.machine.device),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(seconds, 1),
