@@ -376,13 +376,13 @@ def _stages(names: list[str] | None) -> list[str]:
 @contextmanager
 def _errors(after_interrupt: str = "") -> Iterator[None]:
     """Turn what users can cause into one message and an exit code; anything else keeps its traceback."""
-    from pipeline.config import ConfigError
+    from pipeline.config import UsageError
 
     try:
         yield
     except typer.Exit:  # a RuntimeError too
         raise
-    except ConfigError as error:
+    except UsageError as error:
         _fail(str(error), USAGE)
     except (ValueError, RuntimeError, OSError) as error:
         _fail(f"{error} ({_raised_at(error)})", ERROR)

@@ -21,7 +21,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0.5, lt=1)]
 
 
-class ConfigError(ValueError):
+class UsageError(ValueError):
+    """What was asked for cannot be done as it was asked; the message says why and what to do."""
+
+
+class ConfigError(UsageError):
     """The configuration cannot be used; the message lists every problem with its line."""
 
 

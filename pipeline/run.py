@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import Card, Config, Studies
+from pipeline.config import Card, Config, Studies, UsageError
 from pipeline.config_file import flatten, read_card
 from pipeline.followers import announce
 from pipeline.indexing import gate_failures, index_pipeline, index_stage
@@ -30,6 +30,7 @@ from pipeline.store.lineage import (
     code_digests,
     git_commit,
     package_versions,
+    runtime_versions,
     studies_digest,
 )
 from pipeline.store.runlog import RunLog
@@ -166,6 +167,10 @@ class RunError(RuntimeError):
     """The run cannot start or go on; the message says why and what to do."""
 
 
+class ChoiceError(RunError, UsageError):
+    """What was asked for does not go together, whatever is in the store; the message says why and what to do."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What the plan says about one stage at work."""
@@ -179,7 +184,12 @@ class Step:
     sources: Mapping[str, str]
     code: Mapping[str, str]
     kept: str = ""
-    anew: bool = False
+    asked: frozenset[str] | None = None
+
+    @property
+    def anew(self) -> bool:
+        """Whether it is to be made anew, since --rebuild named one of the steps in `asked`, now or earlier."""
+        return self.asked is not None
 
     @property
     def name(self) -> str:
@@ -210,13 +220,19 @@ def plan(
 ) -> list[Step]:
     """Return each step in order, its key and whether it is reused or must run, with the reason.
 
-    Raises RunError when a step cannot be kept, or there is no such step.
+    A rebuild that was interrupted goes on, whether it is asked for again or not, but for the steps in `keep`.
+
+    Raises RunError when a step cannot be kept, ChoiceError when `keep` and `rebuild` contradict each other or name what
+    is no step.
     """
     store = Store(config.store)
     available = {name: _sources(config, data, secret) for name, data in _datasets(config, card).items()}
     external = [name for name in available if name]
     stages = _stages(external)
     _check_names([*keep, *rebuild], [stage.step for stage in stages])
+    if both := [name for name in keep if name in rebuild]:
+        raise ChoiceError(f"--keep {both[0]} and --rebuild {both[0]} contradict each other; choose one")
+    follows = _following(stages, rebuild)
     keys: dict[str, str] = {}
     kept: dict[str, str] = {}
     steps = []
@@ -231,13 +247,14 @@ def plan(
         code = code_digests(f"pipeline.stages.{stage.name}")
         key = artifact_key(stage.name, settings, inputs, sources, sha256_json(code))
         step = Step(stage, key, "run", "", settings, inputs, sources, code)
-        anew = step.name in rebuild or any(earlier.anew for earlier in steps if earlier.name in _read_by(stage))
-        step = _decide(step, store, step.name in keep, anew)
+        if step.name in keep:
+            step = _keep(step, store, step.name in follows)
         keys[step.name] = step.key
         if step.kept:
             kept[step.name] = step.kept
         steps.append(step)
-    return steps
+    asked = _asked(steps, store, rebuild)
+    return [_decide(replace(step, asked=asked.get(step.name)), store) for step in steps]
 
 
 def _stages(external: Sequence[str]) -> list[Stage]:
@@ -264,9 +281,17 @@ def _read_by(stage: Stage) -> set[str]:
     return {stage.source(read) for read in stage.reads}
 
 
+def _following(stages: Sequence[Stage], names: Sequence[str]) -> set[str]:
+    """Return the steps with these names and all that read what they leave, directly or not."""
+    found = set(names)
+    for stage in stages:
+        found |= {stage.step} if found & _read_by(stage) else set()
+    return found
+
+
 def _check_names(wanted: Sequence[str], steps: Sequence[str]) -> None:
     if unknown := [name for name in wanted if name not in steps]:
-        raise RunError(f"there is no step {', '.join(unknown)}; this run has {', '.join(steps)}")
+        raise ChoiceError(f"there is no step {', '.join(unknown)}; this run has {', '.join(steps)}")
 
 
 def _datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
@@ -308,38 +333,65 @@ def _track_hashing(paths: Sequence[Path]) -> Iterator[Path]:
     return RunLog("plan").track(paths, "files hashed", total=len(paths))
 
 
-def _decide(step: Step, store: Store, keep: bool, anew: bool) -> Step:
-    stage, name = step.stage.name, step.name
-    if store.find(stage, step.key) is not None:
-        return replace(step, anew=True, reason="made anew, as asked") if anew else replace(step, action="reuse")
+def _keep(step: Step, store: Store, asked: bool) -> Step:
+    """Return the step with the artifact that is there, although its code has changed or its rebuild was asked for."""
+    if store.find(step.stage.name, step.key) is not None:
+        due = asked or store.rebuild_asked(step.stage.name, step.key) is not None
+        return replace(step, kept="its rebuild was asked for") if due else step
     nearest, changes = _nearest(step, store)
-    if nearest is None:
-        reason = "no earlier artifact"
-    else:
-        reason = "; ".join(f"{what} changed ({detail})" for what, detail in changes.items())
+    reason = _reason(nearest, changes)
+    if nearest is None or set(changes) != {"code"}:
+        raise RunError(f"--keep {step.name}: not only its code changed ({reason})")
+    return replace(step, key=nearest.key, kept=reason)
+
+
+def _asked(steps: Sequence[Step], store: Store, rebuild: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Return, by step that is to be made anew, the steps that --rebuild named, now or before an interruption.
+
+    What was named before, and is made already, is not made a second time while some of what follows is still due.
+    """
+    due = {step.name: store.rebuild_asked(step.stage.name, step.key) for step in steps}
+    begun = {name for names in due.values() for name in names or ()}
+    found: dict[str, frozenset[str]] = {}
+    for step in steps:
+        own = frozenset({step.name} & {*rebuild} - begun)
+        before = [found[read] for read in _read_by(step.stage) if read in found]
+        if not step.kept and (own or before or due[step.name] is not None):
+            found[step.name] = own.union(due[step.name] or (), *before)
+    return found
+
+
+def _decide(step: Step, store: Store) -> Step:
+    stage, name = step.stage.name, step.name
+    partial = store.partial(stage, step.key).exists()
+    if step.kept:
+        return replace(step, action="reuse", reason=f"kept although {step.kept}")
+    if store.find(stage, step.key) is not None:
+        return replace(step, reason="made anew, as asked") if step.anew else replace(step, action="reuse")
+    nearest, changes = _nearest(step, store)
+    reason = _reason(nearest, changes)
     only_code = nearest is not None and set(changes) == {"code"}
-    if keep:
-        if not only_code or nearest is None:
-            raise RunError(f"--keep {name}: not only its code changed ({reason})")
-        return replace(step, key=nearest.key, action="reuse", reason=f"kept although {reason}", kept=reason)
-    if only_code and step.stage.costly and not anew and not store.partial(stage, step.key).exists():
+    if only_code and step.stage.costly and not step.anew and not partial:
         reason += (
             f"; add --keep {name} to use the artifact made by the earlier code, or --rebuild {name} to make it anew"
         )
         return replace(step, action="stop", reason=reason)
-    if store.partial(stage, step.key).exists():
-        reason = "goes on with unfinished work"
-    return replace(step, reason=reason, anew=anew)
+    return replace(step, reason="goes on with unfinished work" if partial else reason)
+
+
+def _reason(nearest: Artifact | None, changes: Mapping[str, str]) -> str:
+    if nearest is None:
+        return "no earlier artifact"
+    return "; ".join(f"{what} changed ({detail})" for what, detail in changes.items())
 
 
 def _nearest(step: Step, store: Store) -> tuple[Artifact | None, dict[str, str]]:
-    """Return the earlier artifact of this step that differs in the fewest respects, and these respects."""
-    best: tuple[Artifact | None, dict[str, str]] = (None, {})
-    for artifact in _earlier(step, store):
-        changes = _changes(step, artifact.record)
-        if best[0] is None or len(changes) < len(best[1]):
-            best = (artifact, changes)
-    return best
+    """Return the earlier artifact of this step that differs in the fewest respects, and these respects.
+
+    Of those that differ in one, an artifact of other code alone comes first, since it can be kept; then the newest.
+    """
+    found = [(artifact, _changes(step, artifact.record)) for artifact in _earlier(step, store)]
+    return min(found, key=lambda one: (len(one[1]), set(one[1]) != {"code"}), default=(None, {}))
 
 
 def _earlier(step: Step, store: Store) -> list[Artifact]:
@@ -394,28 +446,28 @@ def run(
     """Run what has to run up to step `until`, or the step `only`, and index it in MLflow.
 
     Raises RunError when a costly stage would run only because its code changed, or when `only` lacks an input;
-    KeyboardInterrupt when `machine.max_minutes` have passed.
+    ChoiceError when `keep` or `rebuild` name what this command does not make or read; KeyboardInterrupt when
+    `machine.max_minutes` have passed.
     """
     minutes = config.machine.max_minutes
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     from pipeline.store.tracking import Tracker, closing, comparison_fragment
 
     store = Store(config.store)
-    steps = plan(config, card, secret, keep=keep, rebuild=rebuild)
-    names = [step.name for step in steps]
+    planned = plan(config, card, secret, keep=keep, rebuild=rebuild)
+    names = [step.name for step in planned]
     _check_names([only or until], names)
-    steps = steps[: names.index(only or until) + 1]
+    steps = planned[: names.index(only or until) + 1]
+    _check_choices(steps, only, keep, rebuild)
     for step in steps:
         say(step.line())
     _refuse(steps, store, only)
-    for step in steps:
-        if step.anew:
-            with store.lock(step.stage.name, step.key):
-                store.discard(step.stage.name, step.key)
+    _note_rebuilds(planned, store)
     tracker = Tracker(config.project, config.store, config.tracking.uri, config.tracking.pictures)
     wanted = [step for step in steps if only in (None, step.name)]
     if only is not None:
         artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
+        _leave_rebuilds(planned, store)
         return _result(config, artifacts, comparison_fragment(tracker.experiment_id), None)
     name, key = f"{config.project} {steps[-1].key[:8]}", f"{steps[-1].stage.name}/{steps[-1].key}"
     if key in tracker.indexed("pipeline") and not any(step.anew for step in steps):
@@ -426,26 +478,69 @@ def run(
             tracker.parameters(run_id, _parameters(config))
             artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
             index_pipeline(tracker, run_id, artifacts)
+    _leave_rebuilds(planned, store)
     report = _deliver(config, artifacts.get("report"))
     return _result(config, artifacts, comparison_fragment(tracker.experiment_id), report)
 
 
-def _refuse(steps: Sequence[Step], store: Store, only: str | None) -> None:
-    if only is None:
-        stopped = [step for step in steps if step.action == "stop"]
-    else:
-        stopped = [step for step in steps if step.action == "stop" and step.name == only]
-        needed = {only}
-        for step in reversed(steps):
-            needed |= _read_by(step.stage) if step.name in needed else set()
-        made = {step.name for step in steps if store.find(step.stage.name, step.key) is not None}
-        missing = [step.name for step in steps[:-1] if step.name in needed - made]
-        if missing:
-            raise RunError(
-                f"{only} needs {', '.join(missing)}, not made yet; run: maescreen run CONFIG --until {missing[-1]}"
+def _check_choices(steps: Sequence[Step], only: str | None, keep: Sequence[str], rebuild: Sequence[str]) -> None:
+    """Raise ChoiceError when a step that was named is not among those that this command makes, or reads."""
+    last = steps[-1].name
+    allowed = [step.name for step in steps]
+    if only is not None:
+        if others := [name for name in rebuild if name != only]:
+            raise ChoiceError(
+                f"{only} makes {only} alone, --rebuild {others[0]} would make more; "
+                f"run: maescreen run CONFIG --rebuild {others[0]}"
             )
+        needed = _needed(steps, only)
+        allowed = [name for name in allowed if name in needed]
+    if beyond := [name for name in [*keep, *rebuild] if name not in allowed]:
+        option = "--keep" if beyond[0] in keep else "--rebuild"
+        raise ChoiceError(f"{option} {beyond[0]}: {last}, with which this command ends, does not need it")
+
+
+def _needed(steps: Sequence[Step], name: str) -> set[str]:
+    """Return a step and all that it rests on."""
+    needed = {name}
+    for step in reversed(steps):
+        needed |= _read_by(step.stage) if step.name in needed else set()
+    return needed
+
+
+def _refuse(steps: Sequence[Step], store: Store, only: str | None) -> None:
+    stopped = [step for step in steps if step.action == "stop" and only in (None, step.name)]
+    if only is not None:
+        needed = _needed(steps, only)
+        missing = [s for s in steps[:-1] if s.name in needed and not _usable(s, store)]
+        if missing:
+            names = ", ".join(step.name for step in missing)
+            due = "not made yet or to be made anew" if any(step.anew for step in missing) else "not made yet"
+            lines = [f"{only} needs {names}, {due}; run: maescreen run CONFIG --until {missing[-1].name}"]
+            lines += [f"{step.name}: {step.reason}" for step in missing if step.action == "stop"]
+            raise RunError("\n".join(lines))
     if stopped:
         raise RunError("\n".join(f"{step.name}: {step.reason}" for step in stopped))
+
+
+def _usable(step: Step, store: Store) -> bool:
+    return not step.anew and store.find(step.stage.name, step.key) is not None
+
+
+def _note_rebuilds(steps: Sequence[Step], store: Store) -> None:
+    """Note what is to be made anew, also beyond this command: it would rest on what an artifact no longer holds."""
+    for step in steps:
+        if step.asked is not None:
+            store.ask_rebuild(step.stage.name, step.key, step.asked)
+        elif step.kept:
+            store.withdraw_rebuild(step.stage.name, step.key)
+
+
+def _leave_rebuilds(steps: Sequence[Step], store: Store) -> None:
+    """Note that this command is done: named again, its steps are to be made anew once more."""
+    for step in steps:
+        if store.rebuild_asked(step.stage.name, step.key):
+            store.ask_rebuild(step.stage.name, step.key, ())
 
 
 def _make(
@@ -464,7 +559,7 @@ def _make(
     hashes = _hashes(config, secret)
     for step in wanted:
         stage = step.stage
-        if time.monotonic() > deadline and step.name not in artifacts:
+        if time.monotonic() > deadline and (step.anew or step.name not in artifacts):
             raise KeyboardInterrupt(f"stopped before {step.name}: machine.max_minutes have passed")
         data, about = datasets[stage.external]
         inputs = Inputs(
@@ -493,7 +588,8 @@ def _build(step: Step, settings: Any, inputs: Inputs, project: str, store: Store
     name, key = step.stage.name, step.key
     log = RunLog(step.name)
     with store.lock(name, key, waiting=lambda: log.info("another run is making this artifact; waiting for it")):
-        artifact = store.find(name, key)
+        # Another run may have finished the rebuild while this one waited.
+        artifact = store.find(name, key) if store.rebuild_asked(name, key) is None else None
         if artifact is None:
             artifact = _execute(step, settings, inputs, project, store, tracker, log)
         index_stage(tracker, artifact)
@@ -529,7 +625,7 @@ def _execute(
                 "sources": step.sources,
                 "code": step.code,
                 "git_commit": git_commit(),
-                "versions": package_versions(),
+                "versions": runtime_versions() | package_versions(),
                 "device": _device(inputs.machine.device),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(seconds, 1),

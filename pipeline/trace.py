@@ -48,12 +48,17 @@ def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[
         if artifact is None:
             problems.append(f"{step} {key} is not in the store")
             continue
-        for name in artifact.record["files"]:
+        try:
+            names = artifact.record["files"]
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        for name in names:
             try:
                 artifact.file(name)
             except StoreError as error:
                 problems.append(str(error))
-        progress(f"{step} {key}: {len(artifact.record['files'])} files checked")
+        progress(f"{step} {key}: {len(names)} files checked")
     made = [artifact.record["files"].get("report.pdf") for artifact in store.all("report")]
     if sha256_file(report) not in made:
         problems.append(f"{report.name} differs from every report in the store: it was changed after it was made")
@@ -69,7 +74,9 @@ def verify_sources(report: Path, store: Store, data: Data) -> list[str]:
         if ingest is None:
             problems.append(f"there is no artifact {step} behind this report in the store")
         elif studies_digest(place.studies, SourceHashes(), place.labels) != ingest.record["sources"]["studies"]:
-            problems.append(f"{step}: a source file was added, removed, renamed or changed since it was ingested")
+            problems.append(
+                f"{step}: a source file was added, removed, renamed or changed since it was ingested, or cannot be read"
+            )
     return problems
 
 

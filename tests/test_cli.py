@@ -130,6 +130,18 @@ def test_trace_notices_a_changed_artifact_and_a_changed_report(finished, tmp_pat
     assert "changed after it was made" in call("trace", forged, "--verify", "--store", finished.store).stderr
 
 
+def test_trace_notices_a_source_file_that_was_changed(finished, tmp_path):
+    pdf = call("run", finished.config).stdout.strip()
+    project = finished.copy(tmp_path / "changed")
+    verify = ("trace", pdf, "--verify", "--config", project.config)
+    assert call(*verify).exit_code == 0
+    with zipfile.ZipFile(project.folder / "studies.zip", "a") as archive:
+        archive.writestr("another.dcm", b"")
+    result = call(*verify)
+    assert result.exit_code == 1
+    assert "ingest: a source file was added, removed, renamed or changed since it was ingested" in result.stderr
+
+
 def test_reindex_rebuilds_a_lost_database(finished, tmp_path):
     from pipeline.store.tracking import Tracker
 

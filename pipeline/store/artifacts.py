@@ -1,7 +1,9 @@
 """Versioned artifacts on disk: complete or absent, locked while made, checked when read.
 
 An artifact is the folder `<store>/<stage>/<key>/` with its files and `artifact.json`, which lists the SHA-256 of
-every file. Work happens in `<key>.partial/`; one rename publishes it.
+every file. Work happens in `<key>.partial/`; one rename publishes it. One that is made again is replaced only when its
+successor is complete: it steps aside to `<key>.old/` for the moment of that rename. That it is to be made again stands
+in `<key>.rebuild.json` until then, so that an interrupted rebuild is known to be unfinished.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import fnmatch
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.config import Card, Machine
 
 RECORD = "artifact.json"
+OLD = ".old"
 
 
 class StoreError(RuntimeError):
@@ -42,8 +45,13 @@ class Artifact:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The content of artifact.json."""
-        return read_json(self.path / RECORD)
+        """The content of artifact.json. Raises StoreError when it is damaged."""
+        try:
+            return read_json(self.path / RECORD)
+        except ValueError as error:
+            raise StoreError(
+                f"{self.stage} {self.key}: {RECORD} is damaged; make it anew with --rebuild {self.stage}"
+            ) from error
 
     def file(self, name: str) -> Path:
         """Return the path of a file after comparing its bytes with the SHA-256 recorded when it was made.
@@ -51,15 +59,15 @@ class Artifact:
         Raises StoreError when the file is unknown, missing or changed.
         """
         expected = self.record["files"].get(name)
-        path = self.path / name
+        path, step = self.path / name, self.record.get("step", self.stage)
         if expected is None:
-            raise StoreError(f"{self.stage} {self.key} has no file {name}")
+            raise StoreError(f"{step} {self.key} has no file {name}")
         if not path.is_file():
-            raise StoreError(f"{self.stage} {self.key}: {name} is missing; rebuild with --rebuild {self.stage}")
+            raise StoreError(f"{step} {self.key}: {name} is missing; rebuild with --rebuild {step}")
         if sha256_file(path) != expected:
             raise StoreError(
-                f"{self.stage} {self.key}: {name} has changed since it was made (SHA-256 differs); "
-                f"rebuild with --rebuild {self.stage}"
+                f"{step} {self.key}: {name} has changed since it was made (SHA-256 differs); "
+                f"rebuild with --rebuild {step}"
             )
         return path
 
@@ -132,18 +140,29 @@ class Store:
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """Return the published artifact, or None."""
-        path = self.root / stage / key
-        return Artifact(stage, key, path) if (path / RECORD).is_file() else None
+        final, old = self._final(stage, key), self._old(stage, key)
+        # A kill between the two renames of `publish` left the earlier one aside; without a kill the new one follows.
+        for path in (final, old, final):
+            if (path / RECORD).is_file():
+                return Artifact(stage, key, path)
+        return None
+
+    def _final(self, stage: str, key: str) -> Path:
+        return self.root / stage / key
+
+    def _old(self, stage: str, key: str) -> Path:
+        return self.root / stage / f"{key}{OLD}"
 
     def partial(self, stage: str, key: str) -> Path:
         """Return the folder in which an artifact is made."""
         return self.root / stage / f"{key}.partial"
 
     def all(self, stage: str) -> list[Artifact]:
-        """Return every published artifact of a stage, newest first."""
-        found = [Artifact(stage, path.parent.name, path.parent) for path in (self.root / stage).glob(f"*/{RECORD}")]
-        published = [artifact for artifact in found if "." not in artifact.key]
-        return sorted(published, key=lambda artifact: (artifact.record["created"], artifact.key), reverse=True)
+        """Return every published artifact of a stage that can be read, newest first."""
+        keys = {path.parent.name.removesuffix(OLD) for path in (self.root / stage).glob(f"*/{RECORD}")}
+        found = [self.find(stage, key) for key in keys if "." not in key]
+        dated = [(created, one.key, one) for one in found if one is not None and (created := _created(one))]
+        return [one for *_, one in sorted(dated, key=lambda row: row[:2], reverse=True)]
 
     @contextmanager
     def lock(self, stage: str, key: str, waiting: Any = None) -> Iterator[None]:
@@ -162,16 +181,28 @@ class Store:
             held.release()
 
     def begin(self, stage: str, key: str) -> Path:
-        """Return the work folder of an artifact, with what an interrupted run finished and without its torn files."""
-        work = self.partial(stage, key)
+        """Return the work folder of an artifact, with what an interrupted run finished and without its torn files.
+
+        A rebuild that has not begun yet takes over nothing.
+        """
+        work, final, old = self.partial(stage, key), self._final(stage, key), self._old(stage, key)
+        if not final.exists() and (old / RECORD).is_file():
+            old.rename(final)
+        asked = self._rebuild(stage, key)
+        if asked is not None and not asked["begun"]:
+            _remove(work)
+            write_json(self._request(stage, key), {**asked, "begun": True})
         work.mkdir(parents=True, exist_ok=True)
         for torn in work.rglob(".*.tmp*"):
             torn.unlink()
         return work
 
     def publish(self, stage: str, key: str, record: Mapping[str, Any]) -> Artifact:
-        """Hash and flush every file of the work folder, write artifact.json and rename the folder into place."""
-        work, final = self.partial(stage, key), self.root / stage / key
+        """Hash and flush every file of the work folder, write artifact.json and rename the folder into place.
+
+        An earlier artifact of the same key is there until then.
+        """
+        work, final, old = self.partial(stage, key), self._final(stage, key), self._old(stage, key)
         names = sorted(str(path.relative_to(work)) for path in work.rglob("*") if path.is_file())
         names = [name for name in names if name != RECORD]
         for name in names:
@@ -179,13 +210,56 @@ class Store:
                 os.fsync(stream.fileno())
         write_json(work / RECORD, {**record, "files": {name: sha256_file(work / name) for name in names}})
         if final.exists():
-            shutil.rmtree(final)
+            _remove(old)
+            final.rename(old)
         work.rename(final)
         flush_directory(final.parent)
+        self.withdraw_rebuild(stage, key)
+        _remove(old)
         return Artifact(stage, key, final)
 
+    # -------------------------------------------------- rebuilds that were asked for and are not finished
+
+    def ask_rebuild(self, stage: str, key: str, steps: Iterable[str]) -> None:
+        """Note that an artifact is to be made anew, and the steps that were named when this was asked for."""
+        begun = bool((self._rebuild(stage, key) or {}).get("begun"))
+        write_json(self._request(stage, key), {"steps": sorted(steps), "begun": begun})
+
+    def rebuild_asked(self, stage: str, key: str) -> frozenset[str] | None:
+        """Return the steps that were named when a rebuild of this artifact was asked for; None when none is due."""
+        asked = self._rebuild(stage, key)
+        return None if asked is None else frozenset(asked["steps"])
+
+    def withdraw_rebuild(self, stage: str, key: str) -> None:
+        """Let the artifact count as it is."""
+        self._request(stage, key).unlink(missing_ok=True)
+
+    def _request(self, stage: str, key: str) -> Path:
+        return self.root / stage / f"{key}.rebuild.json"
+
+    def _rebuild(self, stage: str, key: str) -> dict[str, Any] | None:
+        try:
+            return read_json(self._request(stage, key))
+        except FileNotFoundError:
+            return None
+
     def discard(self, stage: str, key: str) -> None:
-        """Remove an artifact and its unfinished work, so that it is made anew."""
-        for path in (self.root / stage / key, self.partial(stage, key)):
-            if path.exists():
-                shutil.rmtree(path)
+        """Remove an artifact and its unfinished work."""
+        for path in (self._final(stage, key), self._old(stage, key), self.partial(stage, key)):
+            _remove(path)
+        self.withdraw_rebuild(stage, key)
+
+
+def _created(artifact: Artifact) -> str:
+    """Return when an artifact was made; nothing when its record is damaged."""
+    try:
+        return artifact.record["created"]
+    except StoreError:
+        return ""
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its record first: what a kill leaves of it is no artifact."""
+    if folder.exists():
+        (folder / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(folder)

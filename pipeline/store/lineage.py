@@ -6,20 +6,25 @@ import ast
 import hashlib
 import hmac
 import os
+import platform
+import runpy
 import sqlite3
+import stat
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.store.files import sha256_file, sha256_json
 
 PACKAGE = "pipeline"
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 KEY_LENGTH = 16
 HASHES_PER_COMMIT = 500
+UNREADABLE = "unreadable"
 RECORDED_PACKAGES = ("torch", "monai", "pydicom", "nibabel", "pillow", "imagecodecs", "pylibjpeg-openjpeg", "pyjpegls",
                      "highdicom", "numpy", "scipy", "scikit-learn", "scikit-image", "pandas", "pyarrow", "mlflow",
                      "matplotlib", "typst")  # fmt: skip
@@ -117,12 +122,12 @@ class SourceHashes:
             )
 
     def of(self, path: Path) -> str:
-        """Return the SHA-256 of a file's bytes as hex."""
+        """Return the SHA-256 of a file's bytes as hex. Raises OSError when it cannot be read now, whatever is known."""
         if self._memory is None:
             return sha256_file(path)
         status = path.stat()
         seen, known = (status.st_size, status.st_mtime_ns), self._known(path)
-        if known is not None and known[:2] == seen:
+        if known is not None and known[:2] == seen and _may_read(path):
             return known[2]
         sha256 = sha256_file(path)
         self._new.append((self._name(path), *seen, sha256))
@@ -162,43 +167,75 @@ def studies_digest(
     """Return a digest of all files under `roots`: relative paths and contents, never where the roots are.
 
     `leave_out`, the label table, is no study: a corrected label must not read the archive again. `track` yields the
-    files it is given and may show progress.
+    files it is given and may show progress. What cannot be read counts as such, and is tried again every time.
     """
     digest = hashlib.sha256()
     for number, root in enumerate(roots):
         for path in track([path for path in _files(root) if path == root or path != leave_out]):
             relative = str(path.relative_to(root)) if path != root else ""
-            digest.update(f"{number}\0{relative}\0{hashes.of(path)}\n".encode("utf-8", "surrogateescape"))
+            content = _content(path, hashes)
+            digest.update(f"{number}\0{relative}\0{content}\n".encode("utf-8", "surrogateescape"))
     hashes.remember()
     return digest.hexdigest()
 
 
+def _may_read(path: Path) -> bool:
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _content(path: Path, hashes: SourceHashes) -> str:
+    try:
+        return hashes.of(path)
+    except OSError:  # its text names the file, and with it a patient
+        return UNREADABLE
+
+
 def _files(root: Path) -> list[Path]:
-    if root.is_file():
+    """Return the files under a root, and the folders that cannot be listed."""
+    if not os.path.isdir(root):
         return [root]
-    found = []
-    for folder, folders, names in os.walk(root, followlinks=False):
+    found: list[Path] = []
+    closed: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=closed.append, followlinks=False):
         folders.sort()
-        found += [Path(folder) / name for name in sorted(names)]
-    return [path for path in found if path.is_file() and not path.is_symlink()]
+        found += [path for name in sorted(names) if _is_file(path := Path(folder) / name)]
+    return found + sorted(Path(error.filename) for error in closed)
+
+
+def _is_file(path: Path) -> bool:
+    """Say whether this is a file and no link; one that may not even be looked at is taken for one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return True
 
 
 # ---------------------------------------------------------------- surroundings
 
 
 def git_commit() -> str:
-    """Return the commit of the checkout that runs, with `+changes` when files differ from it; empty outside git."""
-    git = ["git", "-C", str(PACKAGE_FOLDER)]
+    """Return the commit of the checkout that runs, with `+changes` when files differ from it.
+
+    Empty outside git, and inside the repository of somebody else, as when installed into an environment there: the
+    package must be tracked, and lie at the top.
+    """
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
-        ).stdout
+        _git("ls-files", "--error-unmatch", "__init__.py")
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != PACKAGE_FOLDER.parent:
+            return ""
+        return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit + ("+changes" if changes.strip() else "")
 
 
+def _git(*command: str) -> str:
+    # Inside a hook of another repository, variables like GIT_DIR would lead there.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    git = ["git", "-C", str(PACKAGE_FOLDER), *command]
+    return subprocess.run(git, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@cache
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that results can depend on."""
     versions = {}
@@ -208,3 +245,16 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+@cache
+def runtime_versions() -> dict[str, str]:
+    """Return the versions of this package, of Python, and of the CUDA that torch was built for."""
+    return {"maescreen": __version__, "python": platform.python_version(), "cuda": _cuda_version() or "none"}
+
+
+def _cuda_version() -> str | None:
+    # Importing torch takes seconds; its file of versions imports nothing.
+    torch = util.find_spec("torch")
+    file = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
+    return runpy.run_path(str(file)).get("cuda") if file and file.is_file() else None

@@ -1,12 +1,14 @@
 """A key changes exactly when something that can change the result changes."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from unprivileged import unprivileged
 
 from pipeline.store import lineage
-from pipeline.store.lineage import SourceHashes
+from pipeline.store.lineage import SourceHashes, studies_digest
 
 
 @pytest.fixture
@@ -138,3 +140,71 @@ def test_what_was_planned_is_remembered_although_the_file_has_changed(tmp_path):
     file.write_bytes(b"another content")
     assert SourceHashes(b"k" * 32, tmp_path / "hashes.sqlite").as_planned(file) == planned
     assert hashes.of(file) != planned
+
+
+def test_what_cannot_be_read_counts_as_such_until_it_can_be_read(tmp_path):
+    with unprivileged() as folder:
+        write_studies(folder / "a")
+        memory = folder / "hashes.sqlite"
+
+        def digest() -> str:
+            found = {studies_digest([folder / "a"], SourceHashes(b"k" * 32, file)) for file in (None, memory)}
+            assert len(found) == 1
+            return found.pop()
+
+        whole = digest()
+        seen = {whole}
+        for path in (folder / "a/2.dcm", folder / "a/Mueller^Anna/1.dcm", folder / "a/Mueller^Anna"):
+            mode = path.stat().st_mode
+            path.chmod(0)
+            seen.add(closed := digest())
+            assert digest() == closed
+            path.chmod(mode)
+            assert digest() == whole
+        (folder / "a/Mueller^Anna").chmod(0o600)  # its files can be listed, but not looked at
+        seen.add(digest())
+        (folder / "a/Mueller^Anna").chmod(0o700)
+        assert len(seen) == 4  # the last is as if the file itself could not be read
+
+
+def test_a_single_file_that_fails_while_it_is_read_counts_as_unreadable():
+    failing = Path("/proc/self/mem")
+    if not failing.exists():
+        pytest.skip("needs a file of which reading fails whoever reads")
+    assert studies_digest([failing], SourceHashes()) == studies_digest([failing], SourceHashes())
+
+
+def repository(folder: Path, *tracked: str) -> None:
+    git = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x"]
+    for command in (["init", "-q"], ["add", "-f", *tracked], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "tracked", "own"),
+    [
+        ("pipeline", "pipeline/__init__.py", True),
+        ("pipeline", "other", False),  # beside somebody's files, and not theirs
+        ("lib/python/site-packages/pipeline", "other", False),
+        ("lib/python/site-packages/pipeline", "lib", False),  # an environment that was committed
+    ],
+)
+def test_the_commit_is_that_of_our_own_tree_or_none(tmp_path, monkeypatch, place, tracked, own):
+    package = tmp_path / "tree" / place
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("1")
+    (tmp_path / "tree" / "other").write_text("x")
+    repository(tmp_path / "tree", tracked)
+    monkeypatch.setattr(lineage, "PACKAGE_FOLDER", package)
+    assert bool(lineage.git_commit()) == own
+    if own:
+        (package / "__init__.py").write_text("2")
+        assert lineage.git_commit().endswith("+changes")
+
+
+def test_a_hook_of_another_repository_does_not_lend_its_commit(tmp_path, monkeypatch):
+    before = lineage.git_commit()
+    (tmp_path / "x").write_text("x")
+    repository(tmp_path, "x")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert lineage.git_commit() == before

@@ -1,0 +1,204 @@
+"""What --keep, --rebuild, single stages, changed code and a second process do: real plan, run and store, toy stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from toy import NAMES, Toy
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.run import ChoiceError, RunError, plan, run
+
+
+@pytest.fixture
+def toy(tmp_path: Path):
+    """A toy project that was run once."""
+    with Toy(tmp_path / "toy").installed() as project:
+        made(project)
+        yield project
+
+
+def made(toy: Toy, *interrupted: str, **choices) -> list[str]:
+    """Run, stop as Ctrl-C does in the stages `interrupted`, and return the stages that were at work."""
+    worked: list[str] = []
+
+    def watch(stage: str, work: Path) -> None:
+        if stage not in worked:
+            worked.append(stage)
+        if stage in interrupted:
+            raise KeyboardInterrupt
+
+    toy.watch = watch
+    choices = {"until": "score", **choices}
+    sections = {name: choices.pop(name) for name in NAMES if name in choices}
+    try:
+        run(*toy.load(**sections), say=lambda line: None, **choices)
+    except KeyboardInterrupt:
+        assert interrupted
+    return worked
+
+
+def actions(toy: Toy, **sections) -> dict[str, str]:
+    return {step.name: step.action for step in plan(*toy.load(**sections))}
+
+
+def test_an_interrupted_rebuild_goes_on_by_the_same_command_and_by_a_plain_one(toy):
+    whole = toy.contents()
+    for again in ({"rebuild": ["ingest"]}, {}):
+        assert made(toy, "pretrain", rebuild=["ingest"]) == ["ingest", "pretrain"]
+        assert toy.contents() == whole
+        assert actions(toy) == {"ingest": "reuse", "pretrain": "run", "score": "run"}
+        assert made(toy, **again) == ["pretrain", "score"]
+        assert toy.contents() == whole
+        assert made(toy) == []
+
+
+def test_a_finished_rebuild_that_is_asked_for_again_is_made_again(toy):
+    for _ in range(2):
+        assert made(toy, only="pretrain", rebuild=["pretrain"]) == ["pretrain"]
+    # The scores rest on the weights that were replaced.
+    assert made(toy) == ["score"]
+
+
+def test_what_follows_a_rebuilt_stage_is_refused_until_that_is_done(toy):
+    made(toy, "pretrain", rebuild=["pretrain"])
+    with pytest.raises(
+        RunError, match=r"^score needs pretrain, not made yet or to be made anew; run: .*--until pretrain"
+    ):
+        made(toy, only="score")
+
+
+def test_keep_withdraws_a_rebuild_that_was_asked_for(toy):
+    made(toy, "pretrain", rebuild=["pretrain"])
+    (kept, score) = plan(*toy.load(), keep=["pretrain", "score"])[1:]
+    assert (kept.action, kept.reason) == ("reuse", "kept although its rebuild was asked for")
+    assert score.action == "reuse"
+    assert made(toy, keep=["pretrain", "score"]) == []
+    assert made(toy) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"only": "score", "rebuild": ["pretrain"]}, r"score makes score alone.*run CONFIG --rebuild pretrain"),
+        ({"only": "score", "rebuild": ["score", "ingest"]}, r"--rebuild ingest would make more"),
+        ({"only": "pretrain", "keep": ["score"]}, r"--keep score: pretrain, with which this command ends, does not"),
+        ({"until": "ingest", "rebuild": ["score"]}, r"--rebuild score: ingest, with which this command ends, does not"),
+        ({"keep": ["score"], "rebuild": ["score"]}, r"--keep score and --rebuild score contradict each other"),
+        ({"keep": ["score@site_b"]}, r"there is no step score@site_b; this run has ingest, pretrain, score"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused_in_words_and_touch_nothing(toy, choices, words):
+    whole = toy.contents()
+    with pytest.raises(ChoiceError, match=words):
+        made(toy, **choices)
+    assert toy.contents() == whole
+    assert made(toy) == []
+
+
+def test_rebuilding_other_stages_by_a_single_stage_is_a_usage_error(toy):
+    result = CliRunner().invoke(app, ["score", str(toy.folder / "run.yaml"), "--rebuild", "pretrain"])
+    assert result.exit_code == 2
+    assert result.stderr.strip() == (
+        "score makes score alone, --rebuild pretrain would make more; run: maescreen run CONFIG --rebuild pretrain"
+    )
+    assert actions(toy) == dict.fromkeys(NAMES, "reuse")
+
+
+def test_a_stage_without_its_inputs_says_which_command_makes_them(toy):
+    with pytest.raises(
+        RunError, match=r"score needs pretrain, not made yet; run: maescreen run CONFIG --until pretrain"
+    ):
+        made(toy, only="score", pretrain={"seed": 2})
+    toy.write_code("ingest", "2")
+    with pytest.raises(RunError, match=r"--until pretrain\ningest: code changed .*--keep ingest"):
+        made(toy, only="score")
+
+
+def test_only_code_changed_is_seen_although_a_newer_artifact_differs_in_one_setting(toy):
+    toy.write_code("pretrain", "2")
+    made(toy, rebuild=["pretrain"], pretrain={"seed": 2})
+    step = plan(*toy.load())[1]
+    assert (step.action, step.reason.split(";")[0]) == ("stop", "code changed (stages.pretrain)")
+    assert actions(toy, pretrain={"seed": 3})["pretrain"] == "run"
+    # Kept, everything that rests on it is the earlier one, too.
+    assert made(toy, keep=["pretrain"]) == []
+    assert {step.action for step in plan(*toy.load(), keep=["pretrain"])} == {"reuse"}
+
+
+def test_a_grown_archive_is_taken_in_piecemeal_unless_settings_changed_as_well_or_it_is_made_anew(toy):
+    toy.previous.clear()
+    toy.write_study("2", "two")
+    made(toy, until="ingest")
+    toy.write_study("3", "three")
+    made(toy, until="ingest", ingest={"batch_size": 7})
+    toy.write_study("4", "four")
+    made(toy, until="ingest", rebuild=["ingest"])
+    assert toy.previous == [True, False, False]
+
+
+def test_a_damaged_record_is_named_and_made_anew(toy):
+    whole = toy.contents()
+    (path,) = toy.store.root.glob("pretrain/*/artifact.json")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(RuntimeError, match=r"artifact.json is damaged; make it anew with --rebuild pretrain"):
+        made(toy)
+    assert made(toy, rebuild=["pretrain"]) == ["pretrain", "score"]
+    assert toy.contents() == whole
+
+
+def at_once(toy: Toy, *commands: dict) -> list[tuple[int, str]]:
+    """Run each command in a process of its own, all at the same time; return exit codes and the stages made."""
+    toy.watch = lambda stage, work: None
+    children = []
+    for number, choices in enumerate(commands):
+        log = toy.folder / f"worked-{number}"
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+
+                def watch(stage: str, work: Path, log: Path = log) -> None:
+                    time.sleep(0.1)
+                    with log.open("a") as stream:
+                        stream.write(f"{stage} {work.name[:4]}\n")
+
+                toy.watch = watch
+                run(*toy.load(), until="score", say=lambda line: None, **choices)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append((child, log))
+    return [
+        (os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text() if log.exists() else "")
+        for child, log in children
+    ]
+
+
+def test_two_runs_at_once_make_each_artifact_once(toy):
+    toy.write_study("2")
+    results = at_once(toy, {}, {})
+    assert [code for code, _ in results] == [0, 0]
+    lines = "".join(text for _, text in results).split("\n")[:-1]
+    assert sorted(line.split()[0] for line in lines) == sorted([*NAMES, *NAMES])  # two files each
+    assert actions(toy) == dict.fromkeys(NAMES, "reuse")
+    assert not list(toy.store.root.glob("*/*.partial"))
+
+
+def test_two_rebuilds_at_once_and_a_reader_lose_nothing(toy):
+    whole = toy.contents()
+    results = at_once(toy, {"rebuild": ["pretrain"]}, {"rebuild": ["pretrain"]}, {})
+    assert [code for code, _ in results] == [0, 0, 0]
+    assert toy.contents() == whole
+    assert made(toy) == []
+
+
+def test_every_artifact_says_by_what_it_was_made(toy):
+    for path in toy.store.root.glob("*/*/artifact.json"):
+        versions = json.loads(path.read_text())["versions"]
+        assert {"maescreen", "python", "cuda", "torch"} <= set(versions)
