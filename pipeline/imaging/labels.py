@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline.imaging.sources import array_path, image_arrays
-from pipeline.store.files import sha256_json
 
 
 class LabelsError(ValueError):
     """The label table cannot be used; the message lists all problems and quotes no patient's data."""
 
 
-def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the named columns as stripped text; empty cells are missing values.
+def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the named columns, or all, as stripped text; empty cells are missing values.
 
     Raises LabelsError when the file is no table or lacks a column.
     """
@@ -35,6 +34,7 @@ def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise LabelsError(f"the label table is not readable as CSV, Parquet or .npz ({type(error).__name__})") from None
     if not isinstance(table.index, pd.RangeIndex):
         raise LabelsError("the label table has rows with more cells than its header; correct its commas and quotes")
+    columns = [*table.columns] if columns is None else columns
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise LabelsError(
@@ -70,32 +70,3 @@ def _labels_of_arrays(path: Path) -> pd.DataFrame:
 def _text(value: object) -> str:
     # A Parquet column of numbers with gaps has become one of floats.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-
-
-def normal_path(path: str) -> str:
-    """Return a path as sources.py writes it."""
-    path = path.replace("\\", "/")
-    while path.startswith("./"):
-        path = path[2:]
-    return path
-
-
-def patients_by_path(path: Path, path_column: str | None, patient_column: str | None) -> dict[str, str]:
-    """Return the patient of each image path, for files without a header; empty when the card names no such columns.
-
-    Raises LabelsError when a path has several patients.
-    """
-    if path_column is None or patient_column is None:
-        return {}
-    table = read_labels(path, [path_column, patient_column]).dropna()
-    pairs = pd.DataFrame({"path": table[path_column].map(normal_path), "patient": table[patient_column]})
-    pairs = pairs.drop_duplicates()
-    conflicts = int(pairs["path"].duplicated().sum())
-    if conflicts:
-        raise LabelsError(f"{conflicts} paths of the label table have more than one patient; correct the table")
-    return dict(zip(pairs["path"], pairs["patient"], strict=True))
-
-
-def patients_digest(path: Path, path_column: str | None, patient_column: str | None) -> str:
-    """Return a digest of what `patients_by_path` returns: the part of the table that ingest depends on."""
-    return sha256_json(patients_by_path(path, path_column, patient_column))
