@@ -32,6 +32,7 @@ IGNORED = ("leading_zeros", "decimals", "case", "punctuation")
 LONGEST_NUMBER = 16
 # So many values are enough to see why they do not match.
 VALUES_LOOKED_AT = 2000
+MOST_LABEL_VALUES = 20
 NUMBERED = re.compile(r"(.*?\D)?0*(\d+)")
 
 
@@ -100,7 +101,8 @@ def why_unmatched(
     if join == "patient_id":
         ignore, would = _better_spelling(lost, secret, set(present[join]))
         if would:
-            advice = f"{would} more would be with columns.id_ignore: [{', '.join(ignore)}] in the dataset card"
+            more = " more" if matched.any() else ""
+            advice = f"{would}{more} would be with columns.id_ignore: [{', '.join(ignore)}] in the dataset card"
             return f"{said}; {advice}", bool(would >= SHARE_TO_STOP * len(values) or not matched.any())
     if matched.any():
         return "", False
@@ -162,8 +164,7 @@ def contradicting_rows(whole: Callable[[], pd.DataFrame], keys: pd.Series, label
     contradicting = counts.index[counts > 1]
     if not len(contradicting):
         return ""
-    own = keys.isin(contradicting)
-    telling = _telling_columns(whole().loc[keys.index[own]], keys[own], label[own])
+    telling = _telling_columns(whole().loc[keys.index], keys, label, keys.isin(contradicting))
     said = f"{len(contradicting)} {THINGS[join]} have contradicting labels in several rows"
     if telling:
         said += f"; these differ in {', '.join(telling)}"
@@ -175,13 +176,17 @@ def contradicting_rows(whole: Callable[[], pd.DataFrame], keys: pd.Series, label
     return f"{said}. If any positive row makes the whole positive, say columns.several_rows: any_positive"
 
 
-def _telling_columns(table: pd.DataFrame, keys: pd.Series, label: pd.Series) -> list[str]:
-    """Return the columns in which rows of one key that have different labels differ, the coarsest first."""
+def _telling_columns(table: pd.DataFrame, keys: pd.Series, label: pd.Series, own: pd.Series) -> list[str]:
+    """Return the columns by which rows of one key with different labels can be told apart, the coarsest first.
+
+    A column with few values, each of which has one label everywhere, is another writing of the label.
+    """
     found: dict[str, int] = {}
     for name in table.columns:
-        values = table[name].astype(str)
-        per_value = label.groupby([keys.to_numpy(), values.to_numpy()]).nunique()
-        # A column that is another writing of the label tells nothing.
-        if (per_value == 1).all() and (values.groupby(label.to_numpy()).nunique() > 1).any():
-            found[str(name)] = values.nunique()
+        values = table[name].astype(str).to_numpy()
+        different = len(set(values))
+        if different <= MOST_LABEL_VALUES and (label.groupby(values).nunique() == 1).all():
+            continue
+        if (label[own].groupby([keys[own].to_numpy(), values[own]]).nunique() == 1).all():
+            found[str(name)] = different
     return sorted(found, key=lambda name: found[name])

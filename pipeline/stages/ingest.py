@@ -347,7 +347,7 @@ def _identify(
         if row_ids:
             known = [row_ids[name] for name in rows["source_id"].to_pylist()]
             rows = rows.set_column(
-                rows.schema.get_field_index("row_id"), EXAMINED.schema.field("row_id"), pa.array(known)
+                rows.schema.get_field_index("row_id"), EXAMINED.schema.field("row_id"), pa.array(known, pa.string())
             )
         decided.append(journal / f"decided-{number}.parquet")
         write_arrow(decided[-1], rows)

@@ -52,7 +52,8 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     the smallest pseudonym in it: adding, removing or relabelling other patients moves nobody. A split that the
     dataset itself names is kept, after its patients were checked. Unlabelled patients go to `pretrain`, unless they
     share pixels with a labelled one. An image keeps its own label, and none where it has none or where a copy has the
-    opposite one; a patient is positive when any of their images is. Of an external test set, labelled patients are test patients, and others are left out.
+    opposite one; a patient is positive when any of their images is. Of an external test set, labelled patients are
+    test patients, and others are left out.
 
     Further labels are those of images with the main label, and move nobody: where the main one is missing, a further
     one is not used. External test sets are there for the main label alone.
