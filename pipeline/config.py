@@ -75,6 +75,26 @@ class CardColumns(Settings):
     sop_instance_uid: str | None = None
     label: str = "label"
     split: str | None = Field(None, description="split that the dataset itself names; `splits` says what is meant")
+    patient_from: Literal["table", "header"] | None = Field(
+        None, description="who is right where the table's patients and the headers' differ; null = stop when they do"
+    )
+    several_rows: Literal["any_positive"] | None = Field(
+        None,
+        description="rows of one patient, study or image with different labels: positive when any is; null = refused",
+    )
+    path_without: str = Field("", description="folders in front of the table's paths that the archive has not")
+    path_within: str = Field("", description="folders of the archive in which the table's paths begin")
+    path_ignore: list[Literal["folders", "suffix", "case", "escapes"]] = Field(
+        default_factory=list, description="what is not compared of paths; escapes: the table writes %20 for a blank"
+    )
+    id_ignore: list[Literal["leading_zeros", "decimals", "case", "punctuation"]] = Field(
+        default_factory=list, description="what is not compared of patient identifiers, when they join"
+    )
+
+    @property
+    def path_rule(self) -> dict[str, Any]:
+        """How paths of the label table lead to files."""
+        return {"without": self.path_without, "within": self.path_within, "ignore": tuple(self.path_ignore)}
 
     @property
     def join(self) -> str:

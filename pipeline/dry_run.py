@@ -107,7 +107,7 @@ def _card() -> Card:
             "name": "dry_run",
             "identifiers": "real",
             "label": {**label, "positive": ["1"], "negative": ["0"]},
-            "columns": {"path": "path", "patient_id": "patient"},
+            "columns": {"path": "path", "patient_id": "patient", "patient_from": "header"},
             "intended_use": dict.fromkeys(("condition", "population", "user", "place"), NOT_STATED),
         }
     )

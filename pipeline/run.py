@@ -74,13 +74,18 @@ EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (
     Stage(
         "ingest",
-        sources=("studies", "patients", "columns", "expected", "key"),
+        sources=("studies", "patients", "join", "expected", "key"),
         costly=True,
         incremental=("studies", "patients"),
     ),
     Stage(
         "split",
-        {"ingest": ("images.parquet", "files.parquet", "quarantine.parquet", "near_duplicates.parquet")},
+        {
+            "ingest": (
+                *("images.parquet", "files.parquet", "quarantine.parquet", "near_duplicates.parquet"),
+                *("examined.parquet", "assembled.parquet", "summary.json"),
+            )
+        },
         sources=("labels", "label", "further_labels", "columns", "splits", "key"),
     ),
     Stage(
@@ -302,7 +307,7 @@ def _datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
 
 def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> dict[str, str]:
     """Return the digest of each thing from outside the store, as fine as the stages use it."""
-    from pipeline.imaging import labels, pseudonyms
+    from pipeline.imaging import identity, path_rules, pseudonyms
 
     (data, card), hashes = dataset, _hashes(config, secret)
     used = {}
@@ -313,7 +318,15 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> di
     return {
         **used,
         "studies": studies_digest(data.studies, hashes, data.labels, _track_hashing),
-        "patients": labels.patients_digest(data.labels, card.columns.path, card.columns.patient_id),
+        "patients": identity.patients_digest(
+            data.labels,
+            card.columns.join,
+            getattr(card.columns, card.columns.join),
+            card.columns.patient_id,
+            card.columns.patient_from,
+            path_rules.PathRule(**card.columns.path_rule),
+        ),
+        "join": card.columns.join,
         "labels": sha256_file(data.labels),
         "label": sha256_json(card.label.model_dump()),
         "columns": sha256_json(card.columns.model_dump()),

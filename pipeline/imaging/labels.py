@@ -11,18 +11,18 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.imaging.table_file import LabelsError, read_table_file
-from pipeline.store.files import sha256_json
 
-__all__ = ["LabelsError", "meanings", "patients_by_path", "patients_digest", "read_labels", "spelling"]
+__all__ = ["LabelsError", "meanings", "read_labels", "spelling"]
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
-def read_labels(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the named columns as stripped text; empty cells are missing values.
+def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the named columns, or all, as stripped text; empty cells are missing values.
 
     Raises LabelsError when the file is no table or lacks a column.
     """
     table = read_table_file(path)
+    columns = [*table.columns] if columns is None else columns
     missing = [name for name in dict.fromkeys(columns) if name not in table.columns]
     if missing:
         near = {name: difflib.get_close_matches(name, map(str, table.columns), n=1) for name in missing}
@@ -61,32 +61,3 @@ def meanings(
     }
     known = {cell: next(iter(found)) for cell, found in cells.items() if len(found) == 1}
     return column.map(known).astype("Int64"), column.isna() | column.isin(known.keys())
-
-
-def normal_path(path: str) -> str:
-    """Return a path as sources.py writes it."""
-    path = path.replace("\\", "/")
-    while path.startswith("./"):
-        path = path[2:]
-    return path
-
-
-def patients_by_path(path: Path, path_column: str | None, patient_column: str | None) -> dict[str, str]:
-    """Return the patient of each image path, for files without a header; empty when the card names no such columns.
-
-    Raises LabelsError when a path has several patients.
-    """
-    if path_column is None or patient_column is None:
-        return {}
-    table = read_labels(path, [path_column, patient_column]).dropna()
-    pairs = pd.DataFrame({"path": table[path_column].map(normal_path), "patient": table[patient_column]})
-    pairs = pairs.drop_duplicates()
-    conflicts = int(pairs["path"].duplicated().sum())
-    if conflicts:
-        raise LabelsError(f"{conflicts} paths of the label table have more than one patient; correct the table")
-    return dict(zip(pairs["path"], pairs["patient"], strict=True))
-
-
-def patients_digest(path: Path, path_column: str | None, patient_column: str | None) -> str:
-    """Return a digest of what `patients_by_path` returns: the part of the table that ingest depends on."""
-    return sha256_json(patients_by_path(path, path_column, patient_column))

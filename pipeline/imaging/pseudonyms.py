@@ -14,6 +14,7 @@ import secrets
 import stat
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.store.files import flush_directory
@@ -45,8 +46,20 @@ def patient_pseudonym(secret: bytes, patient: str) -> str:
 
 
 def path_pseudonym(secret: bytes, path: str) -> str:
-    """Return the source_id of a relative path."""
-    return pseudonym(secret, "path", path)
+    """Return the source_id of a relative path; all spellings that `normal_path` knows have the same."""
+    return pseudonym(secret, "path", normal_path(path))
+
+
+def normal_path(path: str) -> str:
+    """Return the one spelling of a path: composed letters (NFC), `/` between folders, none of them `.`."""
+    if not path.isascii():
+        # zip takes names without a flag for code page 437; those from macOS are UTF-8.
+        with suppress(UnicodeError):
+            path = path.encode("cp437").decode("utf-8")
+        path = unicodedata.normalize("NFC", path)
+    path = path.replace("\\", "/")
+    folders = [part for part in path.split("/") if part not in ("", ".")]
+    return ("/" if path.startswith("/") else "") + "/".join(folders)
 
 
 def day_shift(secret: bytes, patient_id: str) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.imaging.fingerprints import fingerprint
-from pipeline.imaging.image import About, Image, Part, Policy
+from pipeline.imaging.identity import KINDS, own_name, placeholder
+from pipeline.imaging.image import About, Identity, Image, Part, Policy
 from pipeline.imaging.nifti import inflate, read_nifti
 from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.imaging.quality import Limits, assess
@@ -26,19 +27,21 @@ SUFFIX = re.compile(r"\.(img|hdr)(\.gz)?$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Rules:
-    """What is accepted, where an image counts as odd, and the key of the pseudonyms."""
+    """What is accepted, where an image counts as odd, the key of the pseudonyms, and what joins labels to files."""
 
     policy: Policy
     limits: Limits
     secret: bytes
+    join: str = "path"
 
 
 @dataclass(frozen=True)
 class Examined:
     """What became of one file: the row of an image, a part of a volume, or a refusal.
 
-    `part_of` is a pseudonym of what the parts of one volume have in common. `patient_id` is known for parts, too, when
-    their header or the label table says so. `lookup` is for the private table only.
+    `part_of` is a pseudonym of what the parts of one volume have in common; of parts, `row` has what is known before
+    they are assembled. `patient_id` is what the header says, nothing where it says nothing, and `placeholder` whether
+    that may be nobody; `row_id` is what a label table joins by, if it is a UID. `lookup` is for the private table only.
     """
 
     source_id: str
@@ -47,11 +50,13 @@ class Examined:
     refusal: Refusal | None = None
     part_of: str = ""
     patient_id: str = ""
+    placeholder: str = ""
+    row_id: str = ""
     lookup: tuple[tuple[str, str, str], ...] = ()
 
 
-def examine(source: Source, patient: str | None, rules: Rules) -> Examined:
-    """Read a file once and return its verdict. `patient` comes from the label table, for files without a header."""
+def examine(source: Source, rules: Rules) -> Examined:
+    """Read a file once and return its verdict. Whose it is, the label table may say otherwise: see `identity`."""
     source_id = path_pseudonym(rules.secret, source.path)
     lookup = [("path", source_id, source.path)]
     sha256 = ""
@@ -59,23 +64,39 @@ def examine(source: Source, patient: str | None, rules: Rules) -> Examined:
         data = read_bytes(source, rules.policy.max_file_bytes)
         sha256 = sha256_bytes(data)
         found = _read(source, data, rules.policy)
-        identifier = found.about.identity.patient or patient or ""
-        patient_id = patient_pseudonym(rules.secret, identifier) if identifier else ""
-        # Of a NIfTI header and its voxels, only one may be in the label table.
-        one_of_a_pair = isinstance(found, Part) and found.about.format == "nifti"
-        if identifier:
-            lookup.append(("patient", patient_id, identifier))
-        elif not one_of_a_pair:
-            raise Refused("no_patient")
-        if isinstance(found, Part):
-            part_of = pseudonym(rules.secret, "part", found.series)
-            return Examined(source_id, sha256, part_of=part_of, patient_id=patient_id, lookup=tuple(lookup))
-        uid = found.about.identity.sop_instance_uid
-        # Without a UID the content names the image; with the patient, since two can share a picture.
-        name = uid if UID.fullmatch(uid) else f"{patient_id}\0{sha256}"
-        return Examined(source_id, sha256, image_row(found, patient_id, name, rules), lookup=tuple(lookup))
     except Refused as refused:
-        return Examined(source_id, sha256, None, refused.refusal, lookup=tuple(lookup))
+        return Examined(source_id, sha256, refusal=refused.refusal, lookup=tuple(lookup))
+    identity = found.about.identity
+    patient_id = patient_pseudonym(rules.secret, identity.patient) if identity.patient else ""
+    if patient_id:
+        lookup.append(("patient", patient_id, identity.patient))
+    if isinstance(found, Part):
+        part_of, row = pseudonym(rules.secret, "part", found.series), part_row(found.about, patient_id, rules)
+    else:
+        uid = identity.sop_instance_uid
+        name = uid if UID.fullmatch(uid) else own_name(patient_id, sha256)
+        part_of, row = "", image_row(found, patient_id, name, rules)
+    return Examined(
+        source_id,
+        sha256,
+        row,
+        part_of=part_of,
+        patient_id=patient_id,
+        placeholder=placeholder(identity.patient, rules.secret) if patient_id else "",
+        row_id=_row_id(identity, rules),
+        lookup=tuple(lookup),
+    )
+
+
+def _row_id(identity: Identity, rules: Rules) -> str:
+    """Return the pseudonym of the UID that the label table joins by; nothing where there is none."""
+    uids = {
+        "sop_instance_uid": identity.sop_instance_uid,
+        "series_instance_uid": identity.series_uid,
+        "study_instance_uid": identity.study_uid,
+    }
+    uid = uids.get(rules.join, "")
+    return pseudonym(rules.secret, KINDS[rules.join], uid) if uid else ""
 
 
 def _read(source: Source, data: bytes, policy: Policy) -> Image | Part:
@@ -155,6 +176,15 @@ def _pair(members: Sequence[Member], patient_id: str, rules: Rules) -> Assembled
     image = read_nifti(header, rules.policy, content)
     name = f"{patient_id}\0{both[0].sha256}\0{both[1].sha256}"
     return Assembled(tuple(member.source_id for member in both), image_row(image, patient_id, name, rules))
+
+
+def part_row(about: About, patient_id: str, rules: Rules) -> dict[str, Any]:
+    """Return what tells of a part whose it may be."""
+    identity = about.identity
+    shifted = identity.study_date and identity.study_date.toordinal() - day_shift(rules.secret, patient_id)
+    study = pseudonym(rules.secret, "study", identity.study_uid) if UID.fullmatch(identity.study_uid) else ""
+    named = {"format": about.format, "sex": about.sex, "age_years": about.age_years}
+    return {**named, "patient_id": patient_id, "study_id": study, "shifted_day": shifted}
 
 
 def image_row(image: Image, patient_id: str, name: str, rules: Rules) -> dict[str, Any]:

@@ -41,9 +41,10 @@ REASONS = {
     "gantry_tilt": "slices are stacked at an angle, not along the slice normal",
     "duplicate_slices": "several slices at one position, and nothing in the headers tells the volumes apart",
     "bad_values": "values that are not finite numbers, or a rescaling that destroys them",
-    "no_patient": "no patient identifier, neither in the header nor in the label table",
+    "no_patient": "no patient identifier in header or label table, or only a placeholder that several studies share",
     "duplicate": "the same image or slice of the same patient as another file, which was kept",
     "uid_conflict": "different images under one SOP Instance UID; none is trusted",
+    "ambiguous_name": "the name differs from another file's in nothing but its spelling (Unicode form, separators)",
 }
 
 FLAGS = {

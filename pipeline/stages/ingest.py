@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.imaging.contact_sheet import contact_sheet, thumbnail, worst
 from pipeline.imaging.duplicates import (
@@ -27,10 +29,24 @@ from pipeline.imaging.duplicates import (
     resolve_duplicates,
     with_flag,
 )
+from pipeline.imaging.identity import (
+    FACTS,
+    NUMBERS,
+    Findings,
+    Named,
+    decide,
+    named_by_row,
+    named_patients,
+    objection,
+    remarks,
+    row_pseudonym,
+    with_patients,
+)
 from pipeline.imaging.image import Policy
-from pipeline.imaging.labels import patients_by_path
+from pipeline.imaging.labels import read_labels
 from pipeline.imaging.likeness import INVERTED_BELOW, likeness
-from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym, patient_pseudonym
+from pipeline.imaging.path_rules import PathRule, apart, check_paths
+from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
 from pipeline.imaging.quality import Limits
 from pipeline.imaging.records import Assembled, Examined, Member, Rules, examine, examine_series
 from pipeline.imaging.sources import Source, find_sources
@@ -49,6 +65,7 @@ from pipeline.store.tables import (
     iterate,
     merge_pages,
     return_memory,
+    write_arrow,
     write_rows,
     write_table,
 )
@@ -77,13 +94,15 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     accepted, SourcesError and LabelsError when sources or label table cannot be used as a whole.
     """
     columns = inputs.card.columns
-    patients = patients_by_path(inputs.labels, columns.path, columns.patient_id) if inputs.labels else {}
-    sources = find_sources(inputs.studies, inputs.labels, unique_paths=columns.path is not None)
-    rules = Rules(_policy(settings), _limits(settings, inputs), inputs.secret)
+    sources = apart(find_sources(inputs.studies, inputs.labels, unique_paths=columns.path is not None))
+    named = _named(inputs, sources, log)
+    rules = Rules(_policy(settings), _limits(settings, inputs), inputs.secret, columns.join)
     journal = work / JOURNAL
     journal.mkdir(exist_ok=True)
-    archive = _Archive(sources, patients, inputs)
+    archive = _Archive(sources, inputs)
     pages = _examine_all(settings, archive, rules, inputs, journal, log)
+    return_memory()
+    pages, identity = _identify(pages, archive, named, inputs, journal)
     return_memory()
     merge_pages(pages, work / "examined.parquet", EXAMINED, journal)
     return_memory()
@@ -100,6 +119,10 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     images, near, odd = _compare(settings, images, work)
     return_memory()
     summary = _summary(images, files, quarantine, {**duplicates, **odd}, inputs.secret)
+    summary["identity"] = asdict(identity) | {"objection": objection(identity, columns.patient_from)}
+    for remark in [objection(identity, columns.patient_from), *remarks(identity)]:
+        if remark:
+            log.warn(remark)
     _say(summary, log)
     if images.empty:
         raise ValueError(f"none of {len(sources)} files was accepted; {_reasons(summary)}")
@@ -147,23 +170,19 @@ def _pool(settings: IngestSettings, inputs: Inputs, timeout_factor: int = 1) -> 
 
 
 class _Archive:
-    """The sources by pseudonym, with what identifies their state: hash on disk, and the patient the labels name."""
+    """The sources by pseudonym, with what identifies their state: the hash on disk."""
 
-    def __init__(self, sources: Sequence[Source], patients: Mapping[str, str], inputs: Inputs) -> None:
+    def __init__(self, sources: Sequence[Source], inputs: Inputs) -> None:
         self.sources = sources
-        self.patients = patients
         self._inputs = inputs
         self._archives: dict[str, str] = {}
         self.ids = pa.array([path_pseudonym(inputs.secret, source.path) for source in sources], pa.string())
 
-    def patient(self, source: Source) -> str | None:
-        """Return the patient that the label table names for this path."""
-        return self.patients.get(source.path)
-
-    def joined(self, source: Source) -> str:
-        """Return the pseudonym of that patient; nothing when there is none."""
-        patient = self.patient(source)
-        return patient_pseudonym(self._inputs.secret, patient) if patient else ""
+    def row_ids(self, rule: PathRule) -> dict[str, str]:
+        """Return, by pseudonym, what a label table that joins by paths knows the sources by."""
+        secret = self._inputs.secret
+        names = zip(self.ids.to_pylist(), self.sources, strict=True)
+        return {name: row_pseudonym(secret, "path", rule.of_file(source.path)) for name, source in names}
 
     def stored_sha256(self, source: Source) -> str:
         """Return the SHA-256 of the file on disk, of the archive for a member; nothing when it cannot be read."""
@@ -207,7 +226,7 @@ def _examine_all(
     if done:
         log.info(f"{done} of {len(left)} files were read before the interruption")
     lookup = Lookup(inputs.lookup) if inputs.lookup else None
-    items = {number: [(source, archive.patient(source)) for source in batch] for number, batch in todo.items()}
+    items = {number: [(source,) for source in batch] for number, batch in todo.items()}
 
     def results() -> Iterator[Examined]:
         for number, found in each_batch(partial(_examine, rules), items, _pool(settings, inputs), journal):
@@ -215,8 +234,7 @@ def _examine_all(
             for source, result in zip(todo[number], found, strict=True):
                 stored = archive.stored_sha256(source)
                 verdicts.append(_verdict(source, result, stored, rules))
-                facts = {"stored_sha256": stored, "joined": archive.joined(source)}
-                rows.append(_examined_row(verdicts[-1]) | facts)
+                rows.append(_examined_row(verdicts[-1]) | {"stored_sha256": stored})
             if lookup is not None:
                 lookup.add(entry for verdict in verdicts for entry in verdict.lookup)
             write_rows(page_of[number], rows, EXAMINED)
@@ -232,8 +250,8 @@ def _page(journal: Path, kind: str, content: Sequence[str]) -> Path:
     return journal / f"{kind}-{sha256_json(list(content))[:16]}.parquet"
 
 
-def _examine(rules: Rules, item: tuple[Source, str | None]) -> Examined:
-    return examine(item[0], item[1], rules)
+def _examine(rules: Rules, item: tuple[Source, ...]) -> Examined:
+    return examine(item[0], rules)
 
 
 def _verdict(source: Source, result: Examined | Refusal, stored_sha256: str, rules: Rules) -> Examined:
@@ -256,6 +274,9 @@ def _examined_row(verdict: Examined) -> dict[str, Any]:
         "patient_id": verdict.patient_id,
         **(verdict.row or {}),
         "source_id": verdict.source_id,
+        "header_patient": verdict.patient_id,
+        "placeholder": verdict.placeholder,
+        "row_id": verdict.row_id,
         "sha256": verdict.sha256,
         "reason": refusal.reason if refusal else "",
         "detail": refusal.detail if refusal else "",
@@ -267,27 +288,70 @@ def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> tuple[set[st
     """Copy the rows of unchanged files from the previous ingest into the journal; return their pseudonyms and pages."""
     if inputs.previous is None:
         return set(), []
-    now = pd.DataFrame(
-        {
-            "stored_sha256": [archive.stored_sha256(source) for source in archive.sources],
-            "joined": [archive.joined(source) for source in archive.sources],
-        },
-        index=pd.Index(archive.ids.to_pandas()),
-    )
+    hashes = [archive.stored_sha256(source) for source in archive.sources]
+    now = pd.Series(hashes, index=pd.Index(archive.ids.to_pandas()))
     kept: set[str] = set()
     pages = []
     names = [column.name for column in EXAMINED.columns]
     for piece in iterate(inputs.previous.file("examined.parquet"), names):
-        before = piece.select(["source_id", "stored_sha256", "joined", "reason"]).to_pandas()
-        same = now.reindex(before["source_id"]).reset_index(drop=True)
-        unchanged = (same["stored_sha256"] == before["stored_sha256"]) & (same["joined"] == before["joined"])
+        before = piece.select(["source_id", "stored_sha256", "reason"]).to_pandas()
+        unchanged = now.reindex(before["source_id"]).to_numpy() == before["stored_sha256"]
         unchanged &= (before["stored_sha256"] != "") & ~before["reason"].isin(PASSING_REASONS)
-        rows = piece.filter(pa.array(unchanged.fillna(False).astype(bool)))
+        rows = piece.filter(pa.array(unchanged.astype(bool)))
         ids = rows["source_id"].to_pylist()
         pages.append(_page(journal, "kept-files", ids))
         write_rows(pages[-1], rows.to_pylist(), EXAMINED)
         kept.update(ids)
     return kept, pages
+
+
+# ---------------------------------------------------------------- whose it is
+
+
+def _named(inputs: Inputs, sources: Sequence[Source], log: RunLog) -> Named:
+    """Return the patients that the label table names, after a look at whether its paths are those of the sources.
+
+    Raises LabelsError when they are not, naming the setting that mends it, or when the table contradicts itself.
+    """
+    columns = inputs.card.columns
+    if inputs.labels is None or not inputs.labels.exists():
+        return Named()  # whoever has labels is asked for them by `split`
+    join, column, rule = columns.join, getattr(inputs.card.columns, columns.join), PathRule(**columns.path_rule)
+    if join == "path":
+        paths = read_labels(inputs.labels, [column])[column].dropna()
+        if problem := check_paths(paths, [source.path for source in sources], rule, column):
+            log.warn(problem)
+    by_row = named_by_row(inputs.labels, join, column, columns.patient_id, rule)
+    named = named_patients(by_row, join, inputs.secret)
+    if inputs.lookup:
+        Lookup(inputs.lookup).add(("patient", name, text) for name, text in sorted(named.originals.items()))
+    return named
+
+
+def _identify(
+    pages: Sequence[Path], archive: _Archive, named: Named, inputs: Inputs, journal: Path
+) -> tuple[list[Path], Findings]:
+    """Decide whose each file is; return pages that say so, and what was odd about it."""
+    columns, secret = inputs.card.columns, inputs.secret
+    row_ids = archive.row_ids(PathRule(**columns.path_rule)) if columns.join == "path" else {}
+    names = [*FACTS, *NUMBERS, "reason"]
+    found = [pq.read_table(page, columns=names).to_pandas() for page in pages]
+    facts = pd.concat([pd.DataFrame(columns=names), *found], ignore_index=True)
+    facts = facts[facts["reason"].isin(["", "no_patient"])].reset_index(drop=True)
+    facts["row_id"] = facts["source_id"].map(row_ids) if row_ids else facts["row_id"]
+    patients, findings = decide(facts.fillna({"study_id": "", "sex": ""}), named, columns.patient_from, secret)
+    patient = patients.to_dict()
+    decided = []
+    for number, page in enumerate(pages):
+        rows = with_patients(pq.read_table(page), patient, secret)
+        if row_ids:
+            known = [row_ids[name] for name in rows["source_id"].to_pylist()]
+            rows = rows.set_column(
+                rows.schema.get_field_index("row_id"), EXAMINED.schema.field("row_id"), pa.array(known, pa.string())
+            )
+        decided.append(journal / f"decided-{number}.parquet")
+        write_arrow(decided[-1], rows)
+    return decided, findings
 
 
 # ---------------------------------------------------------------- series by series

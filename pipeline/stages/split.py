@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from pipeline.imaging.labels import LabelsError, meanings, normal_path, read_labels
-from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
-from pipeline.store.files import write_json
+from pipeline.imaging.contradictions import contradictions, labels_of_files, one_label, with_labels_of_copies
+from pipeline.imaging.joining import COLUMNS, contradicting_rows, row_keys, why_unmatched
+from pipeline.imaging.labels import LabelsError, meanings, read_labels
+from pipeline.imaging.path_rules import PathRule, check_paths
+from pipeline.imaging.patient_groups import linked, missed_shares, shares_of, units
+from pipeline.imaging.sources import SourcesError, find_sources
+from pipeline.store.files import read_json, write_json
 from pipeline.store.tables import (
     FILES,
     FURTHER_LABELS,
@@ -25,6 +28,7 @@ from pipeline.store.tables import (
     SPLIT,
     SPLITS,
     UNMATCHED,
+    iterate,
     read_table,
     write_table,
 )
@@ -37,15 +41,8 @@ if TYPE_CHECKING:
 LABELLED_SPLITS = ("train", "tune", "calibration", "test")
 # Fewest positives that can certify a recall of 0.95 with confidence 0.95 without a miss: 0.95**59 < 0.05.
 USUAL_POSITIVES_NEEDED = 59
-LABEL_ALONE, IMAGE_ALONE = "label without image", "image without label"
-# The pseudonym to join by, and the way to it from a value of the label table, per way of joining.
-JOINS = {
-    "path": ("source_id", lambda secret, value: path_pseudonym(secret, normal_path(value))),
-    "sop_instance_uid": ("image_id", lambda secret, value: pseudonym(secret, "image", value)),
-    "series_instance_uid": ("series_id", lambda secret, value: pseudonym(secret, "series", value)),
-    "study_instance_uid": ("study_id", lambda secret, value: pseudonym(secret, "study", value)),
-    "patient_id": ("patient_id", patient_pseudonym),
-}
+LABEL_ALONE, IMAGE_ALONE, CONTRADICTING = "label without image", "image without label", "label contradicted by a copy"
+NAMES = ["patient_id", "image_id", "series_id", "study_id", "pixel_hash", "reason"]
 
 
 def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -54,31 +51,36 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     Patients that share pixels, exactly or nearly, stay together. A group's split is a pure function of the seed and of
     the smallest pseudonym in it: adding, removing or relabelling other patients moves nobody. A split that the
     dataset itself names is kept, after its patients were checked. Unlabelled patients go to `pretrain`, unless they
-    share pixels with a labelled one. An image keeps its own label, and none where it has none; a patient is positive
-    when any of their images is. Of an external test set, labelled patients are test patients, and others are left out.
+    share pixels with a labelled one. An image keeps its own label, and none where it has none or where a copy has the
+    opposite one; a patient is positive when any of their images is. Of an external test set, labelled patients are
+    test patients, and others are left out.
 
     Further labels are those of images with the main label, and move nobody: where the main one is missing, a further
     one is not used. External test sets are there for the main label alone.
 
-    Raises LabelsError when the table has problems, ValueError when a split would lack a class, the patients of the
-    dataset's own splits overlap, or an external test set has no labelled image.
+    Raises LabelsError when the table has problems or does not match the images, ValueError when table and headers
+    disagree about who is who, a split would lack a class or miss its share for linked patients, or the patients of the
+    dataset's own splits overlap.
     """
-    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
-    files = read_table(inputs.file("ingest", "files.parquet"), FILES)
-    near = read_table(inputs.file("ingest", "near_duplicates.parquet"), NEAR_DUPLICATES)
-    labels = _labels(inputs, inputs.card.label, inputs.card.columns.label)
-    joined = _join(images, files, labels)
-    joined["unit"] = _units(joined, near)
-    _check_shared(joined, settings)
-    assigned = _test_only(joined) if inputs.test_only else _assign(joined, inputs.card.splits, settings)
-    rows = joined.assign(split=assigned, label=joined["label"].astype("Int64")).dropna(subset="split")
+    if objection := read_json(inputs.file("ingest", "summary.json"))["identity"]["objection"]:
+        raise ValueError(objection)
+    archive = _archive(inputs)
+    labels = _labels(inputs, archive, inputs.card.label, inputs.card.columns.label, log)
+    found = _join(inputs, archive, labels)
+    _check_matches(inputs, archive, labels, found, log)
+    found["unit"] = units(found, archive.near)
+    _check_shared(found, settings)
+    # By the labels of the table, so that it moves nobody whether one of them is doubted.
+    assigned = _test_only(found) if inputs.test_only else _assign(found, inputs.card.splits, settings)
+    doubted = contradictions(found, _labels_of_files(archive, labels), archive.near)
+    joined = found.assign(label=found["label"].mask(found["image_id"].isin(doubted.left_out)).astype("Int64"))
+    rows = joined.assign(split=assigned).dropna(subset="split")
     rows["label_source"] = np.where(
         rows["label"].isna(), "", f"label table, column {inputs.card.columns.label}, joined by {labels.column}"
     )
     _check_disjoint(rows)
-    further = pd.DataFrame() if inputs.test_only else _further_labels(inputs, images, files, rows, log)
-    quarantine = read_table(inputs.file("ingest", "quarantine.parquet"), QUARANTINE)
-    unmatched = _unmatched(joined, files, labels, quarantine)
+    further = pd.DataFrame() if inputs.test_only else _further_labels(inputs, archive, rows, log)
+    unmatched = _unmatched(found, archive, labels, doubted.left_out)
     patients = joined.groupby("patient_id")["label"].agg(["max", "min"])
     summary = {
         "splits": _counts(rows),
@@ -87,7 +89,8 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         "labels_without_images": int((unmatched["what"] == LABEL_ALONE).sum()),
         "images_without_labels": int((unmatched["what"] == IMAGE_ALONE).sum()),
         "conflicting_patients": int((patients["max"] != patients["min"])[patients["max"].notna()].sum()),
-        "linked_patients": _linked(joined),
+        "contradicting_copies": doubted.counts,
+        "linked_patients": linked(joined),
         "given_splits": {value: list(names) for value, names in inputs.card.splits.items()},
         "fractions": settings.fractions.model_dump(),
         "seed": settings.seed,
@@ -95,12 +98,11 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     }
     _say(summary, log)
     if not inputs.test_only:
+        _refuse_single_class(labels, joined, doubted.counts["left_out"])
+        _check_shares(inputs, settings, rows)
         _refuse_missing_class({"": summary["splits"], **summary["further_labels"]})
-    elif rows.empty:
-        column = inputs.card.columns.join
-        raise ValueError(
-            f"none of {len(joined)} accepted images has a label; see which column the card names as {column}"
-        )
+    elif rows["label"].isna().all():
+        raise ValueError(f"none of {len(joined)} accepted images is left with a label: each is contradicted by a copy")
     write_table(work / "split.parquet", rows[[c.name for c in SPLIT.columns]], SPLIT)
     write_table(work / "unmatched.parquet", unmatched, UNMATCHED)
     if not further.empty:
@@ -112,19 +114,60 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
 
 
 @dataclass(frozen=True)
+class Archive:
+    """What ingest left. `files` have the `row_id` by which a label table knows them, `present` all pseudonyms by join.
+
+    `examined` and `assembled` are all pictures and volumes that could be read, copies that were refused among them.
+    """
+
+    images: pd.DataFrame
+    files: pd.DataFrame
+    near: pd.DataFrame
+    quarantine: pd.DataFrame
+    examined: pd.DataFrame
+    assembled: pd.DataFrame
+    present: dict[str, set[str]]
+
+
+def _archive(inputs: Inputs) -> Archive:
+    def every(name: str, *columns: str) -> pd.DataFrame:
+        pieces = [piece.to_pandas() for piece in iterate(inputs.file("ingest", name), [*columns, *NAMES])]
+        return pd.concat([pd.DataFrame(columns=[*columns, *NAMES]), *pieces], ignore_index=True)
+
+    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
+    examined = every("examined.parquet", "source_id", "row_id", "part_of")
+    row_ids = examined.set_index("source_id")["row_id"]
+    files = read_table(inputs.file("ingest", "files.parquet"), FILES)
+    files["row_id"] = files["source_id"].map(row_ids)
+    quarantine = read_table(inputs.file("ingest", "quarantine.parquet"), QUARANTINE)
+    quarantine["row_id"] = quarantine["source_id"].map(row_ids)
+    return Archive(
+        images,
+        files,
+        read_table(inputs.file("ingest", "near_duplicates.parquet"), NEAR_DUPLICATES),
+        quarantine,
+        examined,
+        every("assembled.parquet", "sources"),
+        {join: {*(files["row_id"] if join == "path" else images[column])} for join, column in COLUMNS.items()},
+    )
+
+
+@dataclass(frozen=True)
 class Labels:
     """0 or 1, and the dataset's own split (empty when it names none), by values of the pseudonym `column`.
 
+    `rows` are the labelled rows of the table: their `value` in the column that joins, and its `key`, the pseudonym.
     `other` counts the rows that have neither a positive nor a negative value.
     """
 
     column: str
     label: pd.Series
     given: pd.Series
+    rows: pd.DataFrame
     other: int
 
 
-def _labels(inputs: Inputs, meaning: CardLabel, value_column: str) -> Labels:
+def _labels(inputs: Inputs, archive: Archive, meaning: CardLabel, value_column: str, log: RunLog) -> Labels:
     """Return one label of the table in terms of pseudonyms.
 
     Raises LabelsError with all problems, none of them quoting the table.
@@ -141,12 +184,15 @@ def _labels(inputs: Inputs, meaning: CardLabel, value_column: str) -> Labels:
     nameless = int(table[join].isna().sum())
     strange = sorted({*given} - {*card.splits, ""})
     labelled = table[join].notna() & label.notna()
-    column, translate = JOINS[columns.join]
-    keys = table.loc[labelled, join].map(lambda value: translate(inputs.secret, value))
-    label, given = label[labelled].astype(int).set_axis(keys), given[labelled].set_axis(keys)
-    # Several rows about a patient or study may differ, as their images do; about one image they may not.
-    several = columns.join in ("path", "sop_instance_uid")
-    conflicting = int((label.groupby(level=0).nunique() > 1).sum()) if several else 0
+    rule = PathRule(**columns.path_rule)
+    values = table.loc[labelled, join]
+    keys = row_keys(values, columns.join, inputs.secret, archive.present[columns.join], rule, columns.id_ignore)
+    label, given = label[labelled].astype(int), given[labelled]
+    contradicting = contradicting_rows(partial(read_labels, inputs.labels), keys, label, columns.join)
+    if contradicting and columns.several_rows == "any_positive":
+        log.info(f"{contradicting.partition(' in several rows')[0]}; any positive row makes them positive")
+        contradicting = ""
+    label, given = label.set_axis(keys), given.set_axis(keys)
     unsplit = int((given == "").sum()) if columns.split else 0
     divided = int((given.groupby(level=0).nunique() > 1).sum())
     problems = [
@@ -159,7 +205,7 @@ def _labels(inputs: Inputs, meaning: CardLabel, value_column: str) -> Labels:
                 "add it to label.positive, label.negative or label.unused",
             ),
             (nameless, f"{nameless} rows have nothing in column {join}"),
-            (conflicting, f"{conflicting} images have contradicting labels in several rows"),
+            (contradicting, contradicting),
             (label.empty, "no row has a label"),
             (len(strange), f"{len(strange)} values of column {columns.split} are not explained by the card's splits"),
             (unsplit, f"{unsplit} labelled rows have nothing in column {columns.split}"),
@@ -169,12 +215,50 @@ def _labels(inputs: Inputs, meaning: CardLabel, value_column: str) -> Labels:
     ]
     if problems:
         raise LabelsError("label table: " + "; ".join(problems) + "; correct the table or the dataset card")
-    return Labels(column, label.groupby(level=0).max(), given.groupby(level=0).first(), other)
+    rows = pd.DataFrame({"value": values, "key": keys})
+    return Labels(COLUMNS[columns.join], label.groupby(level=0).max(), given.groupby(level=0).first(), rows, other)
 
 
-def _further_labels(
-    inputs: Inputs, images: pd.DataFrame, files: pd.DataFrame, rows: pd.DataFrame, log: RunLog
-) -> pd.DataFrame:
+def _labels_of_files(archive: Archive, labels: Labels) -> pd.DataFrame:
+    return labels_of_files(archive.examined, archive.assembled, labels.column, labels.label, labels.given)
+
+
+def _check_matches(inputs: Inputs, archive: Archive, labels: Labels, found: pd.DataFrame, log: RunLog) -> None:
+    """Say how many rows found images.
+
+    Raises LabelsError when none did, or many would with a setting that the message names.
+    """
+    columns, keys = inputs.card.columns, labels.rows["key"]
+    column, matched = getattr(columns, columns.join), keys.isin(archive.present[columns.join])
+    log.info(
+        f"{int(matched.sum())} of {len(keys)} labelled rows of the label table matched "
+        f"{int(found['label'].notna().sum())} of {len(found)} images"
+    )
+    if columns.join == "path" and not matched.all():
+        try:
+            sources = find_sources(inputs.studies, inputs.labels)
+        except SourcesError:
+            sources = []  # not needed for anything else here, so that they may be elsewhere by now
+        if sources:
+            rule = PathRule(**columns.path_rule)
+            _warn(log, check_paths(labels.rows["value"], [source.path for source in sources], rule, column))
+    text, stop = why_unmatched(labels.rows["value"], keys, columns.join, column, inputs.secret, archive.present)
+    refused = archive.quarantine[archive.quarantine["row_id"].isin(keys)]["reason"].value_counts()
+    if stop and len(refused):
+        text += f". In quarantine: {', '.join(f'{count} {reason}' for reason, count in refused.items())}"
+    if found["label"].isna().all():
+        raise LabelsError(f"none of {len(found)} accepted images has a label: {text}")
+    if stop:
+        raise LabelsError(f"label table: {text}")
+    _warn(log, text)
+
+
+def _warn(log: RunLog, text: str) -> None:
+    if text:
+        log.warn(text)
+
+
+def _further_labels(inputs: Inputs, archive: Archive, rows: pd.DataFrame, log: RunLog) -> pd.DataFrame:
     """Return the columns of tables.FURTHER_LABELS for the images in `rows` that have the main label.
 
     Raises LabelsError naming every label with a problem.
@@ -183,13 +267,18 @@ def _further_labels(
     tables, problems = [pd.DataFrame()], []
     for further in inputs.card.further_labels:
         try:
-            labels = _labels(inputs, further, further.column or inputs.card.columns.label)
-            values = _join(images, files, labels).set_index("image_id")["label"].astype("Int64")
+            labels = _labels(inputs, archive, further, further.column or inputs.card.columns.label, log)
+            found = _join(inputs, archive, labels)
         except LabelsError as error:
             problems.append(f"further label {further.id}: {error}")
             continue
         if labels.other:
             log.warn(f"further label {further.id}: {labels.other} rows are neither positive nor negative, not used")
+        doubted = contradictions(found, _labels_of_files(archive, labels), archive.near)
+        if left_out := doubted.counts["left_out"]:
+            log.warn(f"further label {further.id}: {left_out} images are contradicted by copies; it is not used")
+        values = found.set_index("image_id")["label"].astype("Int64")
+        values = values.mask(values.index.isin(doubted.left_out))
         if unused := int(values[~values.index.isin(labelled)].notna().sum()):
             log.warn(f"further label {further.id}: {unused} images lack the main label; it is not used")
         tables.append(pd.DataFrame({"image_id": labelled, "label_id": further.id, "label": values[labelled].array}))
@@ -206,59 +295,44 @@ def _by_label(rows: pd.DataFrame, further: pd.DataFrame) -> dict[str, pd.DataFra
     return {str(label_id): own.dropna(subset="label") for label_id, own in joined.groupby("label_id")}
 
 
-def _join(images: pd.DataFrame, files: pd.DataFrame, labels: Labels) -> pd.DataFrame:
+def _join(inputs: Inputs, archive: Archive, labels: Labels) -> pd.DataFrame:
     """Return the images with their labels; a volume has the label of any of its files.
 
     Raises LabelsError when files of one volume have different labels.
     """
-    joined = images[["image_id", "patient_id", "series_id", "study_id", "pixel_hash"]].copy()
+    joined = archive.images[["image_id", "patient_id", "series_id", "study_id", "pixel_hash"]].copy()
     if labels.column != "source_id":
-        return joined.assign(
-            label=joined[labels.column].map(labels.label), given=joined[labels.column].map(labels.given).fillna("")
-        )
-    by_file = files.assign(label=files["source_id"].map(labels.label), given=files["source_id"].map(labels.given))
-    by_image = by_file.dropna(subset=["label"]).groupby("image_id")
-    mixed = int((by_image["label"].nunique() > 1).sum())
-    if mixed:
-        raise LabelsError(f"label table: the files of {mixed} volumes have different labels; correct the table")
-    return joined.assign(
-        label=joined["image_id"].map(by_image["label"].first()),
-        given=joined["image_id"].map(by_image["given"].first()).astype(object).fillna(""),
-    )
+        label, given = (joined[labels.column].map(values) for values in (labels.label, labels.given))
+    else:
+        files = archive.files.assign(
+            label=archive.files["row_id"].map(labels.label), given=archive.files["row_id"].map(labels.given)
+        ).dropna(subset=["label"])
+        label = one_label(files["label"], files["image_id"], inputs.card.columns.several_rows == "any_positive")
+        label, given = (joined["image_id"].map(of) for of in (label, files.groupby("image_id")["given"].first()))
+    joined = joined.assign(label=label, given=given.astype(object).fillna(""))
+    return with_labels_of_copies(joined, _labels_of_files(archive, labels))
 
 
-def _unmatched(joined: pd.DataFrame, files: pd.DataFrame, labels: Labels, quarantine: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of tables.UNMATCHED: labels and images that did not find each other."""
-    present = files["source_id"] if labels.column == "source_id" else joined[labels.column]
+def _unmatched(found: pd.DataFrame, archive: Archive, labels: Labels, left_out: Collection[str]) -> pd.DataFrame:
+    """Return the columns of tables.UNMATCHED: labels and images that did not find each other, or not for good."""
+    by_path = labels.column == "source_id"
+    present = archive.files["row_id"] if by_path else found[labels.column]
     alone = labels.label.index[~labels.label.index.isin(present)]
-    reasons = quarantine.set_index("source_id")["reason"]
-    reason = reasons.reindex(alone).fillna("").to_numpy() if labels.column == "source_id" else ""
-    without = joined.loc[joined["label"].isna(), "image_id"]
+    reasons = archive.quarantine.drop_duplicates("row_id").set_index("row_id")["reason"]
+    reason = reasons.reindex(alone).fillna("").to_numpy() if by_path else ""
+    without = found.loc[found["label"].isna(), "image_id"]
+    doubted = sorted(left_out)
     return pd.concat(
         [
             pd.DataFrame({"what": LABEL_ALONE, "joined_by": labels.column, "pseudonym": alone, "reason": reason}),
             pd.DataFrame({"what": IMAGE_ALONE, "joined_by": "image_id", "pseudonym": without, "reason": ""}),
+            pd.DataFrame({"what": CONTRADICTING, "joined_by": "image_id", "pseudonym": doubted, "reason": ""}),
         ],
         ignore_index=True,
     )
 
 
 # ---------------------------------------------------------------- who goes where
-
-
-def _units(images: pd.DataFrame, near: pd.DataFrame) -> pd.Series:
-    """Return, per image, the smallest pseudonym among the patients linked to its patient by shared pictures."""
-    patient, names = pd.factorize(images["patient_id"], sort=True)
-    pixels, contents = pd.factorize(images["pixel_hash"])
-    of_image = pd.Series(patient, index=images["image_id"])
-    nodes = len(names) + len(contents)
-    ends = np.concatenate([patient, of_image[near["image_id"]].to_numpy()])
-    others = np.concatenate([len(names) + pixels, of_image[near["other_image_id"]].to_numpy()])
-    links = coo_array((np.ones(len(ends)), (ends, others)), shape=(nodes, nodes))
-    _, component = connected_components(links, directed=False)
-    # Patients are sorted, so the first of a component is its smallest.
-    first = pd.Series(np.asarray(names)).groupby(component[: len(names)]).first()
-    return pd.Series(component[patient], index=images.index).map(first)
 
 
 def _assign(images: pd.DataFrame, given: Mapping[str, Sequence[str]], settings: SplitSettings) -> pd.Series:
@@ -306,10 +380,10 @@ def _bucket(unit: str, seed: int, fractions: SplitFractions, allowed: Sequence[s
 
 
 def _check_shared(joined: pd.DataFrame, settings: SplitSettings) -> None:
-    linked = _linked(joined)
-    if linked and settings.shared_images == "stop":
+    shared = linked(joined)
+    if shared and settings.shared_images == "stop":
         raise ValueError(
-            f"{linked} patients share an image with another patient, exactly or nearly (quality flags in "
+            f"{shared} patients share an image with another patient, exactly or nearly (quality flags in "
             "images.parquet, near_duplicates.parquet); find out whose it is, or set split.shared_images=keep_together"
         )
 
@@ -329,16 +403,40 @@ def _counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
         counts[name] = {
             "patients": int(part["patient_id"].nunique()),
             "images": len(part),
+            "labelled_patients": int(part.loc[part["label"].notna(), "patient_id"].nunique()),
             "positive_patients": int(positive["patient_id"].nunique()),
             "positive_images": len(positive),
         }
     return counts
 
 
-def _linked(joined: pd.DataFrame) -> int:
-    """Return the number of patients that share a picture with another one, exactly or nearly."""
-    sizes = joined.groupby("unit")["patient_id"].nunique()
-    return int(sizes[sizes > 1].sum())
+def _check_shares(inputs: Inputs, settings: SplitSettings, rows: pd.DataFrame) -> None:
+    """Raise ValueError when linked patients leave a split far from its share."""
+    labelled = rows[rows["label"].notna()]
+    fractions, given = settings.fractions.model_dump(), inputs.card.splits
+    shares = {value: shares_of(given.get(value, LABELLED_SPLITS), fractions) for value in labelled["given"].unique()}
+    if missed := missed_shares(labelled, shares):
+        raise ValueError(
+            f"{missed}. See near_duplicates.parquet and the flags in images.parquet of ingest for what they share: "
+            "leave out what is no study (blank pictures, masks, logos; data.exclude), set ingest.near_duplicates=false "
+            "where different people's pictures are alike, or change split.fractions"
+        )
+
+
+def _refuse_single_class(labels: Labels, joined: pd.DataFrame, left_out: int) -> None:
+    """Raise ValueError when all labelled images are of one class: no way of dividing them helps."""
+    values = joined["label"].dropna().unique()
+    if len(values) > 1:
+        return
+    missing = "negative" if 1 in values else "positive"
+    rows = int((labels.label == (missing == "positive")).sum())
+    without = f"; {left_out} images are left out, contradicted by a copy" if left_out else ""
+    raise ValueError(
+        f"no {missing} label has an accepted image, of {rows} in the label table{without}. See what the card's label "
+        f"calls {missing}, and unmatched.parquet for labels without an image"
+        if rows
+        else f"the label table has no {missing} row{without}; see what the card's label calls {missing}"
+    )
 
 
 def _refuse_missing_class(counts: dict[str, dict[str, dict[str, int]]]) -> None:
@@ -346,7 +444,7 @@ def _refuse_missing_class(counts: dict[str, dict[str, dict[str, int]]]) -> None:
     problems = []
     for label, of_label in counts.items():
         for name in LABELLED_SPLITS:
-            patients, positive = of_label[name]["patients"], of_label[name]["positive_patients"]
+            patients, positive = of_label[name]["labelled_patients"], of_label[name]["positive_patients"]
             if positive in (0, patients):
                 what = f"further label {label}: " if label else ""
                 problems.append(f"{what}{name} has {positive} positive and {patients - positive} negative patients")
@@ -374,6 +472,12 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
     ):
         if summary[key]:
             log.warn(f"{summary[key]} {text}")
+    if (doubted := summary["contradicting_copies"])["copies"]:
+        log.warn(
+            f"{doubted['copies']} images show {doubted['pictures']} pictures that have opposite labels elsewhere; they "
+            f"and the doubtful images of their {doubted['patients']} patients, {doubted['left_out']} in all, are not "
+            "used with a label (unmatched.parquet)"
+        )
     calibration = summary["splits"]["calibration"]
     positives = calibration["positive_patients"]
     if calibration["patients"] and positives < USUAL_POSITIVES_NEEDED:

@@ -134,7 +134,15 @@ EXAMINED = Table(
         Column(
             "stored_sha256", TEXT, "SHA-256 of the file on disk: of the archive, for a member; empty when unreadable"
         ),
-        Column("joined", TEXT, "pseudonym of the patient that the label table names for this path; empty when none"),
+        Column(
+            "row_id", TEXT, "keyed hash by which the label table knows the file, of its path or a UID; empty when none"
+        ),
+        Column("header_patient", TEXT, "pseudonym of the patient that the header names; empty when none"),
+        Column(
+            "placeholder",
+            TEXT,
+            "empty for an identifier; `word` for one that names nobody; for zeros, the pseudonym of the next number",
+        ),
         Column("sha256", TEXT, "SHA-256 of the file's bytes; empty when it could not be read"),
         Column("reason", TEXT, "reason for refusal; empty when accepted or a part of a volume"),
         Column("detail", TEXT, "fixed words, sizes and tag numbers; never text from a header"),
@@ -205,7 +213,7 @@ SPLIT = Table(
 UNMATCHED = Table(
     "unmatched",
     (
-        Column("what", TEXT, "label without image, or image without label"),
+        Column("what", TEXT, "label without image, image without label, or label contradicted by a copy"),
         Column("joined_by", TEXT, "which pseudonym: source_id, image_id, series_id, study_id or patient_id"),
         Column("pseudonym", TEXT, "keyed hash of what the label table names, or of the image"),
         Column("reason", TEXT, "why the file is in quarantine, when it is; empty otherwise"),
@@ -429,6 +437,12 @@ def write_table(path: Path, frame: pd.DataFrame, table: Table) -> None:
         raise TableError(f"{table.name}: a column has values of another type than its definition") from error
     with atomic(path) as temporary:
         pq.write_table(content, temporary, compression="zstd")
+
+
+def write_arrow(path: Path, rows: pa.Table) -> None:
+    """Write rows as they are."""
+    with atomic(path) as temporary:
+        pq.write_table(rows, temporary, compression="zstd")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], table: Table) -> None:

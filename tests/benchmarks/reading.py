@@ -85,7 +85,7 @@ def write_files(folder: Path) -> dict[str, Path]:
 
 
 def ingest(path: Path) -> None:
-    found = examine(Source(path.name, str(path)), None, RULES)
+    found = examine(Source(path.name, str(path)), RULES)
     assert found.row is not None, found.refusal
 
 
@@ -140,7 +140,7 @@ def main() -> None:
         work["jpeg_2000"]["bare_decoder"] = lambda: decode(bare["jpeg_2000"])
         ct = Path(name) / "slice.dcm"
         ct.write_bytes(ct_slice())
-        work["header"] = {"ingest": lambda: examine(Source(ct.name, str(ct)), None, RULES)}
+        work["header"] = {"ingest": lambda: examine(Source(ct.name, str(ct)), RULES)}
         taken: dict[str, dict[str, list[float]]] = {kind: {what: [] for what in each} for kind, each in work.items()}
         for _ in range(rounds + 1):
             for kind, each in work.items():

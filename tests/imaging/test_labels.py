@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from pipeline.imaging.labels import LabelsError, normal_path, patients_by_path, patients_digest, read_labels
+from pipeline.imaging.labels import LabelsError, read_labels
 
 
 def write(tmp_path, text: str, encoding: str = "utf-8"):
@@ -37,21 +37,3 @@ def test_a_file_that_is_no_table_is_not_quoted(tmp_path, content):
         read_labels(path, ["a", "b"])
     assert "Meier" not in str(error.value)
     assert error.value.__suppress_context__ or error.value.__context__ is None
-
-
-def test_paths_are_compared_as_sources_writes_them():
-    assert normal_path("./a\\b/c.dcm") == "a/b/c.dcm"
-
-
-def test_a_corrected_label_leaves_the_patients_digest_alone(tmp_path):
-    before = patients_digest(write(tmp_path, "path,patient,label\na,1,ill\nb,2,well\n"), "path", "patient")
-    assert patients_digest(write(tmp_path, "path,patient,label\nb,2,ill\na,1,ill\n"), "path", "patient") == before
-    assert patients_digest(write(tmp_path, "path,patient,label\na,2,ill\nb,2,well\n"), "path", "patient") != before
-    assert patients_by_path(tmp_path / "labels.csv", None, "patient") == {}
-
-
-def test_a_path_of_two_patients_is_refused(tmp_path):
-    path = write(tmp_path, "path,patient\na,Meier\na,Huber\nb,Meier\n")
-    with pytest.raises(LabelsError, match="1 paths of the label table have more than one patient") as error:
-        patients_by_path(path, "path", "patient")
-    assert "Meier" not in str(error.value)

@@ -1,5 +1,6 @@
 """Patients are divided once, by a rule that neither order, additions nor corrections disturb."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,18 @@ from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseud
 from pipeline.stages.split import split
 from pipeline.store.files import write_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import FILES, IMAGES, NEAR_DUPLICATES, QUARANTINE, SPLIT, read_table, write_table
+from pipeline.store.tables import (
+    ASSEMBLED,
+    EXAMINED,
+    FILES,
+    IMAGES,
+    NEAR_DUPLICATES,
+    QUARANTINE,
+    SPLIT,
+    read_table,
+    write_rows,
+    write_table,
+)
 
 
 def images(patients: dict[str, int], pixels: dict[str, str] | None = None) -> pd.DataFrame:
@@ -46,6 +58,20 @@ def files(patients: dict[str, int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[column.name for column in FILES.columns])
 
 
+def examined(patients: dict[str, int], shown: pd.DataFrame, lost: Sequence[str]) -> list[dict[str, object]]:
+    """Return what was found out about each file, with those in quarantine."""
+    facts = shown.set_index("image_id")[["patient_id", "study_id", "series_id", "pixel_hash"]].to_dict("index")
+    texts = dict.fromkeys(
+        ("stored_sha256", "sha256", "reason", "detail", "part_of", "header_patient", "placeholder"), ""
+    )
+    rows = []
+    for path in [f"{patient}/{k}" for patient, count in patients.items() for k in range(count)]:
+        image_id, name = pseudonym(SECRET, "image", f"uid-{path}"), path_pseudonym(SECRET, path)
+        rows.append({**texts, "source_id": name, "row_id": name, "image_id": image_id, **facts[image_id]})
+    names = [path_pseudonym(SECRET, path) for path in lost]
+    return rows + [{**texts, "source_id": name, "row_id": name, "reason": "damaged_pixels"} for name in names]
+
+
 def pairs(*paths: tuple[str, str]) -> pd.DataFrame:
     """Return near-duplicates."""
     rows = [(*sorted(pseudonym(SECRET, "image", f"uid-{p}") for p in pair), "copy", 20, 0.99, True) for pair in paths]
@@ -56,7 +82,11 @@ def make(folder, patients, labels, pixels=None, card=None, near=(), lost=()) -> 
     """Write what ingest leaves; `lost` are paths in quarantine."""
     archive = Archive(folder, card=card or make_card(path="path"))
     (folder / "ingest").mkdir(parents=True, exist_ok=True)
-    write_table(folder / "ingest" / "images.parquet", images(patients, pixels), IMAGES)
+    shown = images(patients, pixels)
+    write_table(folder / "ingest" / "images.parquet", shown, IMAGES)
+    write_rows(folder / "ingest" / "examined.parquet", examined(patients, shown, lost), EXAMINED)
+    write_rows(folder / "ingest" / "assembled.parquet", [], ASSEMBLED)
+    write_json(folder / "ingest" / "summary.json", {"identity": {"objection": ""}})
     write_table(folder / "ingest" / "files.parquet", files(patients), FILES)
     write_table(folder / "ingest" / "near_duplicates.parquet", pairs(*near), NEAR_DUPLICATES)
     refused = [(path_pseudonym(SECRET, path), "0" * 64, "damaged_pixels", "") for path in lost]
