@@ -32,6 +32,7 @@ from pipeline.store.lineage import (
     package_versions,
     studies_digest,
 )
+from pipeline.store.run_records import RunRecord, remember, remembered
 from pipeline.store.runlog import RunLog
 
 
@@ -301,7 +302,8 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> di
 
 
 def _hashes(config: Config, secret: bytes) -> SourceHashes:
-    return SourceHashes(secret, config.store / "source_hashes.sqlite")
+    # Without a key, nothing may be kept that names of files could be guessed from.
+    return SourceHashes(secret, config.store / "source_hashes.sqlite" if secret else None)
 
 
 def _track_hashing(paths: Sequence[Path]) -> Iterator[Path]:
@@ -426,6 +428,8 @@ def run(
             tracker.parameters(run_id, _parameters(config))
             artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
             index_pipeline(tracker, run_id, artifacts)
+    made = {step: (artifact.stage, artifact.key) for step, artifact in artifacts.items()}
+    remember(store, RunRecord(config.project, key, name, _parameters(config), made))
     report = _deliver(config, artifacts.get("report"))
     return _result(config, artifacts, comparison_fragment(tracker.experiment_id), report)
 
@@ -555,15 +559,26 @@ def _parameters(config: Config) -> dict[str, Any]:
     return flatten({name: getattr(config, name).model_dump(mode="json") for name in NAMES})
 
 
-def reindex(config: Config) -> int:
-    """Index every artifact of the store in MLflow again, as after a lost database; return how many there are."""
-    from pipeline.store.tracking import Tracker
+def reindex(config: Config) -> tuple[int, int]:
+    """Index every artifact and finished run of the store in MLflow again, as after a lost database.
+
+    Returns how many artifacts and runs are indexed. A run is left out when an artifact of it is gone.
+    """
+    from pipeline.store.tracking import Tracker, closing
 
     store, tracker = Store(config.store), Tracker(config.project, config.store, config.tracking.uri)
     artifacts = [a for stage in STAGES for a in store.all(stage.name) if a.record["project"] == config.project]
     for artifact in artifacts:
         index_stage(tracker, artifact)
-    return len(artifacts)
+    done = tracker.indexed("pipeline")
+    whole = [one for one in remembered(store, config.project) if {*one.found(store)} == {*one.artifacts}]
+    for record in whole:
+        if record.key not in done:
+            run_id = tracker.open("pipeline", record.key, record.name)
+            with closing(tracker, run_id):
+                tracker.parameters(run_id, record.parameters)
+                index_pipeline(tracker, run_id, record.found(store))
+    return len(artifacts), len(whole)
 
 
 def _deliver(config: Config, report: Artifact | None) -> Path | None:
