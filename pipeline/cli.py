@@ -192,7 +192,7 @@ def compare(
         runs = []
         for file, overrides in divide(configs):
             settings, card = _settings(file, overrides, store, nameable)
-            runs.append((comparison.name_of(file, overrides), settings, card, _known_key(settings, card)))
+            runs.append((comparison.name_of(file, overrides), settings, card, _known_key(settings, card) or None))
         result = comparison.compare(runs, pdf)
     if as_json:
         _print_json(result)
@@ -247,7 +247,7 @@ def trace(
     for problem in problems:
         _say(problem)
     if verify:
-        what = "every file of the store" + (" and every source file" if config else "")
+        what = "every file of its artifacts" + (" and every source file" if config else "")
         _say(counted(len(problems), "difference") if problems else f"verified: {what} is as it was when it was made")
     raise typer.Exit(ERROR if problems else 0)
 
@@ -315,20 +315,25 @@ def ui(
 ) -> None:
     """Open the MLflow UI on this machine at the comparison of pipeline runs."""
     with _errors(config, overrides, store) as nameable:
-        from pipeline.store import tracking
+        from pipeline.store import server
 
         settings, _ = _settings(config, overrides, store, nameable)
         uri = settings.tracking.uri
+        elsewhere = uri is not None and uri.startswith(("http://", "https://"))
+        if not elsewhere:
+            server.check_free(port)
+        from pipeline.store import tracking  # takes seconds
+
         experiment = tracking.experiment_id(settings.project, settings.store, uri)
         if experiment is None:
             raise tracking.TrackingError(f"{settings.project} has no runs yet; run: maescreen run CONFIG")
         page = tracking.comparison_fragment(experiment)
-        if uri is not None and uri.startswith(("http://", "https://")):
-            print(f"{uri.rstrip('/')}/{page}")
+        if elsewhere:
+            print(f"{uri}/{page}")
             return
 
         def announce() -> None:
-            print(f"http://{tracking.HOST}:{port}/{page}", flush=True)
+            print(f"http://{server.HOST}:{port}/{page}", flush=True)
             _say("stop with Ctrl-C")
 
         tracking.serve(settings.store, uri, port, announce)

@@ -26,7 +26,7 @@ MEASURES = ("test_auc", "certified_recall", "test_recall", "test_specificity", "
 # Those that a failed gate forbids to use.
 AT_THE_THRESHOLD = MEASURES[1:]
 
-Loaded = tuple[str, Config, Card, bytes]
+Loaded = tuple[str, Config, Card, bytes | None]
 Found = Mapping[str, Artifact]
 
 

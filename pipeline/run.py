@@ -207,9 +207,11 @@ class Result:
 
 
 def plan(
-    config: Config, card: Card, secret: bytes, *, keep: Sequence[str] = (), rebuild: Sequence[str] = ()
+    config: Config, card: Card, secret: bytes | None, *, keep: Sequence[str] = (), rebuild: Sequence[str] = ()
 ) -> list[Step]:
     """Return each step in order, its key and whether it is reused or must run, with the reason.
+
+    Nothing is made with `secret`: empty, there is no key yet; None, it is the one of the newest ingest in the store.
 
     Raises RunError when a step cannot be kept, or there is no such step.
     """
@@ -276,7 +278,7 @@ def _datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
     return datasets | {one.name: (one, read_card(one.card)) for one in config.data.external}
 
 
-def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> dict[str, str]:
+def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None) -> dict[str, str]:
     """Return the digest of each thing from outside the store, as fine as the stages use it."""
     from pipeline.imaging import labels, pseudonyms
 
@@ -295,15 +297,21 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> di
         "columns": sha256_json(card.columns.model_dump()),
         "expected": sha256_json(card.expected.model_dump()),
         "splits": sha256_json(card.splits),
-        "key": pseudonyms.fingerprint(secret),
+        "key": _newest_key(config) if secret is None else pseudonyms.fingerprint(secret),
         "card": sha256_json(card.model_dump()),
         "purpose": "external test set",
     }
 
 
-def _hashes(config: Config, secret: bytes) -> SourceHashes:
+def _newest_key(config: Config) -> str:
+    """Return the fingerprint of the key that made the newest ingest of the project, or an empty text."""
+    made = (one.record for one in Store(config.store).all("ingest"))
+    return next((record["sources"]["key"] for record in made if record["project"] == config.project), "")
+
+
+def _hashes(config: Config, secret: bytes | None) -> SourceHashes:
     # Without a key, nothing may be kept that names of files could be guessed from.
-    return SourceHashes(secret, config.store / "source_hashes.sqlite" if secret else None)
+    return SourceHashes(secret, config.store / "source_hashes.sqlite") if secret else SourceHashes()
 
 
 def _track_hashing(paths: Sequence[Path]) -> Iterator[Path]:

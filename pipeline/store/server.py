@@ -16,6 +16,7 @@ from types import FrameType
 HOST = "127.0.0.1"
 PATIENCE_S, POLL_S = 120.0, 0.1
 SECONDS_TO_END = 10.0
+STANDARD_ERROR = 2
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -30,9 +31,8 @@ class _Asked(BaseException):
 def serve(uri: str, artifacts: str, port: int, ready: Callable[[], None]) -> None:
     """Serve the UI until a signal asks to end; call `ready` once it answers.
 
-    Raises ServerError when the port cannot be had, or when the server ends by itself.
+    Raises ServerError when the server cannot start, or ends by itself.
     """
-    _check_free(port)
     with suppress(_Asked), _signals(), _started(uri, artifacts, port) as server:
         _wait_until_it_answers(server, port)
         ready()
@@ -40,7 +40,8 @@ def serve(uri: str, artifacts: str, port: int, ready: Callable[[], None]) -> Non
         raise ServerError(f"the MLflow server ended by itself, with exit code {code}")
 
 
-def _check_free(port: int) -> None:
+def check_free(port: int) -> None:
+    """Raise ServerError when the port cannot be had."""
     with socket.socket() as trial:
         # A port on which a connection was closed a moment ago is free, too.
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -74,7 +75,7 @@ def _started(uri: str, artifacts: str, port: int) -> Iterator[subprocess.Popen]:
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", uri, "--default-artifact-root", artifacts]
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    server = subprocess.Popen(command, env=environment, start_new_session=True, stdout=STANDARD_ERROR)
     try:
         yield server
     finally:

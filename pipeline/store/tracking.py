@@ -32,7 +32,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipeline.store import server
-from pipeline.store.server import HOST as HOST
 
 BATCH = 1000  # metrics per request, the limit of MLflow's API
 PARAM_BATCH = 100
@@ -236,7 +235,7 @@ def comparison_fragment(experiment_id: str) -> str:
 def serve(store: Path, uri: str | None, port: int, ready: Callable[[], None]) -> None:
     """Serve the UI on loopback until a signal asks to end; call `ready` once it answers.
 
-    Raises ServerError when the port cannot be had, or when the server ends by itself.
+    Raises ServerError when the server cannot start, or ends by itself.
     """
     server.serve(uri or default_uri(store), (store.resolve() / "mlflow-artifacts").as_uri(), port, ready)
 
