@@ -13,8 +13,8 @@ from types import TracebackType
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 RAISE = dis.opmap["RAISE_VARARGS"]
-# Out of memory, and what torch says of shapes and devices: numbers alone.
-TRUSTED = ("torch",)
+# Code that is given arrays and pseudonyms: what it says, of memory, shapes and devices, is numbers.
+NUMBERS_ALONE = ("torch", "pipeline.models")
 
 
 @dataclass
@@ -63,20 +63,24 @@ def _of_system(error: OSError, nameable: Nameable) -> str:
 
 def _is_safe(error: BaseException) -> bool:
     """Say whether the message was written here, or by somebody who has numbers alone to quote."""
-    own = type(error).__module__.partition(".")[0]
-    return isinstance(error, MemoryError) or own in ("pipeline", *TRUSTED) or _raised_here(error.__traceback__)
+    ours = _within(type(error).__module__, ("pipeline", *NUMBERS_ALONE))
+    return ours or isinstance(error, MemoryError) or _raised_here(error.__traceback__)
 
 
 def _raised_here(trace: TracebackType | None) -> bool:
-    """Say whether a `raise` of this package, or of trusted code, raised the error, not a call into something else."""
+    """Say whether a `raise` of this package raised the error, not a call into something else, or numbers alone did."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None:
         return False
-    code = trace.tb_frame.f_code
-    if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in TRUSTED:
+    if _within(trace.tb_frame.f_globals.get("__name__", ""), NUMBERS_ALONE):
         return True
+    code = trace.tb_frame.f_code
     return PACKAGE_FOLDER in Path(code.co_filename).parents and code.co_code[trace.tb_lasti] == RAISE
+
+
+def _within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
 def _raised_at(error: BaseException) -> str:

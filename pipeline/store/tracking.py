@@ -30,9 +30,11 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.store import server
 
+UNUSABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
 BATCH = 1000  # metrics per request, the limit of MLflow's API
 PARAM_BATCH = 100
 LARGEST_ARTIFACT_BYTES = 8_000_000
@@ -92,7 +94,7 @@ class Tracker:
                 self.experiment_id = (
                     experiment.experiment_id if experiment else self.client.create_experiment(project, artifacts)
                 )
-        except (MlflowException, OSError) as error:
+        except UNUSABLE as error:
             raise _unusable(uri, error) from error
         self._close_runs_of_dead_processes()
 
@@ -249,7 +251,7 @@ def reachable(store: Path, uri: str | None) -> str:
     """Return why the tracking server cannot be used, or an empty text."""
     try:
         mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
+    except UNUSABLE as error:
         return f"does not answer ({type(error).__name__})"
     return ""
 
@@ -263,7 +265,7 @@ def experiment_id(project: str, store: Path, uri: str | None) -> str | None:
         return None
     try:
         experiment = mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).get_experiment_by_name(project)
-    except (MlflowException, OSError) as error:
+    except UNUSABLE as error:
         raise _unusable(uri, error) from error
     return experiment.experiment_id if experiment else None
 
