@@ -19,9 +19,13 @@ from pipeline import __version__
 
 if TYPE_CHECKING:
     from pipeline.config import Card, Config
+    from pipeline.failures import Nameable
     from pipeline.run import Result
 
 ERROR, USAGE, GATE_FAILED = 1, 2, 3
+EXPECTED = (ValueError, RuntimeError, OSError, MemoryError)
+LAST = "report"
+NO_KEY = "-" * 16  # as long as a key
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 app = typer.Typer(
@@ -61,7 +65,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="print the 
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    until: Annotated[str, typer.Option(metavar="STEP", help="last step to run: a stage, or stage@SET")] = "report",
+    until: Annotated[str, typer.Option(metavar="STEP", help="last step to run: a stage, or stage@SET")] = LAST,
     store: StoreOption = None,
     keep: Keep = None,
     rebuild: Rebuild = None,
@@ -107,7 +111,8 @@ def ingest(
     if dry_run is not None:
         from pipeline import dry_run as rehearsal
 
-        with _errors():
+        with _errors() as nameable:
+            nameable.add(dry_run)
             found = rehearsal.dry_run(dry_run, workers)
         if as_json:
             _print_json(found)
@@ -138,22 +143,38 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say which stages would run and why; run nothing."""
+    from dataclasses import replace
+
+    from pipeline import commands
     from pipeline import run as pipeline
 
-    with _errors():
-        settings, card, secret = _load(config, overrides, store)
+    with _errors(config, overrides, store) as nameable:
+        settings, card = _settings(config, overrides, store, nameable)
+        secret = _known_key(settings, card)
         steps = pipeline.plan(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
+    if not secret:
+        real = "`run` makes a new one, and with it everything anew"
+        todo = real if card.identifiers == "real" else "`run` needs the public one of such data: restore it"
+        _say(f"{settings.data.key_file}: no such key file; {todo}")
+        steps = [replace(step, key=NO_KEY) for step in steps]
     if as_json:
-        _print_json([{"stage": s.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps])
+        rows = [{"stage": s.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps]
+        _print_json([row | {"key": None if row["key"] == NO_KEY else row["key"]} for row in rows])
     else:
         print("\n".join(step.line() for step in steps))
+    if stopped := [step.name for step in steps if step.action == "stop"]:
+        kept = commands.command("run", config, overrides, store=store, keep=[*(keep or ()), *stopped], rebuild=rebuild)
+        _say(f"to use what earlier code made: {kept}")
 
 
 @app.command()
 def compare(
     configs: Annotated[
         list[str],
-        typer.Argument(metavar="CONFIG…", help="finished runs: a file, or file,section.key=value,…"),
+        typer.Argument(
+            metavar="CONFIG [section.key=value]…",
+            help="finished runs: each a file and, behind it, the settings that replaced those of the file",
+        ),
     ],
     pdf: Annotated[
         Path | None,
@@ -164,12 +185,14 @@ def compare(
 ) -> None:
     """Print finished runs side by side and write them as one PDF, whose path comes last."""
     from pipeline import compare as comparison
+    from pipeline.config_file import divide
 
-    with _errors():
+    with _errors() as nameable:
+        nameable.add(pdf)
         runs = []
-        for text in configs:
-            file, *overrides = text.split(",")
-            runs.append((comparison.name_of(Path(file), overrides), *_load(Path(file), overrides, store)))
+        for file, overrides in divide(configs):
+            settings, card = _settings(file, overrides, store, nameable)
+            runs.append((comparison.name_of(file, overrides), settings, card, _known_key(settings, card) or None))
         result = comparison.compare(runs, pdf)
     if as_json:
         _print_json(result)
@@ -201,26 +224,31 @@ def trace(
     """Walk from a report to the artifacts, code, settings and source files it rests on."""
     from pipeline import trace as tracing
     from pipeline.store.artifacts import Store
+    from pipeline.wording import counted
 
-    with _errors():
-        loaded = _load(config, None, store) if config else None
-        artifacts = Store((loaded[0].store if loaded else store or Path("store")).resolve())
+    with _errors() as nameable:
+        nameable.add(report)
+        settings = _settings(config, None, store, nameable)[0] if config else None
+        folder = settings.store if settings else (store or Path("store")).resolve()
+        nameable.folders.add(folder)
+        artifacts = Store(folder)
         result = tracing.trace(report, artifacts)
         problems = tracing.verify(report, artifacts, _say) if verify else []
-        if verify and loaded:
-            problems += tracing.verify_sources(report, artifacts, loaded[0].data)
+        if verify and settings:
+            problems += tracing.verify_sources(report, artifacts, settings.data)
     if as_json:
         _print_json({**result, "problems": problems if verify else None})
     else:
         for artifact in result["artifacts"]:
-            made = f"{artifact['created']}  code {artifact['git_commit'][:12]}  {len(artifact['files'])} files"
-            print(f"{artifact['step']:<10} {artifact['key']}  {made}")
+            code, files = artifact["git_commit"][:12] or "not in git", counted(len(artifact["files"]), "file")
+            print(f"{artifact['step']:<10} {artifact['key']}  {artifact['created']}  code {code}  {files}")
         for source in result["sources"]:
             print(f"source     {source['source_id']}  sha256 {source['sha256']}  {source['verdict']}")
     for problem in problems:
         _say(problem)
     if verify:
-        _say(f"{len(problems)} differences" if problems else "verified: every file is as it was when it was made")
+        what = "every file of its artifacts" + (" and every source file" if config else "")
+        _say(counted(len(problems), "difference") if problems else f"verified: {what} is as it was when it was made")
     raise typer.Exit(ERROR if problems else 0)
 
 
@@ -233,9 +261,10 @@ def doctor(
     """Look at versions, device, codecs, disk, store and tracking server."""
     from pipeline import doctor as examination
 
-    with _errors():
-        settings = _load(config, None, store)[0] if config else None
+    with _errors() as nameable:
+        settings = _settings(config, None, store, nameable)[0] if config else None
         folder = settings.store if settings else (store or Path("store")).resolve()
+        nameable.folders.add(folder)
         checks = examination.examine(folder, settings.tracking.uri if settings else None)
     if as_json:
         _print_json([check.to_dict() for check in checks])
@@ -259,43 +288,61 @@ def init(
     output: Annotated[Path, typer.Option(help="where configs/ and data_manifests/ are")] = Path(),
 ) -> None:
     """Write a card and a config for your own folder of studies."""
+    from pipeline import commands
     from pipeline import init as initialisation
 
-    with _errors():
+    with _errors() as nameable:
+        nameable.add(folder, labels, output)
         answers = initialisation.Answers(label, positive or (), negative or (), unused or ())
         (card, config), lines = initialisation.write(folder, labels, output, name, answers)
     _say("\n".join(lines))
     print(f"fill in   {card}")
-    print(f"then run  maescreen run {config}")
+    print(f"then run  {commands.command('run', config)}")
 
 
 @app.command()
-def reindex(config: ConfigPath, store: StoreOption = None) -> None:
-    """Index the artifacts of the store in MLflow again, as after a lost database or a move to another server."""
+def reindex(config: ConfigPath, overrides: Overrides = None, store: StoreOption = None) -> None:
+    """Index the artifacts and runs of the store in MLflow again, as after a lost database or a move to a server."""
     from pipeline import run as pipeline
+    from pipeline.wording import counted
 
-    with _errors():
-        count = pipeline.reindex(_load(config, None, store)[0])
-    print(f"{count} artifacts are indexed")
+    with _errors(config, overrides, store) as nameable:
+        artifacts, runs = pipeline.reindex(_settings(config, overrides, store, nameable)[0])
+    print(f"{counted(artifacts, 'artifact')} {'is' if artifacts == 1 else 'are'} indexed")
+    _say(f"and {counted(runs, 'pipeline run')}, which `maescreen ui` compares")
 
 
 @app.command()
 def ui(
     config: ConfigPath,
+    overrides: Overrides = None,
     store: StoreOption = None,
-    port: Annotated[int, typer.Option(help="port on this machine")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port on this machine")] = 5000,
 ) -> None:
     """Open the MLflow UI on this machine at the comparison of pipeline runs."""
-    with _errors():
-        from pipeline.store import tracking
+    with _errors(config, overrides, store) as nameable:
+        from pipeline.store import server
 
-        settings, *_ = _load(config, None, store)
-        experiment = tracking.experiment_id(settings.project, settings.store, settings.tracking.uri)
+        settings, _ = _settings(config, overrides, store, nameable)
+        uri = settings.tracking.uri
+        elsewhere = uri is not None and uri.startswith(("http://", "https://"))
+        if not elsewhere:
+            server.check_free(port)
+        from pipeline.store import tracking  # takes seconds
+
+        experiment = tracking.experiment_id(settings.project, settings.store, uri)
         if experiment is None:
-            _fail(f"{settings.project} has no runs yet; run: maescreen run {config}", ERROR)
-        print(f"http://127.0.0.1:{port}/{tracking.comparison_fragment(experiment)}", flush=True)
-        _say("stop with Ctrl-C")
-        tracking.serve(settings.store, settings.tracking.uri, port)
+            raise tracking.TrackingError(f"{settings.project} has no runs yet; run: maescreen run CONFIG")
+        page = tracking.comparison_fragment(experiment)
+        if elsewhere:
+            print(f"{uri}/{page}")
+            return
+
+        def announce() -> None:
+            print(f"http://{server.HOST}:{port}/{page}", flush=True)
+            _say("stop with Ctrl-C")
+
+        tracking.serve(settings.store, uri, port, announce)
 
 
 # ---------------------------------------------------------------- shared by the commands
@@ -308,25 +355,36 @@ def _run(
     keep: list[str] | None,
     rebuild: list[str] | None,
     as_json: bool,
-    **which: Any,
+    only: str | None = None,
+    until: str = LAST,
 ) -> None:
-    from pipeline import followers
+    from pipeline import commands, followers
     from pipeline import run as pipeline
+    from pipeline.imaging.pseudonyms import load_key
 
-    with _errors(f"go on with: maescreen run {config}"):
-        for name in which.values():
-            _stages([name])
+    options = {"store": store, "until": None if until == LAST else until}
+    options |= {"keep": keep, "rebuild": rebuild, "json": as_json}
+    again = commands.command(only or "run", config, overrides, commands.program(), **options)
+    with _errors(config, overrides, store, again) as nameable, _sigterm_interrupts():
+        _stages([only or until])
+        settings, card = _settings(config, overrides, store, nameable)
         if followers.follows():
-            followers.follow(_settings(config, overrides, store)[0])
+            followers.follow(settings)
             raise typer.Exit
-        loaded = _load(config, overrides, store)
-        with followers.leading(loaded[0]):
-            result = pipeline.run(*loaded, keep=_stages(keep), rebuild=_stages(rebuild), say=_say, **which)
-    _announce(result, loaded[0], config, as_json)
+        secret = load_key(settings.data.key_file, identifiers=card.identifiers)
+        chosen = {"keep": _stages(keep), "rebuild": _stages(rebuild), "only": only, "until": until}
+        with followers.leading(settings):
+            result = pipeline.run(settings, card, secret, say=_say, **chosen)
+    _announce(result, commands.command("ui", config, _of_tracking(overrides), store=store), as_json)
     raise typer.Exit(GATE_FAILED if result.failures else 0)
 
 
-def _announce(result: Result, settings: Config, config: Path, as_json: bool) -> None:
+def _of_tracking(overrides: list[str] | None) -> list[str]:
+    """Return the overrides that say where the runs are found in MLflow."""
+    return [one for one in overrides or () if one.startswith(("project=", "store=", "tracking"))]
+
+
+def _announce(result: Result, ui_command: str, as_json: bool) -> None:
     for failure in result.failures:
         _say(f"gate failed on {failure['on']}: {failure['code']}: {failure['message']}")
     if as_json:
@@ -341,23 +399,32 @@ def _announce(result: Result, settings: Config, config: Path, as_json: bool) -> 
             }
         )
         return
-    _say(f"compare runs: maescreen ui {config}  (opens {result.comparison})")
+    _say(f"compare runs: {ui_command}  (opens {result.comparison})")
     if result.report:
         print(result.report)
 
 
-def _load(config: Path, overrides: list[str] | None, store: Path | None) -> tuple[Config, Card, bytes]:
-    from pipeline.imaging.pseudonyms import load_key
-
-    settings, card = _settings(config, overrides, store)
-    return settings, card, load_key(settings.data.key_file, identifiers=card.identifiers)
-
-
-def _settings(config: Path, overrides: list[str] | None, store: Path | None) -> tuple[Config, Card]:
+def _settings(config: Path, overrides: list[str] | None, store: Path | None, nameable: Nameable) -> tuple[Config, Card]:
+    """Return the config and its card; from now on, errors may name the files that the config names."""
     from pipeline.config_file import load
 
+    nameable.add(config, store)
     settings, card = load(config, overrides)
-    return settings if store is None else settings.model_copy(update={"store": store.resolve()}), card
+    if store is not None:
+        settings = settings.model_copy(update={"store": store.resolve()})
+    for data in (settings.data, *settings.data.external):
+        nameable.add(data.labels, data.card, *data.studies)
+    nameable.add(settings.data.key_file, settings.data.imported_weights)
+    nameable.folders |= {settings.store, settings.reports}
+    return settings, card
+
+
+def _known_key(settings: Config, card: Card) -> bytes:
+    """Return the key if there is one, else nothing; only `run` and the stages make one."""
+    from pipeline.imaging.pseudonyms import load_key
+
+    file = settings.data.key_file
+    return load_key(file, identifiers=card.identifiers) if file.exists() else b""
 
 
 def _stages(names: list[str] | None) -> list[str]:
@@ -374,29 +441,52 @@ def _stages(names: list[str] | None) -> list[str]:
 
 
 @contextmanager
-def _errors(after_interrupt: str = "") -> Iterator[None]:
-    """Turn what users can cause into one message and an exit code; anything else keeps its traceback."""
+def _errors(
+    config: Path | None = None, overrides: list[str] | None = None, store: Path | None = None, again: str = ""
+) -> Iterator[Nameable]:
+    """Turn what users can cause into one message and an exit code; anything else keeps its traceback.
+
+    Neither quotes a patient's data: files are named only when they are among what is yielded. `again` is the command
+    that goes on after an interruption.
+    """
+    from pipeline import commands, failures
     from pipeline.config import UsageError
 
+    def fail(message: str, code: int) -> NoReturn:
+        _fail(commands.filled(message, config, overrides, store) if config else message, code)
+
+    nameable = failures.Nameable()
     try:
-        yield
-    except typer.Exit:  # a RuntimeError too
+        yield nameable
+    except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except UsageError as error:
-        _fail(str(error), USAGE)
-    except (ValueError, RuntimeError, OSError) as error:
-        _fail(f"{error} ({_raised_at(error)})", ERROR)
+        fail(str(error), USAGE)
     except KeyboardInterrupt as error:
-        _fail(f"{str(error) or 'interrupted'}; what was finished is kept. {after_interrupt}", STOPPED)
+        how = f"; what was finished is kept; go on with: {again}" if again else ""
+        fail((str(error) or "interrupted") + how, STOPPED)
+    except Exception as error:
+        message = failures.described(error, nameable) if isinstance(error, EXPECTED) else ""
+        fail(message or failures.frames(error).rstrip(), ERROR)
 
 
-def _raised_at(error: Exception) -> str:
-    """Return type and place of an error, for the engineer: the deepest line of this package that it passed."""
-    import traceback
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does. Training catches either by itself, to save first."""
+    import signal
+    import threading
 
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(__file__).parent in Path(f.filename).parents]
-    place = f" at {Path(ours[-1].filename).relative_to(Path(__file__).parent)}:{ours[-1].lineno}" if ours else ""
-    return type(error).__name__ + place
+    def interrupt(_number: int, _frame: Any) -> NoReturn:
+        raise KeyboardInterrupt("stopped: SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():  # the only one that may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int) -> NoReturn:

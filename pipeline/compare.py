@@ -24,7 +24,7 @@ from pipeline.store.tables import CURVES, PATIENT_SCORES, read_table
 
 MEASURES = ("test_auc", "certified_recall", "test_recall", "test_specificity", "test_referral_rate")
 
-Loaded = tuple[str, Config, Card, bytes]
+Loaded = tuple[str, Config, Card, bytes | None]
 Found = Mapping[str, Artifact]
 
 

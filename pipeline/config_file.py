@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +17,10 @@ from pipeline.config import Card, Config, ConfigError, Studies
 
 MAX_BYTES = 1_000_000
 COMMAND_LINE = "command line"
+
+# An override, and the comma before one: other commas belong to lists, texts and names of files.
+SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+COMMA = re.compile(rf",(?={SETTING.pattern.replace('(', '(?:', 1)})")
 
 Loc = tuple[str | int, ...]
 
@@ -115,7 +121,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{path}:{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError, for instance, of a date that there is not
         raise ConfigError(f"{path}: not YAML") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections like 'data:' and 'pretrain:'")
@@ -135,23 +141,79 @@ def _number(node: Any, loc: Loc, lines: dict[Loc, int]) -> None:
             _number(value, (*loc, index), lines)
 
 
+def divide(words: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """Return the config files among some words, each with the overrides that stand behind it.
+
+    A file's own overrides may also follow it in one word, each after a comma. Raises ConfigError when overrides come
+    first.
+    """
+    runs: list[tuple[Path, list[str]]] = []
+    for word in words:
+        if Path(word).exists() or not SETTING.match(word):
+            file, *overrides = [word] if Path(word).exists() else COMMA.split(word)
+            runs.append((Path(file), overrides))
+        elif runs:
+            runs[-1][1].append(word)
+        else:
+            raise ConfigError(f"{COMMAND_LINE}: {word!r} stands before any config file; write it behind its own")
+    return runs
+
+
 def _override(content: dict[str, Any], lines: dict[Loc, int], overrides: list[str]) -> list[str]:
     problems = []
     for override in overrides:
         dotted, equals, text = override.partition("=")
         *sections, last = dotted.split(".")
-        node: Any = content
-        for section in sections:
-            node = node.setdefault(section, {}) if isinstance(node, dict) else None
-        if not equals or not isinstance(node, dict):
+        if not equals or not all([*sections, last]):
             problems.append(f"{COMMAND_LINE}: {override!r}: expected section.key=value")
             continue
+        node: Any = content
+        for depth, section in enumerate(sections, 1):
+            if isinstance(node, dict):
+                if node.get(section) is None:
+                    node[section] = {}
+                    lines[tuple(sections[:depth])] = 0
+                node = node[section]
+        if not isinstance(node, dict):
+            problems.append(f"{COMMAND_LINE}: {override!r}: {'.'.join(sections)} has no settings of its own")
+            continue
+        loc = (*sections, last)
         try:
-            node[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
-        except yaml.YAMLError:
+            node[last] = _value(text, Config, loc)
+        except (yaml.YAMLError, ValueError):
             problems.append(f"{COMMAND_LINE}: {override!r}: the value is not YAML")
-        lines[(*sections, last)] = 0
+        for below in [known for known in lines if known[: len(loc)] == loc]:
+            del lines[below]
+        lines[loc] = 0
     return problems
+
+
+def _value(text: str, model: type[BaseModel], loc: Loc) -> Any:
+    """Return what an override says: texts and paths as they are typed, unless quoted or null; all else as YAML."""
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+    except (yaml.YAMLError, ValueError):
+        if _is_text(model, loc):
+            return text
+        raise
+    quoted = isinstance(value, str) and text.strip()[:1] in ("'", '"')
+    null = text.strip().lower() in ("", "null", "~")
+    return text if _is_text(model, loc) and not quoted and not null else value
+
+
+def _is_text(model: type[BaseModel], loc: Loc) -> bool:
+    """Say whether a setting is a text or a path, or either of them and null."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return False
+        model = field.annotation
+    field = model.model_fields.get(str(loc[-1]))
+    if field is None:
+        return False
+    union = isinstance(field.annotation, UnionType)
+    kinds = {*get_args(field.annotation)} if union else {field.annotation}
+    return bool(kinds & {str, Path}) and kinds <= {str, Path, NoneType}
 
 
 def _validate(model: type, content: dict, lines: dict[Loc, int], path: Path, problems: list[str]) -> Any:
@@ -232,7 +294,7 @@ def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[st
     if "imported" in config.finetune.arms and config.data.imported_weights is not None:
         named.append((("data", "imported_weights"), config.data.imported_weights))
     return [
-        f"{path}:{lines.get(loc, '?')}: {'.'.join(map(str, loc))}: no such file or folder: {file}"
+        f"{_place(loc, lines, path)}: {'.'.join(map(str, loc))}: no such file or folder: {file}"
         for loc, file in named
         if not file.exists()
     ]

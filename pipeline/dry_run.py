@@ -13,11 +13,12 @@ import pandas as pd
 from pipeline.config import Card, IngestSettings, Machine
 from pipeline.imaging.sources import find_sources
 from pipeline.imaging.verdicts import FLAGS, REASONS
-from pipeline.stages.ingest import ingest
+from pipeline.stages.ingest import NothingAccepted, ingest
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
 from pipeline.store.tables import IMAGES, read_table
+from pipeline.wording import counted
 
 COUNTED = ("format", "modality", "body_part", "view", "manufacturer", "sex")
 NOT_STATED = "not stated"
@@ -27,17 +28,20 @@ def dry_run(folder: Path, workers: int) -> dict[str, Any]:
     """Examine every file under `folder` as ingest does with its default settings; nothing is kept but counts.
 
     Pseudonyms are made with a key that is thrown away. Files without a patient in their header count as one patient
-    each. Raises SourcesError when there is no such folder, and ValueError when nothing could be accepted.
+    each. Raises SourcesError when there is no such folder.
     """
-    log = RunLog("dry run")
+    log = RunLog("dry run", progress_only=True)
     with TemporaryDirectory() as name:
         work, labels = Path(name) / "ingest", Path(name) / "labels.parquet"
         work.mkdir()
         paths = [source.path for source in find_sources([folder]) if source.path.isprintable()]
         pd.DataFrame({"path": paths, "patient": paths}).to_parquet(labels)
         inputs = Inputs(_card(), Machine(workers=workers), studies=(folder,), labels=labels, secret=os.urandom(32))
-        ingest(IngestSettings(), inputs, work, log)
-        images, summary = read_table(work / "images.parquet", IMAGES), read_json(work / "summary.json")
+        try:
+            ingest(IngestSettings(), inputs, work, log)
+            images, summary = read_table(work / "images.parquet", IMAGES), read_json(work / "summary.json")
+        except NothingAccepted as nothing:
+            images, summary = IMAGES.schema.empty_table().to_pandas(), nothing.summary
     return {
         "files": summary["received"],
         "images": summary["accepted"],
@@ -55,14 +59,18 @@ def dry_run(folder: Path, workers: int) -> dict[str, Any]:
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return what a person would want to read of it."""
     refused = sum(count for count, _ in found["quarantined"].values())
-    text = [
-        f"{found['files']} files: {found['images']} images would be accepted, {found['volumes']} of them volumes, "
-        f"of {found['patients']} patients; {refused} files quarantined"
-    ]
-    if found["images_without_header"]:
+    images, volumes, nameless = found["images"], found["volumes"], found["images_without_header"]
+    accepted = "none would be accepted"
+    if images:
+        of_them = f"{volumes} of them {'a volume' if volumes == 1 else 'volumes'}"
+        accepted = (
+            f"{counted(images, 'image')} would be accepted, {of_them}, of {counted(found['patients'], 'patient')}"
+        )
+    text = [f"{counted(found['files'], 'file')}: {accepted}; {counted(refused, 'file')} would be quarantined"]
+    if nameless:
         text.append(
-            f"{found['images_without_header']} images have no header that names a patient (counted as one each); the "
-            "label table must"
+            f"{counted(nameless, 'image')} of a format without patients (counted as one patient each): the label table "
+            "must name them"
         )
     text += _section(
         "quarantined", [f"{c:>8}  {name}: {meaning}" for name, (c, meaning) in found["quarantined"].items()]
@@ -95,7 +103,7 @@ def _ranges(images: pd.DataFrame) -> dict[str, tuple[float, float]]:
     spacing = images["spacing_mm"].dropna().explode().astype(float)
     if len(spacing):
         ranges["spacing_mm"] = spacing
-    return {name: (float(values.min()), float(values.max())) for name, values in ranges.items()}
+    return {name: (float(values.min()), float(values.max())) for name, values in ranges.items() if len(values)}
 
 
 def _card() -> Card:

@@ -33,6 +33,7 @@ from pipeline.store.lineage import (
     runtime_versions,
     studies_digest,
 )
+from pipeline.store.run_records import RunRecord, remember, remembered
 from pipeline.store.runlog import RunLog
 
 
@@ -221,10 +222,11 @@ class Result:
 
 
 def plan(
-    config: Config, card: Card, secret: bytes, *, keep: Sequence[str] = (), rebuild: Sequence[str] = ()
+    config: Config, card: Card, secret: bytes | None, *, keep: Sequence[str] = (), rebuild: Sequence[str] = ()
 ) -> list[Step]:
     """Return each step in order, its key and whether it is reused or must run, with the reason.
 
+    Nothing is made with `secret`: empty, there is no key yet; None, it is the one of the newest ingest in the store.
     A rebuild that was interrupted goes on, whether it is asked for again or not, but for the steps in `keep`.
 
     Raises RunError when a step cannot be kept, ChoiceError when `keep` and `rebuild` contradict each other or name what
@@ -305,7 +307,7 @@ def _datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
     return datasets | {one.name: (one, read_card(one.card)) for one in config.data.external}
 
 
-def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> dict[str, str]:
+def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None) -> dict[str, str]:
     """Return the digest of each thing from outside the store, as fine as the stages use it."""
     from pipeline.imaging import identity, path_rules, pseudonyms
 
@@ -332,14 +334,21 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> di
         "columns": sha256_json(card.columns.model_dump()),
         "expected": sha256_json(card.expected.model_dump()),
         "splits": sha256_json(card.splits),
-        "key": pseudonyms.fingerprint(secret),
+        "key": _newest_key(config) if secret is None else pseudonyms.fingerprint(secret),
         "card": sha256_json(card.model_dump()),
         "purpose": "external test set",
     }
 
 
-def _hashes(config: Config, secret: bytes) -> SourceHashes:
-    return SourceHashes(secret, config.store / "source_hashes.sqlite")
+def _newest_key(config: Config) -> str:
+    """Return the fingerprint of the key that made the newest ingest of the project, or an empty text."""
+    made = (one.record for one in Store(config.store).all("ingest"))
+    return next((record["sources"]["key"] for record in made if record["project"] == config.project), "")
+
+
+def _hashes(config: Config, secret: bytes | None) -> SourceHashes:
+    # Without a key, nothing may be kept that names of files could be guessed from.
+    return SourceHashes(secret, config.store / "source_hashes.sqlite") if secret else SourceHashes()
 
 
 def _track_hashing(paths: Sequence[Path]) -> Iterator[Path]:
@@ -492,6 +501,8 @@ def run(
             artifacts = _make(wanted, steps, config, card, secret, store, tracker, deadline)
             index_pipeline(tracker, run_id, artifacts)
     _leave_rebuilds(planned, store)
+    made = {step: (artifact.stage, artifact.key) for step, artifact in artifacts.items()}
+    remember(store, RunRecord(config.project, key, name, _parameters(config), made))
     report = _deliver(config, artifacts.get("report"))
     return _result(config, artifacts, comparison_fragment(tracker.experiment_id), report)
 
@@ -664,9 +675,12 @@ def _parameters(config: Config) -> dict[str, Any]:
     return flatten({name: getattr(config, name).model_dump(mode="json") for name in NAMES})
 
 
-def reindex(config: Config) -> int:
-    """Index every artifact of the store in MLflow again, as after a lost database; return how many there are."""
-    from pipeline.store.tracking import Tracker
+def reindex(config: Config) -> tuple[int, int]:
+    """Index every artifact and finished run of the store in MLflow again, as after a lost database.
+
+    Returns how many artifacts and runs are indexed. A run is left out when an artifact of it is gone.
+    """
+    from pipeline.store.tracking import Tracker, closing
 
     store, tracker = (
         Store(config.store),
@@ -675,7 +689,15 @@ def reindex(config: Config) -> int:
     artifacts = [a for stage in STAGES for a in store.all(stage.name) if a.record["project"] == config.project]
     for artifact in artifacts:
         index_stage(tracker, artifact)
-    return len(artifacts)
+    done = tracker.indexed("pipeline")
+    whole = [one for one in remembered(store, config.project) if {*one.found(store)} == {*one.artifacts}]
+    for record in whole:
+        if record.key not in done:
+            run_id = tracker.open("pipeline", record.key, record.name)
+            with closing(tracker, run_id):
+                tracker.parameters(run_id, record.parameters)
+                index_pipeline(tracker, run_id, record.found(store))
+    return len(artifacts), len(whole)
 
 
 def _deliver(config: Config, report: Artifact | None) -> Path | None:

@@ -1,7 +1,11 @@
 """The command line: what it prints, where, and with which exit code."""
 
 import json
+import os
 import re
+import shlex
+import signal
+import socket
 import zipfile
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 from project import DEMO
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli import _sigterm_interrupts, app
 from pipeline.run import NAMES
 
 
@@ -148,7 +152,16 @@ def test_reindex_rebuilds_a_lost_database(finished, tmp_path):
     project = finished.copy(tmp_path / "lost")
     (project.store / "mlflow.db").unlink()
     assert call("reindex", project.config).stdout.strip() == "9 artifacts are indexed"
-    assert {key.split("/")[0] for key in Tracker("mini", project.store).indexed("stage")} == set(NAMES)
+    tracker = Tracker("mini", project.store)
+    assert {key.split("/")[0] for key in tracker.indexed("stage")} == set(NAMES)
+    (restored,) = tracker.pipeline_runs()
+    (before,) = Tracker("mini", finished.store).pipeline_runs()
+    for what in ("key", "status", "parameters", "metrics"):
+        assert restored[what] == before[what], what
+    names = {file.path for file in tracker.client.list_artifacts(restored["run_id"])}
+    assert {"report.pdf", "sweep.json"} <= names
+    assert call("reindex", project.config).exit_code == 0
+    assert len(Tracker("mini", project.store).pipeline_runs()) == 1
 
 
 def test_doctor_looks_at_everything(finished):
@@ -198,4 +211,122 @@ def test_a_time_limit_that_has_passed_says_how_to_go_on(finished, tmp_path):
     result = call("pretrain", project.config, "pretrain.seed=9", "machine.max_minutes=0.00001")
     assert result.exit_code == 75
     assert "stopped before pretrain: machine.max_minutes have passed; what was finished is kept" in result.stderr
-    assert f"go on with: maescreen run {project.config}" in result.stderr
+    overrides = "pretrain.seed=9 machine.max_minutes=0.00001"
+    assert result.stderr.endswith(f"; go on with: maescreen pretrain {project.config} {overrides}\n")
+
+
+def test_what_goes_on_after_an_interruption_is_the_whole_command(finished, tmp_path):
+    """With blanks and quotes, every option, and a store of its own; nothing is made before it stops."""
+    config, store = tmp_path / "it's my run.yaml", tmp_path / "a store"
+    config.write_text(finished.config.read_text().replace("../", f"{finished.folder}/"))
+    words = ["run", config, "machine.max_minutes=0.00001", "finetune.arms=[mae, hog]", "report.title=a, b"]
+    words += ["--until", "split", "--store", store, "--rebuild", "ingest", "--json"]
+    result = call(*words)
+    assert result.exit_code == 75
+    proposed = result.stderr.splitlines()[-1].partition("go on with: ")[2]
+    assert sorted(shlex.split(proposed)) == sorted(["maescreen", *map(str, words)])
+    assert call(*shlex.split(proposed)[1:]).exit_code == 75
+
+
+def test_sigterm_ends_a_run_as_an_interrupt_does():
+    """Outside of training, which saves first."""
+    with pytest.raises(KeyboardInterrupt, match="stopped: SIGTERM"), _sigterm_interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_a_stage_lacks_is_made_by_a_command_that_can_be_typed(finished, tmp_path):
+    result = call("finetune", finished.config, "split.seed=99", "--store", tmp_path / "a store")
+    assert result.exit_code == 1
+    assert f"run: maescreen run {finished.config} split.seed=99 --store '{tmp_path}/a store' --until" in result.stderr
+
+
+def test_where_to_compare_is_said_with_the_settings_that_lead_there(finished, tmp_path):
+    said = call("run", finished.config, "machine.threads=2", "tracking={uri: null}").stderr
+    assert f"compare runs: maescreen ui {finished.config} 'tracking={{uri: null}}'  (opens #/" in said
+
+
+def test_commands_that_only_look_need_no_key_and_make_none(finished, tmp_path):
+    project = finished.copy(tmp_path / "keyless")
+    key, pdf = project.folder / "demo.key", next(finished.folder.glob("reports/*/report.pdf"))
+    key.unlink()
+    before = sorted(tmp_path.rglob("*.key"))
+    for words in (
+        ["reindex", project.config],
+        ["doctor", "--config", project.config],
+        ["compare", project.config],
+        ["trace", pdf, "--config", project.config],
+    ):
+        result = call(*words)
+        assert result.exit_code == 0, (words, result.stderr)
+    assert sorted(tmp_path.rglob("*.key")) == before == []
+
+
+@pytest.mark.parametrize("identifiers", ["real", "synthetic"])
+def test_a_plan_without_a_key_says_that_all_would_run_and_makes_nothing(finished, tmp_path, identifiers):
+    card = tmp_path / "card.yaml"
+    text = (finished.folder / "card.yaml").read_text()
+    card.write_text(text.replace("identifiers: synthetic", f"identifiers: {identifiers}"))
+    key, store = tmp_path / "no such.key", tmp_path / "store"
+    words = ["plan", finished.config, f"data.key_file={key}", f"data.card={card}", "--store", store]
+    result = call(*words)
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [(line[0], " ".join(line[2:])) for line in lines] == [(name, "run: no earlier artifact") for name in NAMES]
+    assert f"{key}: no such key file; `run` " in result.stderr
+    assert {step["key"] for step in json.loads(call(*words, "--json").stdout)} == {None}
+    assert list(tmp_path.iterdir()) == [card]
+
+
+def test_compare_takes_settings_behind_their_file_and_leaves_commas_alone(finished, tmp_path):
+    config = tmp_path / "a,b.yaml"
+    config.write_text(finished.config.read_text().replace("../", f"{finished.folder}/"))
+    variant = [config, "finetune.arms=[mae,hog]", "report.title=x, y", "--store", finished.store]
+    result = call("compare", finished.config, *variant)
+    assert result.exit_code == 1
+    assert "a,b finetune.arms=[mae,hog] report.title=x, y" in result.stderr
+    assert call("compare", "split.seed=1", finished.config).exit_code == 2
+
+
+def test_a_port_in_use_is_said_before_any_address(finished):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = call("ui", finished.config, "--port", port)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"port {port} is in use; choose another with --port" in result.stderr
+
+
+def test_the_ui_of_a_project_without_runs_names_the_command_that_makes_one(finished, tmp_path):
+    result = call("ui", finished.config, "--store", tmp_path / "a store")
+    assert result.exit_code == 1
+    command = f"maescreen run {finished.config} --store '{tmp_path}/a store'"
+    assert f"mini has no runs yet; run: {command}" in result.stderr
+    assert not (tmp_path / "a store").exists()
+
+
+def test_a_folder_in_which_nothing_is_accepted_is_counted(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = call("ingest", "--dry-run", empty)
+    assert (result.exit_code, result.stdout) == (0, "0 files: none would be accepted; 0 files would be quarantined\n")
+    (empty / "Hollerbusch.txt").write_text("no image")
+    result = call("ingest", "--dry-run", empty)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("1 file: none would be accepted; 1 file would be quarantined\n\nquarantined\n")
+    assert "Hollerbusch" not in result.output + result.stderr
+    found = json.loads(call("ingest", "--dry-run", empty, "--json").stdout)
+    assert (found["files"], found["images"], found["quarantined"]["unknown_format"][0]) == (1, 0, 1)
+
+
+def test_a_dry_run_points_to_no_file_that_it_does_not_keep(tmp_path):
+    with zipfile.ZipFile(DEMO / "studies.zip") as demo:
+        content = demo.read(demo.namelist()[0])
+    for name in ("one.dcm", "two.dcm"):
+        (tmp_path / name).write_bytes(content)
+    result = call("ingest", "--dry-run", tmp_path)
+    assert result.exit_code == 0
+    assert "2 files: 1 image would be accepted, 0 of them volumes, of 1 patient; 1 file would be" in result.stdout
+    assert ".png" not in result.output + result.stderr
+    assert ".parquet" not in result.output + result.stderr

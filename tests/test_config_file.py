@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline.config import Config, ConfigError, Settings
-from pipeline.config_file import flatten, load
+from pipeline.config_file import divide, flatten, load
 
 CARD = """
 name: tiny
@@ -241,3 +241,67 @@ def test_every_setting_has_a_meaning_in_the_committed_configs():
 
 def test_flatten_names_every_leaf():
     assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": "x"}) == {"a.b": 1, "a.c": "[1, 2]", "d": "x"}
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["A: B # c, d=e", "2024", "yes", "2024-13-45", "[x] y", "{", "*x", '"a" and b', "it's", "a, b", "=", "- x", "@"],
+)
+def test_a_text_on_the_command_line_is_taken_as_it_is_typed(folder, title):
+    assert load(folder / "run.yaml", [f"report.title={title}"])[0].report.title == title
+
+
+def test_a_quoted_text_and_null_on_the_command_line_are_yaml(folder):
+    overrides = ["report.title='null'", "tracking.uri=null", "finetune.ema_decay=null"]
+    config, _ = load(folder / "run.yaml", overrides)
+    assert (config.report.title, config.tracking.uri, config.finetune.ema_decay) == ("null", None, None)
+
+
+def test_a_path_on_the_command_line_may_have_any_name(folder):
+    for name in ("a, b: c=d #1.csv", "[x].csv", "a?b%20c&d.csv", "-.csv"):
+        (folder / name).write_text("path,label\n")
+        assert load(folder / "run.yaml", [f"data.labels={name}"])[0].data.labels == folder / name
+    assert load(folder / "run.yaml", ["data.studies=[studies, labels.csv]"])[0].data.studies[1].name == "labels.csv"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.labels=no.csv", "data.labels: no such file or folder"),
+        ("data.studies=[studies, none]", "data.studies.1: no such file or folder"),
+        ("pretrian.epochs=3", "pretrian is not a setting; did you mean pretrain?"),
+        ("pretrain.epocs=3", "pretrain.epocs is not a setting; did you mean epochs?"),
+        ("pretrain.epochs=[3", "'pretrain.epochs=[3': the value is not YAML"),
+        ("pretrain.epochs=2024-13-45", "the value is not YAML"),
+        ("pretrain.epochs", "expected section.key=value"),
+        ("pretrain..epochs=3", "expected section.key=value"),
+        ("=3", "expected section.key=value"),
+        ("pretrain.mask_ratio.x=3", "pretrain.mask_ratio has no settings of its own"),
+        ("pretrain={mask_ratio: 2}", "pretrain.mask_ratio: input should be less than 1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_laid_to_the_command_line(folder, override, words):
+    found = problems(folder, CONFIG, override)
+    assert found
+    assert all(line.startswith("command line: ") for line in found)
+    assert words in "\n".join(found)
+
+
+def test_what_yaml_cannot_make_anything_of_is_a_mistake_in_the_config(folder):
+    assert problems(folder, CONFIG.replace("Tiny", "2024-13-45")) == [f"{folder / 'run.yaml'}: not YAML"]
+
+
+def test_overrides_belong_to_the_file_before_them(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name in ("a,b.yaml", "x=1.yaml"):
+        (folder / name).write_text(CONFIG)
+    words = ["run.yaml", "a,b.yaml", "finetune.arms=[mae,hog]", "report.title=a,b.c", "x=1.yaml"]
+    assert divide(words) == [
+        (Path("run.yaml"), []),
+        (Path("a,b.yaml"), ["finetune.arms=[mae,hog]", "report.title=a,b.c"]),
+        (Path("x=1.yaml"), []),
+    ]
+    one_word = "run.yaml,finetune.arms=[mae,hog],project=b,split.seed=3"
+    assert divide([one_word]) == [(Path("run.yaml"), ["finetune.arms=[mae,hog]", "project=b", "split.seed=3"])]
+    with pytest.raises(ConfigError, match=r"'split\.seed=3' stands before any config file"):
+        divide(["split.seed=3", "run.yaml"])

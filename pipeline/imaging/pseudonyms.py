@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 import stat
 import unicodedata
 from collections.abc import Iterable
@@ -85,7 +86,8 @@ def load_key(path: Path, identifiers: str) -> bytes:
         _create_key(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077 and identifiers != "synthetic":
-        raise KeyFileError(f"{path}: other users can read this secret key (mode {mode:04o}); run: chmod 600 {path}")
+        todo = f"run: chmod 600 {shlex.quote(str(path))}"
+        raise KeyFileError(f"{path}: other users can read this secret key (mode {mode:04o}); {todo}")
     try:
         lines = path.read_text("ascii").splitlines()
         key = bytes.fromhex("".join(line.split("#")[0].strip() for line in lines))

@@ -55,7 +55,9 @@ def joined(device: str) -> Iterator[None]:
         raise PeerError(f"{error}{_last_word(store)}") from None
     except BaseException as error:
         if not store.check([LAST_WORD]):
-            store.set(LAST_WORD, f"process {rank}: {error or type(error).__name__}")
+            # A library's message can quote a file's name, and this one goes to every process.
+            own = type(error).__module__.startswith("pipeline.")
+            store.set(LAST_WORD, f"process {rank}: {(own and str(error)) or type(error).__name__}")
         raise
     # Not after an error: others may never answer, and the end of this process closes its connections.
     dist.destroy_process_group()

@@ -82,19 +82,30 @@ SERIES_PER_BATCH = 4
 SERIES_TIMEOUT_FACTOR = 10
 # What may turn out otherwise the next time is not taken over from an earlier ingest.
 PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
+NO_FILES = {"received": 0, "accepted": 0, "volumes": 0, "patients": 0, "quarantined": {}, "flags": {}, "duplicates": {}}
 COMPARED = ["image_id", "patient_id", "pixel_hash"]
 SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest", "highest", "clipped_share"]
+
+
+class NothingAccepted(ValueError):
+    """Of all files, none was accepted; `summary` has their counts."""
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave `images`, `files`, `quarantine`, `quality` and `near_duplicates`, all Parquet, `contact_sheet.png`, and
     `summary.json`; every file received is in `files` or in `quarantine`.
 
-    Batches are journalled in `work`, so that a killed run goes on where it was. Raises ValueError when no image was
-    accepted, SourcesError and LabelsError when sources or label table cannot be used as a whole.
+    Batches are journalled in `work`, so that a killed run goes on where it was. Raises NothingAccepted when no image
+    was, SourcesError and LabelsError when sources or label table cannot be used as a whole.
     """
     columns = inputs.card.columns
     sources = apart(find_sources(inputs.studies, inputs.labels, unique_paths=columns.path is not None))
+    if not sources:
+        raise NothingAccepted("there is no file under data.studies", NO_FILES)
     named = _named(inputs, sources, log)
     rules = Rules(_policy(settings), _limits(settings, inputs), inputs.secret, columns.join)
     journal = work / JOURNAL
@@ -125,7 +136,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
             log.warn(remark)
     _say(summary, log)
     if images.empty:
-        raise ValueError(f"none of {len(sources)} files was accepted; {_reasons(summary)}")
+        raise NothingAccepted(f"none of {len(sources)} files was accepted; {_reasons(summary)}", summary)
     write_table(work / "images.parquet", images[[column.name for column in IMAGES.columns]], IMAGES)
     write_table(work / "quality.parquet", images[[column.name for column in QUALITY.columns]], QUALITY)
     write_table(work / "files.parquet", files, FILES)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,7 +30,11 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.store import server
+
+UNUSABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
 BATCH = 1000  # metrics per request, the limit of MLflow's API
 PARAM_BATCH = 100
 LARGEST_ARTIFACT_BYTES = 8_000_000
@@ -45,7 +49,13 @@ class TrackingError(RuntimeError):
 
 def default_uri(store: Path) -> str:
     """Return the URI of the SQLite database inside the store, absolute so that no working directory gets its own."""
-    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
+    return _sqlite_uri(store.resolve() / "mlflow.db")
+
+
+def _sqlite_uri(file: Path) -> str:
+    # SQLAlchemy takes what follows a question mark for options, and undoes percent signs once. MLflow does not, and
+    # makes the folder of a quoted path, a wrong one, unless the driver is named.
+    return f"sqlite+pysqlite:///{quote(str(file))}"
 
 
 def _create_database(store: Path) -> None:
@@ -55,7 +65,7 @@ def _create_database(store: Path) -> None:
         return
     for torn in store.glob(f"{new.name}*"):
         torn.unlink()
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}")
+    client = mlflow.MlflowClient(tracking_uri=_sqlite_uri(new))
     client.search_experiments(max_results=1)
     client._tracking_client.store.engine.dispose()
     new.replace(final)
@@ -86,10 +96,8 @@ class Tracker:
                 self.experiment_id = (
                     experiment.experiment_id if experiment else self.client.create_experiment(project, artifacts)
                 )
-        except (MlflowException, OSError) as error:
-            raise TrackingError(
-                f"the MLflow server cannot be used ({type(error).__name__}): check tracking.uri"
-            ) from error
+        except UNUSABLE as error:
+            raise _unusable(uri, error) from error
         self._close_runs_of_dead_processes()
 
     def open(self, kind: str, key: str, name: str, parent: str | None = None) -> str:
@@ -228,16 +236,12 @@ def comparison_fragment(experiment_id: str) -> str:
     )
 
 
-def serve(store: Path, uri: str | None, port: int) -> None:
-    """Run the MLflow UI on loopback until it is stopped."""
-    import subprocess
-    import sys
+def serve(store: Path, uri: str | None, port: int, ready: Callable[[], None]) -> None:
+    """Serve the UI on loopback until a signal asks to end; call `ready` once it answers.
 
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri or default_uri(store), "--workers", "1"]
-    command += ["--default-artifact-root", (store.resolve() / "mlflow-artifacts").as_uri()]
-    subprocess.run(command, env=environment, check=False)
+    Raises ServerError when the server cannot start, or ends by itself.
+    """
+    server.serve(uri or default_uri(store), (store.resolve() / "mlflow-artifacts").as_uri(), port, ready)
 
 
 def _boot() -> str:
@@ -249,12 +253,26 @@ def reachable(store: Path, uri: str | None) -> str:
     """Return why the tracking server cannot be used, or an empty text."""
     try:
         mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
+    except UNUSABLE as error:
         return f"does not answer ({type(error).__name__})"
     return ""
 
 
 def experiment_id(project: str, store: Path, uri: str | None) -> str | None:
-    """Return the id of a project's experiment, or None when nothing was run yet."""
-    experiment = mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).get_experiment_by_name(project)
+    """Return the id of a project's experiment, or None when nothing was run yet; make no database.
+
+    Raises TrackingError when the server cannot be reached.
+    """
+    if uri is None and not (store / "mlflow.db").exists():
+        return None
+    try:
+        experiment = mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).get_experiment_by_name(project)
+    except UNUSABLE as error:
+        raise _unusable(uri, error) from error
     return experiment.experiment_id if experiment else None
+
+
+def _unusable(uri: str | None, error: Exception) -> TrackingError:
+    what = "the MLflow server cannot be used" if uri else "mlflow.db in the store cannot be used"
+    todo = "check tracking.uri" if uri else "if it is damaged, remove it and run: maescreen reindex CONFIG"
+    return TrackingError(f"{what} ({type(error).__name__}); {todo}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.tracking import BOOT, PROCESS, Tracker, closing
+from pipeline.store.tracking import BOOT, PROCESS, Tracker, TrackingError, closing, experiment_id, reachable
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +95,31 @@ def test_a_database_whose_making_was_killed_is_made_again(tmp_path):
     (tmp_path / "mlflow.db.new-journal").write_bytes(b"half a journal")
     assert Tracker("project", tmp_path).experiment_id
     assert not list(tmp_path.glob("mlflow.db.new*"))
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "a%20b", "a#b", 'it\'s "a" b', "ü 胸&$;", "a\nb"])
+def test_database_and_files_stay_in_the_store_whatever_its_folder_is_called(tmp_path, name):
+    store = tmp_path / name / "store"
+    (tmp_path / "numbers.json").write_text("{}")
+    tracker = Tracker("project", store)
+    run_id = tracker.open("stage", "fit/k", "fit k")
+    tracker.files(run_id, tmp_path, ["numbers.json"])
+    tracker.finish(run_id, {})
+    assert Tracker("project", store).indexed("stage") == {"fit/k"}
+    assert reachable(store, None) == ""
+    assert {file.path for file in tracker.client.list_artifacts(run_id)} == {"numbers.json"}
+    assert (store / "mlflow.db").is_file()
+    assert len(list((store / "mlflow-artifacts").rglob("numbers.json"))) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {name, "numbers.json"}
+    assert list((tmp_path / name).iterdir()) == [store]
+
+
+def test_to_look_for_runs_makes_no_database(tmp_path):
+    assert experiment_id("project", tmp_path, None) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_database_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database " * 100)
+    with pytest.raises(TrackingError, match=r"mlflow.db in the store cannot be used .*maescreen reindex CONFIG"):
+        experiment_id("project", tmp_path, None)
