@@ -301,6 +301,9 @@ def _join(inputs: Inputs, archive: Archive, labels: Labels) -> pd.DataFrame:
     Raises LabelsError when files of one volume have different labels.
     """
     joined = archive.images[["image_id", "patient_id", "series_id", "study_id", "pixel_hash"]].copy()
+    # A blank picture is everybody's and nobody's: it links no patients.
+    blank = archive.images["quality_flags"].str.split(",").map(lambda flags: "blank" in flags)
+    joined["pixel_hash"] = joined["pixel_hash"].where(~blank, joined["image_id"])
     if labels.column != "source_id":
         label, given = (joined[labels.column].map(values) for values in (labels.label, labels.given))
     else:

@@ -85,3 +85,39 @@ def test_a_volume_is_known_by_its_middle_plane():
     of_volume, of_plane = fingerprint(volume), fingerprint(volume[2])
     assert isinstance(of_volume, Fingerprint)
     assert of_volume == of_plane
+
+
+def alike(number: int) -> np.ndarray:
+    """Return a bright disc with a little structure of its own, as fundus photographs are alike."""
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE * 2 - 1
+    generator = np.random.default_rng(number)
+    spot = generator.choice([-0.45, 0.45]) + generator.normal(0, 0.04)
+    bumps = generator.normal(size=(24, 24)).astype(np.float32)
+    own = np.asarray(pillow.fromarray(bumps).resize((SIDE, SIDE), pillow.Resampling.BICUBIC))
+    light = 0.6 - 0.25 * (x**2 + y**2) + 0.3 * np.exp(-((x - spot) ** 2 + y**2) / 0.02) + 0.03 * own
+    return (255 * (light * (x**2 + y**2 < 0.92)).clip(0, 1)).astype(np.uint8)
+
+
+ALIKE = [alike(number) for number in range(400)]
+
+
+def test_pictures_that_are_all_alike_are_not_taken_for_copies():
+    prints = [fingerprint(p.astype(np.float32)) for p in ALIKE]
+    hashes = np.stack([np.frombuffer(p.perceptual, np.uint8) for p in prints])
+    differing = np.unpackbits(hashes[:, None] ^ hashes[None], axis=2).sum(axis=2)
+    assert np.triu(differing <= PERCEPTUAL_DISTANCE, 1).sum() > 50, "hashes alone would link them"
+    assert found(ALIKE) == []
+
+
+@pytest.mark.parametrize("change", [jpeg, lambda p: p[:, ::-1], lambda p: 255 - p, lambda p: np.roll(p, 1, (0, 1)),
+                                    lambda p: np.clip(p + 25.0, 0, 255), lambda p: p[2:-2, 2:-2]])  # fmt: skip
+def test_a_copy_among_pictures_that_are_all_alike_is_found(change):
+    copies = [np.asarray(change(ALIKE[number])).astype(np.uint8) for number in range(0, 400, 40)]
+    pairs = {(link.first, link.second) for link in found([*ALIKE, *copies])}
+    assert pairs >= {(40 * place, 400 + place) for place in range(10)}
+    assert {first for first, second in pairs if second < 400} == set()
+
+
+def test_many_copies_of_one_picture_do_not_hide_each_other():
+    pairs = found([*ALIKE[:100], *[jpeg(ALIKE[7])] * 60])
+    assert len(pairs) == 60 * 61 // 2
