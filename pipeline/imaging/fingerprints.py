@@ -26,11 +26,11 @@ GRADIENT_DISTANCE = 24
 # At 0.97, four pairs of different children were linked among 5,190 radiographs; at 0.98 none.
 CORRELATION = 0.98
 # Correlation of two pictures without what all of a set have in common. Of 402 fundus photographs (201 people), 1,555
-# pairs of different people have hashes of copies; 11 are left by this. Copies shifted by a pixel, brightened, with
+# pairs of different people have hashes of copies; 5 are left by this. Copies shifted by a pixel, brightened, with
 # noise, recompressed, mirrored or inverted all are, and those cropped by 2 % nearly all (benchmarks/near_copies.py).
 RESIDUAL = 0.5
 MOST_WAYS, IMAGES_PER_WAY, TEMPLATE_IMAGES = 24, 16, 2000
-SAME = 0.99
+SAME = 0.9995
 BLOCK = 512
 # Reads the small copies from one image to another, (count, 1024) uint8: those of a large archive stay on disk.
 SmallCopies = Callable[[int, int], np.ndarray]
@@ -139,25 +139,27 @@ def _links_between(
     theirs = {
         "copy": template.residual(second),
         "inverted": template.residual(255 - second),
-        "mirrored": template.residual(second.reshape(-1, SMALL_SIDE, SMALL_SIDE)[:, :, ::-1].reshape(len(second), -1)),
+        "mirrored": template.residual(_mirror(second)),
     }
     for i, j in np.argwhere(near).tolist():
         correlation = _correlation(first[i], second[j])
-        how, distance = _how(int(copies[i, j]), int(flipped[i, j]), correlation)
-        if how and float(own[i] @ theirs[how][j]) > RESIDUAL:
-            if how == "mirrored":
-                mirror = second[j].reshape(SMALL_SIDE, SMALL_SIDE)[:, ::-1].reshape(-1)
-                correlation = _correlation(first[i], mirror)
-            yield Link(start + i, other + j, how, distance, correlation)
+        for how, distance in _hows(int(copies[i, j]), int(flipped[i, j]), correlation):
+            if float(own[i] @ theirs[how][j]) > RESIDUAL:
+                if how == "mirrored":
+                    correlation = _correlation(first[i], _mirror(second[j : j + 1])[0])
+                yield Link(start + i, other + j, how, distance, correlation)
+                break
 
 
-def _how(copy: int, flipped: int, correlation: float) -> tuple[str, int]:
-    """Return what the second image of a proposed pair would be of the first, and in how many bits they differ."""
-    if copy <= PERCEPTUAL_DISTANCE or correlation > CORRELATION:
-        return "copy", copy
-    if copy >= BITS - PERCEPTUAL_DISTANCE:
-        return "inverted", BITS - copy
-    return ("mirrored", flipped) if flipped <= PERCEPTUAL_DISTANCE else ("", 0)
+def _hows(copy: int, flipped: int, correlation: float) -> list[tuple[str, int]]:
+    """Return what the second image of a proposed pair can be of the first, and in how many bits they differ then."""
+    hows = [("copy", copy)] if copy <= PERCEPTUAL_DISTANCE or correlation > CORRELATION else []
+    hows += [("inverted", BITS - copy)] if copy >= BITS - PERCEPTUAL_DISTANCE else []
+    return hows + ([("mirrored", flipped)] if flipped <= PERCEPTUAL_DISTANCE else [])
+
+
+def _mirror(small: np.ndarray) -> np.ndarray:
+    return small.reshape(-1, SMALL_SIDE, SMALL_SIDE)[:, :, ::-1].reshape(len(small), -1)
 
 
 @dataclass(frozen=True)

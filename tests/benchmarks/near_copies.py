@@ -27,10 +27,12 @@ PLANTED = 150
 
 
 def disc(seed: int, side: int = 160) -> np.ndarray:
-    """Return a bright disc on black with an optic disc and vessels of its own, uint8."""
+    """Return a bright disc on black with shades, an optic disc and vessels of its own, uint8."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     picture = 0.6 + 0.06 * generator.normal() - 0.25 * (x**2 + y**2)
+    waves = [np.cos(np.pi * n * (np.linspace(0, 1, side) + generator.uniform(0, 2))) / (n + 1) for n in range(12)]
+    picture += 0.12 * sum(generator.normal() * np.outer(waves[n], waves[m]) for n in range(6) for m in range(6, 12))
     nerve = generator.choice([-0.45, 0.45]) + generator.normal(0, 0.04), generator.normal(0, 0.05)
     picture += 0.3 * np.exp(-((x - nerve[0]) ** 2 + (y - nerve[1]) ** 2) / 0.02)
     along = np.linspace(0, 1.2, side)
