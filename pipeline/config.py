@@ -6,11 +6,12 @@ paths under `data` are not: they say where and how fast, not what.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Arm = Literal["mae", "scratch", "imported", "linear_probe", "hog"]
 Axis = Literal["horizontal", "vertical", "depth"]
@@ -19,6 +20,11 @@ JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid"
 Calibration = Literal["logistic", "beta", "isotonic", "temperature", "venn_abers", "auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0.5, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and scikit-learn take
+Megabytes = Annotated[float, Field(gt=0, le=1e9)]
+Spacing = Annotated[float, Field(ge=1e-3, le=1e3)]
+GreyValue = Annotated[float, Field(ge=-1e9, le=1e9)]  # single precision holds their differences
+Side = Annotated[int, Field(ge=16, le=16384)]
 
 
 class UsageError(ValueError):
@@ -30,9 +36,9 @@ class ConfigError(UsageError):
 
 
 class Settings(BaseModel):
-    """Strict and immutable: unknown keys, wrong types and impossible values are errors."""
+    """Strict and immutable: unknown keys, wrong types and impossible values, infinite numbers too, are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- the dataset card
@@ -265,11 +271,11 @@ class Tracking(Settings):
 class Machine(Settings):
     """Hardware to use."""
 
-    workers: int = Field(2, ge=1, description="processes for reading studies")
+    workers: int = Field(2, ge=1, le=4096, description="processes for reading studies")
     backend: Literal["processes", "dask"] = Field("processes", description="where these workers run")
     scheduler: str | None = Field(None, description="address of the Dask scheduler; null = a local cluster")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the GPU if there is one")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = all cores")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of torch; null = all cores")
     images_per_pass: int | None = Field(
         None, ge=1, description="most images of a training step in memory at once; null = the whole batch"
     )
@@ -291,11 +297,11 @@ class Machine(Settings):
 class IngestSettings(Settings):
     """What is accepted, and the thresholds of the quality checks."""
 
-    max_file_mb: float = Field(512.0, gt=0, description="larger files are quarantined unread, MB")
-    max_pixels_mb: float = Field(512.0, gt=0, description="larger decoded images are quarantined, MB")
-    timeout_s: float = Field(120.0, gt=0, description="seconds a worker may take for one file")
-    max_memory_mb: float = Field(
-        1200.0, gt=0, description="memory a worker may take for one file or series, MB; must hold twice max_pixels_mb"
+    max_file_mb: Megabytes = Field(512.0, description="larger files are quarantined unread, MB")
+    max_pixels_mb: Megabytes = Field(512.0, description="larger decoded images are quarantined, MB")
+    timeout_s: float = Field(120.0, gt=0, le=86400, description="seconds a worker may take for one file")
+    max_memory_mb: Megabytes = Field(
+        1200.0, description="memory a worker may take for one file or series, MB; must hold twice max_pixels_mb"
     )
     modalities: list[str] = Field(default_factory=list, description="accepted DICOM modalities; empty = any image")
     burned_in_annotation: Literal["quarantine", "accept"] = Field(
@@ -323,6 +329,13 @@ class IngestSettings(Settings):
     )
     batch_size: int = Field(200, ge=1, description="files per batch; a finished batch survives a kill")
 
+    @field_validator("max_spacing_mm")
+    @classmethod
+    def _above(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("min_spacing_mm", -math.inf):
+            raise ValueError(f"must be above min_spacing_mm {info.data['min_spacing_mm']:g}")
+        return value
+
 
 class SplitFractions(Settings):
     """Share of labelled patients per split; unlabelled patients go to `pretrain`."""
@@ -346,7 +359,7 @@ class SplitFractions(Settings):
 class SplitSettings(Settings):
     """How patients are divided. Assignment is a pure function of seed and patient: adding one moves no other."""
 
-    seed: int = 17
+    seed: Seed = 17
     fractions: SplitFractions = Field(
         default_factory=SplitFractions, description="of all patients, or of those that may go to several splits"
     )
@@ -361,8 +374,8 @@ class SplitSettings(Settings):
 class PreprocessSettings(Settings):
     """From decoded image to array: one definition for training and prediction."""
 
-    image_size: list[int] = Field([224, 224], min_length=2, max_length=3, description="pixels, slowest axis first")
-    spacing_mm: list[float] | None = Field(
+    image_size: list[Side] = Field([224, 224], min_length=2, max_length=3, description="pixels, slowest axis first")
+    spacing_mm: list[Spacing] | None = Field(
         None,
         description="mm; resample to it, then pad or crop to image_size; null = scale to fit inside image_size",
     )
@@ -370,7 +383,7 @@ class PreprocessSettings(Settings):
     upper_percentile: float = Field(
         99.5, gt=50, le=100, description="grey value mapped to 255, percentile of the image"
     )
-    window: list[float] | None = Field(
+    window: list[GreyValue] | None = Field(
         None,
         min_length=2,
         max_length=2,
@@ -385,11 +398,12 @@ class PreprocessSettings(Settings):
             raise ValueError("the first value must be below the second")
         return value
 
-    @field_validator("image_size")
+    @field_validator("spacing_mm")
     @classmethod
-    def _size(cls, value: list[int]) -> list[int]:
-        if any(side < 16 for side in value):
-            raise ValueError("every side must be at least 16 pixels")
+    def _one_per_axis(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        size = info.data.get("image_size")  # absent when it is wrong itself
+        if value is not None and size is not None and len(value) != len(size):
+            raise ValueError(f"one spacing per axis of image_size, which has {len(size)}")
         return value
 
 
@@ -405,7 +419,9 @@ ENCODER_SIZES: dict[str, dict[str, int]] = {
 class EncoderSettings(Settings):
     """The vision transformer: a `size` by name, or width, depth and heads; what is not given is that of `small`."""
 
-    patch_size: list[int] = Field([16, 16], min_length=2, max_length=3, description="pixels per axis")
+    patch_size: list[Annotated[int, Field(ge=1)]] = Field(
+        [16, 16], min_length=2, max_length=3, description="pixels per axis"
+    )
     # Not recorded, since width, depth and heads are: the same network has the same key, however it was named.
     size: Literal["tiny", "small", "base", "large"] | None = Field(
         None, exclude=True, description="a name for width, depth and heads, instead of them"
@@ -479,7 +495,7 @@ class FinetuneAugmentation(Mirroring):
 class PretrainSettings(Settings):
     """The masked autoencoder (He et al. 2021)."""
 
-    seed: int = 17
+    seed: Seed = 17
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     decoder: Literal["self_attention", "cross_attention"] = Field(
         "self_attention",
@@ -529,7 +545,7 @@ class FinetuneSettings(Settings):
         min_length=1,
         description="imported as well: the same network started from data.imported_weights",
     )
-    seeds: list[int] = Field(
+    seeds: list[Seed] = Field(
         [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
     )
     epochs: int = Field(50, ge=1)
@@ -566,7 +582,7 @@ class FinetuneSettings(Settings):
         description="of each training; the schedule is shortened to them; null = all epochs",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
-    hog_image_size: list[int] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
+    hog_image_size: list[Side] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
     labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
         default_factory=list,
         description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
@@ -607,7 +623,9 @@ class CalibrateSettings(Settings):
     """The reported model, its calibrator and its operating threshold."""
 
     arm: Arm = Field("mae", description="the model reported; chosen before calibration, never on calibration data")
-    models_compared: int = Field(1, ge=1, description="models compared on calibration data; divides the confidence")
+    models_compared: int = Field(
+        1, ge=1, le=1000, description="models compared on calibration data; divides the confidence"
+    )
     aggregation: Literal["max", "mean"] = Field("max", description="patient's score from those of their images")
     calibrator: Calibration = Field(
         "logistic",
@@ -636,20 +654,22 @@ class CalibrateSettings(Settings):
 class EvaluateSettings(Settings):
     """The locked test set."""
 
-    seed: int = 17
+    seed: Seed = 17
     level: Confidence = Field(0.95, description="confidence level of intervals")
     prevalences: list[float] = Field(
         [0.005, 0.02, 0.05, 0.1, 0.2], min_length=1, description="for consequences per 1,000"
     )
     headline_prevalence: float = Field(0.05, gt=0, lt=1, description="prevalence used on page one")
     min_subgroup_positives: int = Field(10, ge=2, description="below this, counts only")
-    calibration_bins: int = Field(10, ge=2, description="equal-mass bins of the reliability diagram")
+    calibration_bins: int = Field(10, ge=2, le=1000, description="equal-mass bins of the reliability diagram")
 
     @field_validator("prevalences")
     @classmethod
     def _open(cls, value: list[float]) -> list[float]:
         if any(not 0 < p < 1 for p in value):
             raise ValueError("prevalences lie strictly between 0 and 1")
+        if len(set(value)) != len(value):
+            raise ValueError("values must be distinct")
         return value
 
 
@@ -688,6 +708,10 @@ class Config(Settings):
             problems.append(f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}")
         elif any(s % p for s, p in zip(size, patch, strict=True)):
             problems.append(f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}")
+        elif size == patch:
+            problems.append(
+                f"pretrain.encoder.patch_size {patch} makes the image one patch, of which none can be hidden"
+            )
         if len(size) == 2:
             for stage in ("pretrain", "finetune"):
                 if "depth" in getattr(self, stage).augmentation.flips:

@@ -1,9 +1,11 @@
 """A configuration is right as a whole, or every mistake in it is named with its line."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from pipeline.config import Config, ConfigError, Settings
 from pipeline.config_file import divide, flatten, load
@@ -305,3 +307,82 @@ def test_overrides_belong_to_the_file_before_them(folder, monkeypatch):
     assert divide([one_word]) == [(Path("run.yaml"), ["finetune.arms=[mae,hog]", "project=b", "split.seed=3"])]
     with pytest.raises(ConfigError, match=r"'split\.seed=3' stands before any config file"):
         divide(["split.seed=3", "run.yaml"])
+
+
+@pytest.mark.parametrize("second", ["studies", "./studies/", "studies/a.dcm", "."])
+def test_studies_that_would_be_read_twice_are_refused_with_their_line(folder, second):
+    (folder / "studies/a.dcm").write_text("x")
+    found = problems(folder, CONFIG.replace("[studies]", f"[studies, {second}]"))
+    assert found == [f"{folder / 'run.yaml'}:3: data.studies: entry 2 and entry 1 hold the same files; leave one out"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    {
+        "preprocess.spacing_mm": "[1.0] [0.0,1.0] [1.0,-1.0] [1.0,.inf] [.nan,1.0] [1.0,1.0,1.0] [] [1e-9,1e-9]",
+        "preprocess.window": "[0.0,.inf] [-.inf,0.0] [.nan,1.0] [1.0,1.0] [2.0,1.0] [1.0] [-1e300,1e300]",
+        "preprocess.image_size": "[0,0] [-224,224] [224] [15,16] [1000000,1000000]",
+        "preprocess.lower_percentile": ".nan -1.0 50.0 .inf",
+        "preprocess.upper_percentile": ".nan 50.0 100.5",
+        "pretrain.base_learning_rate": ".inf .nan 0.0 -1e-3 -.inf",
+        "pretrain.min_learning_rate": ".inf .nan",
+        "pretrain.weight_decay": ".inf .nan",
+        "pretrain.warmup_epochs": ".inf .nan -1.0",
+        "pretrain.mask_ratio": ".nan 0.0 1.0",
+        "pretrain.seed": "-1 4294967296 0.5 .inf",
+        "pretrain.encoder.patch_size": "[0,16] [-16,16] [.inf,16] [224,224]",
+        "finetune.learning_rate": ".inf .nan 0.0",
+        "finetune.seeds": "[-1] [1,1] []",
+        "finetune.hog_image_size": "[8,8] [0,0]",
+        "finetune.ema_decay": ".nan 1.0",
+        "finetune.augmentation.contrast": ".nan .inf",
+        "ingest.timeout_s": ".inf .nan 0.0 1e30",
+        "ingest.max_memory_mb": ".inf 1e300 0.0",
+        "ingest.max_file_mb": ".inf .nan",
+        "ingest.max_aspect": ".inf .nan",
+        "ingest.max_spacing_mm": "0.01 .inf",
+        "split.fractions": "{train: .nan} {train: .inf} {train: 2.0}",
+        "calibrate.cost_per_person": ".inf .nan",
+        "calibrate.models_compared": "0 1000000000000000000000",
+        "calibrate.local_prevalence": ".nan 0.0 1.0",
+        "evaluate.prevalences": "[.nan] [0.1,0.1] [1.0] []",
+        "evaluate.seed": "-1",
+        "evaluate.level": ".nan 1.0",
+        "machine.max_minutes": ".inf .nan 0.0",
+        "machine.threads": "0 100000000000",
+    }.items(),
+)
+def test_numbers_that_would_fail_later_are_refused_by_the_name_of_their_setting(folder, setting, values):
+    for value in values.split(" ") if "{" not in values else values.replace("} {", "}|{").split("|"):
+        found = problems(folder, CONFIG, f"{setting}={value}")
+        assert setting in found[0], (value, found)
+
+
+def test_wrong_numbers_are_listed_with_all_other_mistakes(folder):
+    wrong = ["preprocess.spacing_mm=[1.0]", "finetune.learning_rate=.inf", "evaluate.seed=-1", "pretrain.epocs=1"]
+    found = "\n".join(problems(folder, CONFIG.replace("project: tiny", "project: Tiny"), *wrong))
+    for words in (
+        "spacing_mm: one spacing per axis",
+        "learning_rate",
+        "evaluate.seed",
+        "did you mean epochs",
+        "project",
+    ):
+        assert words in found
+
+
+def test_every_number_of_the_config_must_be_finite():
+    """Whatever model a number stands in."""
+
+    def models(model: type[BaseModel]) -> set[type[BaseModel]]:
+        inner = {arg for field in model.model_fields.values() for arg in arguments(field.annotation)}
+        return {model}.union(*(models(one) for one in inner))
+
+    def arguments(annotation) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [one for inner in get_args(annotation) for one in arguments(inner)]
+
+    found = models(Config)
+    assert len(found) > 15
+    assert all(model.model_config.get("allow_inf_nan") is False for model in found)

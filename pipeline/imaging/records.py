@@ -57,8 +57,8 @@ class Examined:
 
 def examine(source: Source, rules: Rules) -> Examined:
     """Read a file once and return its verdict. Whose it is, the label table may say otherwise: see `identity`."""
-    source_id = path_pseudonym(rules.secret, source.path)
-    lookup = [("path", source_id, source.path)]
+    source_id = path_pseudonym(rules.secret, source.place)
+    lookup = [("path", source_id, source.place.replace("\0", "/"))]
     sha256 = ""
     try:
         data = read_bytes(source, rules.policy.max_file_bytes)
@@ -101,7 +101,7 @@ def _row_id(identity: Identity, rules: Rules) -> str:
 
 def _read(source: Source, data: bytes, policy: Policy) -> Image | Part:
     """Read an image, or note that the file is one of a pair: a NIfTI header (.hdr) or its voxels (.img)."""
-    stem = f"pair\0{SUFFIX.sub('', source.path)}"
+    stem = f"pair\0{SUFFIX.sub('', source.place)}"
     try:
         found = read_image(data, policy)
     except Refused as refused:

@@ -11,6 +11,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import threading
@@ -35,6 +36,14 @@ QUEUED_PER_WORKER = 2
 # Idle workers end after this time; longer than the slowest import in a worker that has just started.
 IDLE_S = 60
 PARENT_CHECK_S = 1.0
+# One can be an accident; what happens twice in a row happens for ever.
+ROUNDS_WITHOUT_PROGRESS = 2
+EXIT_CODES = re.compile(r"\{(.+)\}")  # as in loky's message: {EXIT(1), SIGKILL(-9)}
+BEGUN = "begun"
+
+
+class WorkersError(RuntimeError):
+    """Workers cannot be started, or die before they look at a file; the message says how they ended."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,36 @@ def each_batch(
 
     `task` returns a picklable result or raises Refused; whatever else goes wrong becomes a Refusal as well. `scratch`
     is a folder that all workers can write to.
+
+    Raises WorkersError when workers die again and again without having begun with any item.
     """
     waiting = dict(sorted(batches.items()))
     settled: dict[int, dict[int, Any]] = {}
+    fruitless = 0
     while waiting:
+        left = len(waiting)
+        deaths: list[BaseException] = []
         with _executor(pool, _module(task)) as (executor, lost):
-            for number, results in _until_broken(task, waiting, settled, executor, pool, scratch, lost):
+            for number, results in _until_broken(task, waiting, settled, executor, pool, scratch, lost, deaths):
                 del waiting[number]
                 yield number, results
-        for number, item in _in_flight(scratch, waiting):
+        begun = _in_flight(scratch, waiting)
+        for number, item in begun:
             settled.setdefault(number, {})[item] = _alone(task, waiting[number][item], pool)
+        fruitless = 0 if begun or len(waiting) < left else fruitless + 1
+        if fruitless == ROUNDS_WITHOUT_PROGRESS:
+            raise WorkersError(_no_progress(_exit_codes(deaths)))
+
+
+def _exit_codes(deaths: Sequence[BaseException]) -> str:
+    return next((found[1] for death in deaths if (found := EXIT_CODES.search(str(death)))), "exit codes unknown")
+
+
+def _no_progress(codes: str) -> str:
+    return (
+        f"the worker processes end before they look at any file ({codes}): is there memory for machine.workers of "
+        "them, and room in the temporary folder?"
+    )
 
 
 def _until_broken(
@@ -78,8 +107,9 @@ def _until_broken(
     pool: Pool,
     scratch: Path,
     lost: tuple[type[BaseException], ...],
+    deaths: list[BaseException],
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Yield finished batches until all are done or a worker has died."""
+    """Yield finished batches until all are done or a worker has died, which is added to `deaths`."""
     todo = iter(list(waiting))
     running: dict[Future, int] = {}
 
@@ -100,7 +130,8 @@ def _until_broken(
                 number = running.pop(future)
                 try:
                     results = future.result()
-                except lost:
+                except lost as death:
+                    deaths.append(death)
                     broken = True
                     continue
                 _marker(scratch, number).unlink(missing_ok=True)
@@ -109,8 +140,8 @@ def _until_broken(
                     submit()
             if broken:
                 return
-    except lost:
-        return  # the pool broke while work was handed to it
+    except lost as death:
+        deaths.append(death)  # the pool broke while work was handed to it
     finally:
         for future in running:
             future.cancel()
@@ -276,10 +307,14 @@ def _alone(task: Task, item: Any, pool: Pool) -> Any:
     process = context.Process(target=_send_result, args=(sender, task, item, pool), daemon=True)
     process.start()
     sender.close()
+    begun = False
     try:
+        begun = receiver.recv() == BEGUN
         return receiver.recv()
     except EOFError:
         process.join()
+        if not begun:
+            raise WorkersError(_no_progress(f"EXIT({process.exitcode})")) from None
         if process.exitcode == -signal.SIGALRM:
             return Refusal("timeout", f"{pool.timeout_s:g} s")
         return Refusal("decoder_crash", f"exit code {process.exitcode}")
@@ -292,4 +327,5 @@ def _send_result(sender: Any, task: Task, item: Any, pool: Pool) -> None:
     _silence()
     importlib.import_module(_module(task))
     with _muted(), _ends_with_process(), _limited_memory(pool.memory_bytes):
+        sender.send(BEGUN)
         sender.send(_guarded(task, item, pool.timeout_s))

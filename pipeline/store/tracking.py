@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.store import server
+from pipeline.store.files import sha256_json
 
 UNUSABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
 BATCH = 1000  # metrics per request, the limit of MLflow's API
@@ -208,7 +210,7 @@ class Tracker:
     def _close_runs_of_dead_processes(self) -> None:
         for run in self._search("attributes.status = 'RUNNING'"):
             boot, process = run.data.tags.get(BOOT), run.data.tags.get(PROCESS, "0")
-            # Another machine may share the server: only processes of this boot can be known to be dead.
+            # Another machine or container may share the server: only processes of this one can be known to be dead.
             if boot == _boot() and not psutil.pid_exists(int(process)):
                 self.client.set_terminated(run.info.run_id, status="KILLED")
 
@@ -245,8 +247,17 @@ def serve(store: Path, uri: str | None, port: int, ready: Callable[[], None]) ->
 
 
 def _boot() -> str:
-    """Return an identifier of this machine's current boot, without a host name."""
-    return str(int(psutil.boot_time()))
+    """Return an identifier of where process ids mean the same as here, without a host name.
+
+    Containers of one machine share its boot and count their processes by themselves, so that each has its own.
+    """
+    parts = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
+        try:
+            parts.append(read())
+        except OSError:  # not Linux: no containers of this kind
+            parts.append(str(int(psutil.boot_time())))
+    return sha256_json(parts)[:16]
 
 
 def reachable(store: Path, uri: str | None) -> str:

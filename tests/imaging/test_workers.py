@@ -11,7 +11,7 @@ import pytest
 from imaging.files import double, fragile
 
 from pipeline.imaging.verdicts import Refusal
-from pipeline.imaging.workers import Pool, each_batch
+from pipeline.imaging.workers import Pool, WorkersError, _alone, each_batch
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -57,6 +57,17 @@ def test_refusals_and_every_kind_of_exception_are_verdicts_without_their_text(tm
         Refusal("damaged_pixels", "ValueError"),
         "a",
     ]
+
+
+def test_workers_that_die_before_their_first_file_end_the_run_with_their_exit_status(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIVE", "1")
+    from imaging import dies_at_import
+
+    monkeypatch.delenv("ALIVE")
+    with pytest.raises(WorkersError, match=r"end before they look at any file \(EXIT\(23\)"):
+        outcome(dies_at_import.task, {0: ["a"], 1: ["b"]}, tmp_path)
+    with pytest.raises(WorkersError, match=r"\(EXIT\(23\)\)"):
+        _alone(dies_at_import.task, "a", Pool(1, 20.0))
 
 
 @pytest.mark.slow

@@ -64,6 +64,29 @@ def test_runs_of_dead_processes_are_closed_at_the_next_start(tracker, tmp_path):
     assert again.client.get_run(elsewhere).info.status == "RUNNING"
 
 
+def test_runs_of_another_container_on_this_machine_are_left_alone(tracker, tmp_path):
+    """A new process-id namespace, as a container has: there the number of a live process here means nobody."""
+    mine = tracker.open("stage", "fit/k", "fit k")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.store.tracking import PROCESS, Tracker\n"
+        "t = Tracker('p', Path(sys.argv[1])); run = t.open('stage', 'fit/other', 'x')\n"
+        "print(run, t.client.get_run(run).data.tags[PROCESS])"
+    )
+    contained = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code, str(tmp_path / "store")]
+    try:
+        done = subprocess.run(contained, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip("this user may not make namespaces")
+    assert done.returncode == 0, done.stderr
+    theirs, process = done.stdout.split()
+    assert int(process) < 100  # counted anew
+    assert tracker.client.get_run(mine).info.status == "RUNNING"
+    tracker.tags(theirs, {PROCESS: str(2**22 + 1)})  # no such process here, which says nothing of one there
+    assert Tracker("p", tmp_path / "store").client.get_run(theirs).info.status == "RUNNING"
+
+
 def test_parameters_metrics_datasets_and_tables_arrive(tracker, tmp_path):
     run_id = tracker.open("pipeline", "report/k", "p")
     with closing(tracker, run_id):
