@@ -412,6 +412,8 @@ def _settings(config: Path, overrides: list[str] | None, store: Path | None, nam
     settings, card = load(config, overrides)
     if store is not None:
         settings = settings.model_copy(update={"store": store.resolve()})
+    if (shown := ascii(str(settings.store))).count("\\udc"):
+        _fail(f"the path of the store, {shown}, is not UTF-8, which MLflow needs; choose another with --store", USAGE)
     for data in (settings.data, *settings.data.external):
         nameable.add(data.labels, data.card, *data.studies)
     nameable.add(settings.data.key_file, settings.data.imported_weights)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.store.lineage import package_versions
+from pipeline.wording import counted
 
 FREE_GB_WANTED = 5.0
 
@@ -73,23 +74,33 @@ def _codecs() -> list[Check]:
 def _disk(store: Path) -> Check:
     folder = next(path for path in (store, *store.parents) if path.exists())
     free_gb = shutil.disk_usage(folder).free / 1e9
-    state = "ok" if free_gb >= FREE_GB_WANTED else "problem"
-    return Check("disk", state, f"{free_gb:.0f} GB free where the store is")
+    free = f"{free_gb:.{0 if free_gb >= 10 else 1}f} GB free where the store is"
+    if free_gb < FREE_GB_WANTED:
+        return Check(
+            "disk", "problem", f"{free}; at least {FREE_GB_WANTED:g} GB are wanted: make room, or move `store`"
+        )
+    return Check("disk", "ok", free)
 
 
 def _store(store: Path) -> Check:
     if not store.exists():
         return Check("store", "note", "not made yet; the first run makes it")
+    if not store.is_dir():
+        return Check("store", "problem", "a file, not a folder; name another with --store, or as `store` in the config")
     if not os.access(store, os.W_OK):
-        return Check("store", "problem", "cannot be written by this user")
-    artifacts = len(list(store.glob("*/*/artifact.json")))
+        return Check("store", "problem", "this user cannot write there; name another with --store, or get the right")
     unfinished = len(list(store.glob("*/*.partial")))
-    return Check("store", "ok", f"{artifacts} artifacts, {unfinished} unfinished")
+    return Check("store", "ok", f"{counted(_artifacts(store), 'artifact')}, and {unfinished} unfinished")
+
+
+def _artifacts(store: Path) -> int:
+    return sum("." not in path.parent.name for path in store.glob("*/*/artifact.json"))
 
 
 def _tracking(store: Path, uri: str | None) -> Check:
     if uri is None and not (store / "mlflow.db").exists():
-        return Check("tracking", "note", "SQLite in the store, made by the first run")
+        lost = "; that of the artifacts is lost: maescreen reindex CONFIG makes it again" if _artifacts(store) else ""
+        return Check("tracking", "note", f"SQLite in the store, made by the first run{lost}")
     from pipeline.store.tracking import reachable
 
     problem = reachable(store, uri)

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pypdf.errors import PdfReadError
+
 from pipeline.reporting.pdf import read_keys
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import sha256_file
 from pipeline.store.lineage import SourceHashes, studies_digest
 from pipeline.store.tables import FILES, QUARANTINE, read_table
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.config import Data
@@ -25,7 +28,7 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
 
     Raises TraceError when the PDF carries no keys or an artifact is not in the store.
     """
-    keys = read_keys(report)
+    keys = _keys(report)
     if not keys:
         raise TraceError(f"{report.name} carries no artifact keys; it is no report of one run")
     found = {step: _find(store, step, key) for step, key in keys.items()}
@@ -43,7 +46,7 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
 def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[str]:
     """Compare every file of every artifact, and the report itself, with the recorded hashes; return the differences."""
     problems = []
-    for step, key in read_keys(report).items():
+    for step, key in _keys(report).items():
         artifact = _find(store, step, key)
         if artifact is None:
             problems.append(f"{step} {key} is not in the store")
@@ -58,7 +61,7 @@ def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[
                 artifact.file(name)
             except StoreError as error:
                 problems.append(str(error))
-        progress(f"{step} {key}: {len(names)} files checked")
+        progress(f"{step} {key}: {counted(len(names), 'file')} checked")
     made = [artifact.record["files"].get("report.pdf") for artifact in store.all("report")]
     if sha256_file(report) not in made:
         problems.append(f"{report.name} differs from every report in the store: it was changed after it was made")
@@ -68,7 +71,7 @@ def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[
 def verify_sources(report: Path, store: Store, data: Data) -> list[str]:
     """Read every source file again, those of external test sets too; return how they differ from what was ingested."""
     problems = []
-    keys = read_keys(report)
+    keys = _keys(report)
     for step, place in {"ingest": data, **{f"ingest@{one.name}": one for one in data.external}}.items():
         ingest = _find(store, step, keys[step]) if step in keys else None
         if ingest is None:
@@ -78,6 +81,13 @@ def verify_sources(report: Path, store: Store, data: Data) -> list[str]:
                 f"{step}: a source file was added, removed, renamed or changed since it was ingested, or cannot be read"
             )
     return problems
+
+
+def _keys(report: Path) -> dict[str, str]:
+    try:
+        return read_keys(report)
+    except PdfReadError:
+        raise TraceError(f"{report.name} cannot be read as a PDF") from None
 
 
 def _find(store: Store, step: str, key: str) -> Artifact | None:

@@ -330,3 +330,32 @@ def test_a_dry_run_points_to_no_file_that_it_does_not_keep(tmp_path):
     assert "2 files: 1 image would be accepted, 0 of them volumes, of 1 patient; 1 file would be" in result.stdout
     assert ".png" not in result.output + result.stderr
     assert ".parquet" not in result.output + result.stderr
+
+
+def test_a_store_whose_path_is_no_text_is_refused_with_what_to_do(finished, tmp_path):
+    result = call("run", finished.config, "--store", f"{tmp_path}/\udcff")
+    assert result.exit_code == 2
+    assert "is not UTF-8, which MLflow needs; choose another with --store" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trace_of_what_is_no_pdf_says_so(tmp_path):
+    (tmp_path / "no.pdf").write_text("no PDF")
+    result = call("trace", tmp_path / "no.pdf", "--store", tmp_path)
+    assert result.exit_code == 1
+    assert "no.pdf cannot be read as a PDF" in result.stderr
+
+
+def test_doctor_says_what_to_do_about_a_store_that_is_none_and_a_database_that_is_lost(tmp_path):
+    def check(name: str) -> str:
+        checks = json.loads(call("doctor", "--store", tmp_path / "store", "--json").stdout)
+        return next(f"{one['state']}: {one['detail']}" for one in checks if one["name"] == name)
+
+    assert check("store") == "note: not made yet; the first run makes it"
+    (tmp_path / "store").write_text("a file")
+    assert check("store").startswith("problem: a file, not a folder; name another with --store")
+    (tmp_path / "store").unlink()
+    (tmp_path / "store" / "split" / "0123").mkdir(parents=True)
+    (tmp_path / "store" / "split" / "0123" / "artifact.json").write_text("{}")
+    assert check("store") == "ok: 1 artifact, and 0 unfinished"
+    assert "maescreen reindex CONFIG makes it again" in check("tracking")

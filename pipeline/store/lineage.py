@@ -12,6 +12,7 @@ import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -106,7 +107,7 @@ class SourceHashes:
     """The SHA-256 of files on disk, remembered: a file is read again only when its size or modification time changed.
 
     The memory is a SQLite file that holds keyed hashes instead of paths, since file names can carry patients' names.
-    Without one, every file is read.
+    Without one, or where none can be written, every file is read.
     """
 
     def __init__(self, secret: bytes = b"", file: Path | None = None) -> None:
@@ -114,12 +115,8 @@ class SourceHashes:
         self._new: list[tuple[str, int, int, str]] = []
         self._memory = None
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._memory = sqlite3.connect(file, timeout=60)
-            self._memory.execute(
-                "CREATE TABLE IF NOT EXISTS hashes"
-                " (name TEXT PRIMARY KEY, size INTEGER, modified_ns INTEGER, sha256 TEXT) WITHOUT ROWID"
-            )
+            with suppress(OSError, sqlite3.OperationalError):  # a store that can only be read
+                self._memory = _opened(file)
 
     def of(self, path: Path) -> str:
         """Return the SHA-256 of a file's bytes as hex. Raises OSError when it cannot be read now, whatever is known."""
@@ -153,9 +150,19 @@ class SourceHashes:
     def remember(self) -> None:
         """Write down what was learned since the last time, in one short transaction, so that no other run waits."""
         if self._memory is not None and self._new:
-            with self._memory:
+            with suppress(sqlite3.OperationalError), self._memory:
                 self._memory.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", self._new)
             self._new.clear()
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    memory = sqlite3.connect(file, timeout=60)
+    memory.execute(
+        "CREATE TABLE IF NOT EXISTS hashes"
+        " (name TEXT PRIMARY KEY, size INTEGER, modified_ns INTEGER, sha256 TEXT) WITHOUT ROWID"
+    )
+    return memory
 
 
 def studies_digest(

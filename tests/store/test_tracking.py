@@ -120,7 +120,7 @@ def test_a_database_whose_making_was_killed_is_made_again(tmp_path):
     assert not list(tmp_path.glob("mlflow.db.new*"))
 
 
-@pytest.mark.parametrize("name", ["a?b=c", "a%20b", "a#b", 'it\'s "a" b', "ü 胸&$;", "a\nb"])
+@pytest.mark.parametrize("name", ["a?b=c%20d#e", 'it\'s "a" b &$;ü 胸'])
 def test_database_and_files_stay_in_the_store_whatever_its_folder_is_called(tmp_path, name):
     store = tmp_path / name / "store"
     (tmp_path / "numbers.json").write_text("{}")
