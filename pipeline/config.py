@@ -313,6 +313,18 @@ class IngestSettings(Settings):
     derived: Literal["quarantine", "accept"] = Field(
         "accept", description="images computed from others, as ImageType says; many archives mark originals so, too"
     )
+    image_types: list[str] = Field(
+        default_factory=list,
+        description="third values of ImageType that are accepted, e.g. [M]; empty = all but phase, real and imaginary",
+    )
+    intent: Literal["presentation", "any"] = Field(
+        "presentation", description="any: images for processing, too, whose raw values no reader sees"
+    )
+    min_slices: int = Field(
+        3,
+        ge=1,
+        description="smaller stacks are refused where the study has a larger one: scouts, bolus tracking",
+    )
     colour: Literal["quarantine", "luminance"] = Field(
         "quarantine", description="colour images whose channels differ: refused, or reduced to their luminance"
     )

@@ -100,7 +100,7 @@ def decode(dataset: Dataset) -> np.ndarray:
     if syntax in CODE_STREAMS:
         _check_frames(dataset)
     try:
-        stored = pixel_array(dataset, decoding_plugin=PLUGINS.get(syntax, ""))
+        stored = _stored(dataset, syntax)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             stored = apply_color_lut(stored, dataset)
     except MemoryError:
@@ -112,6 +112,19 @@ def decode(dataset: Dataset) -> np.ndarray:
     if plane != (dataset.Rows, dataset.Columns) or (frames > 1 and stored.shape[0] != frames):
         raise Refused("damaged_pixels", "size differs from the header")
     return stored
+
+
+def _stored(dataset: Dataset, syntax: uid.UID) -> np.ndarray:
+    """Return stored values; of uncompressed ones, those that lie in upper bits are shifted down (PS3.5 8.1.1)."""
+    bits = integer(dataset, "BitsStored")
+    shift = integer(dataset, "HighBit") + 1 - bits if "HighBit" in dataset else 0
+    if shift <= 0 or bits < 1 or syntax.is_compressed or bits + shift > integer(dataset, "BitsAllocated"):
+        return pixel_array(dataset, decoding_plugin=PLUGINS.get(syntax, ""))
+    dataset.BitsStored = bits + shift
+    try:
+        return pixel_array(dataset, decoding_plugin=PLUGINS.get(syntax, "")) >> shift
+    finally:
+        dataset.BitsStored = bits
 
 
 def _odd_length(dataset: Dataset) -> bool:

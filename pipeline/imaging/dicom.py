@@ -8,10 +8,17 @@ import zlib
 from typing import Any
 
 import numpy as np
+from PIL import Image as pillow
 from pydicom import config, dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.tag import Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from pipeline.imaging import vocabulary
 from pipeline.imaging.colour import grey_of
@@ -29,6 +36,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Objects with pixel data that are no pictures: segmentations, dose, parametric and tractography maps.
 NOT_IMAGES = ("SegmentationStorage", "RTDoseStorage", "ParametricMapStorage", "SurfaceSegmentationStorage")
 IMAGE_ELEMENTS = tuple(
+    "PresentationIntentType ComplexImageComponent PixelAspectRatio "
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality ImageType StudyDate AcquisitionDate "
     "PatientID PatientBirthDate PatientSex PatientAge InstitutionName Manufacturer ViewPosition Laterality "
     "ImageLaterality BodyPartExamined "
@@ -43,13 +51,28 @@ IMAGE_ELEMENTS = tuple(
     "PixelData FloatPixelData DoubleFloatPixelData".split()
 )
 ELEMENTS = tuple(dict.fromkeys((*IMAGE_ELEMENTS, *GEOMETRY_ELEMENTS)))
+# Siemens writes the number of slices of a mosaic here; nothing else is known by a private element.
+MOSAIC_TAG = Tag(0x0019100A)
+MOSAIC_CODES = ("MOSAIC", "MONTAGE")
+PHASE_CODES = ("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY", "VELOCITY MAP")
 TAG_OF = {element: Tag(element) for element in ELEMENTS}
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def is_dicom(data: bytes) -> bool:
-    """Say whether the bytes start like a DICOM file (PS3.10 7.1)."""
-    return data[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM"
+    """Say whether the bytes start like a DICOM file (PS3.10 7.1), or like a data set without its preamble."""
+    return data[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM" or is_bare(data)
+
+
+def is_bare(data: bytes) -> bool:
+    """Say whether the bytes start with elements of group 2 or 8 that parse, as written before there were preambles."""
+    if data[:2] not in (FILE_META_GROUP, b"\x08\x00") or data[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM":
+        return False
+    try:
+        head = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=["SOPClassUID", "Modality"])
+        return UID(str(head.get("SOPClassUID", ""))).is_valid and bool(head.get("Modality"))
+    except Exception:
+        return False
 
 
 def read_dicom(data: bytes, policy: Policy) -> Image | Part:
@@ -85,11 +108,16 @@ def parse(data: bytes, policy: Policy) -> Dataset:
         raise Refused("suspicious_preamble")
     _check_inflated_size(data, policy)
     try:
-        return dcmread(io.BytesIO(data), specific_tags=[*TAG_OF.values()])
+        dataset = dcmread(io.BytesIO(data), specific_tags=[*TAG_OF.values(), MOSAIC_TAG], force=is_bare(data))
     except MemoryError:
         raise Refused("too_large", "no memory to read") from None
     except Exception as error:
         raise Refused("damaged_header", type(error).__name__) from None
+    if "TransferSyntaxUID" not in dataset.file_meta and is_bare(data):
+        implicit, little = dataset.original_encoding
+        little_endian = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = little_endian if little else ExplicitVRBigEndian
+    return dataset
 
 
 def _check_inflated_size(data: bytes, policy: Policy) -> None:
@@ -128,6 +156,8 @@ def check(dataset: Dataset, about: About, policy: Policy) -> None:
     """Raise Refused when the header is not of an image, or of one that the policy does not accept."""
     sop_class = UID(_text(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")))
     keyword = sop_class.keyword or "unknown class"
+    if sop_class.keyword and "ImageStorage" not in keyword:
+        raise Refused("not_an_image", keyword)
     if not any(TAG_OF[element] in dataset for element in PIXEL_ELEMENTS) or keyword in NOT_IMAGES:
         # pydicom returns what it has, or nothing, when a file ends inside an element.
         if TAG_OF["SOPClassUID"] not in dataset and "ImageStorage" in keyword:
@@ -139,11 +169,29 @@ def check(dataset: Dataset, about: About, policy: Policy) -> None:
         raise Refused("secondary_capture")
     if _text(dataset, "BurnedInAnnotation").upper() == "YES" and not policy.accept_burned_in:
         raise Refused("burned_in_text")
-    if _first_text(dataset, "ImageType").upper() == "DERIVED" and not policy.accept_derived:
+    kinds = _texts(dataset, "ImageType")
+    if kinds[:1] == ["DERIVED"] and not policy.accept_derived:
         raise Refused("derived")
+    if {*kinds} & {*MOSAIC_CODES} or MOSAIC_TAG in dataset:
+        raise Refused("mosaic")
+    _check_kind(dataset, kinds, policy)
+    intent = _text(dataset, "PresentationIntentType").upper()
+    if (intent == "FOR PROCESSING" or "ForProcessing" in keyword) and not policy.accept_for_processing:
+        raise Refused("for_processing")
     if policy.modalities and about.modality not in policy.modalities:
         raise Refused("modality", about.modality or "none stated")
     check_size(dataset, policy.max_pixel_bytes)
+
+
+def _check_kind(dataset: Dataset, kinds: list[str], policy: Policy) -> None:
+    """Raise Refused for a kind of image that the policy does not accept, as the third value of ImageType names it."""
+    kind = kinds[2] if len(kinds) > 2 else ""
+    component = _text(dataset, "ComplexImageComponent").upper()
+    if policy.image_types:
+        if kind and kind not in policy.image_types:
+            raise Refused("image_type", kind if kind in PHASE_CODES else "another kind")
+    elif kind in PHASE_CODES or component in PHASE_CODES:
+        raise Refused("image_type", kind if kind in PHASE_CODES else component)
 
 
 def _series(dataset: Dataset, about: About, policy: Policy) -> str:
@@ -152,11 +200,18 @@ def _series(dataset: Dataset, about: About, policy: Policy) -> str:
     Raises Refused for several frames without places.
     """
     frames, series = frame_count(dataset), about.identity.series_uid
+    groups = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     if frames > 1:
-        if len(dataset.get("PerFrameFunctionalGroupsSequence") or ()) != frames:
+        if groups != frames:
             raise Refused("multi_frame", f"{frames} frames")
         return f"{series}\0{about.identity.sop_instance_uid}"
+    if groups == 1 and policy.assemble_slices and _frame_is_placed(dataset):
+        return series  # an enhanced object of one frame: others of its series are the other slices
     return series if policy.assemble_slices and about.modality in vocabulary.SINGLE_SLICE_MODALITIES else ""
+
+
+def _frame_is_placed(dataset: Dataset) -> bool:
+    return "PlanePositionSequence" in dataset.PerFrameFunctionalGroupsSequence[0]
 
 
 def about_image(dataset: Dataset) -> About:
@@ -197,14 +252,31 @@ def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -
         shown = Display(grey, None, False, reduced)
     else:
         shown = display(stored, dataset)
+    values, valid = shown.values, shown.valid
+    ratio = _numbers(dataset, "PixelAspectRatio")
+    if spacing_mm is None and ratio is not None and len(ratio) == 2 and min(ratio) > 0 and ratio[0] != ratio[1]:
+        values, valid = _squared(values, *ratio), None if valid is None else _squared(valid, *ratio)
+        flags = (*flags, "aspect_corrected")
+    if isinstance(dataset, FileDataset) and dataset.preamble is None:
+        flags = (*flags, "no_preamble")
     return Image(
-        pixels=shown.values,
+        pixels=values,
         about=about,
-        valid=shown.valid,
+        valid=valid,
         spacing_mm=spacing_mm,
         polarity_fixed=shown.inverted,
         flags=(*shown.flags, *flags),
     )
+
+
+def _squared(picture: np.ndarray, vertical: float, horizontal: float) -> np.ndarray:
+    """Return (H, W) values or mask with square pixels, the coarser axis resampled to the finer (PS3.3 C.7.6.3.1.7)."""
+    rows, columns = picture.shape
+    finest = min(vertical, horizontal)
+    size = round(columns * horizontal / finest), round(rows * vertical / finest)
+    if picture.dtype == bool:
+        return np.asarray(pillow.fromarray(picture.astype(np.uint8)).resize(size, pillow.Resampling.NEAREST)) > 0
+    return np.asarray(pillow.fromarray(picture).resize(size, pillow.Resampling.BILINEAR))
 
 
 def pixel_spacing(dataset: Dataset) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
@@ -241,8 +313,8 @@ def _text(dataset: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip().strip("\0")
 
 
-def _first_text(dataset: Dataset, keyword: str) -> str:
+def _texts(dataset: Dataset, keyword: str) -> list[str]:
+    """Return the values of an element in capitals."""
     value = _value(dataset, keyword)
-    if value is not None and not isinstance(value, str):
-        value = value[0] if len(value) else ""
-    return "" if value is None else str(value).strip()
+    values = [] if value is None else [value] if isinstance(value, str) else list(value)
+    return [str(one).strip().upper() for one in values]

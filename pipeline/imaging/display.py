@@ -18,6 +18,9 @@ from pipeline.imaging.verdicts import Refused
 # Above this many different stored values a table of all of them is no gain.
 LARGEST_TABLE = 1 << 16
 STEEPEST_SLOPE = 1e12
+# Air is -1000 HU; numbers below the lowest that 12 bits hold are no measurement.
+LOWEST_CT_NUMBER = -1024
+OUTSIDE_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,21 @@ def display(stored: np.ndarray, dataset: Dataset, windowed: bool = True) -> Disp
         values = chain(stored)
     else:
         values = _look_up(stored, int(first), int(last), chain)
+    if dataset.get("Modality") == "CT" and not inverted and not (windowed and "WindowWidth" in dataset):
+        valid = _without_outside(values, valid, flags)
     if valid is not None:
         values[~valid] = values[valid].min()
     return Display(values, valid, inverted, tuple(flags))
+
+
+def _without_outside(values: np.ndarray, valid: np.ndarray | None, flags: list[str]) -> np.ndarray | None:
+    """Return the mask without the one value, below any CT number, by which makers fill what was not scanned."""
+    lowest = values.min() if valid is None else values[valid].min()
+    outside = values == lowest
+    if not lowest < LOWEST_CT_NUMBER or outside.mean() < OUTSIDE_SHARE or outside.all():
+        return valid
+    flags.append("outside_masked")
+    return ~outside if valid is None else valid & ~outside
 
 
 def _nominal(bits: int, dataset: Dataset) -> tuple[float, float]:

@@ -19,7 +19,8 @@ class Policy:
     """What is accepted, in bytes and pixels and kinds.
 
     With `assemble_slices`, a single slice of a CT, MR or PET series is a part of a volume, else an image of its own.
-    With `accept_colour`, a colour image becomes its luminance.
+    With `accept_colour`, a colour image becomes its luminance. `image_types` are accepted third values of ImageType;
+    empty = all but phase, real and imaginary images.
     """
 
     max_file_bytes: int
@@ -31,6 +32,8 @@ class Policy:
     accept_colour: bool = False
     assemble_slices: bool = True
     min_side: int = 32
+    image_types: tuple[str, ...] = ()
+    accept_for_processing: bool = False
 
 
 @dataclass(frozen=True)

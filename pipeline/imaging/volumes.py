@@ -103,7 +103,8 @@ def _frames(source_id: str, data: bytes, policy: Policy) -> list[_Frame]:
 
 def _headers(dataset: Dataset) -> list[Dataset]:
     """Return the header of each frame, pixels and functional groups left out."""
-    frames = frame_headers(dataset) if frame_count(dataset) > 1 else [Dataset()]
+    grouped = frame_count(dataset) > 1 or len(dataset.get("PerFrameFunctionalGroupsSequence") or ()) == 1
+    frames = frame_headers(dataset) if grouped else [Dataset()]
     if frames is None:
         raise Refused("multi_frame", f"{frame_count(dataset)} frames")
     base = Dataset()

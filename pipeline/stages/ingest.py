@@ -119,7 +119,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     return_memory()
     pages = _assemble_all(settings, archive, rules, inputs, work, log)
     merge_pages(pages, work / "assembled.parquet", ASSEMBLED, journal)
-    kept, files, quarantine, duplicates = _settle(work)
+    kept, files, quarantine, duplicates = _settle(work, settings.min_slices)
     return_memory()
     images = _rows(kept, work)
     del kept
@@ -158,6 +158,8 @@ def _policy(settings: IngestSettings) -> Policy:
         accept_colour=settings.colour == "luminance",
         assemble_slices=settings.slices == "assemble",
         min_side=settings.min_side,
+        image_types=tuple(settings.image_types),
+        accept_for_processing=settings.intent == "any",
     )
 
 
@@ -462,10 +464,14 @@ def _assembled_rows(
 # ---------------------------------------------------------------- what concerns files together
 
 
-def _settle(work: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
+def _settle(work: Path, min_slices: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return the images kept, with their first source, files, quarantine and counts of duplicates."""
     whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *COMPARED])
-    volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", *COMPARED])
+    volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", "study_id", "slices", *COMPARED])
+    largest = volumes[volumes["reason"] == ""].groupby("study_id")["slices"].max()
+    few = (volumes["reason"] == "") & (volumes["slices"] < min_slices)
+    few &= volumes["study_id"].map(largest) >= min_slices
+    volumes.loc[few, "reason"] = "few_slices"
     hashes = whole.set_index("source_id")["sha256"]
     refused = [whole.loc[whole["reason"] != "", ["source_id", "sha256", "reason", "detail"]]]
     lost = volumes.loc[volumes["reason"] != "", ["sources", "reason", "detail"]].explode("sources")

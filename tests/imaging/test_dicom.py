@@ -95,7 +95,7 @@ def test_nearly_all_pixels_of_the_collections_are_decoded():
         ("DICOMDIR", "not_an_image"),
         ("SC_rgb_rle_2frame.dcm", "multi_frame"),
         ("SC_rgb_small_odd.dcm", "colour"),
-        ("ExplVR_LitEndNoMeta.dcm", "unknown_format"),
+        ("ExplVR_LitEndNoMeta.dcm", "not_an_image"),
     ],
 )
 def test_what_is_no_grey_picture_has_its_reason(name, expected):
