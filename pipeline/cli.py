@@ -306,12 +306,13 @@ def _run(
 ) -> None:
     from pipeline import followers
     from pipeline import run as pipeline
+    from pipeline.config_file import load_settings
 
     with _errors(f"go on with: maescreen run {config}"):
         for name in which.values():
             _stages([name])
         if followers.follows():
-            followers.follow(_settings(config, overrides, store)[0])
+            followers.follow(_in_store(load_settings(config, overrides), store))
             raise typer.Exit
         loaded = _load(config, overrides, store)
         with followers.leading(loaded[0]):
@@ -351,7 +352,11 @@ def _settings(config: Path, overrides: list[str] | None, store: Path | None) -> 
     from pipeline.config_file import load
 
     settings, card = load(config, overrides)
-    return settings if store is None else settings.model_copy(update={"store": store.resolve()}), card
+    return _in_store(settings, store), card
+
+
+def _in_store(settings: Config, store: Path | None) -> Config:
+    return settings if store is None else settings.model_copy(update={"store": store.resolve()})
 
 
 def _stages(names: list[str] | None) -> list[str]:

@@ -69,7 +69,16 @@ def _file(module: str) -> Path:
 def _module(name: str) -> tuple[str, list[str]]:
     tree = ast.parse(_file(name).read_text("utf-8"))
     stripped = _Stripped().visit(tree)
-    return sha256_json(ast.unparse(stripped)), _imports(stripped)
+    return sha256_json(_canonical(stripped)), _imports(stripped)
+
+
+def _canonical(node: Any) -> Any:
+    """Return a syntax tree as nested lists, the same under each version of Python: what is empty or absent is left out,
+    since later versions add fields, and `ast.unparse` writes quotes otherwise."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return [type(node).__name__, *([name, _canonical(value)] for name, value in fields)]
+    return [_canonical(item) for item in node] if isinstance(node, list) else repr(node)
 
 
 class _Stripped(ast.NodeTransformer):
