@@ -17,7 +17,6 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
 from pipeline.store.files import sha256_file, sha256_json
 
 PACKAGE = "pipeline"
@@ -90,6 +89,11 @@ class _Stripped(ast.NodeTransformer):
         return self.generic_visit(node)
 
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
+        # Early releases of Python 3.12 end a nested format with an empty text.
+        node.values = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        return self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> Any:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -258,8 +262,8 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def runtime_versions() -> dict[str, str]:
-    """Return the versions of this package, of Python, and of the CUDA that torch was built for."""
-    return {"maescreen": __version__, "python": platform.python_version(), "cuda": _cuda_version() or "none"}
+    """Return the versions of Python and of the CUDA that torch was built for."""
+    return {"python": platform.python_version(), "cuda": _cuda_version() or "none"}
 
 
 def _cuda_version() -> str | None:
