@@ -360,6 +360,7 @@ def _run(
 ) -> None:
     from pipeline import commands, followers
     from pipeline import run as pipeline
+    from pipeline.config_file import load_settings
     from pipeline.imaging.pseudonyms import load_key
 
     options = {"store": store, "until": None if until == LAST else until}
@@ -367,10 +368,10 @@ def _run(
     again = commands.command(only or "run", config, overrides, commands.program(), **options)
     with _errors(config, overrides, store, again) as nameable, _sigterm_interrupts():
         _stages([only or until])
-        settings, card = _settings(config, overrides, store, nameable)
         if followers.follows():
-            followers.follow(settings)
+            followers.follow(_in_store(load_settings(config, overrides), store))
             raise typer.Exit
+        settings, card = _settings(config, overrides, store, nameable)
         secret = load_key(settings.data.key_file, identifiers=card.identifiers)
         chosen = {"keep": _stages(keep), "rebuild": _stages(rebuild), "only": only, "until": until}
         with followers.leading(settings):
@@ -410,8 +411,7 @@ def _settings(config: Path, overrides: list[str] | None, store: Path | None, nam
 
     nameable.add(config, store)
     settings, card = load(config, overrides)
-    if store is not None:
-        settings = settings.model_copy(update={"store": store.resolve()})
+    settings = _in_store(settings, store)
     if (shown := ascii(str(settings.store))).count("\\udc"):
         _fail(f"the path of the store, {shown}, is not UTF-8, which MLflow needs; choose another with --store", USAGE)
     for data in (settings.data, *settings.data.external):
@@ -427,6 +427,10 @@ def _known_key(settings: Config, card: Card) -> bytes:
 
     file = settings.data.key_file
     return load_key(file, identifiers=card.identifiers) if file.exists() else b""
+
+
+def _in_store(settings: Config, store: Path | None) -> Config:
+    return settings if store is None else settings.model_copy(update={"store": store.resolve()})
 
 
 def _stages(names: list[str] | None) -> list[str]:

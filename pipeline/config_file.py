@@ -77,6 +77,19 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
     return config, card
 
 
+def load_settings(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a config as `load` does, without the card and without looking for the files it names.
+
+    Raises ConfigError listing every problem.
+    """
+    content, lines = _read(path)
+    problems = _override(content, lines, overrides or [])
+    config = _validate(Config, content, lines, path, problems)
+    if problems or config is None:
+        raise ConfigError("\n".join(problems))
+    return _absolute(config, path.resolve().parent)
+
+
 def _forbidden_flips(config: Config, card: Card, path: Path, lines: dict[Loc, int]) -> list[str]:
     problems = []
     for stage in ("pretrain", "finetune"):

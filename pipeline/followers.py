@@ -54,11 +54,13 @@ def announce(step: Step) -> None:
     from pipeline.models import distributed
 
     word = {"stage": step.stage.name, "reads": step.stage.reads, "key": step.key}
-    distributed.from_leader({**word, "inputs": step.inputs, "settings": step.settings, "code": step.code})
+    used = {"inputs": step.inputs, "sources": step.sources, "settings": step.settings, "code": step.code}
+    distributed.from_leader({**word, **used})
 
 
 def follow(config: Config) -> None:
-    """Take part in what process 0 runs, until it ends.
+    """Take part in what process 0 runs, until it ends. Of the files that the config names, only the store is needed,
+    and the imported weights where an arm starts from them.
 
     Raises StoreError when settings, code or store are not those of process 0, PeerError when another process fails.
     """
@@ -74,12 +76,17 @@ def _take_part(config: Config, word: Mapping[str, Any]) -> None:
     settings = getattr(config, name)
     mine = {"settings": settings.model_dump(mode="json"), "code": code_digests(f"pipeline.stages.{name}")}
     if wrong := [what for what, value in mine.items() if value != word[what]]:
-        raise StoreError(f"{name}: the {' and the '.join(wrong)} of this process are not those of process 0")
+        raise StoreError(f"{name}: this process has other {' and other '.join(wrong)} than process 0")
     found = {earlier: store.find(earlier, key) for earlier, key in word["inputs"].items()}
     artifacts = {earlier: artifact for earlier, artifact in found.items() if artifact is not None}
     if missing := sorted(found.keys() - artifacts.keys()):
         raise StoreError(f"{name}: {', '.join(missing)} is not in this machine's store; all machines must see the same")
-    # Card, key and sources are not read by what is shared.
-    inputs = Inputs(None, config.machine, artifacts, word["reads"])  # type: ignore[arg-type]
+    weights = config.data.imported_weights if "imported_weights" in word["sources"] else None
+    if weights is not None and not weights.is_file():
+        raise StoreError(
+            f"{name}: data.imported_weights is not on this machine; all machines must see the same weights"
+        )
+    # Card, key, studies and labels are not read by what is shared.
+    inputs = Inputs(None, config.machine, artifacts, word["reads"], imported_weights=weights)  # type: ignore[arg-type]
     function = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
     function(settings, inputs, store.partial(name, word["key"]), RunLog(name, quiet=True))

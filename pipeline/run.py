@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import __version__
 from pipeline.config import Card, Config, Studies, UsageError
 from pipeline.config_file import flatten, read_card
 from pipeline.followers import announce
@@ -649,7 +650,7 @@ def _execute(
                 "sources": step.sources,
                 "code": step.code,
                 "git_commit": git_commit(),
-                "versions": runtime_versions() | package_versions(),
+                "versions": {"maescreen": __version__, **runtime_versions(), **package_versions()},
                 "device": _device(inputs.machine.device),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(seconds, 1),

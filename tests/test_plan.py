@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from toy import NAMES, Toy
 from typer.testing import CliRunner
 
+from pipeline import followers
 from pipeline.cli import app
 from pipeline.run import ChoiceError, RunError, plan, run
+from pipeline.store.artifacts import StoreError
 
 
 @pytest.fixture
@@ -196,6 +201,52 @@ def test_two_rebuilds_at_once_and_a_reader_lose_nothing(toy):
     assert [code for code, _ in results] == [0, 0, 0]
     assert toy.contents() == whole
     assert made(toy) == []
+
+
+@pytest.fixture
+def told(toy, monkeypatch) -> Callable[[str], None]:
+    """Return how process 0 of two tells the other, which is this process as well, which stage it works on."""
+    from pipeline.models import distributed
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words: list = []
+    monkeypatch.setattr(distributed, "joined", lambda device: nullcontext())
+    monkeypatch.setattr(distributed, "from_leader", lambda word: words.append(word) if word else words.pop(0))
+
+    def tell(stage: str) -> None:
+        followers.announce(next(step for step in plan(*toy.load()) if step.name == stage))
+        words.append(None)
+
+    return tell
+
+
+def test_a_process_that_follows_works_on_what_process_0_says_from_the_store_alone(toy, told):
+    worked: list[str] = []
+    toy.watch = lambda stage, work: worked.append(stage)
+    told("pretrain")
+    config, *_ = toy.load()
+    shutil.rmtree(toy.folder / "studies")
+    (toy.folder / "labels.csv").unlink()
+    work = toy.store.begin("pretrain", toy.store.all("pretrain")[0].key)
+    followers.follow(config)
+    assert worked == ["pretrain", "pretrain"]  # once per file
+    assert sorted(path.name for path in work.iterdir()) == ["first", "second"]
+
+
+@pytest.mark.parametrize("other", ["settings", "code", "store"])
+def test_a_process_that_would_do_something_else_is_refused(toy, told, tmp_path, other):
+    told("pretrain")
+    config = toy.load(pretrain={"seed": 2} if other == "settings" else {})[0]
+    words = "pretrain: this process has other settings than process 0"
+    if other == "code":
+        toy.write_code("pretrain", "2")
+        words = "pretrain: this process has other code than process 0"
+    if other == "store":
+        config = config.model_copy(update={"store": tmp_path / "another"})
+        words = "ingest is not in this machine's store; all machines must see the same"
+    with pytest.raises(StoreError, match=words):
+        followers.follow(config)
 
 
 def test_every_artifact_says_by_what_it_was_made(toy):

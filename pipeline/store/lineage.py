@@ -18,7 +18,6 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
 from pipeline.store.files import sha256_file, sha256_json
 
 PACKAGE = "pipeline"
@@ -70,7 +69,16 @@ def _file(module: str) -> Path:
 def _module(name: str) -> tuple[str, list[str]]:
     tree = ast.parse(_file(name).read_text("utf-8"))
     stripped = _Stripped().visit(tree)
-    return sha256_json(ast.unparse(stripped)), _imports(stripped)
+    return sha256_json(_canonical(stripped)), _imports(stripped)
+
+
+def _canonical(node: Any) -> Any:
+    """Return a syntax tree as nested lists, the same under each version of Python: what is empty or absent is left out,
+    since later versions add fields, and `ast.unparse` writes quotes otherwise."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return [type(node).__name__, *([name, _canonical(value)] for name, value in fields)]
+    return [_canonical(item) for item in node] if isinstance(node, list) else repr(node)
 
 
 class _Stripped(ast.NodeTransformer):
@@ -82,6 +90,11 @@ class _Stripped(ast.NodeTransformer):
         return self.generic_visit(node)
 
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
+        # Early releases of Python 3.12 end a nested format with an empty text.
+        node.values = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        return self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> Any:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -256,8 +269,8 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def runtime_versions() -> dict[str, str]:
-    """Return the versions of this package, of Python, and of the CUDA that torch was built for."""
-    return {"maescreen": __version__, "python": platform.python_version(), "cuda": _cuda_version() or "none"}
+    """Return the versions of Python and of the CUDA that torch was built for."""
+    return {"python": platform.python_version(), "cuda": _cuda_version() or "none"}
 
 
 def _cuda_version() -> str | None:

@@ -68,8 +68,17 @@ def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
 @pytest.mark.slow
 def test_the_command_runs_under_torchrun_and_leaves_one_artifact(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
-    command = ["-m", "pipeline.cli", "pretrain", str(project.config), "pretrain.seed=3", "pretrain.max_steps=6"]
-    done = torchrun(*command)
+    # The other process has a config and the store, and neither studies, labels, card nor key.
+    alone = tmp_path / "follower" / "configs" / project.config.name
+    alone.parent.mkdir(parents=True)
+    alone.write_text(f"store: {project.store}\n" + project.config.read_text())
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import os, sys; from pipeline.cli import app\n"
+        f"config = {str(project.config)!r} if os.environ['RANK'] == '0' else {str(alone)!r}\n"
+        "app(['pretrain', config, *sys.argv[1:]])"
+    )
+    done = torchrun(str(script), "pretrain.seed=3", "pretrain.max_steps=6")
     assert done.returncode == 0, done.stderr
     newest, earlier = Store(project.store).all("pretrain")
     assert newest.record["settings"]["seed"] == 3
