@@ -110,7 +110,8 @@ def test_rebuilding_other_stages_by_a_single_stage_is_a_usage_error(toy):
     result = CliRunner().invoke(app, ["score", str(toy.folder / "run.yaml"), "--rebuild", "pretrain"])
     assert result.exit_code == 2
     assert result.stderr.strip() == (
-        "score makes score alone, --rebuild pretrain would make more; run: maescreen run CONFIG --rebuild pretrain"
+        "score makes score alone, --rebuild pretrain would make more; "
+        f"run: maescreen run {toy.folder / 'run.yaml'} --rebuild pretrain"
     )
     assert actions(toy) == dict.fromkeys(NAMES, "reuse")
 
