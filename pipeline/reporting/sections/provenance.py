@@ -58,7 +58,7 @@ def provenance(e: Evidence) -> Section:
         ]
         for stage, r in e.records.items()
     ]
-    columns = ["Stage", "Artifact key", "Code digest", "Commit", "Device", "Made on", "Kept although code changed"]
+    columns = ["Stage", "Artifact key", "Code digest", "Commit", "Device", "Made on", "Kept although"]
     files = e.records["calibrate"]["files"]
     hashes = [
         ["Threshold (threshold.json)", files["threshold.json"]],
