@@ -13,6 +13,7 @@ import pandas as pd
 
 from pipeline.config import NOT_STATED, StudyStatements
 from pipeline.imaging.labels import LabelsError, spelling
+from pipeline.imaging.path_rules import PathRule, join_paths
 from pipeline.imaging.table_file import read_table_file
 from pipeline.studies_glance import Glance, glance
 
@@ -69,9 +70,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Described:
-    """What was found in the label table. `values` are counts by value; `others` further columns of labels."""
+    """What was found in the label table.
+
+    `rules` are settings of the card that make more rows join, `values` counts by value, `others` further columns of
+    labels.
+    """
 
     joins: Mapping[str, str]
+    rules: Mapping[str, str]
     label: str
     positive: list[str]
     negative: list[str]
@@ -91,7 +97,8 @@ class Described:
         rows += [f"  {self.empty:>8}  {'(empty)':<24} no label"] if self.empty else []
         joined = ", ".join(f"{column} ({field})" for field, column in self.joins.items())
         also = [f"further columns of labels, each a further label of the card: {', '.join(self.others)}"]
-        return [f"joined by {joined}", f"column {self.label}", *rows, *(also if self.others else [])]
+        rules = [f"the card leaves out what differs: columns.{name}: {value}" for name, value in self.rules.items()]
+        return [f"joined by {joined}", *rules, f"column {self.label}", *rows, *(also if self.others else [])]
 
 
 def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
@@ -111,7 +118,7 @@ def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
     others = _others(table, {label, *joins.values()})
     counts = table[label].value_counts().sort_index()
     values = {str(value): int(count) for value, count in counts.items()}
-    return Described(joins, label, *meant, values, int(table[label].isna().sum()), others)
+    return Described(joins, _rules(table, joins, seen), label, *meant, values, int(table[label].isna().sum()), others)
 
 
 # ---------------------------------------------------------------- columns
@@ -143,6 +150,24 @@ def _joins(table: pd.DataFrame, seen: Glance) -> dict[str, str]:
             f"{', '.join(JOIN_NAMES)}"
         )
     return joins
+
+
+def _rules(table: pd.DataFrame, joins: Mapping[str, str], seen: Glance) -> dict[str, str]:
+    """Return the settings of the card by which paths or identifiers of the table are found among the studies."""
+    if "path" in joins:
+        better = join_paths(list(table[joins["path"]].dropna()), seen.files, PathRule()).better
+        if better is None:
+            return {}
+        written = {"path_without": better.without, "path_within": better.within}
+        rules = {name: _quoted([value])[1:-1] for name, value in written.items() if value}
+        return rules | ({"path_ignore": f"[{', '.join(better.ignore)}]"} if better.ignore else {})
+    if "patient_id" in joins:
+        stated = {one.patient for one in seen.identities if one.patient}
+        table_has = set(table[joins["patient_id"]].dropna())
+        unfound = stated - table_has
+        if unfound and {one.lstrip("0") for one in unfound} <= {one.lstrip("0") for one in table_has}:
+            return {"id_ignore": "[leading_zeros]"}
+    return {}
 
 
 def _label_column(table: pd.DataFrame, joins: Mapping[str, str]) -> str:
@@ -291,7 +316,8 @@ def _further(described: Described) -> str:
 
 
 def _card(name: str, described: Described) -> str:
-    columns = "\n".join(f"  {field}: {_quoted([column])[1:-1]}" for field, column in described.joins.items())
+    named = {field: _quoted([column])[1:-1] for field, column in described.joins.items()}
+    columns = "\n".join(f"  {name}: {value}" for name, value in {**named, **described.rules}.items())
     unused = f"\n  unused: {_quoted(described.unused)}" if described.unused else ""
     return f"""# What this dataset is. The report prints it; replace every "not stated" with what a reader must know.
 name: {name}

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config_file import load
+from pipeline.imaging.image import Identity
 from pipeline.init import Answers, InitError, describe
 from pipeline.studies_glance import Glance
 
@@ -113,6 +114,27 @@ def test_a_column_id_is_what_the_studies_say(tmp_path):
     assert describe(path, Answers(), Glance(files=["x/0007.png", "x/0008.png"])).joins == {"path": "id"}
     with pytest.raises(InitError, match="no column of the label table says which image or patient"):
         describe(path, Answers(), Glance(files=["x/a.png"]))
+
+
+@pytest.mark.parametrize(
+    ("cells", "rules"),
+    [
+        (["a.png", "b.png"], {"path_within": "'x/'"}),
+        (["a", "b"], {"path_within": "'x/'", "path_ignore": "[suffix]"}),
+        (["images/x/a.png", "images/x/b.png"], {"path_without": "'images/'"}),
+        (["x/a.png", "x/b.png"], {}),
+    ],
+)
+def test_what_paths_differ_in_is_written_into_the_card(tmp_path, cells, rules):
+    path = table(tmp_path, "path,label\n" + "".join(f"{cell},{n}\n" for n, cell in enumerate(cells)))
+    assert describe(path, Answers(), Glance(files=["x/a.png", "x/b.png", "notes.txt"])).rules == rules
+
+
+def test_leading_zeros_that_the_table_lost_are_left_out_of_account(tmp_path):
+    path = table(tmp_path, "id,label\n7,1\n8,0\n")
+    seen = Glance(files=["a.dcm"], identities=[Identity(patient="0007"), Identity(patient="0008")])
+    found = describe(path, Answers(), seen)
+    assert (found.joins, found.rules) == ({"patient_id": "id"}, {"id_ignore": "[leading_zeros]"})
 
 
 def initialise(tmp_path):
