@@ -55,7 +55,7 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
     card: Card | None = None
     if config is not None:
         config = _absolute(config, path.resolve().parent)
-        problems += _missing_files(config, path, lines)
+        problems += _missing_files(config, path, lines) + _overlapping(config, path, lines)
         card = _card(config.data.card, problems)
         for external in config.data.external:
             other = _card(external.card, problems)
@@ -235,6 +235,20 @@ def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[st
         f"{path}:{lines.get(loc, '?')}: {'.'.join(map(str, loc))}: no such file or folder: {file}"
         for loc, file in named
         if not file.exists()
+    ]
+
+
+def _overlapping(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
+    """Name each entry of `studies` that holds files of another one of the same dataset: they would be read twice."""
+    places: list[tuple[Loc, Studies]] = [(("data",), config.data)]
+    places += [(("data", "external", i), one) for i, one in enumerate(config.data.external)]
+    return [
+        f"{_place((*loc, 'studies', at), lines, path)}: {'.'.join(map(str, loc))}.studies: entry {at + 1} and entry "
+        f"{before + 1} hold the same files; leave one out"
+        for loc, data in places
+        for at, root in enumerate(data.studies)
+        for before, other in enumerate(data.studies[:at])
+        if root == other or root in other.parents or other in root.parents
     ]
 
 

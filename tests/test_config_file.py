@@ -241,3 +241,10 @@ def test_every_setting_has_a_meaning_in_the_committed_configs():
 
 def test_flatten_names_every_leaf():
     assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": "x"}) == {"a.b": 1, "a.c": "[1, 2]", "d": "x"}
+
+
+@pytest.mark.parametrize("second", ["studies", "./studies/", "studies/a.dcm", "."])
+def test_studies_that_would_be_read_twice_are_refused_with_their_line(folder, second):
+    (folder / "studies/a.dcm").write_text("x")
+    found = problems(folder, CONFIG.replace("[studies]", f"[studies, {second}]"))
+    assert found == [f"{folder / 'run.yaml'}:3: data.studies: entry 2 and entry 1 hold the same files; leave one out"]

@@ -52,8 +52,8 @@ class Examined:
 
 def examine(source: Source, patient: str | None, rules: Rules) -> Examined:
     """Read a file once and return its verdict. `patient` comes from the label table, for files without a header."""
-    source_id = path_pseudonym(rules.secret, source.path)
-    lookup = [("path", source_id, source.path)]
+    source_id = path_pseudonym(rules.secret, source.place)
+    lookup = [("path", source_id, source.place.replace("\0", "/"))]
     sha256 = ""
     try:
         data = read_bytes(source, rules.policy.max_file_bytes)
@@ -80,7 +80,7 @@ def examine(source: Source, patient: str | None, rules: Rules) -> Examined:
 
 def _read(source: Source, data: bytes, policy: Policy) -> Image | Part:
     """Read an image, or note that the file is one of a pair: a NIfTI header (.hdr) or its voxels (.img)."""
-    stem = f"pair\0{SUFFIX.sub('', source.path)}"
+    stem = f"pair\0{SUFFIX.sub('', source.place)}"
     try:
         found = read_image(data, policy)
     except Refused as refused:

@@ -30,7 +30,8 @@ LOCAL_HEADER_BYTES = 30
 class Source:
     """A file in a folder or a member of a zip archive.
 
-    `path` is relative to its root and serves for keyed hashes and for joining labels only: it can carry names.
+    `path` is relative to its root, the `root`-th of those given, and serves for joining labels and, in `place`, for
+    keyed hashes only: it can carry names.
     `row` is set when the member is an array of images, of which this is one. `refusal` is set when looking at the
     directory entry was enough to refuse the file.
     """
@@ -40,6 +41,12 @@ class Source:
     member: str | None = None
     refusal: Refusal | None = None
     row: int | None = None
+    root: int = 0
+
+    @property
+    def place(self) -> str:
+        """What tells this source from all others, wherever the roots are: no path holds the character NUL."""
+        return f"{self.root}\0{self.path}" if self.root else self.path
 
 
 class SourcesError(ValueError):
@@ -49,23 +56,14 @@ class SourcesError(ValueError):
 def find_sources(roots: Sequence[Path], leave_out: Path | None = None, unique_paths: bool = False) -> list[Source]:
     """Return every file under `roots` (folders, zip archives, single files), sorted by path within each root.
 
-    `leave_out`, the label table, is no study. A path that occurs under several roots gets its root's number in
-    front, but for the first; when labels join by path (`unique_paths`) this is an error, since a label could
-    mean either.
+    `leave_out`, the label table, is no study. No two sources have the same `place`. When labels join by path
+    (`unique_paths`), a path that occurs under several roots is an error, since a label could mean either.
 
     Raises SourcesError.
     """
-    found: list[Source] = []
-    seen: set[str] = set()
-    repeated = 0
     left_out = leave_out.resolve() if leave_out else None
-    for number, root in enumerate(roots):
-        sources = list(_under(root, left_out))
-        repeated += sum(source.path in seen for source in sources)
-        for source in sources:
-            path = f"{number}/{source.path}" if source.path in seen else source.path
-            found.append(replace(source, path=path))
-        seen.update(source.path for source in sources)
+    found = [replace(source, root=n) for n, root in enumerate(roots) for source in _under(root, left_out)]
+    repeated = len(found) - len({source.path for source in found})
     if repeated and unique_paths:
         raise SourcesError(
             f"{repeated} paths occur under more than one of data.studies, and labels join by path; "
@@ -176,7 +174,7 @@ def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:
     seen: set[str] = set()
     for member in sorted(members, key=lambda member: (member.filename, member.header_offset)):
         refusal = _member_refusal(member, member.filename in seen)
-        repeat = f"#{member.header_offset}" if member.filename in seen else ""
+        repeat = f"\0{member.header_offset}" if member.filename in seen else ""
         seen.add(member.filename)
         yield Source(f"{prefix}{member.filename}{repeat}", str(archive), member.filename, refusal)
 

@@ -154,7 +154,7 @@ class _Archive:
         self.patients = patients
         self._inputs = inputs
         self._archives: dict[str, str] = {}
-        self.ids = pa.array([path_pseudonym(inputs.secret, source.path) for source in sources], pa.string())
+        self.ids = pa.array([path_pseudonym(inputs.secret, source.place) for source in sources], pa.string())
 
     def patient(self, source: Source) -> str | None:
         """Return the patient that the label table names for this path."""
@@ -242,8 +242,9 @@ def _verdict(source: Source, result: Examined | Refusal, stored_sha256: str, rul
     A file that is not what it was when the run was planned is refused: the artifact's key speaks of the earlier one.
     """
     if isinstance(result, Refusal):
-        source_id = path_pseudonym(rules.secret, source.path)
-        return Examined(source_id, "", refusal=result, lookup=(("path", source_id, source.path),))
+        source_id = path_pseudonym(rules.secret, source.place)
+        lookup = (("path", source_id, source.place.replace("\0", "/")),)
+        return Examined(source_id, "", refusal=result, lookup=lookup)
     if source.member is None and result.sha256 and result.sha256 != stored_sha256:
         refusal = Refusal("unreadable", "changed while the pipeline ran")
         return Examined(result.source_id, result.sha256, refusal=refusal, lookup=result.lookup)

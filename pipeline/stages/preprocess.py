@@ -66,7 +66,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     _check_fits(rows, settings)
     files = read_table(inputs.file("ingest", "files.parquet"), FILES)
     files = files[files["image_id"].isin(rows["image_id"])]
-    found = {path_pseudonym(inputs.secret, source.path): source for source in find_sources(inputs.studies)}
+    found = {path_pseudonym(inputs.secret, source.place): source for source in find_sources(inputs.studies)}
     missing = int((~files["source_id"].isin(found.keys())).sum())
     if missing:
         raise ValueError(f"{missing} of {len(files)} files are gone since ingest; restore them or run ingest again")

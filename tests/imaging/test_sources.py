@@ -121,9 +121,37 @@ def test_the_same_path_under_two_roots(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.dcm").write_bytes(name.encode())
     roots = [tmp_path / "one", tmp_path / "two"]
-    assert [source.path for source in find_sources(roots)] == ["a.dcm", "1/a.dcm"]
+    assert [source.path for source in find_sources(roots)] == ["a.dcm", "a.dcm"]
+    assert [source.place for source in find_sources(roots)] == ["a.dcm", "1\0a.dcm"]
     with pytest.raises(SourcesError, match="1 paths occur under more than one"):
         find_sources(roots, unique_paths=True)
+
+
+def test_no_two_sources_have_the_same_place_and_moving_or_adding_changes_none(tmp_path):
+    """Roots with the same paths, one inside another, one twice, a zip beside a folder, names that look like numbers."""
+    for name in ("a/x/p1/1.dcm", "b/x/p1/1.dcm", "b/x/1/p1/1.dcm", "a/x/1/p1/1.dcm", "c/z.dcm"):
+        (tmp_path / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "old" / name).write_bytes(name.encode())
+    with zipfile.ZipFile(tmp_path / "old/c.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("z.dcm", "z.dcm", "1/p1/1.dcm"):
+            archive.writestr(name, name)
+        second = archive.infolist()[1].header_offset
+        archive.writestr(f"z.dcm#{second}", "named like a repeat")
+
+    def places(folder: str) -> dict[str, str]:
+        names = ("a/x", "b/x", "a/x", "a", "c", "c.zip", "c/z.dcm")
+        found = find_sources([tmp_path / folder / name for name in names])
+        assert len({source.place for source in found}) == len(found) == 14
+        return {source.place: str(Path(source.file).relative_to(tmp_path / folder)) for source in found}
+
+    before = places("old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert places("new") == before
+    (tmp_path / "new/a/x/0.dcm").write_bytes(b"one more")
+    after = {s.place: s.file for s in find_sources([tmp_path / "new/a/x", tmp_path / "new/b/x"])}
+    assert after.keys() - before.keys() == {"0.dcm"}
+    assert all(Path(after[name]) == tmp_path / "new" / before[name] for name in after.keys() & before.keys())
 
 
 def test_a_root_that_is_not_there(tmp_path):
