@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.chosen_studies import chosen_digest
 from pipeline.config import Card, Config, Studies
 from pipeline.config_file import flatten, read_card
 from pipeline.followers import announce
@@ -30,7 +31,6 @@ from pipeline.store.lineage import (
     code_digests,
     git_commit,
     package_versions,
-    studies_digest,
 )
 from pipeline.store.runlog import RunLog
 
@@ -287,7 +287,7 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes) -> di
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
     return {
         **used,
-        "studies": studies_digest(data.studies, hashes, data.labels, _track_hashing),
+        "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),
         "patients": labels.patients_digest(data.labels, card.columns.path, card.columns.patient_id),
         "labels": sha256_file(data.labels),
         "label": sha256_json(card.label.model_dump()),
@@ -473,6 +473,8 @@ def _make(
             artifacts={read: artifacts[stage.source(read)] for read in stage.reads},
             readable=stage.reads,
             studies=tuple(data.studies),
+            include=tuple(data.include),
+            exclude=tuple(data.exclude),
             labels=data.labels,
             imported_weights=config.data.imported_weights,
             secret=secret,

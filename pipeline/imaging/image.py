@@ -19,7 +19,9 @@ class Policy:
     """What is accepted, in bytes and pixels and kinds.
 
     With `assemble_slices`, a single slice of a CT, MR or PET series is a part of a volume, else an image of its own.
-    With `accept_colour`, a colour image becomes its luminance.
+    With `accept_colour`, a colour image becomes its luminance. `refused_flags` are those that exclude an image; with
+    `axes`, so does another number of them. With `accept_unclear_orientation`, a volume that does not say how it lies is
+    taken by its better statement, or an assumption.
     """
 
     max_file_bytes: int
@@ -31,6 +33,9 @@ class Policy:
     accept_colour: bool = False
     assemble_slices: bool = True
     min_side: int = 32
+    refused_flags: tuple[str, ...] = ()
+    axes: int | None = None
+    accept_unclear_orientation: bool = False
 
 
 @dataclass(frozen=True)

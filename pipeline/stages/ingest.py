@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.imaging.choice import Choice
 from pipeline.imaging.contact_sheet import contact_sheet, thumbnail, worst
 from pipeline.imaging.duplicates import (
     ACROSS_PATIENTS,
@@ -78,7 +79,8 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     """
     columns = inputs.card.columns
     patients = patients_by_path(inputs.labels, columns.path, columns.patient_id) if inputs.labels else {}
-    sources = find_sources(inputs.studies, inputs.labels, unique_paths=columns.path is not None)
+    choice, follow = Choice(inputs.include, inputs.exclude), settings.links == "inside"
+    sources = find_sources(inputs.studies, inputs.labels, columns.path is not None, choice, follow)
     rules = Rules(_policy(settings), _limits(settings, inputs), inputs.secret)
     journal = work / JOURNAL
     journal.mkdir(exist_ok=True)
@@ -124,6 +126,9 @@ def _policy(settings: IngestSettings) -> Policy:
         accept_colour=settings.colour == "luminance",
         assemble_slices=settings.slices == "assemble",
         min_side=settings.min_side,
+        refused_flags=tuple(settings.refuse),
+        axes=settings.axes,
+        accept_unclear_orientation=settings.orientation == "accept",
     )
 
 
@@ -167,7 +172,7 @@ class _Archive:
 
     def stored_sha256(self, source: Source) -> str:
         """Return the SHA-256 of the file on disk, of the archive for a member; nothing when it cannot be read."""
-        if source.refusal is not None and source.member is None:
+        if source.refusal is not None and (source.member is None or source.refusal.reason == "left_out"):
             return ""
         if source.file not in self._archives:
             try:
@@ -536,6 +541,10 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
     )
     if summary["quarantined"]:
         log.info(f"quarantined: {_reasons(summary)}")
+    if summary["flags"]:
+        meanings = summary["flag_meanings"]
+        flags = ", ".join(f"{count} {flag} ({meanings[flag]})" for flag, count in summary["flags"].items())
+        log.info(f"accepted with a remark: {flags}")
     shared = summary["duplicates"].get("images_shared_between_patients", 0)
     if shared:
         log.warn(
