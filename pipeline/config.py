@@ -7,6 +7,7 @@ paths under `data` are not: they say where and how fast, not what.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -230,6 +231,26 @@ class Studies(Settings):
     studies: list[Path] = Field(min_length=1, description="folders, zip archives or single files")
     labels: Path = Field(description="CSV or Parquet; columns named in the card")
     card: Path
+    include: list[str] = Field(
+        default_factory=list,
+        description="patterns of paths inside the studies, e.g. *.dcm or images/**; what fits none is left out and "
+        "counted; empty = all. * stands for anything within a name, ** for whole folders; a pattern fits a folder "
+        "with all that is in it, and without / at any depth",
+    )
+    exclude: list[str] = Field(default_factory=list, description="patterns of paths that are left out and counted")
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _patterns(cls, value: list[str]) -> list[str]:
+        from pipeline.imaging.choice import Choice
+
+        if any(not pattern.strip("./") for pattern in value):
+            raise ValueError("a pattern needs at least one character of a name; all = leave the list empty")
+        try:
+            Choice(include=tuple(value)).takes("")
+        except re.error:
+            raise ValueError("a range in [...] ends before it begins") from None
+        return value
 
 
 class ExternalSet(Studies):
@@ -328,6 +349,22 @@ class IngestSettings(Settings):
     colour: Literal["quarantine", "luminance"] = Field(
         "quarantine", description="colour images whose channels differ: refused, or reduced to their luminance"
     )
+    axes: Literal[2, 3] | None = Field(
+        None,
+        description="2 = pictures, 3 = volumes; images of the other kind are quarantined; null = as many as "
+        "preprocess.image_size has",
+    )
+    refuse: list[str] = Field(
+        ["blank", "two_valued"], description="quality flags that exclude an image; two_valued: masks"
+    )
+    orientation: Literal["quarantine", "accept"] = Field(
+        "quarantine",
+        description="NIfTI that does not say how it lies, or says it twice and differently: refused, or "
+        "flagged and taken by an assumption",
+    )
+    links: Literal["refuse", "inside"] = Field(
+        "refuse", description="symbolic links: refused, or followed, once, when they lead to a place under the studies"
+    )
     slices: Literal["assemble", "separate"] = Field(
         "assemble", description="CT, MR and PET slices: volumes by geometry, or pictures of their own"
     )
@@ -346,6 +383,16 @@ class IngestSettings(Settings):
     def _above(cls, value: float, info: ValidationInfo) -> float:
         if value <= info.data.get("min_spacing_mm", -math.inf):
             raise ValueError(f"must be above min_spacing_mm {info.data['min_spacing_mm']:g}")
+        return value
+
+    @field_validator("refuse")
+    @classmethod
+    def _flags(cls, value: list[str]) -> list[str]:
+        from pipeline.imaging.verdicts import COMPARED_FLAGS, FLAGS
+
+        if unknown := sorted({*value} - {*FLAGS} | {*value} & {*COMPARED_FLAGS}):
+            choices = ", ".join(sorted({*FLAGS} - {*COMPARED_FLAGS}))
+            raise ValueError(f"{', '.join(unknown)} cannot be refused; the flags that can: {choices}")
         return value
 
 
@@ -743,6 +790,10 @@ class Config(Settings):
             problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
         if len(size) == 3 and "hog" in self.finetune.arms:
             problems.append("finetune.arms names hog, which needs 2-D images; remove it for volumes")
+        if self.ingest.axes not in (None, len(size)):
+            problems.append(f"ingest.axes is {self.ingest.axes}, but preprocess.image_size has {len(size)} axes")
         if problems:
             raise ValueError("; ".join(problems))
+        if self.ingest.axes is None:  # spelt out, so that what ingest does is in its key
+            object.__setattr__(self, "ingest", self.ingest.model_copy(update={"axes": len(size)}))
         return self

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import __version__
+from pipeline.chosen_studies import chosen_digest
 from pipeline.config import Card, Config, Studies, UsageError
 from pipeline.config_file import flatten, read_card
 from pipeline.followers import announce
@@ -32,7 +33,6 @@ from pipeline.store.lineage import (
     git_commit,
     package_versions,
     runtime_versions,
-    studies_digest,
 )
 from pipeline.store.run_records import RunRecord, remember, remembered
 from pipeline.store.runlog import RunLog
@@ -320,7 +320,7 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
     return {
         **used,
-        "studies": studies_digest(data.studies, hashes, data.labels, _track_hashing),
+        "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),
         "patients": identity.patients_digest(
             data.labels,
             card.columns.join,
@@ -593,6 +593,8 @@ def _make(
             artifacts={read: artifacts[stage.source(read)] for read in stage.reads},
             readable=stage.reads,
             studies=tuple(data.studies),
+            include=tuple(data.include),
+            exclude=tuple(data.exclude),
             labels=data.labels,
             imported_weights=config.data.imported_weights,
             secret=secret,

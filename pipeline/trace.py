@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pypdf.errors import PdfReadError
 
+from pipeline.chosen_studies import chosen_digest
 from pipeline.reporting.pdf import read_keys
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import sha256_file
-from pipeline.store.lineage import SourceHashes, studies_digest
+from pipeline.store.lineage import SourceHashes
 from pipeline.store.tables import FILES, QUARANTINE, read_table
 from pipeline.wording import counted
 
@@ -76,9 +77,10 @@ def verify_sources(report: Path, store: Store, data: Data) -> list[str]:
         ingest = _find(store, step, keys[step]) if step in keys else None
         if ingest is None:
             problems.append(f"there is no artifact {step} behind this report in the store")
-        elif studies_digest(place.studies, SourceHashes(), place.labels) != ingest.record["sources"]["studies"]:
+        elif chosen_digest(place, SourceHashes(), _followed_links(ingest)) != ingest.record["sources"]["studies"]:
             problems.append(
-                f"{step}: a source file was added, removed, renamed or changed since it was ingested, or cannot be read"
+                f"{step}: a source file was added, removed, renamed or changed since it was ingested, data.include and "
+                "data.exclude are others, or one cannot be read"
             )
     return problems
 
@@ -88,6 +90,10 @@ def _keys(report: Path) -> dict[str, str]:
         return read_keys(report)
     except PdfReadError:
         raise TraceError(f"{report.name} cannot be read as a PDF") from None
+
+
+def _followed_links(ingest: Artifact) -> bool:
+    return ingest.record["settings"].get("links") == "inside"
 
 
 def _find(store: Store, step: str, key: str) -> Artifact | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -21,6 +21,11 @@ STEEPEST_SLOPE = 1e12
 # Air is -1000 HU; numbers below the lowest that 12 bits hold are no measurement.
 LOWEST_CT_NUMBER = -1024
 OUTSIDE_SHARE = 0.02
+# A window under which fewer of the pixels than this lie between the darkest and the brightest hides the picture.
+SMALLEST_SHARE_BETWEEN = 0.01
+# Below this share of the display range, all that a window shows is one grey to a reader.
+ONE_GREY = 1 / 256
+SAMPLED_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class Display:
 def display(stored: np.ndarray, dataset: Dataset, windowed: bool = True) -> Display:
     """Return what a reader would see of `stored` values, of any shape.
 
-    The first window or VOI table of the header is used, none without `windowed`: slices of one volume can have
-    different ones. Inverted images are mirrored within the nominal range, so that an image and its inverted copy
-    give equal values. Padding gets the darkest valid value.
+    The first window or VOI table of the header is used, unless it hides a picture that varies; none without `windowed`:
+    slices of one volume can have different ones. Inverted images are mirrored within the nominal range, so that an
+    image and its inverted copy give equal values. Padding gets the darkest valid value.
 
     Raises Refused when the rescaling would destroy the values.
     """
@@ -63,6 +68,11 @@ def display(stored: np.ndarray, dataset: Dataset, windowed: bool = True) -> Disp
         values = chain(stored)
     else:
         values = _look_up(stored, int(first), int(last), chain)
+    if windowed and _has_window(dataset) and "window_ignored" not in flags:
+        seen = (values, stored) if valid is None else (values[valid], stored[valid])
+        if _hides(*seen, _span_of_sigmoid(nominal, dataset)):
+            plain = display(stored, dataset, windowed=False)
+            return replace(plain, flags=("window_ignored", *plain.flags))
     if dataset.get("Modality") == "CT" and not inverted and not (windowed and "WindowWidth" in dataset):
         valid = _without_outside(values, valid, flags)
     if valid is not None:
@@ -78,6 +88,34 @@ def _without_outside(values: np.ndarray, valid: np.ndarray | None, flags: list[s
         return valid
     flags.append("outside_masked")
     return ~outside if valid is None else valid & ~outside
+
+
+def _has_window(dataset: Dataset) -> bool:
+    return "VOILUTSequence" in dataset or "WindowWidth" in dataset
+
+
+def _hides(shown: np.ndarray, stored: np.ndarray, span: float) -> bool:
+    """Say whether pixels that vary as stored are constant, two-valued, or all but so, as shown.
+
+    `span` is the display range of a window that never quite reaches its ends, 0 for all others.
+    """
+    shown, stored = shown.reshape(-1), stored.reshape(-1)
+    if _share_between(shown[:: max(1, shown.size // SAMPLED_PIXELS)]) >= SMALLEST_SHARE_BETWEEN and not span:
+        return False  # as nearly always, found without a look at all pixels
+    if float(shown.max()) - float(shown.min()) <= span * ONE_GREY:
+        return bool(stored.min() < stored.max())
+    return _share_between(shown) < min(SMALLEST_SHARE_BETWEEN, _share_between(stored))
+
+
+def _span_of_sigmoid(nominal: tuple[float, float], dataset: Dataset) -> float:
+    if "VOILUTSequence" in dataset or dataset.get("VOILUTFunction") != "SIGMOID":
+        return 0.0
+    return float(np.ptp(apply_modality_lut(np.array(nominal), dataset)))
+
+
+def _share_between(values: np.ndarray) -> float:
+    """Return the share of values that are neither the lowest nor the highest."""
+    return float(np.count_nonzero((values > values.min()) & (values < values.max()))) / values.size
 
 
 def _nominal(bits: int, dataset: Dataset) -> tuple[float, float]:
@@ -114,7 +152,7 @@ def _transform(
     if "VOILUTSequence" in dataset and (values == np.round(values)).all():
         values = values.astype(np.int64)  # a table is looked up by whole numbers
     low, high = float(ends.min()), float(ends.max())
-    if not windowed or ("VOILUTSequence" not in dataset and "WindowWidth" not in dataset):
+    if not windowed or not _has_window(dataset):
         return values, low, high
     if "VOILUTSequence" not in dataset and not _usable_window(dataset):
         flags.append("window_ignored")

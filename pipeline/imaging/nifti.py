@@ -23,9 +23,15 @@ VERSIONS = {
 PAIRS = (nib.Nifti1Pair, nib.Nifti2Pair)
 MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 FLATTEST_AFFINE = 1e-9
+# sform and qform agree when no axis of the one leads farther away from the other's than to its nearest orientation.
+LEAST_COSINE = math.cos(math.radians(45))
 # In a single file, voxels follow the header and four bytes that announce extensions.
 FIRST_VOXEL = {348: 352, 540: 544}
 PIECE_BYTES = 1 << 20
+UNCLEAR = {
+    "orientation_assumed": "sform_code and qform_code are 0",
+    "orientation_contradicts": "sform and qform lie differently",
+}
 
 
 def is_nifti(data: bytes) -> bool:
@@ -58,7 +64,10 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
 
     `data` is a whole file, or the header of a pair whose `voxels` are in a file of their own (.hdr and .img).
 
-    Raises Refused when it is not three-dimensional and real, or when orientation or voxels are not finite.
+    The sform says how it lies, else the qform.
+
+    Raises Refused when it is not three-dimensional and real, when orientation or voxels are not finite, and, unless the
+    policy accepts it, when neither form is said to be valid or they contradict each other.
     """
     version = _version(data)
     if version is None:
@@ -88,6 +97,9 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         raise Refused("too_large" if count else "bad_geometry", "x".join(map(str, shape)) + " voxels")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < FLATTEST_AFFINE:
         raise Refused("bad_geometry", "position matrix is singular or not finite")
+    unclear = _unclear_orientation(header)
+    if unclear and not policy.accept_unclear_orientation:
+        raise Refused("unclear_orientation", UNCLEAR[unclear])
     try:
         into = canvas(shape, affine)
         rest = (0,) * (len(volume.shape) - 3)
@@ -105,8 +117,23 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         pixels=into.canonical,
         about=About(format="nifti", bits_stored=dtype.itemsize * 8),
         spacing_mm=spacing_mm,
-        flags=("units_assumed",) if unit == "unknown" else (),
+        flags=(*(("units_assumed",) if unit == "unknown" else ()), *((unclear,) if unclear else ())),
     )
+
+
+def _unclear_orientation(header: nib.Nifti1Header) -> str:
+    """Return the flag for a header that does not say how its volume lies, or says it in two ways; else nothing.
+
+    With both codes 0, that indices rise to the left is a custom of older software ("method 1"), no statement.
+    """
+    sform, qform = (form(coded=True)[0] for form in (header.get_sform, header.get_qform))
+    if sform is None and qform is None:
+        return "orientation_assumed"
+    if sform is None or qform is None:
+        return ""
+    lengths = [np.linalg.norm(form[:3, :3], axis=0) for form in (sform, qform)]
+    cosines = np.einsum("ij,ij->j", sform[:3, :3], qform[:3, :3]) / (lengths[0] * lengths[1])
+    return "" if (cosines > LEAST_COSINE).all() else "orientation_contradicts"
 
 
 def is_pair_header(data: bytes) -> bool:

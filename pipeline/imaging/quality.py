@@ -1,4 +1,4 @@
-"""What is odd about an image that can be read. Flags inform; they exclude nothing."""
+"""What is odd about an image that can be read. Flags inform; which exclude, a policy says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from pipeline.imaging.image import Image
 FEWEST_GREY_LEVELS = 32
 SAMPLED_PIXELS = 1 << 16
 BORDER_SHARE = 0.1
+# A mask, also after lossy compression or scaling: nearly all pixels lie within an eighth of the range of its ends,
+# fewer between them than at either, and at each end one value prevails, which in a picture only a clipped end has.
+MASK_END = 1 / 8
+MASK_SHARE = 0.95
+SMALLEST_END_SHARE = 0.0005
+SINGLE_VALUE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def assess(image: Image, limits: Limits) -> Quality:
     if lowest == highest:
         return Quality(lowest, highest, 1.0, tuple(sorted({*image.flags, "blank"})))
     checks = {
+        "two_valued": is_two_valued(pixels),
         "few_grey_levels": has_few_grey_levels(pixels),
         "clipped": clipped > limits.max_clipped,
         "extreme_aspect": _aspect(image) > limits.max_aspect,
@@ -57,12 +64,39 @@ def assess(image: Image, limits: Limits) -> Quality:
     return Quality(lowest, highest, clipped, tuple(sorted(found | {*image.flags})))
 
 
+def is_two_valued(pixels: np.ndarray) -> bool:
+    """Say whether pixels, not all equal, have two values alone, but for what compression or scaling adds to a mask."""
+    flat = pixels.reshape(-1)
+    return _is_two_valued(_sample(flat)) and _is_two_valued(flat)
+
+
+def _is_two_valued(values: np.ndarray) -> bool:
+    lowest, highest = float(values.min()), float(values.max())
+    end = (highest - lowest) * MASK_END
+    low, high = values[values <= lowest + end], values[values >= highest - end]
+    between = max(0, values.size - low.size - high.size)
+    if not between and (low == lowest).all() and (high == highest).all():
+        return True
+    fewest = max(between, SMALLEST_END_SHARE * values.size)
+    if between > (1 - MASK_SHARE) * values.size or min(low.size, high.size) < fewest:
+        return False
+    return all(_commonest(part) >= SINGLE_VALUE_SHARE * part.size for part in (low, high))
+
+
+def _commonest(values: np.ndarray) -> int:
+    """Return how often the value occurs that occurs most."""
+    return int(np.unique(values, return_counts=True)[1].max())
+
+
+def _sample(flat: np.ndarray) -> np.ndarray:
+    return flat[:: max(1, flat.size // SAMPLED_PIXELS)]
+
+
 def has_few_grey_levels(pixels: np.ndarray) -> bool:
     """Say whether pixels have fewer than FEWEST_GREY_LEVELS different values."""
     flat = pixels.reshape(-1)
     # A sample with enough values settles it, as it nearly always does, without sorting all of them.
-    sample = flat[:: max(1, flat.size // SAMPLED_PIXELS)]
-    return np.unique(sample).size < FEWEST_GREY_LEVELS and np.unique(flat).size < FEWEST_GREY_LEVELS
+    return np.unique(_sample(flat)).size < FEWEST_GREY_LEVELS and np.unique(flat).size < FEWEST_GREY_LEVELS
 
 
 def has_constant_border(pixels: np.ndarray) -> bool:

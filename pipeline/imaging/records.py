@@ -12,16 +12,17 @@ from pipeline.imaging.identity import KINDS, own_name, placeholder
 from pipeline.imaging.image import About, Identity, Image, Part, Policy
 from pipeline.imaging.nifti import inflate, read_nifti
 from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym
-from pipeline.imaging.quality import Limits, assess
+from pipeline.imaging.quality import Limits, Quality, assess
 from pipeline.imaging.read import read_image
 from pipeline.imaging.sources import Source, read_bytes
 from pipeline.imaging.verdicts import Refusal, Refused
-from pipeline.imaging.volumes import read_series
+from pipeline.imaging.volumes import Volume, read_series
 from pipeline.store.files import sha256_bytes
 
 UID = re.compile(r"[0-9.]{1,64}")
 VOXELS_SUFFIXES = (".img", ".img.gz")
 HEADER_SUFFIXES = (".hdr", ".hdr.gz")
+KINDS_BY_AXES = {2: "a picture", 3: "a volume"}
 SUFFIX = re.compile(r"\.(img|hdr)(\.gz)?$", re.IGNORECASE)
 
 
@@ -64,18 +65,20 @@ def examine(source: Source, rules: Rules) -> Examined:
         data = read_bytes(source, rules.policy.max_file_bytes)
         sha256 = sha256_bytes(data)
         found = _read(source, data, rules.policy)
+        if isinstance(found, Part) and rules.policy.axes == 2:
+            raise Refused("axes", "a part of a volume")
+        identity = found.about.identity
+        patient_id = patient_pseudonym(rules.secret, identity.patient) if identity.patient else ""
+        if patient_id:
+            lookup.append(("patient", patient_id, identity.patient))
+        if isinstance(found, Part):
+            part_of, row = pseudonym(rules.secret, "part", found.series), part_row(found.about, patient_id, rules)
+        else:
+            uid = identity.sop_instance_uid
+            name = uid if UID.fullmatch(uid) else own_name(patient_id, sha256)
+            part_of, row = "", image_row(found, patient_id, name, rules)
     except Refused as refused:
         return Examined(source_id, sha256, refusal=refused.refusal, lookup=tuple(lookup))
-    identity = found.about.identity
-    patient_id = patient_pseudonym(rules.secret, identity.patient) if identity.patient else ""
-    if patient_id:
-        lookup.append(("patient", patient_id, identity.patient))
-    if isinstance(found, Part):
-        part_of, row = pseudonym(rules.secret, "part", found.series), part_row(found.about, patient_id, rules)
-    else:
-        uid = identity.sop_instance_uid
-        name = uid if UID.fullmatch(uid) else own_name(patient_id, sha256)
-        part_of, row = "", image_row(found, patient_id, name, rules)
     return Examined(
         source_id,
         sha256,
@@ -143,10 +146,15 @@ def examine_series(members: Sequence[Member], patient_id: str, rules: Rules) -> 
     if SUFFIX.search(members[0].source.path) and any(_is_pair_part(member) for member in members):
         return [_pair(members, patient_id, rules)]
     volumes, refused = read_series(_contents(members, rules.policy), rules.policy)
-    found = [
-        Assembled(volume.source_ids, image_row(volume.image, patient_id, volume.name, rules)) for volume in volumes
-    ]
+    found = [_assembled(volume, patient_id, rules) for volume in volumes]
     return found + [Assembled((source_id,), refusal=refusal) for source_id, refusal in refused]
+
+
+def _assembled(volume: Volume, patient_id: str, rules: Rules) -> Assembled:
+    try:
+        return Assembled(volume.source_ids, image_row(volume.image, patient_id, volume.name, rules))
+    except Refused as refused:
+        return Assembled(volume.source_ids, refusal=refused.refusal)
 
 
 def _contents(members: Sequence[Member], policy: Policy) -> Iterator[tuple[str, bytes]]:
@@ -191,11 +199,12 @@ def image_row(image: Image, patient_id: str, name: str, rules: Rules) -> dict[st
     """Return the columns of tables.IMAGE_COLUMNS and MEASURED_COLUMNS; `name` is what makes the image this one.
 
     The day of the study is shifted by a secret number, the same for all studies of a patient, so that no date waits
-    on disk.
+    on disk. Raises Refused when the policy excludes an image with such axes or flags.
     """
     about, secret = image.about, rules.secret
     identity = about.identity
     quality = assess(image, rules.limits)
+    _check_accepted(image, quality, rules.policy)
     marks = fingerprint(image.pixels)
     image_id = pseudonym(secret, "image", name)
     study = identity.study_uid if UID.fullmatch(identity.study_uid) else image_id
@@ -234,3 +243,11 @@ def image_row(image: Image, patient_id: str, name: str, rules: Rules) -> dict[st
         "gradient": marks and marks.gradient,
         "small": marks and marks.small,
     }
+
+
+def _check_accepted(image: Image, quality: Quality, policy: Policy) -> None:
+    if policy.axes not in (None, image.pixels.ndim):
+        raise Refused("axes", KINDS_BY_AXES[image.pixels.ndim])
+    for flag in quality.flags:
+        if flag in policy.refused_flags:
+            raise Refused(flag)

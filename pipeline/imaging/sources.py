@@ -1,7 +1,8 @@
 """Every file under the given roots, once, in a fixed order, and its bytes.
 
-Links are not followed, special files not opened, archives (.zip, and .npz as MedMNIST has them) not unpacked: members
-are read into memory, within limits.
+Links are not followed unless asked for, and never out of the roots; special files are not opened, archives (.zip, and
+.npz as MedMNIST has them) not unpacked: members are read into memory, within limits. What cannot be read is a source
+with a verdict: no OSError, which would name the file, comes out.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from pipeline.imaging.choice import Choice
 from pipeline.imaging.numpy_array import array_header
 from pipeline.imaging.verdicts import Refusal, Refused
 
@@ -53,17 +55,53 @@ class SourcesError(ValueError):
     """The sources as a whole cannot be used; the message says why and what to do."""
 
 
-def find_sources(roots: Sequence[Path], leave_out: Path | None = None, unique_paths: bool = False) -> list[Source]:
+@dataclass(frozen=True)
+class _Links:
+    """Where links may lead, nowhere when `roots` is empty, and the folders entered by one: no other enters them."""
+
+    roots: tuple[Path, ...] = ()
+    entered: set[Path] = field(default_factory=set)
+
+    def target(self, link: Path) -> Path | None:
+        """Return what a link leads to in the end; None when it is not followed. Raises OSError."""
+        if not self.roots:
+            return None
+        try:
+            target = link.resolve(strict=True)
+        except (FileNotFoundError, RuntimeError):  # leads nowhere, or in a circle
+            return None
+        if not any(target.is_relative_to(root) for root in self.roots):
+            return None
+        if target.is_dir():
+            if target in self.entered or link.is_relative_to(target):
+                return None
+            self.entered.add(target)
+        return target
+
+
+def find_sources(
+    roots: Sequence[Path],
+    leave_out: Path | None = None,
+    unique_paths: bool = False,
+    choice: Choice | None = None,
+    follow_links: bool = False,
+) -> list[Source]:
     """Return every file under `roots` (folders, zip archives, single files), sorted by path within each root.
 
-    `leave_out`, the label table, is no study. No two sources have the same `place`. When labels join by path
-    (`unique_paths`), a path that occurs under several roots is an error, since a label could mean either.
+    `leave_out`, the label table, is no study; what `choice` does not take is a source refused as `left_out`. Links are
+    refused, or with `follow_links` followed where they stay under the roots. No two sources have the same `place`. When
+    labels join by path (`unique_paths`), a path that occurs under several roots is an error, since a label could mean
+    either.
 
     Raises SourcesError.
     """
     left_out = leave_out.resolve() if leave_out else None
-    found = [replace(source, root=n) for n, root in enumerate(roots) for source in _under(root, left_out)]
-    repeated = len(found) - len({source.path for source in found})
+    links = _Links(tuple(root.resolve() for root in roots) if follow_links else ())
+    found = [replace(source, root=n) for n, root in enumerate(roots) for source in _under(root, left_out, links)]
+    if choice is not None:
+        found = [s if choice.takes(s.path) else replace(s, refusal=Refusal("left_out")) for s in found]
+    paths = [source.path for source in found if source.refusal != Refusal("left_out")]
+    repeated = len(paths) - len({*paths})
     if repeated and unique_paths:
         raise SourcesError(
             f"{repeated} paths occur under more than one of data.studies, and labels join by path; "
@@ -72,17 +110,21 @@ def find_sources(roots: Sequence[Path], leave_out: Path | None = None, unique_pa
     return found
 
 
-def _under(root: Path, left_out: Path | None) -> Iterator[Source]:
-    root = root.resolve()
-    if root.is_dir():
-        yield from _in_folder(root, "", left_out)
-    elif root.is_file():
+def _under(root: Path, left_out: Path | None, links: _Links) -> Iterator[Source]:
+    try:
+        root = root.resolve()
+        is_folder, is_file = root.is_dir(), root.is_file()
+    except OSError:
+        raise SourcesError(f"{root}: may not be looked at") from None
+    if is_folder:
+        yield from _in_folder(root, "", left_out, links)
+    elif is_file:
         yield from _in_file(root, root.name, "")
     else:
         raise SourcesError(f"{root}: no such file or folder")
 
 
-def _in_folder(folder: Path, prefix: str, left_out: Path | None) -> Iterator[Source]:
+def _in_folder(folder: Path, prefix: str, left_out: Path | None, links: _Links) -> Iterator[Source]:
     """Yield what is in a folder, sorted, whatever the depth."""
     levels = [_listed(folder, prefix)]
     while levels:
@@ -93,19 +135,19 @@ def _in_folder(folder: Path, prefix: str, left_out: Path | None) -> Iterator[Sou
             yield found
         else:
             entry, relative = found
-            path = Path(entry.path)
-            if entry.is_symlink():
-                yield Source(relative, entry.path, refusal=Refusal("symbolic_link"))
-            elif entry.is_dir():
+            place = _place(entry, links)
+            if isinstance(place, Refusal):
+                yield Source(relative, entry.path, refusal=place)
+                continue
+            path, is_folder = place
+            if is_folder:
                 levels.append(_listed(path, f"{relative}/"))
-            elif not entry.is_file():
-                yield Source(relative, entry.path, refusal=Refusal("special_file"))
             elif path == left_out:
                 continue
             elif path.suffix.lower() in (ARCHIVE_SUFFIX, ARRAYS_SUFFIX):
                 yield from _in_file(path, relative, f"{relative}/")
             else:
-                yield Source(relative, entry.path)
+                yield Source(relative, str(path))
 
 
 def _listed(folder: Path, prefix: str) -> Iterator[Source | tuple[os.DirEntry, str]]:
@@ -119,13 +161,39 @@ def _listed(folder: Path, prefix: str) -> Iterator[Source | tuple[os.DirEntry, s
         yield entry, f"{prefix}{entry.name}"
 
 
+def _place(entry: os.DirEntry, links: _Links) -> tuple[Path, bool] | Refusal:
+    """Return the file or folder that an entry is or leads to, and whether it is a folder; or why there is none."""
+    try:
+        if not entry.is_symlink():
+            path, is_folder, is_file = Path(entry.path), entry.is_dir(), entry.is_file()
+        else:
+            target = links.target(Path(entry.path))
+            if target is None:
+                return Refusal("symbolic_link")
+            path, is_folder, is_file = target, target.is_dir(), target.is_file()
+    except OSError:
+        return Refusal("unreadable")
+    return (path, is_folder) if is_folder or is_file else Refusal("special_file")
+
+
 def _in_file(file: Path, path: str, prefix: str) -> Iterator[Source]:
-    if file.suffix.lower() == ARRAYS_SUFFIX:
+    is_arrays, is_archive = (file.suffix.lower() == suffix for suffix in (ARRAYS_SUFFIX, ARCHIVE_SUFFIX))
+    if (is_arrays or is_archive) and not _opens(file):
+        yield Source(path, str(file), refusal=Refusal("unreadable"))
+    elif is_arrays:
         yield from _in_arrays(file, path, prefix)
-    elif file.suffix.lower() == ARCHIVE_SUFFIX or zipfile.is_zipfile(file):
+    elif is_archive or zipfile.is_zipfile(file):
         yield from _in_archive(file, prefix)
     else:
         yield Source(path, str(file))
+
+
+def _opens(file: Path) -> bool:
+    try:
+        file.open("rb").close()
+    except OSError:
+        return False
+    return True
 
 
 def _in_arrays(file: Path, path: str, prefix: str) -> Iterator[Source]:
@@ -165,10 +233,11 @@ def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
+        size = archive.stat().st_size
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         yield Source(path, str(archive), refusal=Refusal("damaged_archive", "directory"))
         return
-    if _overlap(members) or sum(member.compress_size for member in members) > archive.stat().st_size:
+    if _overlap(members) or sum(member.compress_size for member in members) > size:
         yield Source(path, str(archive), refusal=Refusal("damaged_archive", "members overlap"))
         return
     seen: set[str] = set()
@@ -220,7 +289,8 @@ def read_bytes(source: Source, limit: int) -> bytes:
     except MemoryError:
         raise Refused("too_large", "no memory to read") from None
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        reason = "unreadable" if source.member is None else "damaged_archive"
+        gone = source.member is None or isinstance(error, PermissionError | FileNotFoundError)
+        reason = "unreadable" if gone else "damaged_archive"
         raise Refused(reason, type(error).__name__) from None
     except Exception as error:
         # zlib, bz2 and lzma have exceptions of their own.

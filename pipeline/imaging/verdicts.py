@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REASONS = {
-    "symbolic_link": "a symbolic link; links are never followed",
+    "symbolic_link": "a link; ingest.links: inside follows, once, those that lead to a place under data.studies",
+    "left_out": "left out by data.include or data.exclude",
     "special_file": "a device, pipe or socket",
     "unreadable": "the file could not be opened or read",
     "empty_file": "the file has no bytes",
@@ -18,7 +19,7 @@ REASONS = {
     "encrypted": "an encrypted archive member",
     "archive": "an archive inside an archive, or one without the name of a zip file",
     "damaged_archive": "the archive cannot be read, or its members overlap",
-    "unknown_format": "neither DICOM, NIfTI, PNG, JPEG, TIFF nor PGM",
+    "unknown_format": "neither DICOM, NIfTI, PNG, JPEG, TIFF, PGM, PPM nor .npy",
     "suspicious_preamble": "a DICOM file that is also a program, script, document or archive",
     "damaged_header": "the header cannot be read or contradicts itself",
     "damaged_pixels": "the pixels are cut off, contradict the header or cannot be decoded",
@@ -37,6 +38,8 @@ REASONS = {
     "few_slices": "a stack of fewer slices than ingest.min_slices in a study that has a larger one",
     "colour": "a colour image; the task is grey",
     "too_small": "a side shorter than ingest.min_side",
+    "axes": "a volume among pictures or a picture among volumes: ingest.axes, else preprocess.image_size, says which",
+    "unclear_orientation": "right and left are not stated, or stated twice and differently; see ingest.orientation",
     "bad_geometry": "not three-dimensional, or a position, orientation or matrix missing or impossible",
     "localiser": "an overview image for planning, not a slice of the volume",
     "mixed_orientation": "orientation, size or pixel spacing differs from most slices of its series",
@@ -53,7 +56,8 @@ REASONS = {
 
 FLAGS = {
     "blank": "all pixels are equal",
-    "few_grey_levels": "fewer than 32 different grey values",
+    "two_valued": "only two different values, but for what lossy compression adds: a mask, not a picture",
+    "few_grey_levels": "fewer than 32 different grey values, as in a label map",
     "clipped": "a large share of the pixels has the lowest or the highest value",
     "constant_border": "an edge strip of at least a tenth of a side has a single value",
     "extreme_aspect": "much longer than wide, or the reverse",
@@ -67,16 +71,22 @@ FLAGS = {
     "unexpected_view": "a view that the dataset card does not expect",
     "unexpected_body_part": "a body part that the dataset card does not expect",
     "inversion_suspected": "looks like the negative of the average image of its kind",
-    "window_ignored": "the header's display window cannot be used; the full range was taken",
+    "window_ignored": "the header's display window cannot be used or hides the picture; the full range was taken",
     "outside_masked": "a CT number below -1024 fills what was not scanned; taken as padding",
     "aspect_corrected": "pixels that are not square, as the header says, were made square",
     "no_preamble": "a DICOM file without its preamble; the transfer syntax was inferred",
     "padding_ignored": "the header declares every pixel to be padding",
     "rotated": "turned or mirrored as the file's orientation tag says",
     "units_assumed": "the file does not say its unit of length; millimetres assumed",
+    "orientation_assumed": "the file does not say how it lies; indices taken to rise towards left, anterior, superior",
+    "orientation_contradicts": "the file says in two ways how it lies, and they differ; its sform was taken",
     "duplicate_across_patients": "the same pixels as an image of another patient",
     "near_duplicate_across_patients": "nearly the same picture as an image of another patient",
 }
+# Decided by comparison with other images, when none can be refused any more.
+COMPARED_FLAGS = ("inversion_suspected", "duplicate_across_patients", "near_duplicate_across_patients")
+# A flag that ingest.refuse names is a reason by itself.
+REASONS |= {flag: f"{text} (ingest.refuse)" for flag, text in FLAGS.items() if flag not in COMPARED_FLAGS}
 
 
 @dataclass(frozen=True)

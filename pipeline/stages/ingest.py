@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.imaging.choice import Choice
 from pipeline.imaging.contact_sheet import contact_sheet, thumbnail, worst
 from pipeline.imaging.duplicates import (
     ACROSS_PATIENTS,
@@ -103,7 +104,8 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     was, SourcesError and LabelsError when sources or label table cannot be used as a whole.
     """
     columns = inputs.card.columns
-    sources = apart(find_sources(inputs.studies, inputs.labels, unique_paths=columns.path is not None))
+    choice, follow = Choice(inputs.include, inputs.exclude), settings.links == "inside"
+    sources = apart(find_sources(inputs.studies, inputs.labels, columns.path is not None, choice, follow))
     if not sources:
         raise NothingAccepted("there is no file under data.studies", NO_FILES)
     named = _named(inputs, sources, log)
@@ -160,6 +162,9 @@ def _policy(settings: IngestSettings) -> Policy:
         min_side=settings.min_side,
         image_types=tuple(settings.image_types),
         accept_for_processing=settings.intent == "any",
+        refused_flags=tuple(settings.refuse),
+        axes=settings.axes,
+        accept_unclear_orientation=settings.orientation == "accept",
     )
 
 
@@ -199,7 +204,7 @@ class _Archive:
 
     def stored_sha256(self, source: Source) -> str:
         """Return the SHA-256 of the file on disk, of the archive for a member; nothing when it cannot be read."""
-        if source.refusal is not None and source.member is None:
+        if source.refusal is not None and (source.member is None or source.refusal.reason == "left_out"):
             return ""
         if source.file not in self._archives:
             try:
@@ -617,6 +622,10 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
     )
     if summary["quarantined"]:
         log.info(f"quarantined: {_reasons(summary)}")
+    if summary["flags"]:
+        meanings = summary["flag_meanings"]
+        flags = ", ".join(f"{count} {flag} ({meanings[flag]})" for flag, count in summary["flags"].items())
+        log.info(f"accepted with a remark: {flags}")
     shared = summary["duplicates"].get("images_shared_between_patients", 0)
     if shared:
         log.warn(

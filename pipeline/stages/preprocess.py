@@ -39,6 +39,7 @@ NO_LIMITS = Policy(
     accept_burned_in=True,
     accept_secondary_capture=True,
     accept_colour=True,
+    accept_unclear_orientation=True,
     min_side=1,
 )
 # The files of one image, in order, each with its SHA-256.
@@ -66,7 +67,9 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     _check_fits(rows, settings)
     files = read_table(inputs.file("ingest", "files.parquet"), FILES)
     files = files[files["image_id"].isin(rows["image_id"])]
-    found = {path_pseudonym(inputs.secret, source.place): source for source in find_sources(inputs.studies)}
+    # Links that ingest refused are followed for nothing; what it left out is not in its tables.
+    sources = find_sources(inputs.studies, follow_links=True)
+    found = {path_pseudonym(inputs.secret, source.place): source for source in sources}
     missing = int((~files["source_id"].isin(found.keys())).sum())
     if missing:
         raise ValueError(f"{missing} of {len(files)} files are gone since ingest; restore them or run ingest again")

@@ -79,10 +79,11 @@ class Inputs:
     `artifacts` are those of earlier stages; `readable` limits their files by pattern, so that, for instance,
     `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
     back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
-    an unchanged one again. `imported_weights` are those of another project. `previous` is an earlier artifact of this
-    stage that differs in its sources alone. `deadline` is the time.monotonic() after which a training should save and
-    stop. `test_only` says that these are the studies of an external test set, of which every labelled patient is a test
-    patient; `external` has the cards of such sets by name, whose artifacts are called `score@name` and so on.
+    an unchanged one again. `include` and `exclude` are patterns of paths under `studies`. `imported_weights` are those
+    of another project. `previous` is an earlier artifact of this stage that differs in its sources alone. `deadline` is
+    the time.monotonic() after which a training should save and stop. `test_only` says that these are the studies of an
+    external test set, of which every labelled patient is a test patient; `external` has the cards of such sets by name,
+    whose artifacts are called `score@name` and so on.
     """
 
     card: Card
@@ -90,6 +91,8 @@ class Inputs:
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     readable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     studies: tuple[Path, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     labels: Path | None = None
     imported_weights: Path | None = None
     secret: bytes = b""
