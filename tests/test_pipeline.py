@@ -219,7 +219,8 @@ def test_every_metric_of_the_report_carries_interval_and_n(finished):
     assert all({"low", "high", "level", "n"} <= set(one) for one in found)
 
 
-def test_pictures_of_odd_images_and_small_copies_of_all_stay_in_the_store(finished):
-    logged = {path.name for path in (finished.store / "mlflow-artifacts").rglob("*")}
-    assert {"images.parquet", "quality.parquet", "quarantine.parquet"} <= logged
-    assert not logged & {"examined.parquet", "assembled.parquet", "contact_sheet.png"}
+def test_nothing_about_single_patients_and_no_threshold_is_logged(finished):
+    logged = {path.name for path in (finished.store / "mlflow-artifacts").rglob("*") if path.is_file()}
+    assert {"summary.json", "calibrator.json", "findings.json", "report.json", "report.pdf"} <= logged
+    assert not {name for name in logged if name.endswith(".parquet")}
+    assert not logged & {"artifact.json", "threshold.json", "metrics.json", "contact_sheet.png"}

@@ -110,7 +110,9 @@ def near_copies(known: tuple[Hashes, SmallCopies], new: tuple[Hashes, SmallCopie
     count = len(hashes[0])
 
     def small(start: int, stop: int) -> np.ndarray:
-        return known_small(start, stop) if start < count else new_small(start - count, stop - count)
+        parts = [known_small(start, min(stop, count))] if start < count else []
+        parts += [new_small(max(start - count, 0), stop - count)] if stop > count else []
+        return np.concatenate(parts)
 
     perceptual, mirrored, gradient = (np.concatenate(pair) for pair in zip(hashes, others, strict=True))
     found = np.zeros(len(others[0]), bool)
