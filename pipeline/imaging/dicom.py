@@ -185,6 +185,8 @@ def check(dataset: Dataset, about: About, policy: Policy) -> None:
 
 def _check_kind(dataset: Dataset, kinds: list[str], policy: Policy) -> None:
     """Raise Refused for a kind of image that the policy does not accept, as the third value of ImageType names it."""
+    if policy.accept_any_kind:
+        return
     kind = kinds[2] if len(kinds) > 2 else ""
     component = _text(dataset, "ComplexImageComponent").upper()
     if policy.image_types:

@@ -20,9 +20,9 @@ class Policy:
 
     With `assemble_slices`, a single slice of a CT, MR or PET series is a part of a volume, else an image of its own.
     With `accept_colour`, a colour image becomes its luminance. `image_types` are accepted third values of ImageType;
-    empty = all but phase, real and imaginary images. `refused_flags` are those that exclude an image; with `axes`, so
-    does another number of them. With `accept_unclear_orientation`, a volume that does not say how it lies is taken by
-    its better statement, or an assumption.
+    empty = all but phase, real and imaginary images, which `accept_any_kind` takes, too. `refused_flags` are those that
+    exclude an image; with `axes`, so does another number of them. With `accept_unclear_orientation`, a volume that does
+    not say how it lies is taken by its better statement, or an assumption.
     """
 
     max_file_bytes: int
@@ -35,6 +35,7 @@ class Policy:
     assemble_slices: bool = True
     min_side: int = 32
     image_types: tuple[str, ...] = ()
+    accept_any_kind: bool = False
     accept_for_processing: bool = False
     refused_flags: tuple[str, ...] = ()
     axes: int | None = None

@@ -40,6 +40,8 @@ NO_LIMITS = Policy(
     accept_secondary_capture=True,
     accept_colour=True,
     accept_unclear_orientation=True,
+    accept_any_kind=True,
+    accept_for_processing=True,
     min_side=1,
 )
 # The files of one image, in order, each with its SHA-256.

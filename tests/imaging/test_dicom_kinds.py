@@ -11,9 +11,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.imaging.image import Image, Part
-from pipeline.imaging.read import read_image
+from pipeline.imaging.read import load_image, read_image
 from pipeline.imaging.verdicts import Refused
 from pipeline.imaging.volumes import read_series
+from pipeline.stages.preprocess import NO_LIMITS
 
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"
 MG_PROCESSING, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"
@@ -63,6 +64,21 @@ def test_raw_values_for_processing_are_refused_by_default(elements):
     assert reason(make_dicom(**elements)) == "for_processing"
     assert reason(make_dicom(**elements), replace(POLICY, accept_for_processing=True)) == ""
     assert reason(make_dicom(PresentationIntentType="FOR PRESENTATION")) == ""
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"PresentationIntentType": "FOR PROCESSING"},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "P"]},
+        {"ImageType": ["A", "B", "M"]},
+    ],
+)
+def test_what_ingest_accepted_preprocess_reads(elements):
+    file = make_dicom(**elements)
+    accepted = replace(POLICY, accept_for_processing=True, image_types=("P", "M"))
+    seen = read_image(file, accepted)
+    assert np.array_equal(load_image([file], 2, seen.pixel_hash(), NO_LIMITS).pixels, seen.pixels)
 
 
 @pytest.mark.parametrize("sop_class", [REPORT, PRESENTATION_STATE])
