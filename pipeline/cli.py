@@ -18,9 +18,9 @@ import typer
 from pipeline import __version__
 
 if TYPE_CHECKING:
-    from pipeline.config import Card, Config
-    from pipeline.failures import Nameable
-    from pipeline.run import Result
+    from pipeline.commands.failures import Nameable
+    from pipeline.orchestration.run import Result
+    from pipeline.settings.config import Card, Config
 
 ERROR, USAGE, GATE_FAILED = 1, 2, 3
 EXPECTED = (ValueError, RuntimeError, OSError, MemoryError)
@@ -109,7 +109,7 @@ def ingest(
     if config is not None:
         _run(config, overrides, store, keep, rebuild, as_json, only="ingest")
     if dry_run is not None:
-        from pipeline import dry_run as rehearsal
+        from pipeline.commands import inspect as rehearsal
 
         with _errors() as nameable:
             nameable.add(dry_run)
@@ -145,8 +145,8 @@ def plan(
     """Say which stages would run and why; run nothing."""
     from dataclasses import replace
 
-    from pipeline import commands
-    from pipeline import run as pipeline
+    from pipeline.commands import typed
+    from pipeline.orchestration import run as pipeline
 
     with _errors(config, overrides, store) as nameable:
         settings, card = _settings(config, overrides, store, nameable)
@@ -163,7 +163,7 @@ def plan(
     else:
         print("\n".join(step.line() for step in steps))
     if stopped := [step.name for step in steps if step.action == "stop"]:
-        kept = commands.command("run", config, overrides, store=store, keep=[*(keep or ()), *stopped], rebuild=rebuild)
+        kept = typed.command("run", config, overrides, store=store, keep=[*(keep or ()), *stopped], rebuild=rebuild)
         _say(f"to use what earlier code made: {kept}")
 
 
@@ -184,8 +184,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Print finished runs side by side and write them as one PDF, whose path comes last."""
-    from pipeline import compare as comparison
-    from pipeline.config_file import divide
+    from pipeline.commands import compare as comparison
+    from pipeline.settings.load import divide
 
     with _errors() as nameable:
         nameable.add(pdf)
@@ -222,7 +222,7 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Walk from a report to the artifacts, code, settings and source files it rests on."""
-    from pipeline import trace as tracing
+    from pipeline.commands import trace as tracing
     from pipeline.store.artifacts import Store
     from pipeline.wording import counted
 
@@ -259,7 +259,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look at versions, device, codecs, disk, store and tracking server."""
-    from pipeline import doctor as examination
+    from pipeline.commands import doctor as examination
 
     with _errors() as nameable:
         settings = _settings(config, None, store, nameable)[0] if config else None
@@ -288,8 +288,8 @@ def init(
     output: Annotated[Path, typer.Option(help="where configs/ and data_manifests/ are")] = Path(),
 ) -> None:
     """Write a card and a config for your own folder of studies."""
-    from pipeline import commands
-    from pipeline import init as initialisation
+    from pipeline.commands import init as initialisation
+    from pipeline.commands import typed
 
     with _errors() as nameable:
         nameable.add(folder, labels, output)
@@ -297,13 +297,13 @@ def init(
         (card, config), lines = initialisation.write(folder, labels, output, name, answers)
     _say("\n".join(lines))
     print(f"fill in   {card}")
-    print(f"then run  {commands.command('run', config)}")
+    print(f"then run  {typed.command('run', config)}")
 
 
 @app.command()
 def reindex(config: ConfigPath, overrides: Overrides = None, store: StoreOption = None) -> None:
     """Index the artifacts and runs of the store in MLflow again, as after a lost database or a move to a server."""
-    from pipeline import run as pipeline
+    from pipeline.orchestration import run as pipeline
     from pipeline.wording import counted
 
     with _errors(config, overrides, store) as nameable:
@@ -358,25 +358,26 @@ def _run(
     only: str | None = None,
     until: str = LAST,
 ) -> None:
-    from pipeline import commands, followers
-    from pipeline import run as pipeline
-    from pipeline.config_file import load_settings
+    from pipeline.commands import typed
     from pipeline.imaging.pseudonyms import load_key
+    from pipeline.orchestration import run as pipeline
+    from pipeline.orchestration import torchrun
+    from pipeline.settings.load import load_settings
 
     options = {"store": store, "until": None if until == LAST else until}
     options |= {"keep": keep, "rebuild": rebuild, "json": as_json}
-    again = commands.command(only or "run", config, overrides, commands.program(), **options)
+    again = typed.command(only or "run", config, overrides, typed.program(), **options)
     with _errors(config, overrides, store, again) as nameable, _sigterm_interrupts():
         _stages([only or until])
-        if followers.follows():
-            followers.follow(_in_store(load_settings(config, overrides), store))
+        if torchrun.follows():
+            torchrun.follow(_in_store(load_settings(config, overrides), store))
             raise typer.Exit
         settings, card = _settings(config, overrides, store, nameable)
         secret = load_key(settings.data.key_file, identifiers=card.identifiers)
         chosen = {"keep": _stages(keep), "rebuild": _stages(rebuild), "only": only, "until": until}
-        with followers.leading(settings):
+        with torchrun.leading(settings):
             result = pipeline.run(settings, card, secret, say=_say, **chosen)
-    _announce(result, commands.command("ui", config, _of_tracking(overrides), store=store), as_json)
+    _announce(result, typed.command("ui", config, _of_tracking(overrides), store=store), as_json)
     raise typer.Exit(GATE_FAILED if result.failures else 0)
 
 
@@ -389,7 +390,7 @@ def _announce(result: Result, ui_command: str, as_json: bool) -> None:
     for failure in result.failures:
         _say(f"gate failed on {failure['on']}: {failure['code']}: {failure['message']}")
     if as_json:
-        from pipeline.indexing import headline
+        from pipeline.orchestration.mlflow_runs import headline
 
         _print_json(
             {
@@ -407,7 +408,7 @@ def _announce(result: Result, ui_command: str, as_json: bool) -> None:
 
 def _settings(config: Path, overrides: list[str] | None, store: Path | None, nameable: Nameable) -> tuple[Config, Card]:
     """Return the config and its card; from now on, errors may name the files that the config names."""
-    from pipeline.config_file import load
+    from pipeline.settings.load import load
 
     nameable.add(config, store)
     settings, card = load(config, overrides)
@@ -436,7 +437,7 @@ def _in_store(settings: Config, store: Path | None) -> Config:
 def _stages(names: list[str] | None) -> list[str]:
     import difflib
 
-    from pipeline.run import NAMES
+    from pipeline.orchestration.run import NAMES
 
     for name in names or []:
         if name.partition("@")[0] not in NAMES:  # whether there is such an external test set, the config says
@@ -455,11 +456,11 @@ def _errors(
     Neither quotes a patient's data: files are named only when they are among what is yielded. `again` is the command
     that goes on after an interruption.
     """
-    from pipeline import commands, failures
-    from pipeline.config import UsageError
+    from pipeline.commands import failures, typed
+    from pipeline.settings.config import UsageError
 
     def fail(message: str, code: int) -> NoReturn:
-        _fail(commands.filled(message, config, overrides, store) if config else message, code)
+        _fail(typed.filled(message, config, overrides, store) if config else message, code)
 
     nameable = failures.Nameable()
     try:

@@ -12,7 +12,7 @@ from project import Project, make_project
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
     """A project that was run from end to end once."""
-    from pipeline.run import run
+    from pipeline.orchestration.run import run
 
     project = make_project(tmp_path_factory.mktemp("mini") / "project")
     run(*project.load(), say=lambda line: None)

@@ -35,8 +35,8 @@ class Project:
 
     def load(self, *overrides: str):
         """Return what `run` and `plan` need: config, card and key."""
-        from pipeline.config_file import load
         from pipeline.imaging.pseudonyms import load_key
+        from pipeline.settings.load import load
 
         config, card = load(self.config, list(overrides))
         return config, card, load_key(config.data.key_file, identifiers=card.identifiers)

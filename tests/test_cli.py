@@ -14,7 +14,7 @@ from project import DEMO
 from typer.testing import CliRunner
 
 from pipeline.cli import _sigterm_interrupts, app
-from pipeline.run import NAMES
+from pipeline.orchestration.run import NAMES
 
 
 def call(*arguments: object):
@@ -180,7 +180,7 @@ def test_doctor_looks_at_everything(finished):
     ],
 )
 def test_init_writes_a_card_and_a_config_that_load(tmp_path, table, options, words):
-    from pipeline.config_file import load
+    from pipeline.settings.load import load
 
     (tmp_path / "studies").mkdir()
     (tmp_path / "labels.csv").write_text(table)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import command, filled, program
+from pipeline.commands.typed import command, filled, program
 
 ODD = ["my run.yaml", 'say "a".yaml', "it's.yaml", "a?b%20c#d&e;$f.yaml", "ü 胸.yaml", "*.yaml", "a\nb.yaml"]
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import Config, ConfigError, Settings
-from pipeline.config_file import divide, flatten, load
+from pipeline.settings.config import Config, ConfigError, Settings
+from pipeline.settings.load import divide, flatten, load
 
 CARD = """
 name: tiny

@@ -13,9 +13,9 @@ from project import DEMO, PATIENTS, Project, add_external
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pypdf import PdfReader
 
-from pipeline import trace
-from pipeline.indexing import headline
-from pipeline.run import NAMES, Result, RunError, plan, run
+from pipeline.commands import trace
+from pipeline.orchestration.mlflow_runs import headline
+from pipeline.orchestration.run import NAMES, Result, RunError, plan, run
 from pipeline.store.artifacts import Store
 from pipeline.store.files import read_json
 from pipeline.store.tracking import Tracker

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from pipeline.cli import _errors
-from pipeline.failures import Nameable, described, frames
+from pipeline.commands.failures import Nameable, described, frames
 from pipeline.imaging.pseudonyms import KeyFileError, load_key
 from pipeline.store.files import read_json, sha256_file
 

@@ -8,8 +8,8 @@ import yaml
 from project import Project
 from pypdf import PdfReader
 
-from pipeline.indexing import headline
-from pipeline.run import Result, plan, run
+from pipeline.orchestration.mlflow_runs import headline
+from pipeline.orchestration.run import Result, plan, run
 from pipeline.store.files import read_json
 
 HOSTILE = '#import "x" *b* <script>alert(1)</script> =1+1'

@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 from project import DEMO, SETTINGS
 
-from pipeline.config_file import load
 from pipeline.imaging.pseudonyms import load_key
-from pipeline.run import run
+from pipeline.orchestration.run import run
+from pipeline.settings.load import load
 from pipeline.store.artifacts import Artifact
 
 IMAGES = 6

@@ -3,73 +3,51 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / "pipeline"
-MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
-LIBRARIES = ("imaging", "models", "statistics", "reporting")
+from tests.architecture import ROOT, arrows_up, circles, imported, modules, ours
+
 ONLY_IN = {
     "mlflow": ("store/tracking.py",),
     "typer": ("cli.py",),
     "torch.distributed": ("models/distributed.py",),
     "typst": ("reporting/",),
-    "pydicom": ("imaging/", "doctor.py"),
+    "pydicom": ("imaging/", "commands/doctor.py"),
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
-SHARED_STORE = ("pipeline.store.tables", "pipeline.store.files")
+# What a library may know of the store: tables and files, never artifacts or where they lie.
+SHARED_STORE = ("store/tables", "store/files.py")
+LIBRARIES = ("imaging/", "models/", "statistics/", "reporting/", "labels/", "inference/", "evaluation/")
 
 
-def imported(path: str, run_time_only: bool = True) -> set[str]:
-    """Return every module and name that a file imports, those for type checking left out."""
-    names: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if run_time_only and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            return
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse((ROOT / path).read_text()))
-    return names
+def test_every_room_uses_only_what_stands_below_it():
+    assert not arrows_up()
 
 
-def ours(path: str) -> set[str]:
-    return {name for name in imported(path) if name.startswith("pipeline.")}
+def test_no_modules_import_each_other_in_a_circle():
+    assert not circles()
 
 
-@pytest.mark.parametrize("path", [m for m in MODULES if m.startswith(LIBRARIES)])
-def test_a_library_knows_only_itself_and_the_tables(path):
-    own = f"pipeline.{path.split('/')[0]}"
-    strangers = {name for name in ours(path) if not name.startswith((own, *SHARED_STORE))}
-    assert not strangers
+@pytest.mark.parametrize("path", [m for m in modules() if m.startswith(LIBRARIES)])
+def test_a_library_knows_only_tables_and_files_of_the_store(path):
+    assert not {other for other in ours(path) if other.startswith("store/") and not other.startswith(SHARED_STORE)}
 
 
-@pytest.mark.parametrize("path", [m for m in MODULES if m.startswith("stages/")])
-def test_stages_never_import_each_other(path):
-    allowed = tuple(f"pipeline.{library}" for library in LIBRARIES) + SHARED_STORE
-    assert not {name for name in ours(path) if not name.startswith(allowed)}
+@pytest.mark.parametrize("path", [m for m in modules() if m.startswith("stages/")])
+def test_stages_know_neither_each_other_nor_how_they_are_run(path):
+    strangers = ("stages/", "orchestration/", "settings/", "commands/", "cli.py")
+    assert not {other for other in ours(path) if other.startswith(strangers) and other != "stages/__init__.py"}
 
 
-@pytest.mark.parametrize("path", [m for m in MODULES if m.startswith("store/")])
-def test_the_store_knows_nothing_above_it(path):
-    assert not {name for name in ours(path) if not name.startswith("pipeline.store")}
-
-
-@pytest.mark.parametrize("path", MODULES)
+@pytest.mark.parametrize("path", modules())
 def test_some_libraries_have_one_place(path):
     for library, places in ONLY_IN.items():
         used = any(name == library or name.startswith(f"{library}.") for name in imported(path))
         assert not used or path.startswith(places), f"{library} belongs in {places}"
 
 
-@pytest.mark.parametrize("path", MODULES)
+@pytest.mark.parametrize("path", modules())
 def test_nothing_reads_or_writes_pickles(path):
     assert not {name for name in imported(path, run_time_only=False) if name.startswith(FORBIDDEN)}
     tree = ast.parse((ROOT / path).read_text())

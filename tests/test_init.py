@@ -7,10 +7,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config_file import load
+from pipeline.commands.init import Answers, InitError, describe
+from pipeline.commands.studies_glance import Glance
 from pipeline.imaging.image import Identity
-from pipeline.init import Answers, InitError, describe
-from pipeline.studies_glance import Glance
+from pipeline.settings.load import load
 
 NOTHING_SEEN = Glance(files=[])
 NOTHING_SAID = Answers()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from project import Project, make_project
 
-from pipeline.run import NAMES, run
+from pipeline.orchestration.run import NAMES, run
 from pipeline.store.artifacts import Store
 
 

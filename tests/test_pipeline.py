@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run import NAMES, STAGES, RunError, plan, run
+from pipeline.orchestration.run import NAMES, STAGES, RunError, plan, run
 from pipeline.store import lineage
 from pipeline.store.artifacts import Store, StoreError
 from pipeline.store.files import sha256_file
@@ -160,7 +160,7 @@ def test_a_flipped_bit_in_an_artifact_stops_what_reads_it(finished, tmp_path):
 
 
 def test_report_metrics_and_mlflow_say_the_same(finished):
-    from pipeline.indexing import headline
+    from pipeline.orchestration.mlflow_runs import headline
     from pipeline.store.tracking import Tracker
 
     artifacts = {name: artifact(finished, name) for name in NAMES}

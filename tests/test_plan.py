@@ -14,9 +14,9 @@ import pytest
 from toy import NAMES, Toy
 from typer.testing import CliRunner
 
-from pipeline import followers
 from pipeline.cli import app
-from pipeline.run import ChoiceError, RunError, plan, run
+from pipeline.orchestration import torchrun
+from pipeline.orchestration.run import ChoiceError, RunError, plan, run
 from pipeline.store.artifacts import StoreError
 
 
@@ -216,7 +216,7 @@ def told(toy, monkeypatch) -> Callable[[str], None]:
     monkeypatch.setattr(distributed, "from_leader", lambda word: words.append(word) if word else words.pop(0))
 
     def tell(stage: str) -> None:
-        followers.announce(next(step for step in plan(*toy.load()) if step.name == stage))
+        torchrun.announce(next(step for step in plan(*toy.load()) if step.name == stage))
         words.append(None)
 
     return tell
@@ -230,7 +230,7 @@ def test_a_process_that_follows_works_on_what_process_0_says_from_the_store_alon
     shutil.rmtree(toy.folder / "studies")
     (toy.folder / "labels.csv").unlink()
     work = toy.store.begin("pretrain", toy.store.all("pretrain")[0].key)
-    followers.follow(config)
+    torchrun.follow(config)
     assert worked == ["pretrain", "pretrain"]  # once per file
     assert sorted(path.name for path in work.iterdir()) == ["first", "second"]
 
@@ -247,7 +247,7 @@ def test_a_process_that_would_do_something_else_is_refused(toy, told, tmp_path, 
         config = config.model_copy(update={"store": tmp_path / "another"})
         words = "ingest is not in this machine's store; all machines must see the same"
     with pytest.raises(StoreError, match=words):
-        followers.follow(config)
+        torchrun.follow(config)
 
 
 def test_every_artifact_says_by_what_it_was_made(toy):

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import NAMES, Toy
 
-from pipeline import run as pipeline
+from pipeline.orchestration import run as pipeline
 from pipeline.store.artifacts import StoreError
 
 HOUSE = Path(pipeline.__file__).parent
-FILES = {str(HOUSE / name) for name in ("run.py", "store/artifacts.py", "store/files.py")}
+FILES = {str(HOUSE / name) for name in ("orchestration/run.py", "store/artifacts.py", "store/files.py")}
 WRITERS = {"begin", "publish", "_remove", "ask_rebuild", "withdraw_rebuild"}
 Where = Callable[[types.CodeType], bool]
 

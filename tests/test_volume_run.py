@@ -11,8 +11,8 @@ from PIL import Image
 from project import SETTINGS, Project
 from stages.sources_run import make_card
 
-from pipeline.imaging.planes import three_planes
-from pipeline.run import NAMES, run
+from pipeline.imaging.volumes.orthogonal_planes import three_planes
+from pipeline.orchestration.run import NAMES, run
 from pipeline.store.artifacts import Store
 from pipeline.store.files import read_json
 

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from pipeline import run as pipeline
-from pipeline.config import Card, Config
-from pipeline.config_file import load
+from pipeline.orchestration import run as pipeline
+from pipeline.settings.config import Card, Config
+from pipeline.settings.load import load
 from pipeline.store import lineage, tracking
 from pipeline.store.artifacts import Inputs, Store
 

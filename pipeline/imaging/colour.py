@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.imaging.image import Policy
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.quarantine import Refused
 
 
 def grey_of(colour: np.ndarray, kind: str, policy: Policy) -> tuple[np.ndarray, tuple[str, ...]]:

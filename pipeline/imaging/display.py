@@ -13,7 +13,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.quarantine import Refused
 
 # Above this many different stored values a table of all of them is no gain.
 LARGEST_TABLE = 1 << 16

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.imaging.dicom import is_dicom, read_dicom
+from pipeline.imaging.formats.dicom import is_dicom, read_dicom
+from pipeline.imaging.formats.nifti import inflate, is_nifti, is_pair_header, read_nifti
+from pipeline.imaging.formats.numpy_array import is_array, read_array
+from pipeline.imaging.formats.raster import is_raster, read_raster
 from pipeline.imaging.image import About, Image, Part, Policy
-from pipeline.imaging.nifti import inflate, is_nifti, is_pair_header, read_nifti
-from pipeline.imaging.numpy_array import is_array, read_array
-from pipeline.imaging.raster import is_raster, read_raster
-from pipeline.imaging.verdicts import Refused
-from pipeline.imaging.volumes import read_series
+from pipeline.imaging.quarantine import Refused
+from pipeline.imaging.volumes.assemble import read_series
 
 ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"Rar!", b"7z\xbc\xaf\x27\x1c")
 

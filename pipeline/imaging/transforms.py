@@ -12,7 +12,7 @@ import torch
 from monai.transforms import Resize, ResizeWithPadOrCrop, ScaleIntensityRange
 
 from pipeline.imaging.image import Image
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.quarantine import Refused
 
 # From so many pixels on, percentiles are taken from a part of them: a 2,000 x 2,000 image would spend most time here.
 SAMPLED_PIXELS = 1 << 18

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.corruption import add_noise, blur, cut_out
+from pipeline.models.intensity import add_noise, blur, cut_out
 from pipeline.models.randomness import AUGMENTATION, uniform
 from pipeline.models.resampling import resample, resample_planes
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
 from pipeline.models.augmentation import Augmentation
-from pipeline.models.averaging import RunningAverage
 from pipeline.models.baseline import auc
 from pipeline.models.classifier import Classifier, branch_scales, freeze_below
 from pipeline.models.distributed import leads
+from pipeline.models.ema import RunningAverage
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
 from pipeline.models.examples import Examples, draw
 from pipeline.models.images import Images, on_device
@@ -43,7 +43,7 @@ from pipeline.models.training import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.config import FinetuneSettings
+    from pipeline.settings.config import FinetuneSettings
     from pipeline.store.runlog import RunLog
 
 BETAS = (0.9, 0.999)

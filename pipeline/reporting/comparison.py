@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.reporting.decision import Json, decide, in_words
+from pipeline.inference.decision import Json, decide, in_words
 from pipeline.reporting.document import (
     Block,
     Box,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.reporting.decision import Decision
+from pipeline.inference.decision import Decision
 from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections import (

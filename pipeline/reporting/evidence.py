@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from pipeline.reporting.decision import Decision, Json, decide
+from pipeline.inference.decision import Decision, Json, decide
 from pipeline.reporting.numbers import percent, plain_percent
 
 ARM_NAMES = {
@@ -24,8 +24,9 @@ ARM_NAMES = {
 class Example:
     """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it.
 
-    A volume is shown by three planes, see imaging/planes.py. `outlined` (h, w) is true where half of the model's
-    attention lay, `outlined_share` its share of the whole image or volume; None for a model without attention.
+    A volume is shown by three planes, see imaging/volumes/orthogonal_planes.py. `outlined` (h, w) is true where half of
+    the model's attention lay, `outlined_share` its share of the whole image or volume; None for a model without
+    attention.
     """
 
     patient: str

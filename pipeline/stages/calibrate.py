@@ -22,7 +22,7 @@ from pipeline.store.files import read_json, write_json
 from pipeline.store.tables import FURTHER_SCORES, PATIENT_SCORES, SCORES, SWEEP, read_table, write_table
 
 if TYPE_CHECKING:
-    from pipeline.config import CalibrateSettings
+    from pipeline.settings.config import CalibrateSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from scipy.special import expit
 
-from pipeline.imaging.duplicates import met_before, near_copies, read_fingerprints
-from pipeline.reporting.decision import decide
+from pipeline.evaluation.external_validation import External, Reference, judge_external, shifts
+from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
+from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
+from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
+from pipeline.inference.decision import decide
 from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibrators import calibrator_from_dict
 from pipeline.statistics.curves import curve_table
-from pipeline.statistics.elsewhere import External, Reference, judge_external, shifts
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.further_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.statistics.gate import Finding, of_further_label
-from pipeline.statistics.judging import Frozen, findings_of, judge, prevalence, table_findings
 from pipeline.statistics.label_fractions import (
     label_fraction_intervals,
     label_fraction_sentence,
@@ -46,7 +46,7 @@ from pipeline.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.config import EvaluateSettings
+    from pipeline.settings.config import EvaluateSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -31,18 +31,18 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.models.arms import NETWORKS, ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
-from pipeline.models.convex import train_hog, train_probe
 from pipeline.models.distributed import from_leader, leads
 from pipeline.models.finetuning import train_network
 from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
 from pipeline.models.labelled_patients import labelled_subsets, same_steps
+from pipeline.models.logistic_arms import train_hog, train_probe
 from pipeline.models.training import TrainingError, hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
-    from pipeline.config import FinetuneSettings
+    from pipeline.settings.config import FinetuneSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

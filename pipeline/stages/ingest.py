@@ -20,9 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.imaging.choice import Choice
-from pipeline.imaging.contact_sheet import contact_sheet, thumbnail, worst
-from pipeline.imaging.duplicates import (
+from pipeline.imaging.archive.choice import Choice
+from pipeline.imaging.archive.contact_sheet import contact_sheet, thumbnail, worst
+from pipeline.imaging.archive.examination import Assembled, Examined, Member, Rules, examine, examine_series
+from pipeline.imaging.archive.quality import Limits
+from pipeline.imaging.archive.sources import Source, find_sources
+from pipeline.imaging.archive.workers import Pool, each_batch
+from pipeline.imaging.copies.duplicates import (
     ACROSS_PATIENTS,
     NEARLY_ACROSS_PATIENTS,
     find_near_duplicates,
@@ -30,7 +34,11 @@ from pipeline.imaging.duplicates import (
     resolve_duplicates,
     with_flag,
 )
-from pipeline.imaging.identity import (
+from pipeline.imaging.copies.template_correlation import INVERTED_BELOW, likeness
+from pipeline.imaging.image import Policy
+from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
+from pipeline.imaging.quarantine import FLAGS, REASONS, Refusal
+from pipeline.labels.identity import (
     FACTS,
     NUMBERS,
     Findings,
@@ -43,16 +51,8 @@ from pipeline.imaging.identity import (
     row_pseudonym,
     with_patients,
 )
-from pipeline.imaging.image import Policy
-from pipeline.imaging.labels import read_labels
-from pipeline.imaging.likeness import INVERTED_BELOW, likeness
-from pipeline.imaging.path_rules import PathRule, apart, check_paths
-from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
-from pipeline.imaging.quality import Limits
-from pipeline.imaging.records import Assembled, Examined, Member, Rules, examine, examine_series
-from pipeline.imaging.sources import Source, find_sources
-from pipeline.imaging.verdicts import FLAGS, REASONS, Refusal
-from pipeline.imaging.workers import Pool, each_batch
+from pipeline.labels.path_rules import PathRule, apart, check_paths
+from pipeline.labels.values import read_labels
 from pipeline.store.files import sha256_json, write_json
 from pipeline.store.tables import (
     ASSEMBLED,
@@ -72,7 +72,7 @@ from pipeline.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.config import IngestSettings
+    from pipeline.settings.config import IngestSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

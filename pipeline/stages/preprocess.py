@@ -14,18 +14,18 @@ import pandas as pd
 import torch
 from monai.data import set_track_meta
 
+from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
+from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import path_pseudonym
+from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.read import load_image
-from pipeline.imaging.sources import Source, find_sources, read_bytes
 from pipeline.imaging.transforms import Rendered, Rendering, render
-from pipeline.imaging.verdicts import Refusal, Refused
-from pipeline.imaging.workers import Pool, each_batch
 from pipeline.store.files import atomic, read_json, sha256_bytes, write_json
 from pipeline.store.tables import FILES, FURTHER_LABELS, IMAGES, INDEX, SPLIT, SPLITS, read_table, write_table
 
 if TYPE_CHECKING:
-    from pipeline.config import Machine, PreprocessSettings
+    from pipeline.settings.config import Machine, PreprocessSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.imaging.planes import three_planes
+from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.checkpoints import save_weights
-from pipeline.models.checks import MIN_POSITION_SPREAD, self_test
 from pipeline.models.decoders import DecoderSpec
 from pipeline.models.distributed import leads
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
@@ -22,6 +21,7 @@ from pipeline.models.images import Images, on_device, read_images
 from pipeline.models.mae import MaskedAutoencoder, take
 from pipeline.models.masking import Mask, make_mask, mask_draws
 from pipeline.models.randomness import MASK, derived_seed, uniform
+from pipeline.models.self_test import MIN_POSITION_SPREAD, self_test
 from pipeline.models.training import (
     Hardware,
     Schedule,
@@ -37,7 +37,7 @@ from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import atomic, sha256_file, write_json
 
 if TYPE_CHECKING:
-    from pipeline.config import PretrainSettings
+    from pipeline.settings.config import PretrainSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.imaging.planes import three_planes
+from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.models.attention import half_of, most_attended, on_pixels, rollout
 from pipeline.models.classifier import read_network
 from pipeline.models.images import Images
@@ -23,7 +23,7 @@ from pipeline.store import tables
 from pipeline.store.files import atomic, read_json, write_json
 
 if TYPE_CHECKING:
-    from pipeline.config import ReportSettings
+    from pipeline.settings.config import ReportSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -18,7 +18,7 @@ from pipeline.store.files import read_json, write_json
 from pipeline.store.tables import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES, read_table, write_table
 
 if TYPE_CHECKING:
-    from pipeline.config import ScoreSettings
+    from pipeline.settings.config import ScoreSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.imaging.contradictions import contradictions, labels_of_files, one_label, with_labels_of_copies
-from pipeline.imaging.joining import COLUMNS, contradicting_rows, row_keys, why_unmatched
-from pipeline.imaging.labels import LabelsError, meanings, read_labels
-from pipeline.imaging.path_rules import PathRule, check_paths
-from pipeline.imaging.patient_groups import linked, missed_shares, shares_of, units
-from pipeline.imaging.sources import SourcesError, find_sources
+from pipeline.imaging.archive.sources import SourcesError, find_sources
+from pipeline.labels.contradictions import contradictions, labels_of_files, one_label, with_labels_of_copies
+from pipeline.labels.joining import COLUMNS, contradicting_rows, row_keys, why_unmatched
+from pipeline.labels.path_rules import PathRule, check_paths
+from pipeline.labels.patient_groups import linked, missed_shares, shares_of, units
+from pipeline.labels.values import LabelsError, meanings, read_labels
 from pipeline.store.files import read_json, write_json
 from pipeline.store.tables import (
     FILES,
@@ -34,7 +34,7 @@ from pipeline.store.tables import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.config import CardLabel, SplitFractions, SplitSettings
+    from pipeline.settings.config import CardLabel, SplitFractions, SplitSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

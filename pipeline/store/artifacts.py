@@ -25,7 +25,7 @@ from pipeline.store.files import flush_directory, read_json, sha256_file, write_
 from pipeline.store.lineage import SourceHashes
 
 if TYPE_CHECKING:
-    from pipeline.config import Card, Machine
+    from pipeline.settings.config import Card, Machine
 
 RECORD = "artifact.json"
 OLD = ".old"

@@ -109,7 +109,7 @@ QUARANTINE = Table(
     (
         Column("source_id", TEXT, "keyed hash of the file's path inside its source"),
         Column("sha256", TEXT, "SHA-256 of the file's bytes; empty when it could not be read"),
-        Column("reason", TEXT, "reason from the closed list in imaging/verdicts.py"),
+        Column("reason", TEXT, "reason from the closed list in imaging/quarantine.py"),
         Column("detail", TEXT, "fixed words, sizes and tag numbers; never text from a header"),
     ),
     order=("source_id",),

@@ -16,10 +16,10 @@ import statistics
 import torch
 from measuring import Run, by_turns, machine, seconds
 
-from pipeline.config import ENCODER_SIZES
 from pipeline.models.classifier import Classifier
 from pipeline.models.training import autocast, usable_precision
 from pipeline.models.vit import EncoderSpec
+from pipeline.settings.config import ENCODER_SIZES
 
 
 def main() -> None:

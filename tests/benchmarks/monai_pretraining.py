@@ -25,8 +25,6 @@ import torch
 from measuring import machine
 from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 
-from pipeline.config import PretrainSettings
-from pipeline.config_file import load
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.checkpoints import save_weights
 from pipeline.models.engine import begin, epochs_left, record, train_epoch
@@ -43,6 +41,8 @@ from pipeline.models.training import (
     steps_per_epoch,
 )
 from pipeline.models.vit import EncoderSpec, normalise
+from pipeline.settings.config import PretrainSettings
+from pipeline.settings.load import load
 from pipeline.stages.pretrain import BETAS, build, encoder_spec, hold_out, peak_rate
 from pipeline.store.runlog import RunLog
 

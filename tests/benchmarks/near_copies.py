@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.imaging.fingerprints import fingerprint, links
+from pipeline.imaging.copies.fingerprints import fingerprint, links
 
 PLANTED = 150
 

@@ -29,12 +29,12 @@ from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import ENCODER_SIZES
 from pipeline.models.decoders import DecoderSpec
 from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.masking import make_mask
 from pipeline.models.training import adamw, parameter_groups
 from pipeline.models.vit import EncoderSpec, patchify
+from pipeline.settings.config import ENCODER_SIZES
 
 HUGGING_FACE = ("hugging_face",) if importlib.util.find_spec("transformers") else ()
 NAMES = ("monai", "monai_fused", *HUGGING_FACE, "self_attention", "cross_attention")

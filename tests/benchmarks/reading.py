@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from imaging.files import make_dataset, to_bytes
 from imaging.phantom import AXIAL, CT
 
+from pipeline.imaging.archive.examination import Rules, examine
+from pipeline.imaging.archive.quality import Limits
+from pipeline.imaging.archive.sources import Source, read_bytes
 from pipeline.imaging.image import Image, Policy
 from pipeline.imaging.pseudonyms import path_pseudonym
-from pipeline.imaging.quality import Limits
 from pipeline.imaging.read import load_image, read_image
-from pipeline.imaging.records import Rules, examine
-from pipeline.imaging.sources import Source, read_bytes
 from pipeline.imaging.transforms import Rendering, render
 from pipeline.store.files import sha256_bytes
 

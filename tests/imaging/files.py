@@ -16,7 +16,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 
 from pipeline.imaging.image import Policy
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.quarantine import Refused
 
 POLICY = Policy(max_file_bytes=50_000_000, max_pixel_bytes=50_000_000, min_side=8)
 DX = "1.2.840.10008.5.1.4.1.1.1.1"

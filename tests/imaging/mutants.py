@@ -32,7 +32,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
-from pipeline.imaging.verdicts import REASONS
+from pipeline.imaging.quarantine import REASONS
 
 SEED = 20261125
 DEMO = Path(__file__).parents[2] / "data_manifests/demo_chest_xray/studies.zip"

@@ -5,7 +5,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.encaps import generate_frames
 
-from pipeline.imaging.codestream import is_complete, read_codestream
+from pipeline.imaging.formats.codestream import is_complete, read_codestream
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.imaging.decoding import PLUGINS, can_decode, check_size, decode
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.formats.decoding import PLUGINS, can_decode, check_size, decode
+from pipeline.imaging.quarantine import Refused
 
 GREY = np.random.default_rng(3).integers(0, 4096, (64, 48)).astype(np.uint16)
 

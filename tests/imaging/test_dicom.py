@@ -17,11 +17,11 @@ from pydicom.data import get_testdata_file, get_testdata_files
 from pydicom.pixels import pixel_array
 from pydicom.uid import RLELossless
 
-from pipeline.imaging.decoding import decode
-from pipeline.imaging.dicom import PIXEL_ELEMENTS, read_dicom
+from pipeline.imaging.formats.decoding import decode
+from pipeline.imaging.formats.dicom import PIXEL_ELEMENTS, read_dicom
 from pipeline.imaging.image import Part
+from pipeline.imaging.quarantine import REASONS, Refused
 from pipeline.imaging.read import read_image
-from pipeline.imaging.verdicts import REASONS, Refused
 
 OPEN_POLICY = replace(POLICY, accept_burned_in=True, accept_secondary_capture=True, min_side=1)
 

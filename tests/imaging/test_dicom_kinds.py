@@ -11,9 +11,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.imaging.image import Image, Part
+from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.read import load_image, read_image
-from pipeline.imaging.verdicts import Refused
-from pipeline.imaging.volumes import read_series
+from pipeline.imaging.volumes.assemble import read_series
 from pipeline.stages.preprocess import NO_LIMITS
 
 MR, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2"

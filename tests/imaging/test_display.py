@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from pipeline.imaging.display import display
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.quarantine import Refused
 
 FULL = 4095
 

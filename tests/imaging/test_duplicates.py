@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from pipeline.imaging.duplicates import met_before, resolve_duplicates
+from pipeline.imaging.copies.duplicates import met_before, resolve_duplicates
 
 
 def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from benchmarks.near_copies import CHANGES, disc
 from PIL import Image as pillow
 from PIL import ImageEnhance
 
-from pipeline.imaging.fingerprints import CORRELATION, PERCEPTUAL_DISTANCE, Fingerprint, Link, fingerprint, links
+from pipeline.imaging.copies.fingerprints import CORRELATION, PERCEPTUAL_DISTANCE, Fingerprint, Link, fingerprint, links
 
 SIDE = 200
 
@@ -59,14 +59,14 @@ def test_a_changed_copy_is_found(how, change):
 
 
 def test_different_pictures_are_not_linked_beyond_one_block_either(monkeypatch):
-    monkeypatch.setattr("pipeline.imaging.fingerprints.BLOCK", 16)
+    monkeypatch.setattr("pipeline.imaging.copies.fingerprints.BLOCK", 16)
     pictures = [picture(n) for n in range(60)]
     assert found(pictures) == []
     assert [(link.first, link.second) for link in found([*pictures, jpeg(pictures[3])])] == [(3, 60)]
 
 
 def test_of_two_sets_only_pairs_between_them_are_found(monkeypatch):
-    monkeypatch.setattr("pipeline.imaging.fingerprints.BLOCK", 16)
+    monkeypatch.setattr("pipeline.imaging.copies.fingerprints.BLOCK", 16)
     known = [picture(n) for n in range(37)]
     pictures = [*known, known[5], *(picture(n) for n in range(50, 90)), known[36], picture(60)]
     pairs = [(link.first, link.second) for link in found([*pictures[:36], known[5], *pictures[37:]], known=37)]

@@ -19,12 +19,12 @@ from imaging import hostile
 from imaging.mutants import EITHER, Verdicts, dicom_mutants, nifti_mutants
 from pydicom.data import get_testdata_files
 
-from pipeline.config import IngestSettings
-from pipeline.imaging.quality import Limits
-from pipeline.imaging.records import Assembled, Examined, Member, Rules
-from pipeline.imaging.sources import Source, find_sources
-from pipeline.imaging.verdicts import REASONS, Refusal
-from pipeline.imaging.workers import Pool, each_batch
+from pipeline.imaging.archive.examination import Assembled, Examined, Member, Rules
+from pipeline.imaging.archive.quality import Limits
+from pipeline.imaging.archive.sources import Source, find_sources
+from pipeline.imaging.archive.workers import Pool, each_batch
+from pipeline.imaging.quarantine import REASONS, Refusal
+from pipeline.settings.config import IngestSettings
 from pipeline.stages.ingest import MB, _examine, _examine_series, _policy
 
 TESTS = Path(__file__).parents[1]

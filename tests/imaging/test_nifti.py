@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from imaging.files import POLICY
 
+from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.read import read_image
-from pipeline.imaging.verdicts import Refused
 
 SHAPE = (6, 7, 8)
 REAL = Path(os.environ.get("MAESCREEN_REAL_DATA", Path(__file__).parents[2] / "../shared/data")) / "hippocampus_nifti"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from imaging.files import POLICY, gradient
 
+from pipeline.imaging.archive.sources import find_sources, read_bytes
+from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.read import read_image
-from pipeline.imaging.sources import find_sources, read_bytes
-from pipeline.imaging.verdicts import Refused
 
 
 def saved(values: np.ndarray, **options) -> bytes:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from imaging.files import gradient
 
+from pipeline.imaging.archive.quality import Limits, assess
 from pipeline.imaging.image import About, Image
-from pipeline.imaging.quality import Limits, assess
 
 GOOD = np.random.default_rng(1).permutation(gradient().ravel()).reshape(40, 48).astype(np.float32)
 

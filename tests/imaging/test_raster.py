@@ -8,8 +8,8 @@ import pytest
 from imaging.files import POLICY, gradient
 from PIL import Image as pillow
 
+from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.read import read_image
-from pipeline.imaging.verdicts import Refused
 
 GREY8 = (gradient() // 16).astype(np.uint8)
 GREY16 = gradient(top=65535)

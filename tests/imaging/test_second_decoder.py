@@ -14,9 +14,9 @@ from pydicom.data import get_testdata_files
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
 
-from pipeline.imaging.decoding import decode
-from pipeline.imaging.dicom import PIXEL_ELEMENTS
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.formats.decoding import decode
+from pipeline.imaging.formats.dicom import PIXEL_ELEMENTS
+from pipeline.imaging.quarantine import Refused
 
 pytestmark = pytest.mark.slow
 sitk = pytest.importorskip("SimpleITK")

@@ -14,9 +14,9 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
-from pipeline.imaging.dicom_geometry import GEOMETRY_ELEMENTS, frame_headers, frames_of, slice_of
-from pipeline.imaging.orientation import canvas
-from pipeline.imaging.series import Slice, Stack, assemble
+from pipeline.imaging.formats.dicom_geometry import GEOMETRY_ELEMENTS, frame_headers, frames_of, slice_of
+from pipeline.imaging.volumes.orientation import canvas
+from pipeline.imaging.volumes.series import Slice, Stack, assemble
 from pipeline.store.files import sha256_bytes
 
 NAMED = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.imaging.sources import SourcesError, find_sources, read_bytes
-from pipeline.imaging.verdicts import Refused
+from pipeline.imaging.archive.sources import SourcesError, find_sources, read_bytes
+from pipeline.imaging.quarantine import Refused
 
 LIMIT = 1_000_000
 

@@ -5,8 +5,8 @@ import pytest
 from imaging.files import gradient
 
 from pipeline.imaging.image import About, Image
+from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.transforms import Rendering, _percentiles, render
-from pipeline.imaging.verdicts import Refused
 
 
 def test_a_window_in_hounsfield_units_means_the_same_in_every_image():

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from imaging.files import double, fragile
 
-from pipeline.imaging.verdicts import Refusal
-from pipeline.imaging.workers import Pool, WorkersError, _alone, each_batch
+from pipeline.imaging.archive.workers import Pool, WorkersError, _alone, each_batch
+from pipeline.imaging.quarantine import Refusal
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 

@@ -22,10 +22,10 @@ from monai.transforms import (
 )
 from scipy import stats
 
-from pipeline.config import FinetuneAugmentation, PretrainAugmentation
 from pipeline.models.augmentation import AXES, COLUMNS, Augmentation, Draws
-from pipeline.models.corruption import add_noise, blur, cut_out
+from pipeline.models.intensity import add_noise, blur, cut_out
 from pipeline.models.resampling import resample, resample_planes
+from pipeline.settings.config import FinetuneAugmentation, PretrainAugmentation
 
 EACH: dict[str, Any] = {
     "crop_min": 0.5, "rotate_degrees": 20.0, "shear": 0.2, "scale": 0.2, "translate": 0.1,

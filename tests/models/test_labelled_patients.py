@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.config import FinetuneSettings
 from pipeline.models.images import Images
 from pipeline.models.labelled_patients import labelled_subsets, patient_order, same_steps
 from pipeline.models.training import TrainingError
+from pipeline.settings.config import FinetuneSettings
 
 
 def images(positives: int = 30, negatives: int = 90, each: int = 2) -> Images:

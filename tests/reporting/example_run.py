@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from pipeline.config import CalibrateSettings, Card, EvaluateSettings, Machine
 from pipeline.models.arms import finish
 from pipeline.models.baseline import HogSpec
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import EncoderSpec
-from pipeline.run import STAGES
+from pipeline.orchestration.run import STAGES
+from pipeline.settings.config import CalibrateSettings, Card, EvaluateSettings, Machine
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate
 from pipeline.store import tables

@@ -9,9 +9,9 @@ import pytest
 from pypdf import PdfReader
 from reporting import example_run
 
-from pipeline.compare import _against, _shown, _write
-from pipeline.config import CalibrateSettings
+from pipeline.commands.compare import _against, _shown, _write
 from pipeline.reporting.comparison import Against, Run, build
+from pipeline.settings.config import CalibrateSettings
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from reporting import example_run
 
-from pipeline.config import CalibrateSettings, ReportSettings
 from pipeline.reporting.content import build
 from pipeline.reporting.document import Document
 from pipeline.reporting.evidence import Evidence
+from pipeline.settings.config import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence
 
 LABEL = {"reference_standard": "one reader", "positive": ["1"], "negative": ["0"], "definition": "seen by one reader"}

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.config import CalibrateSettings, EvaluateSettings
-from pipeline.run import STAGES
+from pipeline.orchestration.run import STAGES
+from pipeline.settings.config import CalibrateSettings, EvaluateSettings
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate
 from pipeline.store.artifacts import Artifact, Inputs

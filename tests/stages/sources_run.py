@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.config import Card, IngestSettings, Machine, PreprocessSettings, SplitSettings
-from pipeline.run import STAGES
+from pipeline.orchestration.run import STAGES
+from pipeline.settings.config import Card, IngestSettings, Machine, PreprocessSettings, SplitSettings
 from pipeline.store.artifacts import Artifact, Inputs
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.lineage import SourceHashes

@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from stages.conftest import Cohort, make_cohort
 
-from pipeline.config import EvaluateSettings
-from pipeline.run import _stages
+from pipeline.orchestration.run import _stages
+from pipeline.settings.config import EvaluateSettings
 from pipeline.stages.evaluate import evaluate
 from pipeline.store.artifacts import Artifact, Inputs
 from pipeline.store.files import read_json, sha256_file, write_json

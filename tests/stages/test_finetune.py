@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
-from pipeline.config import Arm, FinetuneAugmentation
 from pipeline.models import engine, finetuning
 from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
@@ -25,6 +24,7 @@ from pipeline.models.formats import export_timm, import_encoder
 from pipeline.models.training import TrainingError
 from pipeline.models.vit import EncoderSpec, build_encoder
 from pipeline.reporting.evidence import ARM_NAMES
+from pipeline.settings.config import Arm, FinetuneAugmentation
 from pipeline.stages import finetune as stage
 from pipeline.store.artifacts import StoreError
 from pipeline.store.files import read_json, sha256_file, write_json

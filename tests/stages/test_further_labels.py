@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from stages.conftest import Cohort, make_cohort
 from stages.training_run import Killed, inputs, killer, make_images, publish, run_stage
 
-from pipeline.indexing import headline
 from pipeline.models.baseline import auc
 from pipeline.models.training import TrainingError
+from pipeline.orchestration.mlflow_runs import headline
 from pipeline.statistics.patients import patients_of
 from pipeline.statistics.threshold import certify_threshold
 from pipeline.store.artifacts import Artifact

@@ -26,10 +26,10 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from stages.sources_run import SECRET, Archive, make_card
 
-from pipeline.imaging.labels import LabelsError
+from pipeline.imaging.archive.sources import Source, SourcesError
+from pipeline.imaging.archive.workers import each_batch
 from pipeline.imaging.pseudonyms import patient_pseudonym
-from pipeline.imaging.sources import Source, SourcesError
-from pipeline.imaging.workers import each_batch
+from pipeline.labels.values import LabelsError
 from pipeline.store.artifacts import Artifact
 from pipeline.store.lineage import SourceHashes
 from pipeline.store.runlog import RunLog
@@ -265,7 +265,7 @@ def test_killed_three_times_and_started_again(tmp_path):
 
 def test_the_same_path_under_two_roots_is_an_error_when_labels_join_by_path(archive):
     inputs = archive.inputs("ingest")
-    from pipeline.config import IngestSettings
+    from pipeline.settings.config import IngestSettings
     from pipeline.stages.ingest import ingest
 
     twice = replace(inputs, studies=(archive.studies, archive.studies))

@@ -12,8 +12,8 @@ from imaging.files import make_dicom
 from PIL import Image
 from stages.sources_run import SECRET, Archive, make_card
 
-from pipeline.config import IngestSettings
 from pipeline.imaging.pseudonyms import path_pseudonym
+from pipeline.settings.config import IngestSettings
 
 SECONDARY_CAPTURE, CT = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.2"
 SLICES = 8

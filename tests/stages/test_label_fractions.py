@@ -12,13 +12,13 @@ from reporting.example_run import make_run
 from sklearn.metrics import roc_auc_score
 from stages.training_run import Killed, killer, make_images, run_stage
 
-from pipeline.config import ReportSettings
-from pipeline.indexing import headline
 from pipeline.models.training import TrainingError
+from pipeline.orchestration.mlflow_runs import headline
 from pipeline.reporting.content import raw_tables
 from pipeline.reporting.document import Figures, Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections.groups import comparison
+from pipeline.settings.config import ReportSettings
 from pipeline.stages.report import _evidence
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json, sha256_file

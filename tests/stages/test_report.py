@@ -19,8 +19,7 @@ import pytest
 from pypdf import PdfReader
 from reporting import example_run
 
-from pipeline.config import CalibrateSettings, ReportSettings
-from pipeline.imaging.planes import three_planes
+from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.reporting.content import _numbers, build
 from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
@@ -33,6 +32,7 @@ from pipeline.reporting.sections.operating import operating_point
 from pipeline.reporting.sections.provenance import provenance
 from pipeline.reporting.sections.results import calibration
 from pipeline.reporting.sections.summary import promise, summary
+from pipeline.settings.config import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence, _shown, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from stages.sources_run import SECRET, Archive, make_card
 
-from pipeline.config import Card, FurtherLabel, SplitSettings
-from pipeline.imaging.labels import LabelsError
 from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
+from pipeline.labels.values import LabelsError
+from pipeline.settings.config import Card, FurtherLabel, SplitSettings
 from pipeline.stages.split import split
 from pipeline.store.files import write_json
 from pipeline.store.runlog import RunLog

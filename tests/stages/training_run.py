@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.config import FinetuneSettings, Machine, PretrainSettings, ScoreSettings
-from pipeline.run import STAGES
+from pipeline.orchestration.run import STAGES
+from pipeline.settings.config import FinetuneSettings, Machine, PretrainSettings, ScoreSettings
 from pipeline.stages.finetune import finetune
 from pipeline.stages.pretrain import pretrain
 from pipeline.stages.score import score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.reporting.decision import Json, in_words
+from pipeline.inference.decision import Json, in_words
 from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval

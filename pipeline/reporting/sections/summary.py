@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.reporting.decision import Json, in_words
+from pipeline.inference.decision import Json, in_words
 from pipeline.reporting.diagrams import icons
 from pipeline.reporting.document import (
     RESEARCH_USE,

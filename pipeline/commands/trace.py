@@ -1,0 +1,125 @@
+"""From a report back to the bytes it rests on: every artifact, its code and settings, every source file's hash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pypdf.errors import PdfReadError
+
+from pipeline.orchestration.chosen_studies import chosen_digest
+from pipeline.reporting.pdf import read_keys
+from pipeline.store.artifacts import Artifact, Store, StoreError
+from pipeline.store.files import sha256_file
+from pipeline.store.lineage import SourceHashes
+from pipeline.store.tables import FILES, QUARANTINE, read_table
+from pipeline.wording import counted
+
+if TYPE_CHECKING:
+    from pipeline.settings.config import Data
+
+
+class TraceError(RuntimeError):
+    """The report does not lead back to artifacts of this store."""
+
+
+def trace(report: Path, store: Store) -> dict[str, Any]:
+    """Return the artifacts behind a report, latest first, and the hash of every source file.
+
+    Raises TraceError when the PDF carries no keys or an artifact is not in the store.
+    """
+    keys = _keys(report)
+    if not keys:
+        raise TraceError(f"{report.name} carries no artifact keys; it is no report of one run")
+    found = {step: _find(store, step, key) for step, key in keys.items()}
+    absent = [f"{step} {keys[step]}" for step, artifact in found.items() if artifact is None]
+    if absent:
+        raise TraceError(f"not in the store {store.root}: {', '.join(absent)}; name the right one with --store")
+    artifacts = {step: artifact for step, artifact in found.items() if artifact is not None}
+    return {
+        "report": {"sha256": sha256_file(report), "keys": keys},
+        "artifacts": [_describe(step, artifact) for step, artifact in reversed(list(artifacts.items()))],
+        "sources": [row for artifact in artifacts.values() if artifact.stage == "ingest" for row in _sources(artifact)],
+    }
+
+
+def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[str]:
+    """Compare every file of every artifact, and the report itself, with the recorded hashes; return the differences."""
+    problems = []
+    for step, key in _keys(report).items():
+        artifact = _find(store, step, key)
+        if artifact is None:
+            problems.append(f"{step} {key} is not in the store")
+            continue
+        try:
+            names = artifact.record["files"]
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        for name in names:
+            try:
+                artifact.file(name)
+            except StoreError as error:
+                problems.append(str(error))
+        progress(f"{step} {key}: {counted(len(names), 'file')} checked")
+    made = [artifact.record["files"].get("report.pdf") for artifact in store.all("report")]
+    if sha256_file(report) not in made:
+        problems.append(f"{report.name} differs from every report in the store: it was changed after it was made")
+    return problems
+
+
+def verify_sources(report: Path, store: Store, data: Data) -> list[str]:
+    """Read every source file again, those of external test sets too; return how they differ from what was ingested."""
+    problems = []
+    keys = _keys(report)
+    for step, place in {"ingest": data, **{f"ingest@{one.name}": one for one in data.external}}.items():
+        ingest = _find(store, step, keys[step]) if step in keys else None
+        if ingest is None:
+            problems.append(f"there is no artifact {step} behind this report in the store")
+        elif chosen_digest(place, SourceHashes(), _followed_links(ingest)) != ingest.record["sources"]["studies"]:
+            problems.append(
+                f"{step}: a source file was added, removed, renamed or changed since it was ingested, data.include and "
+                "data.exclude are others, or one cannot be read"
+            )
+    return problems
+
+
+def _keys(report: Path) -> dict[str, str]:
+    try:
+        return read_keys(report)
+    except PdfReadError:
+        raise TraceError(f"{report.name} cannot be read as a PDF") from None
+
+
+def _followed_links(ingest: Artifact) -> bool:
+    return ingest.record["settings"].get("links") == "inside"
+
+
+def _find(store: Store, step: str, key: str) -> Artifact | None:
+    return store.find(step.partition("@")[0], key)
+
+
+def _describe(step: str, artifact: Artifact) -> dict[str, Any]:
+    record = artifact.record
+    names = (
+        "stage",
+        "key",
+        "created",
+        "git_commit",
+        "device",
+        "settings",
+        "inputs",
+        "sources",
+        "files",
+        "versions",
+    )
+    return {"step": step, **{name: record[name] for name in names}}
+
+
+def _sources(ingest: Artifact) -> list[dict[str, Any]]:
+    images = read_table(ingest.file("files.parquet"), FILES).assign(verdict="accepted")
+    quarantine = read_table(ingest.file("quarantine.parquet"), QUARANTINE).rename(columns={"reason": "verdict"})
+    columns = ["source_id", "sha256", "verdict"]
+    rows = [*images[columns].itertuples(index=False), *quarantine[columns].itertuples(index=False)]
+    return [dict(zip(columns, row, strict=True)) for row in rows]

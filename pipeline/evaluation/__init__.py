@@ -1,0 +1,1 @@
+"""What a frozen model does on a group of patients."""

@@ -1,0 +1,101 @@
+"""Patients of other sites and of external test sets, beside those whom the threshold was certified on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.evaluation.performance import Frozen, findings_of, judge
+from pipeline.statistics.gate import Finding
+from pipeline.statistics.patients import Patients, patients_of
+from pipeline.statistics.shift import GroupShift, Promise, assess_shift, group_shift, unseen_patients
+from pipeline.statistics.subgroups import UNKNOWN, patient_attributes
+
+if TYPE_CHECKING:
+    from pipeline.settings.config import EvaluateSettings
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What was frozen on the calibration patients, and who these are; `images` are theirs."""
+
+    settings: EvaluateSettings
+    frozen: Frozen
+    patients: Patients
+    images: pd.DataFrame
+
+    def shift(self, group: str, members: Patients, unseen: set[str]) -> GroupShift:
+        """Return how a group of patients differs from the calibration patients; `unseen` are those of other sites."""
+        certificate = self.frozen.certificate
+        return group_shift(
+            group,
+            self.patients,
+            members,
+            self.frozen.calibrator.predict(members.s),
+            Promise(self.frozen.threshold, certificate["recall_target"], certificate["confidence"]),
+            unseen=len(unseen.intersection(members.ids)),
+            level=self.settings.level,
+            min_positives=self.settings.min_subgroup_positives,
+        )
+
+
+def shifts(reference: Reference, test: Patients, images: pd.DataFrame) -> list[GroupShift]:
+    """Return the shift of the test patients and, when they come from several, of each site that is stated."""
+    unseen = unseen_patients(reference.images, images)
+    site = patient_attributes(images)["site"].loc[test.ids].to_numpy()
+    sites = [name for name in sorted(set(site)) if name != UNKNOWN] if len(set(site)) > 1 else []
+    members = {f"site {name[:12]}": _those(test, site == name) for name in sites}
+    return [reference.shift(name, some, unseen) for name, some in {"test": test, **members}.items()]
+
+
+def _those(patients: Patients, chosen: np.ndarray) -> Patients:
+    return replace(patients, ids=patients.ids[chosen], y=patients.y[chosen], s=patients.s[chosen])
+
+
+@dataclass(frozen=True)
+class External:
+    """What came of an external test set; no shift when nobody in it is new."""
+
+    metrics: dict[str, Any]
+    shift: GroupShift | None
+    findings: list[Finding]
+
+
+def judge_external(
+    reference: Reference, on: str, scores: pd.DataFrame, images: pd.DataFrame, split: pd.DataFrame, met: pd.Series
+) -> External:
+    """Judge what was frozen on an external test set; `met` says, by image_id, why images are not new to the run.
+
+    Everybody who shares a patient or a picture with such an image is left out. Findings that would close the gate on
+    the test patients warn here: the certificate never spoke of this set.
+    """
+    settings, frozen = reference.settings, reference.frozen
+    again = set(split.loc[split["unit"].isin(split.loc[split["image_id"].isin(met.index), "unit"]), "patient_id"])
+    excluded = {
+        "patients": scores.loc[scores["patient_id"].isin(again), "patient_id"].nunique(),
+        "images": {why: int(count) for why, count in met.value_counts().sort_index().items()},
+    }
+    findings = _overlap_findings(excluded, scores["patient_id"].nunique(), on)
+    left = scores[~scores["patient_id"].isin(again)]
+    if left.empty:
+        return External({"group": on, "patients": 0, "excluded": excluded}, None, findings)
+    members = patients_of(left, frozen.certificate["arm"], frozen.certificate["aggregation"])
+    metrics = {"group": on, "excluded": excluded, **judge(settings, members, frozen)}
+    shift = reference.shift(on, members, unseen_patients(reference.images, images, elsewhere=True))
+    found = [*findings_of(settings, members, frozen, metrics, on), *assess_shift(shift, on)]
+    findings += [replace(one, level="warn") if one.level == "fail" else one for one in found]
+    return External(metrics, shift, findings)
+
+
+def _overlap_findings(excluded: Mapping[str, Any], patients: int, on: str) -> list[Finding]:
+    if not excluded["images"]:
+        return []
+    reasons = ", ".join(f"{count} images: {why}" for why, count in excluded["images"].items())
+    message = f"{excluded['patients']} of {patients} patients occur in this run already and were left out ({reasons})"
+    if "same patient" in excluded["images"]:
+        message += "; where both places number their patients alike, these may be others"
+    return [Finding("external_overlap", "warn", on, message)]

@@ -1,0 +1,62 @@
+"""Further labels, each judged on the test patients that have it, with its own calibrator and threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipeline.evaluation.performance import Frozen, findings_of, judge, table_findings
+from pipeline.statistics.gate import Finding
+from pipeline.statistics.macro import macro_averages
+from pipeline.statistics.patients import Patients, patients_of
+
+if TYPE_CHECKING:
+    from pipeline.settings.config import EvaluateSettings
+
+
+@dataclass(frozen=True)
+class FurtherLabel:
+    """What came of a further label on the test patients that have it."""
+
+    test: Patients
+    threshold: float | None
+    metrics: dict[str, Any]
+    findings: list[Finding]
+
+
+def judge_further_label(
+    settings: EvaluateSettings,
+    frozen: Frozen,
+    scores: Mapping[str, pd.DataFrame],
+    sweep: pd.DataFrame,
+    of_calibration: list[Finding],
+) -> FurtherLabel:
+    """Judge one further label; its `problems` are what would close the gate, were it the main label.
+
+    `scores` are those of this label on calibration and test images, `sweep` and `of_calibration` what calibrate found.
+    """
+    arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
+    calibration, test = (patients_of(scores[name], arm, how) for name in ("calibration", "test"))
+    metrics = judge(settings, test, frozen)
+    findings = [
+        *of_calibration,
+        *table_findings(sweep, scores["calibration"], calibration, frozen),
+        *findings_of(settings, test, frozen, metrics),
+    ]
+    metrics["problems"] = [one.to_dict() for one in findings if one.level == "fail"]
+    return FurtherLabel(test, frozen.threshold, metrics, findings)
+
+
+def macro_metrics(
+    settings: EvaluateSettings, test: Patients, threshold: float | None, further: Mapping[str, FurtherLabel]
+) -> dict[str, Any] | None:
+    """Return the means over the main label and all further ones; None when there are none."""
+    if not further:
+        return None
+    thresholds = [threshold, *(one.threshold for one in further.values())]
+    patients = [test, *(one.test for one in further.values())]
+    means = macro_averages(patients, thresholds, settings.level, seed=settings.seed)
+    return {"labels": len(patients), **{name: mean and mean.to_dict() for name, mean in means.items()}}

@@ -1,0 +1,1 @@
+"""One file each: DICOM, NIfTI, pictures, arrays."""

@@ -1,0 +1,142 @@
+"""PNG, JPEG, TIFF, PGM and PPM pictures, grey values kept exactly.
+
+They are read through Pillow; where it would cut values to 8 bits or mistake their sign, through libpng and libtiff.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from PIL import Image as pillow
+from PIL import ImageFile, ImageOps
+
+from pipeline.imaging.colour import grey_of
+from pipeline.imaging.image import BYTES_PER_PIXEL, About, Image, Policy
+from pipeline.imaging.quarantine import Refused
+
+FORMATS = ("PNG", "JPEG", "TIFF", "PPM")
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MAGIC = (PNG_MAGIC, b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P2", b"P5", b"P6")
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+BITS = {"1": 1, "L": 8, "LA": 8, "P": 8, "RGB": 8, "RGBA": 8, "I": 32, "F": 32} | dict.fromkeys(SIXTEEN_BIT, 16)
+EXIF_ORIENTATION, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 274, 262, 0
+TIFF_BITS, TIFF_PLANES, TIFF_SAMPLE_FORMAT = 258, 284, 339
+SEPARATE_PLANES, UNSIGNED, SIGNED = 2, 1, 2
+# Where in a PNG its bit depth stands (IHDR).
+PNG_DEPTH = 24
+COLOUR_OR_ALPHA = ("LA", "RGB", "RGBA")
+# From values as stored to a picture as it should be seen, by EXIF orientation (TIFF 6.0, tag 274).
+TURNS = {
+    2: lambda v: v[:, ::-1],
+    3: lambda v: v[::-1, ::-1],
+    4: lambda v: v[::-1],
+    5: lambda v: v.swapaxes(0, 1),
+    6: lambda v: v.swapaxes(0, 1)[:, ::-1],
+    7: lambda v: v.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda v: v.swapaxes(0, 1)[::-1],
+}
+
+
+def is_raster(data: bytes) -> bool:
+    """Say whether the bytes start like a supported picture."""
+    return data.startswith(MAGIC)
+
+
+def read_raster(data: bytes, policy: Policy) -> Image:
+    """Read a grey picture. A colour picture with equal channels and no transparency is a grey one.
+
+    PGM values below the full range of 8 or 16 bits are scaled up by Pillow, which keeps their order.
+
+    Raises Refused.
+    """
+    # Our own limit, checked below before anything is decoded, replaces Pillow's.
+    pillow.MAX_IMAGE_PIXELS = None
+    try:
+        with pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+            return _read(picture, data, policy)
+    except Refused:
+        raise
+    except MemoryError:
+        raise Refused("too_large", "no memory to decode") from None
+    except Exception as error:
+        raise Refused("damaged_pixels", type(error).__name__) from None
+
+
+def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
+    if picture.width * picture.height * BYTES_PER_PIXEL > policy.max_pixel_bytes:
+        raise Refused("too_large", f"{picture.height} x {picture.width} pixels")
+    if getattr(picture, "n_frames", 1) > 1:
+        raise Refused("multi_frame", "more than one picture")
+    mode, bits = picture.mode, BITS.get(picture.mode, 0)
+    if not bits:
+        raise Refused("colour", f"mode {mode}")
+    # Pillow inverts 1- and 8-bit TIFFs of this kind itself, 16-bit ones not.
+    tags = getattr(picture, "tag_v2", {})
+    inverted = mode in SIXTEEN_BIT and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+    turn = picture.getexif().get(EXIF_ORIENTATION, 1)
+    values = _exact(picture, tags, data)
+    if values is not None:
+        bits, values = values.dtype.itemsize * 8, TURNS[turn](values) if turn in TURNS else values
+    else:
+        values = _values(ImageOps.exif_transpose(picture) if turn in TURNS else picture)
+    pixels, flags = _grey(values, mode, policy)
+    if inverted:
+        pixels = np.float32(2**16 - 1) - pixels
+    if not np.isfinite(pixels).all():
+        raise Refused("bad_values", "pixels are not finite")
+    return Image(
+        pixels=pixels,
+        about=About(format="raster", bits_stored=bits),
+        polarity_fixed=inverted,
+        flags=("spacing_unknown", *flags, *(("rotated",) if turn in TURNS else ())),
+    )
+
+
+def _exact(picture: ImageFile.ImageFile, tags: Mapping[int, Any], data: bytes) -> np.ndarray | None:
+    """Return the stored values (H, W) or (H, W, C) of a picture that Pillow would not read exactly; None of others."""
+    if picture.format == "PNG" and picture.mode in COLOUR_OR_ALPHA and data[PNG_DEPTH] == 16:
+        if "transparency" in picture.info:  # one colour that stands for transparent, which libpng passes over
+            raise Refused("colour", "transparent pixels")
+        return imagecodecs.png_decode(data)
+    arguments = picture.tile[0].args if data.startswith(b"P6") else ()
+    if isinstance(arguments, tuple) and len(arguments) > 1 and int(arguments[1]) > 255:
+        shape = (picture.height, picture.width, 3)
+        return np.frombuffer(data, ">u2", math.prod(shape), picture.tile[0].offset).reshape(shape).astype(np.uint16)
+    if picture.format == "TIFF" and _is_cut(picture.mode, tags):
+        values = imagecodecs.tiff_decode(data)
+        planes = tags.get(TIFF_PLANES) == SEPARATE_PLANES and values.ndim == 3
+        return np.moveaxis(values, 0, -1) if planes else values
+    return None
+
+
+def _is_cut(mode: str, tags: Mapping[int, Any]) -> bool:
+    """Say whether Pillow cuts the values of a TIFF, or mistakes their sign."""
+    bits, formats = tags.get(TIFF_BITS, (1,)), tags.get(TIFF_SAMPLE_FORMAT, (UNSIGNED,))
+    return (
+        (mode in COLOUR_OR_ALPHA and max(bits) > 8)
+        or (mode == "I" and formats[0] == UNSIGNED and max(bits) > 16)
+        or (mode == "L" and formats[0] == SIGNED)
+    )
+
+
+def _values(picture: pillow.Image) -> np.ndarray:
+    """Return the values (H, W) of a grey picture, or (H, W, 4) of another."""
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    return np.asarray(picture if picture.mode in ("L", "I", "F", *SIXTEEN_BIT) else picture.convert("RGBA"))
+
+
+def _grey(values: np.ndarray, mode: str, policy: Policy) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return float32 values of shape (H, W), and flags. Of two or four channels, the last is opacity."""
+    if values.ndim == 2 or values.shape[2] == 1:
+        return values.reshape(values.shape[:2]).astype(np.float32), ()
+    if values.shape[2] in (2, 4):
+        if (values[..., -1] != np.iinfo(values.dtype).max).any():
+            raise Refused("colour", "transparent pixels")
+        values = values[..., :-1]
+    return grey_of(values, f"mode {mode}", policy)

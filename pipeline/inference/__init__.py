@@ -1,0 +1,1 @@
+"""One study to array, score and decision."""

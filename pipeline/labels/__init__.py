@@ -1,0 +1,1 @@
+"""Tables that people write: labels, and whose picture is whose."""

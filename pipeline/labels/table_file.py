@@ -1,0 +1,233 @@
+"""A table in a file, as text: CSV whatever its separator and encoding, Parquet, or MedMNIST's .npz."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.imaging.archive.sources import array_path, image_arrays
+
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+WORKBOOKS = ((b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"), (b"PK\x03\x04", "a workbook (.xlsx or .ods)"))
+SHOWN_LINES = 5
+# What pandas adds to a Parquet file to keep the numbers of its rows.
+INDEX_COLUMN = "__index_level_"
+
+
+class LabelsError(ValueError):
+    """The label table cannot be used; the message lists all problems and quotes no patient's data."""
+
+
+def read_table_file(path: Path) -> pd.DataFrame:
+    """Return every named column of a table as stripped text; an empty cell is None, and nothing else is.
+
+    `None`, `NA` and `nan` are values that somebody wrote. Numbers of Parquet files become what they are in CSV: an
+    integer has no decimal point, also where gaps have made its column one of floats. Raises LabelsError.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            return _labels_of_arrays(path)
+        data = path.read_bytes()
+    except LabelsError:
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        # The message of an operating system or a parser can quote a name or a cell.
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "damaged, or no such format"
+        raise LabelsError(f"the label table cannot be read: {why.lower()}") from None
+    if path.suffix.lower() == ".parquet" or data.startswith(b"PAR1"):
+        return _parquet(data)
+    return _csv(data)
+
+
+# ---------------------------------------------------------------- text
+
+
+def _csv(data: bytes) -> pd.DataFrame:
+    text = _decoded(data)
+    if not text.strip():
+        raise LabelsError("the label table is empty")
+    separator, rows = _separated(text)
+    header = [name.strip() for name in rows[0][1]]
+    _refuse_repeated(header)
+    ragged = [line for line, cells in rows[1:] if len(_without_empty_end(cells, len(header))) != len(header)]
+    if ragged:
+        some = ", ".join(map(str, ragged[:SHOWN_LINES])) + (", …" if len(ragged) > SHOWN_LINES else "")
+        raise LabelsError(
+            f"{_counted(len(ragged), 'row')} of the label table {'has' if len(ragged) == 1 else 'have'} more or fewer "
+            f"cells than its header, which has {len(header)} separated by {SEPARATORS[separator]} (line {some}); "
+            "correct its separators and quotes"
+        )
+    columns = {
+        name: [cells[place].strip() or None for _, cells in rows[1:]] for place, name in enumerate(header) if name
+    }
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _decoded(data: bytes) -> str:
+    """Return the text of a file in UTF-8, UTF-16 or, where it is neither, Windows-1252."""
+    for mark, workbook in WORKBOOKS:
+        if data.startswith(mark):
+            raise LabelsError(f"the label table is {workbook}; save it as CSV (UTF-8) and name that file")
+    if data.startswith(b"\x1f\x8b"):
+        raise LabelsError("the label table is compressed; unpack it and name the CSV file")
+    try:
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return data.decode("utf-16")
+        if b"\0" in data[:2]:  # every table starts with a letter, a digit or a quote
+            return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
+        if b"\0" in data:
+            raise LabelsError("the label table holds zero bytes: it is damaged, or no text; save it as CSV (UTF-8)")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    try:
+        return data.decode("cp1252")
+    except UnicodeDecodeError:
+        raise LabelsError(
+            "the label table's letters are neither UTF-8, UTF-16 nor Windows-1252; save it as CSV (UTF-8)"
+        ) from None
+
+
+def _separated(text: str) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Return the separator and the rows that are not blank, each with its line number."""
+    first, _, rest = text.lstrip().partition("\n")
+    if (said := re.fullmatch(r"sep=(.)\s*", first)) and said[1] in SEPARATORS:  # Excel's own note to itself
+        return said[1], _rows(rest, said[1])
+    parsed, problems = {}, []
+    for separator in [one for one in SEPARATORS if one in first] or SEPARATORS:
+        try:
+            parsed[separator] = _rows(text, separator)
+        except LabelsError as error:
+            problems.append(error)
+    if not parsed:
+        raise problems[0]
+    widths = {separator: len(rows[0][1]) for separator, rows in parsed.items()}
+    several = {separator: rows for separator, rows in parsed.items() if widths[separator] > 1}
+    if not several:
+        raise LabelsError(
+            "the header of the label table has a single cell; it takes two columns at least, separated by comma, "
+            "semicolon, tab or bar"
+        )
+    even = [separator for separator, rows in several.items() if _is_even(rows)]
+    if len(even) > 1:
+        names = " and by ".join(SEPARATORS[separator] for separator in even)
+        raise LabelsError(f"the label table can be read as separated by {names}; put cells that hold either in quotes")
+    separator = even[0] if even else max(several, key=lambda one: widths[one])
+    return separator, parsed[separator]
+
+
+def _rows(text: str, separator: str) -> list[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num, cells))
+    except csv.Error:
+        raise LabelsError(
+            f"the label table is not readable near line {reader.line_num}: a quotation mark is not closed, or stands "
+            "inside a cell; correct its quotes"
+        ) from None
+    return rows
+
+
+def _is_even(rows: Sequence[tuple[int, list[str]]]) -> bool:
+    return len({len(_without_empty_end(cells, len(rows[0][1]))) for _, cells in rows}) == 1
+
+
+def _without_empty_end(cells: list[str], width: int) -> list[str]:
+    """Return the cells without empty ones beyond the header: separators at the end of a line."""
+    return cells[:width] if not any(cell.strip() for cell in cells[width:]) else cells
+
+
+def _refuse_repeated(names: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    if repeated:
+        raise LabelsError(
+            f"the label table has {_counted(len(repeated), 'column name')} more than once: {', '.join(repeated)}; "
+            "which column is meant cannot be told: rename them"
+        )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+# ---------------------------------------------------------------- Parquet and arrays
+
+
+def _parquet(data: bytes) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowException, OSError):
+        raise LabelsError("the label table cannot be read: damaged, or not Parquet") from None
+    names = [name.strip() for name in table.column_names]
+    _refuse_repeated(names)
+    columns = {}
+    for name, column in zip(names, table.columns, strict=True):
+        if not name or name.startswith(INDEX_COLUMN):
+            continue
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise LabelsError(f"column {name} of the label table holds {kind}, which is no text; leave it out")
+        columns[name] = [_text(value) for value in column.to_pylist()]
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _text(value: Any) -> str | None:
+    """Return a value of a typed column as it would stand in a CSV file."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, Decimal):
+        return str(int(value)) if value == value.to_integral_value() else format(value.normalize(), "f")
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    return str(value).strip() or None
+
+
+def _labels_of_arrays(path: Path) -> pd.DataFrame:
+    """Return `path`, `split` and the labels of every image of a .npz file as MedMNIST has it.
+
+    The array `train_images` has its labels in `train_labels`, and `train` is the split. One label per image, (N,) or
+    (N, 1), is the column `label`; several, (N, L), are the columns `label_0` to `label_<L-1>`. There are no patients
+    in such a file: a card that names the column `path` as patient_id says that each image has its own.
+
+    Raises LabelsError when an array of labels has another length than its images.
+    """
+    parts = []
+    with np.load(path, allow_pickle=False) as arrays:
+        for name, count in image_arrays(path).items():
+            split = name.removesuffix("_images")
+            if f"{split}_labels" not in arrays:
+                continue
+            labels = arrays[f"{split}_labels"]
+            if len(labels) != count or labels.ndim > 2:
+                raise LabelsError(
+                    f"{split}_labels of the .npz file has the shape {labels.shape}; {name} holds {count} images"
+                )
+            values = labels.reshape(count, -1).astype(str)
+            names = ["label"] if values.shape[1] == 1 else [f"label_{place}" for place in range(values.shape[1])]
+            paths = {"path": [array_path(name, row) for row in range(count)], "split": split}
+            parts.append(pd.DataFrame(paths).join(pd.DataFrame(values, columns=names)))
+    if not parts:
+        raise LabelsError("the .npz file has no labels: for train_images, for example, it takes train_labels")
+    return pd.concat(parts, ignore_index=True).astype(object)

@@ -1,0 +1,63 @@
+"""The label table: the columns that a dataset's card names, as text, and what their values mean."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.labels.table_file import LabelsError, read_table_file
+
+__all__ = ["LabelsError", "meanings", "read_labels", "spelling"]
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+
+
+def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the named columns, or all, as stripped text; empty cells are missing values.
+
+    Raises LabelsError when the file is no table or lacks a column.
+    """
+    table = read_table_file(path)
+    columns = [*table.columns] if columns is None else columns
+    missing = [name for name in dict.fromkeys(columns) if name not in table.columns]
+    if missing:
+        near = {name: difflib.get_close_matches(name, map(str, table.columns), n=1) for name in missing}
+        hints = "".join(f"; did you mean {close[0]} for {name}?" for name, close in near.items() if close)
+        raise LabelsError(
+            f"the label table has no column {', '.join(missing)}, named in the card; "
+            f"its columns: {', '.join(map(str, table.columns))}{hints}"
+        )
+    return table[list(dict.fromkeys(columns))].dropna(how="all")
+
+
+def spelling(value: str) -> str:
+    """Return what is compared of a label's value: not case, blanks, nor how a number is written (1, 1.0, 01, 1,0)."""
+    folded = " ".join(value.split()).casefold()
+    if not NUMBER.fullmatch(folded):
+        return folded
+    number = Decimal(folded.replace(",", "."))
+    return str(int(number)) if number == number.to_integral_value() else format(number.normalize(), "f")
+
+
+def meanings(
+    column: pd.Series, positive: Sequence[str], negative: Sequence[str], unused: Sequence[str] = ()
+) -> tuple[pd.Series, pd.Series]:
+    """Return 1, 0 or nothing for each cell, and whether the card explains it; an empty cell needs no explanation.
+
+    A cell is first compared as it is, then by its `spelling`, unless that would mean two things. `unused` are values
+    that are no answer.
+    """
+    listed = {**dict.fromkeys(unused), **dict.fromkeys(negative, 0), **dict.fromkeys(positive, 1)}
+    spelled: dict[str, set[int | None]] = {}
+    for value, meaning in listed.items():
+        spelled.setdefault(spelling(value), set()).add(meaning)
+    cells = {
+        cell: {listed[cell]} if cell in listed else spelled.get(spelling(cell), set())
+        for cell in column.dropna().unique()
+    }
+    known = {cell: next(iter(found)) for cell, found in cells.items() if len(found) == 1}
+    return column.map(known).astype("Int64"), column.isna() | column.isin(known.keys())
