@@ -128,6 +128,7 @@ for _name, _summary in {
     "score": "Score tune, calibration and test images",
     "calibrate": "Fit the calibrator and certify the threshold",
     "evaluate": "Measure on the locked test set",
+    "package": "Make the finished model a folder that predict takes",
     "report": "Render PDF, HTML and JSON",
 }.items():
     app.command(_name)(_stage_command(_name, _summary))

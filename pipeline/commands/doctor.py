@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.store.lineage import package_versions
+from pipeline.store.versions import package_versions
 from pipeline.wording import counted
 
 FREE_GB_WANTED = 5.0

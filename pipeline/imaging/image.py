@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import date
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -12,6 +14,7 @@ HASHED_ROWS = 256
 # Display values are float32, whatever is stored.
 BYTES_PER_PIXEL = 4
 LARGEST_SPACING_MM = 100.0
+MB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,36 @@ class Policy:
     refused_flags: tuple[str, ...] = ()
     axes: int | None = None
     accept_unclear_orientation: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Policy:
+        """Return what the settings of `ingest` accept."""
+        return cls(
+            max_file_bytes=int(settings["max_file_mb"] * MB),
+            max_pixel_bytes=int(settings["max_pixels_mb"] * MB),
+            modalities=tuple(settings["modalities"]),
+            accept_burned_in=settings["burned_in_annotation"] == "accept",
+            accept_secondary_capture=settings["secondary_capture"] == "accept",
+            accept_derived=settings["derived"] == "accept",
+            accept_colour=settings["colour"] == "luminance",
+            assemble_slices=settings["slices"] == "assemble",
+            min_side=settings["min_side"],
+            image_types=tuple(settings["image_types"]),
+            accept_for_processing=settings["intent"] == "any",
+            refused_flags=tuple(settings["refuse"]),
+            axes=settings["axes"],
+            accept_unclear_orientation=settings["orientation"] == "accept",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for a model's JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Policy:
+        """Return the policy kept in a model's JSON."""
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

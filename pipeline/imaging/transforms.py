@@ -5,7 +5,9 @@ Clip to a window → resize with physical proportions kept → centre in the wan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +36,64 @@ class Rendering:
     upper_percentile: float
     window: tuple[float, float] | None = None
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Rendering:
+        """Return how the settings of `preprocess` make arrays."""
+        spacing, window = settings["spacing_mm"], settings["window"]
+        return cls(
+            image_size=tuple(settings["image_size"]),
+            spacing_mm=tuple(spacing) if spacing else None,
+            lower_percentile=settings["lower_percentile"],
+            upper_percentile=settings["upper_percentile"],
+            window=(window[0], window[1]) if window else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for a model's JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Rendering:
+        """Return the rendering kept in a model's JSON."""
+        return cls.from_settings(content)
+
 
 @dataclass(frozen=True)
 class Rendered:
-    """uint8 `pixels` of shape (1, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0)."""
+    """uint8 `pixels` of shape (1, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0).
+
+    `size` is the image's own, `resized` what it was scaled to before `padding`, both per axis.
+    """
 
     pixels: np.ndarray
     padding: tuple[int, ...]
+    size: tuple[int, ...] = ()
+    resized: tuple[int, ...] = ()
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The matrix (n + 1, n + 1) from indices of the array to those of the image; whole numbers are centres."""
+        scale = np.array(self.size) / np.array(self.resized)
+        matrix = np.diag([*scale, 1.0])
+        matrix[:-1, -1] = (0.5 - np.array(self.padding[::2])) * scale - 0.5
+        return matrix
+
+    def to_image(self, values: np.ndarray) -> np.ndarray:
+        """Return `values` of the array's pixels on those of the image, the nearest for each; 0 beyond the array."""
+        grids = [np.arange(side) for side in self.size]
+        inverse = np.linalg.inv(self.matrix)
+        places = [np.round(grid * inverse[n, n] + inverse[n, -1]).astype(int) for n, grid in enumerate(grids)]
+        inside = [(place >= 0) & (place < side) for place, side in zip(places, values.shape, strict=True)]
+        found = values[np.ix_(*(np.clip(p, 0, s - 1) for p, s in zip(places, values.shape, strict=True)))]
+        return np.where(_outer(inside), found, np.zeros((), values.dtype))
+
+
+def _outer(masks: list[np.ndarray]) -> np.ndarray:
+    """Return where all of the masks, one per axis, are true."""
+    covered = np.ones((), dtype=bool)
+    for mask in masks:
+        covered = covered[..., None] & mask
+    return covered
 
 
 def render(image: Image, how: Rendering) -> Rendered:
@@ -60,7 +113,8 @@ def render(image: Image, how: Rendering) -> Rendered:
         scaled = torch.zeros_like(resized)
     fitted = ResizeWithPadOrCrop(how.image_size, mode="constant")(scaled)
     array = torch.as_tensor(fitted).round_().clamp_(0, 255).to(torch.uint8).numpy()
-    return Rendered(np.ascontiguousarray(array), _padding(tuple(resized.shape[1:]), how.image_size))
+    size = tuple(resized.shape[1:])
+    return Rendered(np.ascontiguousarray(array), _padding(size, how.image_size), image.pixels.shape, size)
 
 
 def _percentiles(image: Image, how: Rendering) -> tuple[float, float]:

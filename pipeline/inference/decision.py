@@ -1,7 +1,7 @@
 """The one door: whether an operating point may be used, and what leaves the store of threshold and results if not.
 
-Report, `--json`, MLflow and comparison take thresholds, certificates and results at a threshold from here alone. The
-store keeps the record of what was computed.
+Report, `--json`, MLflow, comparison, the packaged model and predict take thresholds, certificates and results at a
+threshold from here alone. The store keeps the record of what was computed.
 """
 
 from __future__ import annotations

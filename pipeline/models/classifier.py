@@ -16,6 +16,9 @@ from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, norma
 from pipeline.store.files import read_json, sha256_file
 
 Head = Literal["norm_linear", "linear"]
+# A matrix product rounds the last rows of a batch otherwise, and the head has one column: with whole blocks of so many
+# rows, an image's logit does not depend, in any bit, on which images stand beside it. A test compares.
+ROWS_PER_BLOCK = 16
 
 
 class Classifier(nn.Module):
@@ -74,14 +77,20 @@ def read_model(record: Path, weights: Path, device: torch.device) -> Callable[[T
     content, tensors = _recorded(record, weights)
     if "hog" in content:
         spec, fitted = HogSpec.from_json(content["hog"]), logistics(tensors, _further(content))
-        return lambda pixels: all_logits(fitted, spec.features(pixels))
+        return lambda pixels: all_logits(fitted, _whole_blocks(spec.features(pixels)))[: len(pixels)]
     model = _network(content, tensors, device)
 
     @torch.no_grad()
     def logits(pixels: Tensor) -> np.ndarray:
-        return model(pixels.to(device)).double().cpu().numpy()
+        features = model.features(pixels.to(device))
+        blocks = torch.cat([features, features.new_zeros(-len(features) % ROWS_PER_BLOCK, features.shape[1])])
+        return model.head(model.head_norm(blocks))[: len(pixels)].double().cpu().numpy()
 
     return logits
+
+
+def _whole_blocks(features: np.ndarray) -> np.ndarray:
+    return np.concatenate([features, np.zeros((-len(features) % ROWS_PER_BLOCK, features.shape[1]))])
 
 
 def read_network(record: Path, weights: Path, device: torch.device) -> Classifier | None:

@@ -29,6 +29,7 @@ TRACKED = {
     "score": ("summary.json",),
     "calibrate": ("calibrator.json", "findings.json", "further/*/calibrator.json", "further/*/findings.json"),
     "evaluate": ("findings.json",),
+    "package": (),
     "report": ("report.json", "tables/*.csv", "data/*.csv"),
 }
 # These show patients.

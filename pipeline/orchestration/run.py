@@ -1,4 +1,4 @@
-"""The pipeline: nine stages in order, what each may read, what has to run and why, and running it.
+"""The pipeline: ten stages in order, what each may read, what has to run and why, and running it.
 
 Nothing here knows how a stage works. A stage is a function `stage(settings, inputs, work, log)` that meets the
 others only through the files named in STAGES. A step is a stage at work: on the studies of the run, `ingest`, or on
@@ -31,11 +31,10 @@ from pipeline.store.lineage import (
     artifact_key,
     code_digests,
     git_commit,
-    package_versions,
-    runtime_versions,
 )
 from pipeline.store.run_records import RunRecord, remember, remembered
 from pipeline.store.runlog import RunLog
+from pipeline.store.versions import package_versions, runtime_versions
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,22 @@ STAGES = (
         },
     ),
     Stage(
+        "package",
+        {
+            "ingest": ("images.parquet",),
+            "split": ("split.parquet",),
+            "preprocess": (
+                "summary.json",
+                *("index_train.*", "train-*", "index_tune.*", "tune-*", "index_calibration.*", "calibration-*"),
+            ),
+            "finetune": ("summary.json", "*/seed*/model.json", "*/seed*/model.safetensors"),
+            "score": ("summary.json",),
+            "calibrate": ("*",),
+            "evaluate": ("metrics.json", "findings.json"),
+        },
+        sources=("card",),
+    ),
+    Stage(
         "report",
         {
             "ingest": ("*",),
@@ -162,6 +177,7 @@ STAGES = (
             "score": ("summary.json", "scores_test.parquet"),
             "calibrate": ("*",),
             "evaluate": ("*",),
+            "package": ("model/model.json", "model/SHA256SUMS"),
         },
         sources=("card",),
         of_external=dict.fromkeys(EXTERNAL, ("summary.json",)),

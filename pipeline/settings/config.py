@@ -732,6 +732,20 @@ class EvaluateSettings(Settings):
         return value
 
 
+class PackageSettings(Settings):
+    """The finished model as a folder of its own."""
+
+    typicality_rate: float = Field(
+        0.01,
+        gt=0,
+        lt=0.5,
+        description="share of ordinary patients that predict says are unlike the calibration patients",
+    )
+    not_for: list[str] = Field(
+        default_factory=list, description="what the model must not be used for, besides the card's intended_use.not_for"
+    )
+
+
 class ReportSettings(Settings):
     """What the report is called and who answers for it."""
 
@@ -757,6 +771,7 @@ class Config(Settings):
     score: ScoreSettings = Field(default_factory=ScoreSettings)
     calibrate: CalibrateSettings = Field(default_factory=CalibrateSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    package: PackageSettings = Field(default_factory=PackageSettings)
     report: ReportSettings
 
     @model_validator(mode="after")

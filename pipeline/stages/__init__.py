@@ -1,1 +1,1 @@
-"""The nine stages: one file each, one public function each. They meet only through artifacts."""
+"""The ten stages: one file each, one public function each. They meet only through artifacts."""

@@ -109,7 +109,8 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     if not sources:
         raise NothingAccepted("there is no file under data.studies", NO_FILES)
     named = _named(inputs, sources, log)
-    rules = Rules(_policy(settings), _limits(settings, inputs), inputs.secret, columns.join)
+    limits = Limits.from_settings(settings.model_dump(), inputs.card.expected.model_dump())
+    rules = Rules(Policy.from_settings(settings.model_dump()), limits, inputs.secret, columns.join)
     journal = work / JOURNAL
     journal.mkdir(exist_ok=True)
     archive = _Archive(sources, inputs)
@@ -147,38 +148,6 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     _draw_worst(images, files, archive, rules, _pool(settings, inputs, SERIES_TIMEOUT_FACTOR), work)
     write_json(work / "summary.json", summary)
     shutil.rmtree(journal)
-
-
-def _policy(settings: IngestSettings) -> Policy:
-    return Policy(
-        max_file_bytes=int(settings.max_file_mb * MB),
-        max_pixel_bytes=int(settings.max_pixels_mb * MB),
-        modalities=tuple(settings.modalities),
-        accept_burned_in=settings.burned_in_annotation == "accept",
-        accept_secondary_capture=settings.secondary_capture == "accept",
-        accept_derived=settings.derived == "accept",
-        accept_colour=settings.colour == "luminance",
-        assemble_slices=settings.slices == "assemble",
-        min_side=settings.min_side,
-        image_types=tuple(settings.image_types),
-        accept_for_processing=settings.intent == "any",
-        refused_flags=tuple(settings.refuse),
-        axes=settings.axes,
-        accept_unclear_orientation=settings.orientation == "accept",
-    )
-
-
-def _limits(settings: IngestSettings, inputs: Inputs) -> Limits:
-    expected = inputs.card.expected
-    return Limits(
-        max_aspect=settings.max_aspect,
-        max_clipped=settings.max_clipped,
-        min_spacing_mm=settings.min_spacing_mm,
-        max_spacing_mm=settings.max_spacing_mm,
-        modalities=tuple(expected.modalities),
-        views=tuple(expected.views),
-        body_parts=tuple(expected.body_parts),
-    )
 
 
 def _pool(settings: IngestSettings, inputs: Inputs, timeout_factor: int = 1) -> Pool:

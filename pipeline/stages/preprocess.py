@@ -81,13 +81,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
         )
         for image_id, group in files.groupby("image_id")
     }
-    how = Rendering(
-        image_size=tuple(settings.image_size),
-        spacing_mm=tuple(settings.spacing_mm) if settings.spacing_mm else None,
-        lower_percentile=settings.lower_percentile,
-        upper_percentile=settings.upper_percentile,
-        window=(settings.window[0], settings.window[1]) if settings.window else None,
-    )
+    how = Rendering.from_settings(settings.model_dump())
     scratch = work / SCRATCH
     scratch.mkdir(exist_ok=True)
     shards = list(_shards(rows, settings.shard_size))

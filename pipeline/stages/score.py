@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from pipeline.models.classifier import read_model
+from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, Model
 from pipeline.models.images import Images, read_images
 from pipeline.models.training import prepare
 from pipeline.store.files import read_json, write_json
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 SPLITS = ("tune", "calibration", "test")
-Model = Callable[[Tensor], np.ndarray]
 
 
 def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -93,18 +91,15 @@ def _models(
 ) -> dict[tuple[str, int], Model]:
     """Return every model by arm and seed; `folder` is where fine-tuning left the arms."""
 
-    def model(arm: str, seed: str) -> Model:
-        files = [f"{folder}{arm}/seed{seed}/{name}" for name in ("model.json", "model.safetensors")]
-        record, weights = (inputs.file("finetune", name) for name in files)
-        trained = read_model(record, weights, device)
-        return _over_flips(trained) if settings.flips else trained
+    def files(arm: str, seed: str) -> tuple[Path, Path]:
+        place = f"{folder}{arm}/seed{seed}"
+        return inputs.file("finetune", f"{place}/{RECORD}"), inputs.file("finetune", f"{place}/{WEIGHTS}")
 
-    return {(arm, int(seed)): model(arm, seed) for arm in arms for seed in arms[arm]["seeds"]}
-
-
-def _over_flips(model: Model) -> Model:
-    """Return the mean of a model's logits over an image and its mirror image, left to right."""
-    return lambda pixels: (model(pixels) + model(pixels.flip(-1))) / 2
+    ensembles = {
+        arm: Ensemble.load({int(seed): files(arm, seed) for seed in arms[arm]["seeds"]}, device, flips=settings.flips)
+        for arm in arms
+    }
+    return {(arm, seed): model for arm, ensemble in ensembles.items() for seed, model in ensemble.models.items()}
 
 
 def _scores(

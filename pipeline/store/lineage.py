@@ -6,15 +6,12 @@ import ast
 import hashlib
 import hmac
 import os
-import platform
-import runpy
 import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,6 @@ PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 KEY_LENGTH = 16
 HASHES_PER_COMMIT = 500
 UNREADABLE = "unreadable"
-RECORDED_PACKAGES = ("torch", "monai", "pydicom", "nibabel", "pillow", "imagecodecs", "pylibjpeg-openjpeg", "pyjpegls",
-                     "highdicom", "numpy", "scipy", "scikit-learn", "scikit-image", "pandas", "pyarrow", "mlflow",
-                     "matplotlib", "typst")  # fmt: skip
 
 
 def artifact_key(
@@ -253,28 +247,3 @@ def _git(*command: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     git = ["git", "-C", str(PACKAGE_FOLDER), *command]
     return subprocess.run(git, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@cache
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that results can depend on."""
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-@cache
-def runtime_versions() -> dict[str, str]:
-    """Return the versions of Python and of the CUDA that torch was built for."""
-    return {"python": platform.python_version(), "cuda": _cuda_version() or "none"}
-
-
-def _cuda_version() -> str | None:
-    # Importing torch takes seconds; its file of versions imports nothing.
-    torch = util.find_spec("torch")
-    file = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
-    return runpy.run_path(str(file)).get("cuda") if file and file.is_file() else None

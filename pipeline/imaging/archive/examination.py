@@ -64,7 +64,7 @@ def examine(source: Source, rules: Rules) -> Examined:
     try:
         data = read_bytes(source, rules.policy.max_file_bytes)
         sha256 = sha256_bytes(data)
-        found = _read(source, data, rules.policy)
+        found = read_file(source, data, rules.policy)
         if isinstance(found, Part) and rules.policy.axes == 2:
             raise Refused("axes", "a part of a volume")
         identity = found.about.identity
@@ -102,8 +102,11 @@ def _row_id(identity: Identity, rules: Rules) -> str:
     return pseudonym(rules.secret, KINDS[rules.join], uid) if uid else ""
 
 
-def _read(source: Source, data: bytes, policy: Policy) -> Image | Part:
-    """Read an image, or note that the file is one of a pair: a NIfTI header (.hdr) or its voxels (.img)."""
+def read_file(source: Source, data: bytes, policy: Policy) -> Image | Part:
+    """Read an image, or note that the file is one of a pair: a NIfTI header (.hdr) or its voxels (.img).
+
+    Raises Refused.
+    """
     stem = f"pair\0{SUFFIX.sub('', source.place)}"
     try:
         found = read_image(data, policy)
@@ -143,16 +146,26 @@ def examine_series(members: Sequence[Member], patient_id: str, rules: Rules) -> 
     """
     if not patient_id:
         raise Refused("no_patient")
-    if SUFFIX.search(members[0].source.path) and any(_is_pair_part(member) for member in members):
-        return [_pair(members, patient_id, rules)]
-    volumes, refused = read_series(_contents(members, rules.policy), rules.policy)
+    volumes, refused = read_group(members, rules.policy)
     found = [_assembled(volume, patient_id, rules) for volume in volumes]
     return found + [Assembled((source_id,), refusal=refusal) for source_id, refusal in refused]
 
 
+def read_group(members: Sequence[Member], policy: Policy) -> tuple[list[Volume], list[tuple[str, Refusal]]]:
+    """Return the volumes in the parts of one series, or of one pair of NIfTI files, and every file that is in none.
+
+    Raises Refused when they cannot be used as a whole.
+    """
+    if SUFFIX.search(members[0].source.path) and any(_is_pair_part(member) for member in members):
+        return [_pair(members, policy)], []
+    return read_series(_contents(members, policy), policy)
+
+
 def _assembled(volume: Volume, patient_id: str, rules: Rules) -> Assembled:
+    # The content of a pair names it for one patient alone, since two can share a picture.
+    name = f"{patient_id}\0{volume.name}" if volume.image.about.format == "nifti" else volume.name
     try:
-        return Assembled(volume.source_ids, image_row(volume.image, patient_id, volume.name, rules))
+        return Assembled(volume.source_ids, image_row(volume.image, patient_id, name, rules))
     except Refused as refused:
         return Assembled(volume.source_ids, refusal=refused.refusal)
 
@@ -173,17 +186,16 @@ def _is_pair_part(member: Member) -> bool:
     return member.source.path.lower().endswith((*VOXELS_SUFFIXES, *HEADER_SUFFIXES))
 
 
-def _pair(members: Sequence[Member], patient_id: str, rules: Rules) -> Assembled:
+def _pair(members: Sequence[Member], policy: Policy) -> Volume:
     """Read a NIfTI whose header and voxels are two files."""
     headers = [m for m in members if m.source.path.lower().endswith(HEADER_SUFFIXES)]
     voxels = [m for m in members if m.source.path.lower().endswith(VOXELS_SUFFIXES)]
     if len(headers) != 1 or len(voxels) != 1:
         raise Refused("damaged_pixels" if headers else "unknown_format", "one .hdr and one .img file make an image")
     both = (headers[0], voxels[0])
-    header, content = (data for _, data in _contents(both, rules.policy))
-    image = read_nifti(header, rules.policy, content)
-    name = f"{patient_id}\0{both[0].sha256}\0{both[1].sha256}"
-    return Assembled(tuple(member.source_id for member in both), image_row(image, patient_id, name, rules))
+    header, content = (data for _, data in _contents(both, policy))
+    image = read_nifti(header, policy, content)
+    return Volume(image, tuple(member.source_id for member in both), f"{both[0].sha256}\0{both[1].sha256}")
 
 
 def part_row(about: About, patient_id: str, rules: Rules) -> dict[str, Any]:
@@ -204,7 +216,7 @@ def image_row(image: Image, patient_id: str, name: str, rules: Rules) -> dict[st
     about, secret = image.about, rules.secret
     identity = about.identity
     quality = assess(image, rules.limits)
-    _check_accepted(image, quality, rules.policy)
+    check_accepted(image, quality, rules.policy)
     marks = fingerprint(image.pixels)
     image_id = pseudonym(secret, "image", name)
     study = identity.study_uid if UID.fullmatch(identity.study_uid) else image_id
@@ -245,7 +257,8 @@ def image_row(image: Image, patient_id: str, name: str, rules: Rules) -> dict[st
     }
 
 
-def _check_accepted(image: Image, quality: Quality, policy: Policy) -> None:
+def check_accepted(image: Image, quality: Quality, policy: Policy) -> None:
+    """Raise Refused when the policy excludes an image with such axes or flags."""
     if policy.axes not in (None, image.pixels.ndim):
         raise Refused("axes", KINDS_BY_AXES[image.pixels.ndim])
     for flag in quality.flags:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +33,33 @@ class Limits:
     views: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], expected: Mapping[str, Any]) -> Limits:
+        """Return the limits that the settings of `ingest` and the card's `expected` name."""
+        return cls(
+            max_aspect=settings["max_aspect"],
+            max_clipped=settings["max_clipped"],
+            min_spacing_mm=settings["min_spacing_mm"],
+            max_spacing_mm=settings["max_spacing_mm"],
+            modalities=tuple(expected["modalities"]),
+            views=tuple(expected["views"]),
+            body_parts=tuple(expected["body_parts"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for a model's JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Limits:
+        """Return the limits kept in a model's JSON."""
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
+        return cls(**values)
+
 
 @dataclass(frozen=True)
 class Quality:
-    """Lowest and highest valid value, larger share of pixels at one of them, flags from verdicts.FLAGS, sorted."""
+    """Lowest and highest valid value, larger share of pixels at one of them, flags from quarantine.FLAGS, sorted."""
 
     lowest: float
     highest: float

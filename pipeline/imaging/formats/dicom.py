@@ -75,6 +75,16 @@ def is_bare(data: bytes) -> bool:
         return False
 
 
+def study_of(data: bytes) -> tuple[str, str]:
+    """Return the patient's identifier and the Study Instance UID of a DICOM file; empty texts where there are none."""
+    try:
+        wanted = ["PatientID", "StudyInstanceUID"]
+        header = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=wanted)
+        return _text(header, "PatientID"), _text(header, "StudyInstanceUID")
+    except Exception:
+        return "", ""
+
+
 def read_dicom(data: bytes, policy: Policy) -> Image | Part:
     """Read the one grey image of a DICOM file. A colour image whose channels are equal is a grey one.
 

@@ -1,0 +1,209 @@
+"""package: the finished model as one folder that predicts without config, labels, key or store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import __version__
+from pipeline.imaging.archive.quality import Limits
+from pipeline.imaging.image import Policy
+from pipeline.imaging.transforms import Rendering
+from pipeline.inference import model_card
+from pipeline.inference.decision import Decision, decide
+from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, member_files
+from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, seal, write_golden
+from pipeline.inference.rule import OperatingPoint, Rule
+from pipeline.models.images import read_images
+from pipeline.models.training import prepare
+from pipeline.statistics.calibrators import PrevalenceCalibrator, calibrator_from_dict
+from pipeline.statistics.errors import NotEnoughData
+from pipeline.statistics.probability_band import probability_band
+from pipeline.store.files import atomic, read_json, sha256_json, write_json
+from pipeline.store.tables import IMAGES, PATIENT_SCORES, SPLIT, read_table
+from pipeline.store.versions import package_versions, runtime_versions
+
+if TYPE_CHECKING:
+    from pipeline.settings.config import PackageSettings
+    from pipeline.store.artifacts import Inputs
+    from pipeline.store.runlog import RunLog
+
+FOLDER = "model"
+GOLDEN_IMAGES = 3
+STAGES = ("ingest", "split", "preprocess", "finetune", "score", "calibrate", "evaluate")
+
+
+def package(settings: PackageSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
+    """Leave `model/`: weights of every seed, model.json, golden arrays with their logits, MODEL_CARD.md, SHA256SUMS.
+
+    No row of it is about a patient. A model whose gate failed is packaged as not usable and without a threshold.
+    """
+    folder = work / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt that was killed
+    folder.mkdir()
+    threshold = read_json(inputs.file("calibrate", "threshold.json"))
+    arm, seeds = threshold["arm"], threshold["seeds"]
+    for seed in seeds:
+        into = folder / MEMBERS / f"seed{seed}"
+        into.mkdir(parents=True)
+        for name in (RECORD, WEIGHTS):
+            shutil.copyfile(inputs.file("finetune", f"{arm}/seed{seed}/{name}"), into / name)
+    flips = read_json(inputs.file("score", "summary.json"))["flips"]
+    device = prepare(inputs.machine.device, inputs.machine.threads)
+    ensemble = Ensemble.load(member_files(folder / MEMBERS), device, flips=flips)
+    write_golden(folder, _golden(inputs), ensemble)
+    content = _content(settings, inputs, threshold, flips)
+    write_json(folder / CONTENT, content)
+    with atomic(folder / CARD) as temporary:
+        temporary.write_text(model_card.text(content), "utf-8")
+    sha256 = seal(folder)
+    write_json(work / "summary.json", {"model_sha256": sha256, "usable": content["rule"]["usable"]})
+    log.info(f"model {sha256[:16]}: arm {arm}, {len(seeds)} seeds, usable: {content['rule']['usable']}")
+
+
+def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, Any], flips: bool) -> dict[str, Any]:
+    """Return the content of model.json."""
+    metrics = read_json(inputs.file("evaluate", "metrics.json"))
+    decision = decide(read_json(inputs.file("evaluate", "findings.json")), threshold, metrics)
+    record, card = inputs.record("ingest")["settings"], inputs.card.model_dump()
+    rendering = Rendering.from_settings(inputs.record("preprocess")["settings"])
+    trained = read_json(inputs.file("finetune", "summary.json"))["arms"][threshold["arm"]]
+    rule = _rule(inputs, "", decision, threshold, card["label"]["name"])
+    return {
+        "schema": SCHEMA,
+        "title": card["title"],
+        "network": {
+            "arm": threshold["arm"],
+            "seeds": threshold["seeds"],
+            "description": trained["description"],
+            "parameters_per_network": trained["parameters"],
+        },
+        "labels": [_label("", card["label"]), *(_label(one["id"], one) for one in card["further_labels"])],
+        "rendering": rendering.to_json(),
+        "accepts": {
+            "policy": Policy.from_settings(record).to_json(),
+            "limits": Limits.from_settings(record, card["expected"]).to_json(),
+            "min_slices": record["min_slices"],
+            "timeout_s": record["timeout_s"],
+            "max_memory_mb": record["max_memory_mb"],
+        },
+        "flips": flips,
+        "rule": rule.to_json(),
+        "further_rules": {one["id"]: _further(inputs, decision, metrics, one) for one in card["further_labels"]},
+        "prevalence": rule.calibrator.prevalence,
+        "certificate": decision.threshold(threshold) | {"other_operating_points": []},
+        "scope": _scope(threshold, decision, card),
+        "test": _test(decision.metrics(metrics)),
+        "population": _population(inputs),
+        "not_for": [*card["intended_use"]["not_for"], *settings.not_for],
+        "made_by": {
+            "keys": {stage: inputs.key(stage) for stage in STAGES},
+            "git_commit": inputs.record("evaluate")["git_commit"],
+            "versions": {"maescreen": __version__, **runtime_versions(), **package_versions()},
+        },
+        "threshold_sha256": sha256_json([one.to_json() for one in rule.points]),
+        "card": {name: card[name] for name in ("name", "title", "source", "licence", "attribution", "identifiers")}
+        | {"intended_use": card["intended_use"], "known_traps": card["known_traps"], "synthetic": card["synthetic"]},
+    }
+
+
+def _label(label_id: str, label: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("name", "definition", "reference_standard")
+    return {"id": label_id, **{name: label[name] for name in kept}}
+
+
+def _rule(inputs: Inputs, folder: str, decision: Decision, threshold: Mapping[str, Any], name: str) -> Rule:
+    """Return the rule of one label; `folder` is where `calibrate` left its files."""
+    calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", f"{folder}calibrator.json")))
+    scores = read_table(inputs.file("calibrate", f"{folder}patient_scores.parquet"), PATIENT_SCORES)
+    band = np.empty((0, 0))
+    if not isinstance(calibrator, PrevalenceCalibrator):
+        with suppress(NotEnoughData):  # then a probability is shown without limits
+            band = np.stack(probability_band(scores["label"], scores["score"], calibrator.method))
+    points = [threshold, *threshold["other_operating_points"]] if decision.usable else []
+    certified = tuple(_point(one) for one in points if one["certified"])
+    return Rule(threshold["aggregation"], calibrator, certified, decision, band, name)
+
+
+def _point(certified: Mapping[str, Any]) -> OperatingPoint:
+    return OperatingPoint(
+        threshold=float.fromhex(certified["threshold_hex"]),
+        recall_target=certified["recall_target"],
+        confidence=certified["confidence"],
+        positives=certified["positives"],
+        source="calibration patients",
+    )
+
+
+def _further(
+    inputs: Inputs, decision: Decision, metrics: Mapping[str, Any], label: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the rule of a further label as JSON: usable where the model is, and nothing speaks against its own."""
+    folder = f"further/{label['id']}/"
+    threshold = read_json(inputs.file("calibrate", f"{folder}threshold.json"))
+    problems = tuple(metrics["further_labels"][label["id"]]["problems"])
+    refused = () if threshold["certified"] else (threshold["message"],)
+    own = Decision((*decision.reasons, *problems, *refused))
+    return _rule(inputs, folder, own, threshold, label["name"]).to_json()
+
+
+def _scope(threshold: Mapping[str, Any], decision: Decision, card: Mapping[str, Any]) -> list[str]:
+    """Return in sentences of whom the certificate speaks; why there is none where there is none."""
+    if not decision.usable:
+        return list(decision.reasons)
+    return [
+        f"With {100 * threshold['confidence']:g} % confidence at least {100 * threshold['recall_target']:g} % of "
+        f"people with the condition who are like the {threshold['positives']} calibration patients who had it are "
+        "referred.",
+        f"These came from: {card['intended_use']['population'].strip()}.",
+        "Nothing is promised of other people, equipment or ways of taking and storing images.",
+    ]
+
+
+def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the locked test patients showed."""
+    point = metrics["operating_point"] or {}
+    shown = {name: point.get(name) for name in ("recall", "specificity", "referral_rate", "verification")}
+    numbers = {name: metrics[name] for name in ("patients", "positives", "images")}
+    return {**numbers, "auc": metrics["discrimination"]["auc"], **shown}
+
+
+def _population(inputs: Inputs) -> dict[str, Any]:
+    """Return what the training images are, in counts; the least and the greatest are percentiles, so nobody's own."""
+    split = read_table(inputs.file("split", "split.parquet"), SPLIT)
+    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
+    own = images[images["image_id"].isin(split.loc[split["split"] == "train", "image_id"])]
+    counted = ("modality", "view", "body_part", "manufacturer", "sex", "format")
+    spacings = [min(values) for values in own["spacing_mm"].dropna()]
+    return {
+        "patients": int(own["patient_id"].nunique()),
+        "images": len(own),
+        **{name: {str(k): int(v) for k, v in own[name].value_counts().sort_index().items()} for name in counted},
+        "spacing_mm": _band(spacings),
+        "age_years": _band(own["age_years"].dropna().tolist()),
+    }
+
+
+def _band(values: Sequence[float]) -> list[float] | None:
+    """Return the 1st and the 99th percentile; None where fewer than ten values are known."""
+    return [float(v) for v in np.percentile(values, (1, 99))] if len(values) >= 10 else None
+
+
+def _golden(inputs: Inputs) -> np.ndarray:
+    """Return three arrays to test a copy of the model on: training images that may be published, else phantoms."""
+    images = read_images(inputs.files("preprocess", "index_train.*"), inputs.files("preprocess", "train-*"))
+    if inputs.card.identifiers == "synthetic":
+        return images.raw(np.arange(min(GOLDEN_IMAGES, len(images)))).numpy()
+    rng = np.random.default_rng(0)
+    *_, height, width = images.shape
+    falling = np.linspace(255, 0, height)[:, None] * np.ones(width)
+    waves = 127 + 120 * np.sin(np.linspace(0, 9, width))[None] * np.cos(np.linspace(0, 7, height))[:, None]
+    grains = rng.uniform(0, 255, (height, width))
+    planes = np.stack([falling, waves, grains]).astype(np.uint8)
+    extra = (1,) * (len(images.shape) - 2)
+    return np.broadcast_to(planes.reshape(3, *extra, height, width), (3, *images.shape)).copy()
