@@ -19,6 +19,7 @@ from pipeline import __version__
 
 if TYPE_CHECKING:
     from pipeline.commands.failures import Nameable
+    from pipeline.inference.model import Model
     from pipeline.orchestration.run import Result
     from pipeline.settings.config import Card, Config
 
@@ -166,6 +167,110 @@ def plan(
     if stopped := [step.name for step in steps if step.action == "stop"]:
         kept = typed.command("run", config, overrides, store=store, keep=[*(keep or ()), *stopped], rebuild=rebuild)
         _say(f"to use what earlier code made: {kept}")
+
+
+ModelRef = Annotated[
+    str, typer.Argument(metavar="MODEL", help="folder of a packaged model, or the CONFIG of a finished run")
+]
+Table = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="columns path and study, for files without headers")
+]
+
+
+@app.command()
+def predict(
+    model: ModelRef,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", exists=True, help="files, folders and zip archives")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of the results; nothing else is written")],
+    table: Table = None,
+    target: Annotated[
+        float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
+    ] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes that read studies")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="a PDF page per study")] = True,
+    identified: Annotated[
+        bool, typer.Option("--identified", help="write the headers' patient identifiers, too; DIR becomes private")
+    ] = False,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """Judge new studies: refer, no refer or not assessable, with score, probability and reasons."""
+    from pipeline.commands import predict as prediction
+    from pipeline.commands import typed
+
+    again = typed.command("predict", Path(model), [*map(str, paths)], out=out, table=table)
+    with _errors(again=f"{again} …") as nameable, _sigterm_interrupts():
+        nameable.add(out, table, *paths)
+        nameable.folders.add(out.resolve())
+        loaded = _model(model, store, nameable, device, threads)
+        written = prediction.predict(
+            loaded,
+            paths,
+            out,
+            table=table,
+            recall_target=target,
+            prevalence=prevalence,
+            workers=workers,
+            pages=pages,
+            identified=identified,
+        )
+    if as_json:
+        _print_json(
+            {"out": str(out), "counts": written.counts(), "usable": loaded.usable, "model_sha256": loaded.sha256}
+        )
+    else:
+        for line in prediction.lines(loaded, written, out):
+            _say(line)
+        print(out / "results.json")
+    raise typer.Exit(0 if loaded.usable else GATE_FAILED)
+
+
+def _model(
+    reference: str, store: Path | None, nameable: Nameable, device: str = "cpu", threads: int | None = None
+) -> Model:
+    """Return the model that a folder, or the config of a finished run, means."""
+    from pipeline.inference.model import Model
+
+    folder = _model_folder(reference, store, nameable)
+    nameable.folders.add(folder.resolve())
+    return Model.load(folder, device=device, threads=threads, say=_say)
+
+
+def _model_folder(reference: str, store: Path | None, nameable: Nameable) -> Path:
+    from pipeline.commands import models
+
+    if models.is_folder(reference) or not Path(reference).is_file():
+        nameable.add(Path(reference))
+        return Path(reference)
+    settings, card = _settings(Path(reference), None, store, nameable)
+    return models.folder_of_run(settings, card, _known_key(settings, card) or None)
+
+
+model_app = typer.Typer(help="Look at packaged models.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(model_app, name="model")
+
+
+@model_app.command("info")
+def model_info(
+    reference: ModelRef,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a packaged model judges, what is certified, for whom, and what it was made from; checks every file."""
+    from pipeline.commands import models
+    from pipeline.inference.model_folder import verified
+
+    with _errors() as nameable:
+        found = models.info(*verified(_model_folder(reference, store, nameable)))
+    if as_json:
+        _print_json(found)
+    else:
+        print("\n".join(models.lines(found)))
 
 
 @app.command()

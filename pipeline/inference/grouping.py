@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pipeline.imaging.archive.sources import Source, read_bytes
@@ -27,12 +27,14 @@ IMAGE_NAME = re.compile(
 class Glance:
     """What a look at one file tells: its content's hash, and the study it is of.
 
-    `key` groups the files of one study, empty when the file is none's; `study_uid` is what a DICOM header says.
+    `key` groups the files of one study, empty when the file is none's; `study_uid` and `patient` are what a DICOM
+    header says.
     """
 
     sha256: str
     key: str
     study_uid: str = ""
+    patient: str = field(default="", repr=False)
     refusal: Refusal | None = None
 
 
@@ -43,7 +45,7 @@ def glance(source: Source, policy: Policy, named: Mapping[str, str]) -> Glance:
     """
     path = normal_path(source.path)
     given = named.get(path, "")
-    own = f"table\0{given}" if given else f"path\0{stem(path)}"
+    own = f"table\0{given}" if given else f"path\0{source.root}\0{stem(path)}"
     try:
         data = read_bytes(source, policy.max_file_bytes)
     except Refused as refused:
@@ -52,7 +54,7 @@ def glance(source: Source, policy: Policy, named: Mapping[str, str]) -> Glance:
     sha256 = sha256_bytes(data)
     if not given and is_dicom(data):
         patient, uid = study_of(data)
-        return Glance(sha256, f"dicom\0{patient}\0{uid}" if uid else own, uid)
+        return Glance(sha256, f"dicom\0{patient}\0{uid}" if uid else own, uid, patient)
     known = given or is_nifti(data) or is_pair_header(data) or is_raster(data) or is_array(data)
     if known or IMAGE_NAME.search(path) or data[:2] == b"\x1f\x8b":
         return Glance(sha256, own)

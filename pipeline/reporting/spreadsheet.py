@@ -11,7 +11,7 @@ from typing import Any
 # What starts a formula, also in its full-width forms, at the start of a cell or after a separator: a program that
 # expects semicolons or tabs splits a comma-separated file there.
 _FORMULA = re.compile(r"(^|[;\t|])(\s*)(?=[=+\-@\t\r＝＋－＠])")
-_NUMERIC = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_NUMERIC = re.compile(r"[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|0x[01]\.[0-9a-f]+p[+-]\d+)")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,0 +1,73 @@
+"""predict: studies in, a folder of results out; the lines that say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.inference.model import Model, StudiesError
+from pipeline.inference.result import Result
+from pipeline.inference.writing import Written, write_results
+from pipeline.labels.table_file import read_table_file
+from pipeline.store.runlog import RunLog
+from pipeline.wording import counted
+
+
+def read_studies(table: Path) -> dict[str, str]:
+    """Return the study of each path from a table with the columns `path` and `study`.
+
+    Raises StudiesError when a column is missing, a cell empty, or a path has several studies.
+    """
+    frame = read_table_file(table)
+    if missing := [name for name in ("path", "study") if name not in frame]:
+        raise StudiesError(f"--table needs the columns path and study; {' and '.join(missing)} is missing")
+    rows = frame[["path", "study"]].drop_duplicates()
+    if empty := int(rows.isna().any(axis=1).sum()):
+        raise StudiesError(f"--table has {counted(empty, 'row')} without a path or a study")
+    if twice := int(rows["path"].duplicated().sum()):
+        raise StudiesError(f"--table gives {counted(twice, 'path')} more than one study")
+    return dict(zip(rows["path"], rows["study"], strict=True))
+
+
+def predict(
+    model: Model,
+    paths: list[Path],
+    out: Path,
+    *,
+    table: Path | None = None,
+    recall_target: float | None = None,
+    prevalence: float | None = None,
+    workers: int = 2,
+    pages: bool = True,
+    identified: bool = False,
+) -> Written:
+    """Judge all studies and write the results; see `Model.predict` for what is raised."""
+    log = RunLog("predict", progress_only=True)
+
+    def track(results: Iterable[Result], done: int, total: int) -> Iterable[Result]:
+        return log.track(results, "studies", total, done)
+
+    predictions = model.predict(
+        paths,
+        studies=read_studies(table) if table else None,
+        recall_target=recall_target,
+        prevalence=prevalence,
+        workers=workers,
+        pictures=pages,
+    )
+    return write_results(predictions, out, identified=identified, track=track)
+
+
+def lines(model: Model, written: Written, out: Path) -> list[str]:
+    """Return what is said at the end."""
+    counts = written.counts()
+    said = [f"{counted(len(written.rows), 'study', 'studies')}: " + ", ".join(f"{n} {k}" for k, n in counts.items())]
+    if counts["not assessable"] and model.usable:
+        said.append(
+            "studies that are not assessable must be looked at like those that are referred; results.csv says why"
+        )
+    if written.quarantined:
+        said.append(f"{counted(written.quarantined, 'file')} not used; {out / 'quarantine.csv'} says why")
+    if not model.usable:
+        said.append("the model is not usable: " + "; ".join(model.rule.decision.reasons))
+    return said

@@ -1,0 +1,62 @@
+"""Packaged models of the small project, and studies that they have not seen."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from project import PATIENTS, Project, add_external
+
+from pipeline.inference.model import Model
+from pipeline.orchestration.run import run
+from pipeline.store.tables import SCORES, read_table
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model folder, the folder of new studies, and what `score` made of the same studies as an external set."""
+
+    model: Path
+    studies: Path
+    scores: object
+    arm: str
+    secret: bytes
+
+    def load(self) -> Model:
+        return Model.load(self.model, device="cpu", threads=1, say=lambda line: None)
+
+    def unpacked(self, folder: Path) -> Path:
+        with zipfile.ZipFile(self.studies) as archive:
+            for name in archive.namelist():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(archive.read(name))
+        return folder
+
+
+@pytest.fixture(scope="session")
+def judged(finished, tmp_path_factory) -> tuple[Project, str]:
+    project = finished.copy(tmp_path_factory.mktemp("inference") / "project")
+    return project, f"data.external=[{add_external(project, 'new', slice(PATIENTS, PATIENTS + 30))}]"
+
+
+def _packaged(judged: tuple[Project, str], arm: str) -> Packaged:
+    project, external = judged
+    loaded = project.load(external, f"calibrate.arm={arm}", "machine.workers=1")
+    result = run(*loaded, until="package", say=lambda line: None)
+    scores = read_table(result.artifacts["score@new"].file("scores_test.parquet"), SCORES)
+    own = scores[scores["arm"] == arm]
+    return Packaged(
+        result.artifacts["package"].path / "model", project.folder / "new" / "studies.zip", own, arm, loaded[2]
+    )
+
+
+@pytest.fixture(scope="session")
+def hog(judged) -> Packaged:
+    return _packaged(judged, "hog")
+
+
+@pytest.fixture(scope="session")
+def mae(judged) -> Packaged:
+    return _packaged(judged, "mae")
