@@ -330,7 +330,7 @@ def trace(
     """Walk from a report to the artifacts, code, settings and source files it rests on."""
     from pipeline.commands import trace as tracing
     from pipeline.store.artifacts import Store
-    from pipeline.wording import counted
+    from pipeline.store.wording import counted
 
     with _errors() as nameable:
         nameable.add(report)
@@ -410,7 +410,7 @@ def init(
 def reindex(config: ConfigPath, overrides: Overrides = None, store: StoreOption = None) -> None:
     """Index the artifacts and runs of the store in MLflow again, as after a lost database or a move to a server."""
     from pipeline.orchestration import run as pipeline
-    from pipeline.wording import counted
+    from pipeline.store.wording import counted
 
     with _errors(config, overrides, store) as nameable:
         artifacts, runs = pipeline.reindex(_settings(config, overrides, store, nameable)[0])

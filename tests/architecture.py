@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "pipeline"
-# From the bottom. `wording` and the package itself are everybody's.
+# From the bottom. The package itself is everybody's.
 FLOORS = (
     ("store",),
     ("imaging", "models", "statistics", "reporting"),
@@ -23,7 +23,7 @@ FLOORS = (
     ("cli",),
 )
 LIBRARIES = FLOORS[1]
-EVERYBODYS = ("wording", "")
+EVERYBODYS = ("",)
 
 
 def modules() -> list[str]:

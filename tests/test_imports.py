@@ -17,7 +17,7 @@ ONLY_IN = {
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
 # What a library may know of the store: tables and files, never artifacts or where they lie.
-SHARED_STORE = ("store/tables", "store/files.py")
+SHARED_STORE = ("store/tables", "store/files.py", "store/versions.py", "store/wording.py")
 LIBRARIES = ("imaging/", "models/", "statistics/", "reporting/", "labels/", "inference/", "evaluation/")
 
 

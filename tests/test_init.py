@@ -145,21 +145,62 @@ def initialise(tmp_path):
     return tmp_path / "out" / "configs" / "own.yaml", done.stderr
 
 
-def test_photographs_in_colour_lead_to_a_split(tmp_path):
+def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     generator = np.random.default_rng(0)
     (tmp_path / "studies").mkdir()
     for n in range(60):
-        pixels = generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        pixels = generator.integers(0, 255, (28, 28, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "studies" / f"{n:03d}.png")
     rows = "".join(f"{n:03d}.png;p{n};{'yes' if n % 2 else 'no'}\n" for n in range(60))
     table(tmp_path, "image;patient;referable\n" + rows)
     config, said = initialise(tmp_path)
     assert "pictures in colour" in said
-    assert load(config)[0].ingest.colour == "luminance"
+    assert "small pictures" in said
+    assert (load(config)[0].ingest.colour, load(config)[0].ingest.min_side) == ("luminance", 16)
     where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
     run = call("run", config, "--until", "split", *where)
     assert run.exit_code == 0, run.stderr
     assert "60 images of 60 patients accepted" in run.stderr
+
+
+def test_images_are_those_of_the_file_that_has_their_labels_whatever_lies_beside_it(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "studies").mkdir()
+    for name in ("first", "second"):
+        arrays = {}
+        for part, count in (("train", 60), ("val", 10), ("test", 10)):
+            arrays[f"{part}_images"] = generator.integers(0, 255, (count, 28, 28), dtype=np.uint8)
+            arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8)[:, None] % 2
+        np.savez(tmp_path / "studies" / f"{name}.npz", **arrays)
+    labels = tmp_path / "studies" / "second.npz"
+    done = call("init", tmp_path / "studies", "--labels", labels, "--output", tmp_path / "out", "--name", "own")
+    assert done.exit_code == 0, done.stderr
+    assert "data.studies names it alone" in done.stderr
+    config = tmp_path / "out" / "configs" / "own.yaml"
+    assert load(config)[0].data.studies == [labels]
+    where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
+    run = call("run", config, "--until", "split", *where)
+    assert run.exit_code == 0, run.stderr
+    assert "80 of 80 labelled rows of the label table matched 80 of 80 images" in run.stderr
+    # Of a config that somebody wrote, the folder holds these images, too.
+    folder = f"data.studies=[{tmp_path / 'studies'}]"
+    run = call("run", config, "--until", "split", folder, *where)
+    assert run.exit_code == 1
+    assert "80 would be with columns.path_within" in run.stderr
+
+
+def test_pictures_of_ct_get_a_window_proposed_that_can_be_taken_as_it_stands(tmp_path):
+    (tmp_path / "studies").mkdir()
+    place = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+    for n in range(3):
+        content = make_dicom(SOPClassUID=CT, Modality="CT", PatientID=f"P{n}", SOPInstanceUID=f"2.25.1{n}", **place)
+        (tmp_path / "studies" / f"{n}.dcm").write_bytes(content)
+    table(tmp_path, "PatientID,label\nP0,1\nP1,0\nP2,0\n")
+    config, _ = initialise(tmp_path)
+    assert load(config)[0].preprocess.window is None
+    text = config.read_text().replace("# preprocess:", "preprocess:").replace("#  window", "  window")
+    config.write_text(text)
+    assert load(config)[0].preprocess.window == [-1000, 400]
 
 
 def test_series_with_labels_by_patient_get_a_config_of_three_axes(tmp_path):
@@ -175,6 +216,8 @@ def test_series_with_labels_by_patient_get_a_config_of_three_axes(tmp_path):
     table(tmp_path, "PatientID,label\nP0,1\nP1,0\nP2,0\n")
     config, said = initialise(tmp_path)
     assert "volumes: the config has three axes" in said
+    assert "CT: the config proposes a window" in said
+    assert "\n#  window: [-1000, 400]" in config.read_text()
     settings, _ = load(config)
     assert (settings.preprocess.image_size, settings.pretrain.encoder.patch_size) == ([64, 64, 64], [8, 8, 8])
     assert "hog" not in settings.finetune.arms

@@ -324,7 +324,7 @@ def test_an_id_that_fits_two_patients_is_refused(folder):
     files = {f"{n}.dcm": dicom(n, PatientID=f"{n:03d}") for n in range(1, 61)} | {"x.dcm": dicom(99, PatientID="07")}
     rows = [{"who": str(n), "label": n % 2} for n in range(1, 61)]
     message = folder(files, rows, patient_id="who").refused(id_ignore=["leading_zeros"])
-    assert "1 identifiers of the table fit several of the headers" in message
+    assert "1 identifier of the table fits several of the headers" in message
 
 
 def test_a_column_of_other_things_than_the_card_says_is_recognised(folder):
@@ -356,7 +356,7 @@ def test_copies_with_opposite_labels_are_used_for_nothing(folder):
     made = folder(files, rows, path="path", patient_id="patient")
     result = made.run()
     assert result.exit_code == 0, result.stderr
-    assert "30 images show 20 pictures that have opposite labels elsewhere" in result.stderr
+    assert "30 images show 20 pictures with opposite labels elsewhere" in result.stderr
     assert made.summary("split")["contradicting_copies"] == {
         "pictures": 20, "copies": 30, "patients": 30, "left_out": 30}  # fmt: skip
     table = made.split()

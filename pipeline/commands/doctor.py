@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.store.versions import package_versions
-from pipeline.wording import counted
+from pipeline.store.wording import counted
 
 FREE_GB_WANTED = 5.0
 

@@ -12,30 +12,21 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.commands.studies_glance import Glance, glance
+from pipeline.imaging.archive.sources import has_images
+from pipeline.imaging.pseudonyms import patient_pseudonym
+from pipeline.labels.joining import better_spelling
 from pipeline.labels.path_rules import PathRule, join_paths
 from pipeline.labels.table_file import read_table_file
 from pipeline.labels.values import LabelsError, spelling
 from pipeline.settings.config import NOT_STATED, StudyStatements
 
-NEGATIVE_WORDS = {"0", "no", "n", "negative", "normal", "false", "healthy", "benign", "absent", "no finding", "neg"}
-POSITIVE_WORDS = {"1", "yes", "y", "positive", "abnormal", "true", "disease", "malignant", "present", "pos"}
+NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
+POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present".split()}
 # What somebody writes who does not know. `none` is not among them: it may be the name of a class.
 UNCERTAIN_WORDS = {
-    *("-1", "u", "?", "uncertain", "unknown", "unclear", "unsure", "equivocal", "indeterminate", "inconclusive"),
-    *(
-        "borderline",
-        "n/a",
-        "na",
-        "nan",
-        "null",
-        "missing",
-        "not available",
-        "not known",
-        "not done",
-        "pending",
-        "-",
-        ".",
-    ),
+    *"-1 u ? - . n/a na nan null unknown unclear unsure uncertain equivocal indeterminate inconclusive".split(),
+    *"borderline missing pending".split(),
+    *("not available", "not known", "not done"),
 }
 # Column names as `_plain` writes them, the most telling first.
 JOIN_NAMES = {
@@ -112,7 +103,7 @@ def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
     label = answers.label or _label_column(table, joins)
     if label not in table.columns:
         raise InitError(f"the label table has no column {label}; its columns: {', '.join(table.columns)}")
-    if labels.suffix.lower() == ".npz":
+    if has_images(labels):
         joins.setdefault("patient_id", joins["path"])  # such a file names no patients: each image is its own
     meant = _meanings(table[label], label, answers)
     others = _others(table, {label, *joins.values()})
@@ -162,11 +153,13 @@ def _rules(table: pd.DataFrame, joins: Mapping[str, str], seen: Glance) -> dict[
         rules = {name: _quoted([value])[1:-1] for name, value in written.items() if value}
         return rules | ({"path_ignore": f"[{', '.join(better.ignore)}]"} if better.ignore else {})
     if "patient_id" in joins:
-        stated = {one.patient for one in seen.identities if one.patient}
-        table_has = set(table[joins["patient_id"]].dropna())
-        unfound = stated - table_has
-        if unfound and {one.lstrip("0") for one in unfound} <= {one.lstrip("0") for one in table_has}:
-            return {"id_ignore": "[leading_zeros]"}
+        # Pseudonyms that leave no trace, so that the key is of no account.
+        values = table[joins["patient_id"]].dropna()
+        unfound = {patient_pseudonym(b"", one.patient) for one in seen.identities if one.patient}
+        unfound -= {patient_pseudonym(b"", value) for value in values}
+        ignore, _ = better_spelling(values, b"", unfound)
+        if ignore:
+            return {"id_ignore": f"[{', '.join(ignore)}]"}
     return {}
 
 
@@ -281,6 +274,10 @@ def write(folder: Path, labels: Path, output: Path, name: str | None, answers: A
     Raises InitError when a file exists already or the label table is not understood.
     """
     name = name or re.sub(r"[^a-z0-9]+", "_", folder.resolve().name.lower()).strip("_") or "project"
+    said = []
+    if has_images(labels) and folder.resolve() in labels.resolve().parents:
+        folder = labels
+        said = ["the label table holds the images, too; data.studies names it alone, not the folder around it"]
     seen = glance(folder, labels)
     try:
         described = describe(labels, answers, seen)
@@ -293,7 +290,7 @@ def write(folder: Path, labels: Path, output: Path, name: str | None, answers: A
     for path, text in ((card, _card(name, described)), (config, _config(name, folder, labels, card, config, seen))):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-    return [card, config], described.lines() + seen.lines()
+    return [card, config], said + described.lines() + seen.lines()
 
 
 def _quoted(values: Sequence[str]) -> str:

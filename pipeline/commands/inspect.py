@@ -18,7 +18,7 @@ from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
 from pipeline.store.tables import IMAGES, read_table
-from pipeline.wording import counted
+from pipeline.store.wording import counted
 
 COUNTED = ("format", "modality", "body_part", "view", "manufacturer", "sex")
 NOT_STATED = "not stated"
@@ -69,8 +69,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     text = [f"{counted(found['files'], 'file')}: {accepted}; {counted(refused, 'file')} would be quarantined"]
     if nameless:
         text.append(
-            f"{counted(nameless, 'image')} of a format without patients (counted as one patient each): the label table "
-            "must name them"
+            f"{counted(nameless, 'image')} of a format without patients (each counted as a patient of its own): the "
+            "label table must name them"
         )
     text += _section(
         "quarantined", [f"{c:>8}  {name}: {meaning}" for name, (c, meaning) in found["quarantined"].items()]

@@ -10,7 +10,7 @@ from pipeline.inference.result import Result
 from pipeline.inference.writing import Written, write_results
 from pipeline.labels.table_file import read_table_file
 from pipeline.store.runlog import RunLog
-from pipeline.wording import counted
+from pipeline.store.wording import counted
 
 
 def read_studies(table: Path) -> dict[str, str]:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from unicodedata import normalize
 
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.archive.workers import Pool, each_batch
-from pipeline.imaging.image import Identity, Part, Policy
+from pipeline.imaging.image import MB, Identity, Part
 from pipeline.imaging.quarantine import Refusal
 from pipeline.imaging.read import read_image
+from pipeline.labels.path_rules import PathRule
 from pipeline.settings.config import IngestSettings
 
 OPENED = 24
-MB = 1_000_000
-UIDS = ("study_uid", "series_uid", "sop_instance_uid")
+NAMES_ALONE = PathRule(ignore=("folders", "suffix"))
+# What headers state, by the field of a card that joins by it.
+STATED = {
+    "patient_id": "patient",
+    "study_instance_uid": "study_uid",
+    "series_instance_uid": "series_uid",
+    "sop_instance_uid": "sop_instance_uid",
+}
+WINDOW_ADVICE = (
+    "#  window: [-1000, 400]           # CT: Hounsfield units that become black and white, here for lungs. Without\n"
+    "#                                 # them, what a maker writes where nothing was scanned tells makers apart\n"
+)
 
 
 @dataclass(frozen=True)
@@ -30,22 +41,22 @@ class Glance:
     volumes: int = 0
     colour: int = 0
     small: int = 0
+    ct: int = 0
 
     def shares(self, values: Iterable[str]) -> dict[str, float]:
         """Return which share of a column's values names files, with or without folders and suffix; and, for each kind
         of identifier, which share of the headers opened has one of the values.
         """
-        column = {_normal(value) for value in values}
-        if not column:
+        column = list(values)
+        rows = {NAMES_ALONE.of_row(value) for value in column}
+        if not rows:
             return {}
-        names = {name for path in self.files for name in _spellings(path)}
-        found = {"path": sum(bool(_spellings(value) & names) for value in column) / len(column)}
-        known = {value.lstrip("0") for value in column}
-        fields = {"patient_id": "patient", **{f"{name.removesuffix('_uid')}_instance_uid": name for name in UIDS[:2]}}
-        fields["sop_instance_uid"] = "sop_instance_uid"
-        for join, attribute in fields.items():
+        files = {NAMES_ALONE.of_file(path) for path in self.files}
+        found = {"path": len(rows & files) / len(rows)}
+        known = {_without_zeros(value) for value in column}
+        for join, attribute in STATED.items():
             stated = [value for one in self.identities if (value := getattr(one, attribute))]
-            found[join] = sum(_normal(value).lstrip("0") in known for value in stated) / len(stated) if stated else 0.0
+            found[join] = sum(_without_zeros(value) in known for value in stated) / len(stated) if stated else 0.0
         return found
 
     def settings(self) -> str:
@@ -59,9 +70,12 @@ class Glance:
         if self.volumes > self.pictures:
             text += (
                 "preprocess:\n  image_size: [64, 64, 64]       # the studies are volumes: superior, anterior, right\n"
+                f"{WINDOW_ADVICE if self.ct else ''}"
                 "pretrain:\n  encoder: {patch_size: [8, 8, 8]}\n"
                 "finetune:\n  arms: [mae, scratch, linear_probe]   # hog takes pictures only\n"
             )
+        elif self.ct:
+            text += f"# preprocess:\n{WINDOW_ADVICE}"
         return text
 
     def lines(self) -> list[str]:
@@ -73,6 +87,11 @@ class Glance:
             found.append("small pictures: the config accepts sides of 16 pixels and more (ingest.min_side)")
         if self.volumes > self.pictures:
             found.append("volumes: the config has three axes (preprocess.image_size, pretrain.encoder.patch_size)")
+        if self.ct:
+            found.append(
+                "CT: the config proposes a window in a comment (preprocess.window); without one, what a maker writes "
+                "where nothing was scanned tells makers apart"
+            )
         return found
 
 
@@ -95,8 +114,9 @@ def glance(folder: Path, labels: Path) -> Glance:
         identities=[one.identity for one in opened if one.identity is not None],
         pictures=kinds.count("picture"),
         volumes=kinds.count("volume"),
-        colour=kinds.count("colour"),
-        small=kinds.count("too_small"),
+        colour=sum(one.colour for one in opened),
+        small=sum(one.small for one in opened),
+        ct=sum(one.modality == "CT" for one in opened),
     )
 
 
@@ -106,21 +126,21 @@ class Opened:
 
     kind: str
     identity: Identity | None = None
+    modality: str = ""
+    colour: bool = False
+    small: bool = False
 
 
 def _open(source: Source) -> Opened:
-    limits = IngestSettings()
-    policy = Policy(int(limits.max_file_mb * MB), int(limits.max_pixels_mb * MB))
+    settings = IngestSettings()
+    policy = replace(Policy.from_settings(settings.model_dump()), accept_colour=True, min_side=1)
     found = read_image(read_bytes(source, policy.max_file_bytes), policy)
-    volume = isinstance(found, Part) or found.pixels.ndim == 3
-    return Opened("volume" if volume else "picture", found.about.identity)
+    identity, modality = found.about.identity, found.about.modality
+    if isinstance(found, Part) or found.pixels.ndim == 3:
+        return Opened("volume", identity, modality)
+    small = min(found.pixels.shape) < settings.min_side
+    return Opened("picture", identity, modality, colour="colour_reduced" in found.flags, small=small)
 
 
-def _normal(value: str) -> str:
-    return unicodedata.normalize("NFC", value.strip())
-
-
-def _spellings(path: str) -> set[str]:
-    """Return a path, its last part, and that without suffix."""
-    pure = PurePosixPath(_normal(path).replace("\\", "/"))
-    return {str(pure), pure.name, pure.stem, pure.name.split(".")[0]}
+def _without_zeros(identifier: str) -> str:
+    return normalize("NFC", identifier.strip()).lstrip("0")

@@ -14,7 +14,7 @@ from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import sha256_file
 from pipeline.store.lineage import SourceHashes
 from pipeline.store.tables import FILES, QUARANTINE, read_table
-from pipeline.wording import counted
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import Data

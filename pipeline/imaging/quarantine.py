@@ -14,7 +14,7 @@ REASONS = {
     "special_file": "a device, pipe or socket",
     "unreadable": "the file could not be opened or read",
     "empty_file": "the file has no bytes",
-    "too_large": "the file or its decoded pixels exceed the size limit",
+    "too_large": "the file or its decoded pixels exceed ingest.max_file_mb or ingest.max_pixels_mb",
     "unsafe_member": "an archive member with an absolute, escaping or repeated name, or a link",
     "encrypted": "an encrypted archive member",
     "archive": "an archive inside an archive, or one without the name of a zip file",
@@ -24,19 +24,19 @@ REASONS = {
     "damaged_header": "the header cannot be read or contradicts itself",
     "damaged_pixels": "the pixels are cut off, contradict the header or cannot be decoded",
     "unsupported_encoding": "no installed decoder for this pixel encoding",
-    "decoder_crash": "the process that decoded the file died, twice",
-    "timeout": "decoding took longer than the limit, twice",
+    "decoder_crash": "the process that decoded the file died, twice; it may use ingest.max_memory_mb",
+    "timeout": "decoding took longer than ingest.timeout_s, twice",
     "not_an_image": "a DICOM object without an image: report, presentation state, segmentation, directory ...",
     "modality": "a modality outside ingest.modalities",
-    "secondary_capture": "a secondary capture, which often shows a name",
-    "burned_in_text": "the header says that text is burned into the pixels",
+    "secondary_capture": "a secondary capture, which often shows a name; ingest.secondary_capture accepts them",
+    "burned_in_text": "the header says that text is burned in; ingest.burned_in_annotation accepts such images",
     "multi_frame": "several frames in one file whose header does not say where each lies",
-    "derived": "a derived image; the setting ingest.derived refuses them",
+    "derived": "a derived image, which ingest.derived refuses",
     "mosaic": "many slices tiled in one picture",
     "image_type": "a phase, real or imaginary image, or a kind that ingest.image_types does not name",
     "for_processing": "raw values for processing, not for presentation; ingest.intent accepts them",
     "few_slices": "a stack of fewer slices than ingest.min_slices in a study that has a larger one",
-    "colour": "a colour image; the task is grey",
+    "colour": "a colour image; ingest.colour: luminance takes its brightness",
     "too_small": "a side shorter than ingest.min_side",
     "axes": "a volume among pictures or a picture among volumes: ingest.axes, else preprocess.image_size, says which",
     "unclear_orientation": "right and left are not stated, or stated twice and differently; see ingest.orientation",
@@ -47,7 +47,7 @@ REASONS = {
     "uneven_spacing": "the slices of the series do not lie on a regular grid",
     "gantry_tilt": "slices are stacked at an angle, not along the slice normal",
     "duplicate_slices": "several slices at one position, and nothing in the headers tells the volumes apart",
-    "bad_values": "values that are not finite numbers, or a rescaling that destroys them",
+    "bad_values": "values that are not finite real numbers, or a rescaling that destroys them",
     "no_patient": "no patient identifier in header or label table, or only a placeholder that several studies share",
     "duplicate": "the same image or slice of the same patient as another file, which was kept",
     "uid_conflict": "different images under one SOP Instance UID; none is trusted",
@@ -80,11 +80,17 @@ FLAGS = {
     "units_assumed": "the file does not say its unit of length; millimetres assumed",
     "orientation_assumed": "the file does not say how it lies; indices taken to rise towards left, anterior, superior",
     "orientation_contradicts": "the file says in two ways how it lies, and they differ; its sform was taken",
+    "padding_of_maker": "more pixels at the lowest value than in another maker's CT (padding?); see preprocess.window",
     "duplicate_across_patients": "the same pixels as an image of another patient",
     "near_duplicate_across_patients": "nearly the same picture as an image of another patient",
 }
 # Decided by comparison with other images, when none can be refused any more.
-COMPARED_FLAGS = ("inversion_suspected", "duplicate_across_patients", "near_duplicate_across_patients")
+COMPARED_FLAGS = (
+    "inversion_suspected",
+    "padding_of_maker",
+    "duplicate_across_patients",
+    "near_duplicate_across_patients",
+)
 # A flag that ingest.refuse names is a reason by itself.
 REASONS |= {flag: f"{text} (ingest.refuse)" for flag, text in FLAGS.items() if flag not in COMPARED_FLAGS}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.labels.values import LabelsError
+from pipeline.store.wording import counted
 
 
 def labels_of_files(
@@ -100,7 +101,7 @@ def one_label(labels: pd.Series, image_ids: Iterable[str], any_positive: bool) -
     mixed = int((by_image.nunique() > 1).sum())
     if mixed and not any_positive:
         raise LabelsError(
-            f"label table: the files of {mixed} volumes have different labels; correct the table, or, if any positive "
-            "file makes a volume positive, say columns.several_rows: any_positive in the dataset card"
+            f"label table: the files of {counted(mixed, 'volume')} have different labels; correct the table, or, if "
+            "any positive file makes a volume positive, say columns.several_rows: any_positive in the dataset card"
         )
     return by_image.max()

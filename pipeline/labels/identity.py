@@ -15,13 +15,14 @@ from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseud
 from pipeline.labels.path_rules import PathRule
 from pipeline.labels.values import LabelsError, read_labels
 from pipeline.store.files import sha256_json
+from pipeline.store.wording import counted
 
 # Kind of pseudonym by the way in which rows of a label table are about files.
 WHAT = {
-    "path": "paths",
-    "sop_instance_uid": "images",
-    "series_instance_uid": "series",
-    "study_instance_uid": "studies",
+    "path": ("path", "paths"),
+    "sop_instance_uid": ("image", "images"),
+    "series_instance_uid": ("series", "series"),
+    "study_instance_uid": ("study", "studies"),
 }
 
 # One person, or several under one identifier. Ages are given in whole years, rounded as it happens.
@@ -66,7 +67,10 @@ def named_by_row(labels: Path, join: str, column: str, patient_column: str | Non
     pairs = pd.DataFrame({"key": keys, "patient": table[patient_column]}).drop_duplicates()
     conflicts = int(pairs.loc[pairs["key"].duplicated(), "key"].nunique())
     if conflicts:
-        raise LabelsError(f"{conflicts} {WHAT[join]} of the label table have more than one patient; correct the table")
+        things = counted(
+            conflicts, f"{WHAT[join][0]} of the label table has", f"{WHAT[join][1]} of the label table have"
+        )
+        raise LabelsError(f"{things} more than one patient; correct the table")
     return dict(zip(pairs["key"], pairs["patient"], strict=True))
 
 
@@ -204,9 +208,9 @@ def objection(found: Findings, patient_from: str | None) -> str:
         table, headers = found.table_patients_with_several_header_ids, found.header_ids_with_several_table_patients
         problems.append(
             "the label table and the headers disagree about who is who: "
-            f"{_count(table, 'patient of the table has', 'patients of the table have')} several PatientIDs in headers, "
-            f"{_count(headers, 'PatientID of headers is', 'PatientIDs of headers are')} several patients of the table "
-            f"({_count(found.files_disagreeing, 'file', 'files')} of {found.files_compared} compared)"
+            f"{counted(table, 'patient of the table has', 'patients of the table have')} several PatientIDs in "
+            f"headers, {counted(headers, 'PatientID of headers is', 'PatientIDs of headers are')} several patients of "
+            f"the table ({counted(found.files_disagreeing, 'file')} of {found.files_compared} compared)"
         )
     contradicting = max(found.patients_of_several_sexes, found.patients_of_contradicting_ages)
     if contradicting > max(1, CONTRADICTIONS_TOLERATED * found.patients_with_several_studies):
@@ -225,7 +229,7 @@ def objection(found: Findings, patient_from: str | None) -> str:
 def _contradictions(found: Findings) -> list[str]:
     several = found.patients_with_several_studies
     return [
-        f"{_count(number, 'patient is', 'patients are')} {what} (of {several} with several studies)"
+        f"{counted(number, 'patient is', 'patients are')} {what} (of {several} with several studies)"
         for number, what in (
             (found.patients_of_several_sexes, "of both sexes by the headers"),
             (found.patients_of_contradicting_ages, "of ages that contradict the dates of the studies"),
@@ -245,15 +249,11 @@ def remarks(found: Findings) -> list[str]:
         ),
         (found.undecided, "without a patient: the label table, which does not name them, divides what the header says"),
     )
-    text = [f"{_count(number, 'file', 'files')} {what}" for number, what in said if number]
+    text = [f"{counted(number, 'file')} {what}" for number, what in said if number]
     if found.table_placeholders:
-        rows = _count(found.table_placeholders, "row of the label table has", "rows of the label table have")
+        rows = counted(found.table_placeholders, "row of the label table has", "rows of the label table have")
         text.append(f"{rows} a placeholder for a patient, which says nothing; their headers decide")
     return text + [f"{what}; an identifier may stand for several people" for what in _contradictions(found)]
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
 
 
 # ---------------------------------------------------------------- what follows from it

@@ -13,6 +13,7 @@ from pipeline.imaging.pseudonyms import patient_pseudonym
 from pipeline.labels.identity import row_pseudonym
 from pipeline.labels.path_rules import SHARE_TO_STOP, PathRule
 from pipeline.labels.values import LabelsError
+from pipeline.store.wording import counted
 
 # The pseudonym that rows are joined by, and what it is of, per way of joining.
 COLUMNS = {
@@ -23,11 +24,11 @@ COLUMNS = {
     "patient_id": "patient_id",
 }
 THINGS = {
-    "path": "images",
-    "sop_instance_uid": "images",
-    "series_instance_uid": "series",
-    "study_instance_uid": "studies",
-    "patient_id": "patients",
+    "path": ("image", "images"),
+    "sop_instance_uid": ("image", "images"),
+    "series_instance_uid": ("series", "series"),
+    "study_instance_uid": ("study", "studies"),
+    "patient_id": ("patient", "patients"),
 }
 IGNORED = ("leading_zeros", "decimals", "case", "punctuation")
 LONGEST_NUMBER = 16
@@ -63,8 +64,9 @@ def row_keys(
     merged = int((values.groupby(keys.to_numpy()).nunique() > 1).sum())
     if ambiguous or merged:
         raise LabelsError(
-            f"columns.id_ignore {list(ignore)} makes different patients one: {ambiguous} identifiers of the table "
-            f"fit several of the headers, {merged} of the headers several of the table; take it off the dataset card"
+            f"columns.id_ignore [{', '.join(ignore)}] makes different patients one: "
+            f"{counted(ambiguous, 'identifier of the table fits', 'identifiers of the table fit')} several of the "
+            f"headers, {merged} of the headers several of the table; take it off the dataset card"
         )
     return keys
 
@@ -94,13 +96,14 @@ def why_unmatched(
     `values` and `keys` are those of the labelled rows; `present` has the pseudonyms in the archive per way of joining.
     """
     matched = keys.isin(present[join])
-    rows = f"{int(matched.sum())} of {len(values)} labelled rows"
-    said = f"{rows} are about {THINGS[join]} of the archive, by column {column}"
+    about = "is" if matched.sum() == 1 else "are"
+    rows = f"{int(matched.sum())} of {counted(len(values), 'labelled row')} {about}"
+    said = f"{rows} about {THINGS[join][1]} of the archive, by column {column}"
     lost = values[~matched]
     if lost.empty:
         return "", False
     if join == "patient_id":
-        ignore, would = _better_spelling(lost, secret, set(present[join]))
+        ignore, would = better_spelling(lost, secret, set(present[join]))
         if would:
             more = " more" if matched.any() else ""
             advice = f"{would}{more} would be with columns.id_ignore: [{', '.join(ignore)}] in the dataset card"
@@ -117,8 +120,11 @@ def why_unmatched(
     )
 
 
-def _better_spelling(lost: pd.Series, secret: bytes, known: Collection[str]) -> tuple[tuple[str, ...], int]:
-    """Return what to ignore so that most of the identifiers are known, the least that does, and how many rows gain."""
+def better_spelling(lost: pd.Series, secret: bytes, known: Collection[str]) -> tuple[tuple[str, ...], int]:
+    """Return what to ignore so that most of the identifiers are known, the least that does, and how many rows gain.
+
+    `known` are pseudonyms of patients under `secret`.
+    """
 
     def gained(some: pd.Series, ignore: Sequence[str]) -> int:
         return sum(any(patient_pseudonym(secret, one) in known for one in spellings(value, ignore)) for value in some)
@@ -166,7 +172,8 @@ def contradicting_rows(whole: Callable[[], pd.DataFrame], keys: pd.Series, label
     if not len(contradicting):
         return ""
     telling = _telling_columns(whole().loc[keys.index], keys, label, keys.isin(contradicting))
-    said = f"{len(contradicting)} {THINGS[join]} have contradicting labels in several rows"
+    one, several = THINGS[join]
+    said = f"{counted(len(contradicting), f'{one} has', f'{several} have')} contradicting labels in several rows"
     if telling:
         said += f"; these differ in {', '.join(telling)}"
         if join in ("patient_id", "study_instance_uid", "series_instance_uid"):
@@ -174,7 +181,7 @@ def contradicting_rows(whole: Callable[[], pd.DataFrame], keys: pd.Series, label
                 ". If that says which image or study a row is about, name it in the card as columns.path, "
                 "sop_instance_uid, series_instance_uid or study_instance_uid"
             )
-    return f"{said}. If any positive row makes the whole positive, say columns.several_rows: any_positive"
+    return f"{said}. If one positive row makes the {one} positive, say columns.several_rows: any_positive"
 
 
 def _telling_columns(table: pd.DataFrame, keys: pd.Series, label: pd.Series, own: pd.Series) -> list[str]:

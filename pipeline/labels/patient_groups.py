@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import binom
 
 # A split may miss its share by a third, and by what chance does with so many patients in 997 of 1,000 cases.
 SHARE_MISSED = 1 / 3
-STANDARD_DEVIATIONS = 3.0
+LEAST_CHANCE = 0.003
 
 
 def units(images: pd.DataFrame, near: pd.DataFrame) -> pd.Series:
@@ -39,8 +40,8 @@ def missed_shares(labelled: pd.DataFrame, shares: Mapping[str, Mapping[str, floa
     """Return which splits are far from their shares because patients are linked; nothing when none is.
 
     `labelled` has patient_id, unit, split and given; `shares` are those of the splits by value of `given`, adding up
-    to 1. What a split would have if every patient were divided alone is known, but for chance: its standard deviation
-    is the square root of the sum of p (1 - p).
+    to 1. What a split would have if every patient were divided alone is known, but for chance: the binomial
+    distribution, which is the wider where shares of patients differ, says how far that goes.
     """
     patients = labelled.drop_duplicates("patient_id")
     largest = int(patients["unit"].value_counts().max())
@@ -49,9 +50,11 @@ def missed_shares(labelled: pd.DataFrame, shares: Mapping[str, Mapping[str, floa
     chances = pd.DataFrame([shares[given] for given in patients["given"]]).fillna(0.0)
     counts = patients["split"].value_counts().reindex(chances.columns, fill_value=0)
     expected = chances.sum()
-    spread = np.sqrt(np.maximum((chances * (1 - chances)).sum(), 1.0))
+    share = np.minimum(expected / len(patients), 1.0)  # sums of fractions can be a little more
+    fewer, more = binom.cdf(counts, len(patients), share), binom.sf(counts - 1, len(patients), share)
+    by_chance = 2 * np.minimum(fewer, more)
     off = (counts - expected).abs()
-    missed = chances.columns[(off > SHARE_MISSED * expected) & (off > STANDARD_DEVIATIONS * spread)]
+    missed = chances.columns[(off > SHARE_MISSED * expected) & (by_chance < LEAST_CHANCE)]
     if not len(missed):
         return ""
     total = len(patients)

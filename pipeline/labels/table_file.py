@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.imaging.archive.sources import array_path, image_arrays
+from pipeline.store.wording import counted
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 WORKBOOKS = ((b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"), (b"PK\x03\x04", "a workbook (.xlsx or .ods)"))
@@ -65,7 +66,7 @@ def _csv(data: bytes) -> pd.DataFrame:
     if ragged:
         some = ", ".join(map(str, ragged[:SHOWN_LINES])) + (", …" if len(ragged) > SHOWN_LINES else "")
         raise LabelsError(
-            f"{_counted(len(ragged), 'row')} of the label table {'has' if len(ragged) == 1 else 'have'} more or fewer "
+            f"{counted(len(ragged), 'row')} of the label table {'has' if len(ragged) == 1 else 'have'} more or fewer "
             f"cells than its header, which has {len(header)} separated by {SEPARATORS[separator]} (line {some}); "
             "correct its separators and quotes"
         )
@@ -156,13 +157,9 @@ def _refuse_repeated(names: Sequence[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if repeated:
         raise LabelsError(
-            f"the label table has {_counted(len(repeated), 'column name')} more than once: {', '.join(repeated)}; "
+            f"the label table has {counted(len(repeated), 'column name')} more than once: {', '.join(repeated)}; "
             "which column is meant cannot be told: rename them"
         )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 # ---------------------------------------------------------------- Parquet and arrays

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.imaging.archive.sources import has_images
 from pipeline.store.files import sha256_json
 from pipeline.store.lineage import SourceHashes, studies_digest
 
@@ -21,7 +22,8 @@ def chosen_digest(
     track: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> str:
     """Return the digest of all files, and of the patterns and of where links lead, as far as ingest looks at these."""
-    digest = studies_digest(data.studies, hashes, data.labels, track)
+    labels = None if data.labels and has_images(data.labels) else data.labels
+    digest = studies_digest(data.studies, hashes, labels, track)
     if not (data.include or data.exclude or follow_links):
         return digest
     links = list(_links(data.studies)) if follow_links else []

@@ -35,7 +35,8 @@ from pipeline.imaging.copies.duplicates import (
     with_flag,
 )
 from pipeline.imaging.copies.template_correlation import INVERTED_BELOW, likeness
-from pipeline.imaging.image import Policy
+from pipeline.imaging.image import MB, Policy
+from pipeline.imaging.padding import padding_of_maker
 from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
 from pipeline.imaging.quarantine import FLAGS, REASONS, Refusal
 from pipeline.labels.identity import (
@@ -70,6 +71,7 @@ from pipeline.store.tables import (
     write_rows,
     write_table,
 )
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import IngestSettings
@@ -77,7 +79,6 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 JOURNAL = "journal"
-MB = 1_000_000
 SERIES_PER_BATCH = 4
 # A series has hundreds of slices.
 SERIES_TIMEOUT_FACTOR = 10
@@ -139,7 +140,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
             log.warn(remark)
     _say(summary, log)
     if images.empty:
-        raise NothingAccepted(f"none of {len(sources)} files was accepted; {_reasons(summary)}", summary)
+        raise NothingAccepted(f"none of {counted(len(sources), 'file')} was accepted; {_reasons(summary)}", summary)
     write_table(work / "images.parquet", images[[column.name for column in IMAGES.columns]], IMAGES)
     write_table(work / "quality.parquet", images[[column.name for column in QUALITY.columns]], QUALITY)
     write_table(work / "files.parquet", files, FILES)
@@ -205,13 +206,15 @@ def _examine_all(
     named = zip(archive.ids.to_pylist(), archive.sources, strict=True)
     left = [(name, source) for name, source in named if name not in kept]
     if kept:
-        log.info(f"{len(kept)} files are unchanged since the last ingest")
+        log.info(f"{counted(len(kept), 'file is', 'files are')} unchanged since the last ingest")
     batches = [left[at : at + settings.batch_size] for at in range(0, len(left), settings.batch_size)]
     page_of = [_page(journal, "files", [name for name, _ in batch]) for batch in batches]
     todo = {n: [source for _, source in batch] for n, batch in enumerate(batches) if not page_of[n].exists()}
     done = len(left) - sum(map(len, todo.values()))
     if done:
-        log.info(f"{done} of {len(left)} files were read before the interruption")
+        log.info(
+            f"{done} of {counted(len(left), 'file')} {'was' if done == 1 else 'were'} read before the interruption"
+        )
     lookup = Lookup(inputs.lookup) if inputs.lookup else None
     items = {number: [(source,) for source in batch] for number, batch in todo.items()}
 
@@ -515,11 +518,12 @@ def _with_hash(rows: pd.DataFrame, hashes: pd.Series) -> pd.DataFrame:
 def _compare(
     settings: IngestSettings, images: pd.DataFrame, work: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Return the images with flags for negatives and near-duplicates across patients, the near-duplicates, counts."""
+    """Return the images with flags for what other images show of them, the near-duplicates, counts."""
     files = [work / name for name in ("examined.parquet", "assembled.parquet")]
     hashes, small = read_fingerprints(files, images["image_id"], work / JOURNAL / "small.bin")
     images = images.assign(likeness=likeness(images, small))
     images = with_flag(images, images["likeness"].to_numpy() < INVERTED_BELOW, "inversion_suspected")
+    images = with_flag(images, padding_of_maker(images), "padding_of_maker")
     if settings.near_duplicates:
         near = find_near_duplicates(images, hashes, small)
     else:
@@ -584,10 +588,12 @@ def _reasons(summary: dict[str, Any]) -> str:
 
 
 def _say(summary: dict[str, Any], log: RunLog) -> None:
-    parts = "" if summary["files_accepted"] == summary["accepted"] else f" in {summary['files_accepted']} files"
+    files, images = summary["files_accepted"], summary["accepted"]
+    parts = "" if files == images else f" in {counted(files, 'file')}"
     log.info(
-        f"{summary['received']} files: {summary['accepted']} images{parts} of {summary['patients']} patients accepted, "
-        f"{sum(summary['quarantined'].values())} files quarantined"
+        f"{counted(summary['received'], 'file')}: {counted(images, 'image')}{parts} of "
+        f"{counted(summary['patients'], 'patient')} accepted, "
+        f"{counted(sum(summary['quarantined'].values()), 'file')} quarantined"
     )
     if summary["quarantined"]:
         log.info(f"quarantined: {_reasons(summary)}")
@@ -604,9 +610,12 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
     near = summary["duplicates"].get("near_duplicates_across_patients", 0)
     if near:
         log.warn(
-            f"{near} pairs of images of different patients are nearly the same picture; "
+            f"{counted(near, 'pair of images of different patients is', 'pairs of images of different patients are')} "
+            "nearly the same picture; "
             "these patients stay in one split (near_duplicates.parquet)"
         )
     suspected = summary["flags"].get("inversion_suspected", 0)
     if suspected:
-        log.warn(f"{suspected} images look like negatives; see contact_sheet.png")
+        log.warn(
+            f"{counted(suspected, 'image looks like a negative', 'images look like negatives')}; see contact_sheet.png"
+        )

@@ -32,6 +32,7 @@ from pipeline.store.tables import (
     read_table,
     write_table,
 )
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import CardLabel, SplitFractions, SplitSettings
@@ -100,9 +101,12 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     if not inputs.test_only:
         _refuse_single_class(labels, joined, doubted.counts["left_out"])
         _check_shares(inputs, settings, rows)
-        _refuse_missing_class({"": summary["splits"], **summary["further_labels"]})
+        counts = {"": summary["splits"], **summary["further_labels"]}
+        _refuse_missing_class(counts, bool(inputs.card.splits), summary["linked_patients"])
     elif rows["label"].isna().all():
-        raise ValueError(f"none of {len(joined)} accepted images is left with a label: each is contradicted by a copy")
+        raise ValueError(
+            f"none of {counted(len(joined), 'accepted image')} is left with a label: each is contradicted by a copy"
+        )
     write_table(work / "split.parquet", rows[[c.name for c in SPLIT.columns]], SPLIT)
     write_table(work / "unmatched.parquet", unmatched, UNMATCHED)
     if not further.empty:
@@ -200,16 +204,27 @@ def _labels(inputs: Inputs, archive: Archive, meaning: CardLabel, value_column: 
         for count, text in (
             (
                 unknown,
-                f"{unknown} of {len(table)} rows {'has' if unknown == 1 else 'have'} a value in column {value_column} "
-                f"that is neither {meaning.positive} nor {meaning.negative}; "
+                f"{unknown} of {counted(len(table), 'row')} {'has' if unknown == 1 else 'have'} a value in column "
+                f"{value_column} that is neither {meaning.positive} nor {meaning.negative}; "
                 "add it to label.positive, label.negative or label.unused",
             ),
-            (nameless, f"{nameless} rows have nothing in column {join}"),
+            (nameless, f"{counted(nameless, 'row has', 'rows have')} nothing in column {join}"),
             (contradicting, contradicting),
             (label.empty, "no row has a label"),
-            (len(strange), f"{len(strange)} values of column {columns.split} are not explained by the card's splits"),
-            (unsplit, f"{unsplit} labelled rows have nothing in column {columns.split}"),
-            (divided, f"{divided} values of column {join} are in several splits of column {columns.split}"),
+            (
+                len(strange),
+                f"{counted(len(strange), 'value')} of column {columns.split} {'is' if len(strange) == 1 else 'are'} "
+                "not explained by the card's splits",
+            ),
+            (
+                unsplit,
+                f"{counted(unsplit, 'labelled row has', 'labelled rows have')} nothing in column {columns.split}",
+            ),
+            (
+                divided,
+                f"{counted(divided, 'value')} of column {join} {'is' if divided == 1 else 'are'} in several splits of "
+                f"column {columns.split}",
+            ),
         )
         if count
     ]
@@ -247,7 +262,7 @@ def _check_matches(inputs: Inputs, archive: Archive, labels: Labels, found: pd.D
     if stop and len(refused):
         text += f". In quarantine: {', '.join(f'{count} {reason}' for reason, count in refused.items())}"
     if found["label"].isna().all():
-        raise LabelsError(f"none of {len(found)} accepted images has a label: {text}")
+        raise LabelsError(f"none of {counted(len(found), 'accepted image')} has a label: {text}")
     if stop:
         raise LabelsError(f"label table: {text}")
     _warn(log, text)
@@ -273,14 +288,17 @@ def _further_labels(inputs: Inputs, archive: Archive, rows: pd.DataFrame, log: R
             problems.append(f"further label {further.id}: {error}")
             continue
         if labels.other:
-            log.warn(f"further label {further.id}: {labels.other} rows are neither positive nor negative, not used")
+            rows_are = counted(labels.other, "row is", "rows are")
+            log.warn(f"further label {further.id}: {rows_are} neither positive nor negative, not used")
         doubted = contradictions(found, _labels_of_files(archive, labels), archive.near)
         if left_out := doubted.counts["left_out"]:
-            log.warn(f"further label {further.id}: {left_out} images are contradicted by copies; it is not used")
+            images_are = counted(left_out, "image is", "images are")
+            log.warn(f"further label {further.id}: {images_are} contradicted by copies; it is not used")
         values = found.set_index("image_id")["label"].astype("Int64")
         values = values.mask(values.index.isin(doubted.left_out))
         if unused := int(values[~values.index.isin(labelled)].notna().sum()):
-            log.warn(f"further label {further.id}: {unused} images lack the main label; it is not used")
+            images_lack = counted(unused, "image lacks", "images lack")
+            log.warn(f"further label {further.id}: {images_lack} the main label; it is not used")
         tables.append(pd.DataFrame({"image_id": labelled, "label_id": further.id, "label": values[labelled].array}))
     if problems:
         raise LabelsError("\n".join(problems))
@@ -349,9 +367,10 @@ def _assign(images: pd.DataFrame, given: Mapping[str, Sequence[str]], settings: 
     if len(crossing) and settings.crossing == "stop":
         patients = images.loc[images["unit"].isin(crossing), "patient_id"].nunique()
         raise ValueError(
-            f"{len(crossing)} groups of patients, {patients} patients in all, are in more than one split of the "
-            "dataset: the same patient, or patients who share an image. split.crossing=train puts all of them into "
-            "train; correcting the label table is better"
+            f"{counted(len(crossing), 'group')} of patients, {counted(patients, 'patient')} in all, "
+            f"{'is' if len(crossing) == 1 else 'are'} in more than one split of the dataset: the same patient, or "
+            "patients who share an image. split.crossing=train puts all of them into train; correcting the label table "
+            "is better"
         )
     chosen = dict.fromkeys(images["unit"].unique(), "pretrain")
     for unit, own in values.items():
@@ -421,8 +440,8 @@ def _check_shares(inputs: Inputs, settings: SplitSettings, rows: pd.DataFrame) -
     if missed := missed_shares(labelled, shares):
         raise ValueError(
             f"{missed}. See near_duplicates.parquet and the flags in images.parquet of ingest for what they share: "
-            "leave out what is no study (blank pictures, masks, logos; data.exclude), set ingest.near_duplicates=false "
-            "where different people's pictures are alike, or change split.fractions"
+            "leave out what is no study (blank pictures, masks, logos; data.exclude, ingest.refuse), set "
+            "ingest.near_duplicates=false where different people's pictures are alike, or change split.fractions"
         )
 
 
@@ -433,7 +452,7 @@ def _refuse_single_class(labels: Labels, joined: pd.DataFrame, left_out: int) ->
         return
     missing = "negative" if 1 in values else "positive"
     rows = int((labels.label == (missing == "positive")).sum())
-    without = f"; {left_out} images are left out, contradicted by a copy" if left_out else ""
+    without = f"; {counted(left_out, 'image is', 'images are')} left out, contradicted by a copy" if left_out else ""
     raise ValueError(
         f"no {missing} label has an accepted image, of {rows} in the label table{without}. See what the card's label "
         f"calls {missing}, and unmatched.parquet for labels without an image"
@@ -442,19 +461,32 @@ def _refuse_single_class(labels: Labels, joined: pd.DataFrame, left_out: int) ->
     )
 
 
-def _refuse_missing_class(counts: dict[str, dict[str, dict[str, int]]]) -> None:
-    """`counts` are those of the main label by an empty name, and of further ones by their id."""
+def _refuse_missing_class(counts: dict[str, dict[str, dict[str, int]]], given: bool, linked_patients: int) -> None:
+    """Raise ValueError when a split lacks one of the classes.
+
+    `counts` are those of the main label by an empty name, and of further ones by their id; `given` says whether the
+    dataset itself divides its patients, `linked_patients` how many share pictures with others.
+    """
     problems = []
     for label, of_label in counts.items():
         for name in LABELLED_SPLITS:
             patients, positive = of_label[name]["labelled_patients"], of_label[name]["positive_patients"]
             if positive in (0, patients):
                 what = f"further label {label}: " if label else ""
-                problems.append(f"{what}{name} has {positive} positive and {patients - positive} negative patients")
+                problems.append(
+                    f"{what}{name} has {positive} positive and {counted(patients - positive, 'negative patient')}"
+                )
     if problems:
         advice = "Add patients, or change split.fractions or split.seed"
+        if given:
+            advice += ", or which of our splits the card's splits name for each of the dataset's own"
         if any(problem.startswith("further") for problem in problems):
             advice += ", or take the label off the card's further_labels"
+        if linked_patients:
+            advice += (
+                f". {linked_patients} patients share pictures with others and cannot be divided from them; see "
+                "near_duplicates.parquet and the flags in images.parquet of ingest for what they share"
+            )
         raise ValueError(f"{'; '.join(problems)}; every split needs both. {advice}")
 
 
@@ -469,22 +501,28 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
         )
     log.info("no patient is in more than one split")
     for key, text in (
-        ("labels_without_images", "labels have no accepted image"),
-        ("conflicting_patients", "patients have positive and negative labels; they count as positive"),
-        ("linked_patients", "patients share an image with another patient and were kept together"),
+        ("labels_without_images", ("label has no accepted image", "labels have no accepted image")),
+        (
+            "conflicting_patients",
+            (
+                "patient has positive and negative labels and counts as positive",
+                "patients have positive and negative labels; they count as positive",
+            ),
+        ),
+        ("linked_patients", ("", "patients share an image with another patient and were kept together")),
     ):
         if summary[key]:
-            log.warn(f"{summary[key]} {text}")
+            log.warn(counted(summary[key], *text))
     if (doubted := summary["contradicting_copies"])["copies"]:
         log.warn(
-            f"{doubted['copies']} images show {doubted['pictures']} pictures that have opposite labels elsewhere; they "
-            f"and the doubtful images of their {doubted['patients']} patients, {doubted['left_out']} in all, are not "
-            "used with a label (unmatched.parquet)"
+            f"{counted(doubted['copies'], 'image shows', 'images show')} {counted(doubted['pictures'], 'picture')} "
+            f"with opposite labels elsewhere; with the doubtful images of {counted(doubted['patients'], 'patient')}, "
+            f"{doubted['left_out']} in all are not used with a label (unmatched.parquet)"
         )
     calibration = summary["splits"]["calibration"]
     positives = calibration["positive_patients"]
     if calibration["patients"] and positives < USUAL_POSITIVES_NEEDED:
         log.warn(
-            f"the calibration split has {positives} positive patients; recall 0.95 with 95 % confidence needs at "
-            f"least {USUAL_POSITIVES_NEEDED}"
+            f"the calibration split has {counted(positives, 'positive patient')}; recall 0.95 with 95 % confidence "
+            f"needs at least {USUAL_POSITIVES_NEEDED}"
         )

@@ -76,6 +76,21 @@ def test_jpeg_extended_is_close():
     assert np.abs(decode(compressed(frame, JPEGExtended12Bit, smooth)).astype(int) - smooth).max() <= 16
 
 
+@pytest.mark.parametrize(
+    ("photometric", "stored", "subsampling"),
+    [("RGB", "RGB", "444"), ("YBR_FULL", "YCBCR", "444"), ("YBR_FULL_422", "YCBCR", "422")],
+)
+def test_jpeg_extended_in_colour_is_close(photometric, stored, subsampling):
+    colour = np.stack([gradient(64, 48), gradient(64, 48)[::-1], gradient(64, 48)[:, ::-1] // 2], -1)
+    frame = imagecodecs.jpeg8_encode(
+        colour, level=98, colorspace="RGB", outcolorspace=stored, subsampling=subsampling, bitspersample=12
+    )
+    says = {"SamplesPerPixel": 3, "PhotometricInterpretation": photometric, "PlanarConfiguration": 0}
+    found = decode(compressed(frame, JPEGExtended12Bit, colour[..., 0], BitsStored=12, HighBit=11, **says))
+    assert found.shape == colour.shape
+    assert np.abs(found.astype(int) - colour).max() <= 64  # of 4,096, at edges where colour is halved
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
 def test_rle_of_every_width(dtype):
     pixels = np.random.default_rng(1).integers(0, 200, (33, 41)).astype(dtype)
@@ -101,16 +116,13 @@ def test_rle_of_another_size_than_the_header_says_is_damaged(rows):
         decode(dataset)
 
 
-def test_a_palette_becomes_colour_and_a_segmented_one_is_refused():
+def test_a_palette_becomes_colour():
     dataset = make_dataset(np.arange(16, dtype=np.uint8).reshape(4, 4), PhotometricInterpretation="PALETTE COLOR")
     for colour, factor in (("Red", 1), ("Green", 2), ("Blue", 3)):
         dataset[f"{colour}PaletteColorLookupTableDescriptor"] = _element(dataset, colour, [16, 0, 16])
         table = (np.arange(16) * factor * 1000).astype("<u2").tobytes()
         setattr(dataset, f"{colour}PaletteColorLookupTableData", table)
     assert decode(dataset)[1, 1].tolist() == [5000, 10000, 15000]
-    dataset.SegmentedRedPaletteColorLookupTableData = b"\0\0"
-    with pytest.raises(Refused, match="segmented palette"):
-        decode(dataset)
 
 
 def _element(dataset, colour: str, values: list[int]):

@@ -4,11 +4,11 @@ import io
 from dataclasses import replace
 
 import numpy as np
-import pydicom
 import pytest
 from imaging.files import POLICY, gradient, make_dataset, make_dicom, to_bytes
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.filewriter import dcmwrite
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.imaging.image import Image, Part
 from pipeline.imaging.quarantine import Refused
@@ -97,17 +97,18 @@ def test_values_in_the_upper_bits_are_shifted_down():
     assert np.array_equal(read_image(to_bytes(shifted), POLICY).pixels, as_usual.pixels)
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize("meta", [True, False])
 def test_a_file_without_preamble_is_read_and_says_so(syntax, meta):
-    dataset = pydicom.dcmread(io.BytesIO(make_dicom(TransferSyntaxUID=ExplicitVRLittleEndian)))
-    dataset.file_meta.TransferSyntaxUID = syntax
+    little = syntax.is_little_endian
+    dataset = make_dataset(gradient() if little else gradient().byteswap(), TransferSyntaxUID=syntax)
     whole = io.BytesIO()
-    dataset.save_as(whole, implicit_vr=syntax.is_implicit_VR, little_endian=True, enforce_file_format=True)
+    dcmwrite(whole, dataset, enforce_file_format=True)
     bare = whole.getvalue()[132:]
     if not meta:
-        bare = bare[bare.index(b"\x08\x00\x16\x00") :]
+        bare = bare[bare.index(b"\x08\x00\x16\x00" if little else b"\x00\x08\x00\x16") :]
     image = read_image(bare, POLICY)
+    assert np.array_equal(image.pixels, read_image(make_dicom(), POLICY).pixels)
     assert isinstance(image, Image)
     assert "no_preamble" in image.flags
     assert np.array_equal(image.pixels, read_image(make_dicom(), POLICY).pixels)

@@ -23,9 +23,10 @@ from pipeline.imaging.archive.examination import Assembled, Examined, Member, Ru
 from pipeline.imaging.archive.quality import Limits
 from pipeline.imaging.archive.sources import Source, find_sources
 from pipeline.imaging.archive.workers import Pool, each_batch
+from pipeline.imaging.image import MB, Policy
 from pipeline.imaging.quarantine import REASONS, Refusal
 from pipeline.settings.config import IngestSettings
-from pipeline.stages.ingest import MB, _examine, _examine_series, _policy
+from pipeline.stages.ingest import _examine, _examine_series
 
 TESTS = Path(__file__).parents[1]
 SECRET = b"k" * 32
@@ -39,7 +40,7 @@ SAMPLED_EVERY_S = 0.05
 def verdicts(folder: Path, scratch: Path) -> dict[str, str | None]:
     """Return, for the path of every source under a folder, the reason why ingest refuses it, or None."""
     settings = IngestSettings()
-    rules = Rules(_policy(settings), Limits(), SECRET)
+    rules = Rules(Policy.from_settings(settings.model_dump()), Limits(), SECRET)
     pool = Pool(2, TIMEOUT_S, memory_bytes=int(settings.max_memory_mb * MB))
     sources = find_sources([folder])
     found: dict[str, str | None] = {}

@@ -123,7 +123,7 @@ def test_the_same_path_under_two_roots(tmp_path):
     roots = [tmp_path / "one", tmp_path / "two"]
     assert [source.path for source in find_sources(roots)] == ["a.dcm", "a.dcm"]
     assert [source.place for source in find_sources(roots)] == ["a.dcm", "1\0a.dcm"]
-    with pytest.raises(SourcesError, match="1 paths occur under more than one"):
+    with pytest.raises(SourcesError, match="1 path occurs under more than one"):
         find_sources(roots, unique_paths=True)
 
 

@@ -161,10 +161,10 @@ def test_a_corrected_label_leaves_the_patients_digest_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("join", "what"), [("path", "paths"), ("sop_instance_uid", "images"), ("study_instance_uid", "studies")]
+    ("join", "what"), [("path", "path"), ("sop_instance_uid", "image"), ("study_instance_uid", "study")]
 )
 def test_what_has_two_patients_is_refused(tmp_path, join, what):
     path = write(tmp_path, "path,patient\na,Meier\na,Huber\nb,Meier\n")
-    with pytest.raises(LabelsError, match=f"1 {what} of the label table have more than one patient") as error:
+    with pytest.raises(LabelsError, match=f"1 {what} of the label table has more than one patient") as error:
         digest(path, join=join)
     assert "Meier" not in str(error.value)

@@ -75,7 +75,7 @@ def rows(*content: tuple[str, ...], columns: str = "who side label") -> tuple[pd
 def test_the_columns_that_tell_rows_apart_are_named(table, differ):
     whole, who, label = table
     said = contradicting_rows(lambda: whole, who, label, "patient_id")
-    assert said.startswith(f"1 patients have contradicting labels in several rows{differ}.")
+    assert said.startswith(f"1 patient has contradicting labels in several rows{differ}.")
     assert "label," not in said
 
 

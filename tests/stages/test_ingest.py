@@ -101,7 +101,7 @@ def test_the_label_table_inside_the_studies_is_no_file_received(archive):
 def test_nothing_accepted_is_an_error_that_says_why(tmp_path):
     archive = Archive(tmp_path)
     archive.add("a.txt", b"text")
-    with pytest.raises(ValueError, match=r"none of 1 files was accepted; 1 unknown_format \(neither DICOM"):
+    with pytest.raises(ValueError, match=r"none of 1 file was accepted; 1 unknown_format \(neither DICOM"):
         archive.run("ingest")
 
 
@@ -403,7 +403,7 @@ def test_an_archive_of_medmnist_brings_its_own_labels_and_split(tmp_path):
     assert shown.shape == (60, 1, 28, 28)
     arrays["test_images"][3] = arrays["train_images"][5]  # the same picture on both sides
     np.savez(tmp_path / "set.npz", **arrays)
-    with pytest.raises(ValueError, match="1 groups of patients, 2 patients in all, are in more than one split"):
+    with pytest.raises(ValueError, match="1 group of patients, 2 patients in all, is in more than one split"):
         archive.run("ingest", min_side=28).run("split", fractions=FRACTIONS)
 
 

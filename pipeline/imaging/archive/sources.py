@@ -22,6 +22,7 @@ import numpy as np
 from pipeline.imaging.archive.choice import Choice
 from pipeline.imaging.formats.numpy_array import array_header
 from pipeline.imaging.quarantine import Refusal, Refused
+from pipeline.store.wording import counted
 
 ARCHIVE_SUFFIX, ARRAYS_SUFFIX = ".zip", ".npz"
 ENCRYPTED = 0x1
@@ -88,14 +89,14 @@ def find_sources(
 ) -> list[Source]:
     """Return every file under `roots` (folders, zip archives, single files), sorted by path within each root.
 
-    `leave_out`, the label table, is no study; what `choice` does not take is a source refused as `left_out`. Links are
-    refused, or with `follow_links` followed where they stay under the roots. No two sources have the same `place`. When
-    labels join by path (`unique_paths`), a path that occurs under several roots is an error, since a label could mean
-    either.
+    `leave_out`, the label table, is no study, unless it has images, too; what `choice` does not take is a source
+    refused as `left_out`. Links are refused, or with `follow_links` followed where they stay under the roots.
+    No two sources have the same `place`. When labels join by path (`unique_paths`), a path that occurs under several
+    roots is an error, since a label could mean either.
 
     Raises SourcesError.
     """
-    left_out = leave_out.resolve() if leave_out else None
+    left_out = leave_out.resolve() if leave_out and not has_images(leave_out) else None
     links = _Links(tuple(root.resolve() for root in roots) if follow_links else ())
     found = [replace(source, root=n) for n, root in enumerate(roots) for source in _under(root, left_out, links)]
     if choice is not None:
@@ -104,10 +105,15 @@ def find_sources(
     repeated = len(paths) - len({*paths})
     if repeated and unique_paths:
         raise SourcesError(
-            f"{repeated} paths occur under more than one of data.studies, and labels join by path; "
-            "give their common parent folder as the only entry, or rename"
+            f"{counted(repeated, 'path occurs', 'paths occur')} under more than one of data.studies, and labels join "
+            "by path; give their common parent folder as the only entry, or rename"
         )
     return found
+
+
+def has_images(labels: Path) -> bool:
+    """Say whether a label table may hold the images, too, as MedMNIST's do."""
+    return labels.suffix.lower() == ARRAYS_SUFFIX
 
 
 def _under(root: Path, left_out: Path | None, links: _Links) -> Iterator[Source]:

@@ -22,13 +22,13 @@ from pydicom.pixels.decoders import (
 from pipeline.imaging.formats import plugin
 from pipeline.imaging.formats.codestream import is_complete, read_codestream
 from pipeline.imaging.image import BYTES_PER_PIXEL
+from pipeline.imaging.palette import expand_palettes
 from pipeline.imaging.quarantine import Refused
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 CODE_STREAMS = uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes + uid.JPEG2000TransferSyntaxes
 ITEM_TAG = b"\xfe\xff\x00\xe0"
-SEGMENTED_PALETTE = tuple(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
 HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 PLUGINS = {
     uid.JPEGBaseline8Bit: "pillow",
@@ -94,14 +94,12 @@ def decode(dataset: Dataset) -> np.ndarray:
         raise Refused("unsupported_encoding", known)
     if not syntax.is_compressed and bytes(dataset.get("PixelData", b"")[:4]) == ITEM_TAG and _odd_length(dataset):
         raise Refused("damaged_header", "compressed frames under an uncompressed transfer syntax")
-    if any(element in dataset for element in SEGMENTED_PALETTE):
-        # Its few bytes can stand for any number of entries, and pydicom has no limit.
-        raise Refused("unsupported_encoding", "segmented palette")
     if syntax in CODE_STREAMS:
         _check_frames(dataset)
     try:
         stored = _stored(dataset, syntax)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            expand_palettes(dataset)  # pydicom would, without a limit
             stored = apply_color_lut(stored, dataset)
     except MemoryError:
         raise Refused("too_large", "no memory to decode") from None

@@ -66,7 +66,10 @@ def is_dicom(data: bytes) -> bool:
 
 def is_bare(data: bytes) -> bool:
     """Say whether the bytes start with elements of group 2 or 8 that parse, as written before there were preambles."""
-    if data[:2] not in (FILE_META_GROUP, b"\x08\x00") or data[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM":
+    if (
+        data[:2] not in (FILE_META_GROUP, b"\x08\x00", b"\x00\x08")
+        or data[PREFIX_OFFSET : PREFIX_OFFSET + 4] == b"DICM"
+    ):
         return False
     try:
         head = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=["SOPClassUID", "Modality"])

@@ -46,7 +46,7 @@ def read_array(data: bytes, policy: Policy) -> Image:
     sides = _without_single(shape)
     if len(sides) not in (2, 3) or min(shape) < 1:
         raise Refused("bad_geometry", f"{len(shape)} axes")
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise Refused("bad_values", "not real numbers of at most 64 bits")
     if math.prod(shape) * max(BYTES_PER_PIXEL, dtype.itemsize) > policy.max_pixel_bytes:
         raise Refused("too_large", "x".join(map(str, shape)) + " values")

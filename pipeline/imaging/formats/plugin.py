@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import imagecodecs
 import numpy as np
+from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import DecodeRunner
 from pydicom.uid import JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, RLELossless
 
@@ -22,16 +23,18 @@ def is_available(uid: str) -> bool:
 
 
 def decode_jpeg(frame: bytes, runner: DecodeRunner) -> bytearray:
-    """Return the samples of one frame, colour by pixel.
+    """Return the samples of one frame, colour by pixel: lossless as stored, lossy as RGB.
 
-    Raises ValueError for lossy colour, whose colour space the decoder would change.
+    The header says of lossy colour whether it is stored as RGB: no marker of JPEG does so for every writer.
     """
     if runner.samples_per_pixel == 1:
         values = imagecodecs.jpeg_decode(frame)
     elif runner.transfer_syntax in LOSSLESS:
         values = imagecodecs.jpegsof3_decode(frame)  # slower, but leaves the colour space alone
     else:
-        raise ValueError("12-bit JPEG in colour")
+        stored = "RGB" if runner.photometric_interpretation == PhotometricInterpretation.RGB else "YCBCR"
+        values = imagecodecs.jpeg8_decode(frame, colorspace=stored, outcolorspace="RGB")
+        runner.set_option("photometric_interpretation", PhotometricInterpretation.RGB)
     runner.set_option("planar_configuration", 0)
     runner.set_option("bits_allocated", 8 * values.dtype.itemsize)
     return bytearray(values.tobytes())
