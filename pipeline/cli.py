@@ -278,28 +278,48 @@ def compare(
     configs: Annotated[
         list[str],
         typer.Argument(
-            metavar="CONFIG [section.key=value]…",
-            help="finished runs: each a file and, behind it, the settings that replaced those of the file",
+            metavar="CONFIG [section.key=value]… | REPORT…",
+            help="finished runs: each a config and, behind it, the settings that replaced those of the file; or a "
+            "finished report of whatever version, its report.pdf, report.json or their folder",
         ),
     ],
     pdf: Annotated[
         Path | None,
         typer.Option("--pdf", metavar="FILE", help="the PDF's path; default: <reports>/<project>-compare-<digits>.pdf"),
     ] = None,
-    store: StoreOption = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="folder of artifacts, instead of those of the configs, or ./store")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print finished runs side by side and write them as one PDF, whose path comes last."""
     from pipeline.commands import compare as comparison
+    from pipeline.commands.trace import is_report
     from pipeline.settings.load import divide
+    from pipeline.store.artifacts import Store
 
     with _errors() as nameable:
         nameable.add(pdf)
+        named = divide(configs)
+        loaded = [None if is_report(file) else _settings(file, more, store, nameable) for file, more in named]
+        configured = [settings for settings, _ in filter(None, loaded)]
+        folders = [one.store for one in configured] or [(store or Path("store")).resolve()]
+        nameable.folders |= {*folders}
         runs = []
-        for file, overrides in divide(configs):
-            settings, card = _settings(file, overrides, store, nameable)
-            runs.append((comparison.name_of(file, overrides), settings, card, _known_key(settings, card) or None))
-        result = comparison.compare(runs, pdf)
+        for (file, more), known in zip(named, loaded, strict=True):
+            if known is not None:
+                key = _known_key(*known) or None
+                runs.append(comparison.of_config(comparison.name_of(file, more), *known, key))
+                continue
+            nameable.add(file)
+            if more:
+                _fail(f"{more[0]} stands behind a finished report, which settings do not change", USAGE)
+            runs.append(comparison.of_report(file, [Store(folder) for folder in folders]))
+        first = configured[0] if configured else None
+        place = pdf or comparison.beside(runs, first, named[0][0])
+        result = comparison.compare(runs, place, first.report.fonts if first else None)
+    for warning in result["warnings"]:
+        _say(warning)
     if as_json:
         _print_json(result)
         return
@@ -311,7 +331,7 @@ def compare(
         table.add_row(name, *map(str, values))
     table.add_section()
     for name, values in result["measures"].items():
-        table.add_row(name, *map(_number, values))
+        table.add_row(name, *map(_number, values, result["gate_failures"]))
     table.add_row("gate", *("failed" if failures else "passed" for failures in result["gate_failures"]))
     Console().print(table)
     print(result["pdf"])
@@ -523,7 +543,7 @@ def _settings(config: Path, overrides: list[str] | None, store: Path | None, nam
         _fail(f"the path of the store, {shown}, is not UTF-8, which MLflow needs; choose another with --store", USAGE)
     for data in (settings.data, *settings.data.external):
         nameable.add(data.labels, data.card, *data.studies)
-    nameable.add(settings.data.key_file, settings.data.imported_weights)
+    nameable.add(settings.data.key_file, settings.data.imported_weights, settings.report.fonts)
     nameable.folders |= {settings.store, settings.reports}
     return settings, card
 
@@ -617,10 +637,10 @@ def _print_json(content: Any) -> None:
     print(json.dumps(finite(content), indent=1, ensure_ascii=False))
 
 
-def _number(interval: dict[str, float | None]) -> str:
+def _number(interval: dict[str, float | None], gate_failures: int) -> str:
     value, low, high = interval["value"], interval["low"], interval["high"]
     if value is None:
-        return "not available"
+        return "withheld: the gate failed" if gate_failures else "not estimable"
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 

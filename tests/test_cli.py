@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and with which exit code."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import _sigterm_interrupts, app
 from pipeline.orchestration.run import NAMES
+from pipeline.store.artifacts import Store
 
 
 def call(*arguments: object):
@@ -102,6 +104,66 @@ def test_compare_writes_one_pdf_where_it_says(finished, tmp_path):
     beside = Path(call("compare", finished.config, finished.config).stdout.strip().splitlines()[-1])
     assert re.fullmatch(r"mini-compare-[0-9a-f]{8}\.pdf", beside.name)
     assert beside.read_bytes() == chosen.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["report.pdf", "report.json", "folder"])
+def test_compare_takes_a_finished_report_for_a_run(finished, tmp_path, form):
+    pdf = Path(call("run", finished.config).stdout.strip())
+    report = pdf.parent if form == "folder" else pdf.parent / form
+    mixed = call("compare", finished.config, report, "--pdf", tmp_path / "mixed.pdf", "--json")
+    assert mixed.exit_code == 0, mixed.stderr
+    answer = json.loads(mixed.stdout)
+    assert answer["runs"] == ["mini", pdf.parent.name]
+    assert answer["settings"] == {}
+    assert answer["against_first"][0]["same"] is True
+    assert answer["against_first"][0]["difference"]["diff"] == 0
+    assert len({json.dumps(values) for values in zip(*answer["measures"].values(), strict=True)}) == 1
+    alone = call("compare", report, report, "--store", finished.store)
+    assert alone.exit_code == 0, alone.stderr
+    assert Path(alone.stdout.strip().splitlines()[-1]).parent == pdf.parent.parent
+
+
+def test_compare_takes_reports_of_earlier_code_whose_results_lack_what_came_later(finished, tmp_path):
+    """With the present code, this run was never made: its keys are in its report alone."""
+    project = finished.copy(tmp_path / "earlier")
+    pdf = next(project.folder.glob("reports/*/report.pdf"))
+    store = Store(project.store)
+    (evaluate,) = store.all("evaluate")
+    metrics = json.loads((evaluate.path / "metrics.json").read_text())
+    for later in ("other_operating_points", "further_labels", "macro", "external"):
+        del metrics[later]
+    text = json.dumps(metrics)
+    (evaluate.path / "metrics.json").write_text(text)
+    record = json.loads((evaluate.path / "artifact.json").read_text())
+    record["files"]["metrics.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (evaluate.path / "artifact.json").write_text(json.dumps(record))
+    result = call("compare", pdf, pdf, "--store", project.store, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["measures"]["test_auc"][0]["value"] == metrics["discrimination"]["auc"]["value"]
+
+
+def test_compare_says_what_is_wrong_with_a_report(finished, tmp_path):
+    pdf = next(finished.folder.glob("reports/*/report.pdf"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "report.json").write_text("[]")
+    (tmp_path / "empty").mkdir()
+    compared = next(iter(finished.folder.glob("reports/*compare*.pdf")), None)
+    for words, code, said in (
+        ([pdf, "--store", tmp_path / "store"], 1, "name the right one with --store"),
+        ([pdf, "split.seed=1", "--store", finished.store], 2, "split.seed=1 stands behind a finished report"),
+        ([other], 1, "other cannot be read as a report that maescreen made"),
+        ([tmp_path / "empty"], 1, "empty holds neither report.json nor report.pdf"),
+        ([tmp_path / "gone.pdf"], 1, "gone.pdf is not there"),
+        (
+            [Store(finished.store).all("report")[0].path, "--store", finished.store],
+            2,
+            "inside the store; say with --pdf",
+        ),
+        *([([compared], 1, "carries no artifact keys")] if compared else []),
+    ):
+        result = call("compare", *words)
+        assert (result.exit_code, said in result.stderr) == (code, True), (words, result.stderr)
 
 
 def test_compare_names_what_was_not_finished(finished):

@@ -4,14 +4,18 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pypdf
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.statistics.gate import assess_discrimination, assess_other_target
 from pipeline.store.artifacts import Store
 from pipeline.store.files import read_json
+from pipeline.store.tracking import Tracker
 
 
 @pytest.mark.slow
@@ -33,6 +37,8 @@ def test_permuted_labels_end_in_exit_code_3_a_banner_and_no_operating_point(fini
     report = Store(project.store).all("report")[0]
     findings = read_json(Store(project.store).all("evaluate")[0].path / "findings.json")
     assert any(f["level"] == "fail" and f["code"] in ("no_discrimination", "ppv_no_lift", "reversed") for f in findings)
+    curves = {row.split(",")[0] for row in (report.path / "data" / "curves.csv").read_text("utf-8").splitlines()[1:]}
+    assert curves == {"reliability_before", "reliability_after"}
     page_one = pypdf.PdfReader(report.path / "report.pdf").pages[0].extract_text()
     assert "not be used" in page_one.lower() or "do not use" in page_one.lower()
 
@@ -46,6 +52,30 @@ def test_permuted_labels_end_in_exit_code_3_a_banner_and_no_operating_point(fini
     numbers = withheld(Store(project.store).all("calibrate")[0].path, Store(project.store).all("evaluate")[0].path)
     assert len(numbers) >= 5, "nothing to look for"
     assert {number for number in numbers for text in told if number in text} == set()
+
+
+def test_no_finding_that_closes_the_gate_gives_the_threshold_away():
+    y, s = np.array([0, 1] * 20), np.linspace(0, 1, 40)
+    stored = pd.DataFrame({"threshold": [7.654321], "true_positive": [1], "false_positive": [1],
+                           "true_negative": [1], "false_negative": [1]})  # fmt: skip
+    found = assess_discrimination(y, s, s, 7.654321, sweep=stored)
+    found += assess_other_target(y, s, 7.654321, 0.9)
+    assert [one.code for one in found].count("threshold_outside_scores") == 2
+    assert "other_threshold_outside_scores" in {one.code for one in found}
+    assert not [one for one in found if "7.65" in one.message]
+
+
+@pytest.mark.slow
+def test_before_the_test_patients_were_read_no_threshold_leaves_the_store(finished):
+    """They may still contradict it; a run that ends with calibrate closes no gate, and opens none."""
+    result = CliRunner().invoke(app, ["run", str(finished.config), "--until", "calibrate", "--json"])
+    assert result.exit_code == 0, result.output
+    assert not {"threshold", "certified_recall", "misses_seen"} & set(json.loads(result.stdout)["headline"])
+    (run,) = [one for one in Tracker("mini", finished.store).pipeline_runs() if one["key"].startswith("calibrate/")]
+    assert not {"threshold", "certified_recall"} & set(run["metrics"])
+    assert "sweep.json" not in {
+        file.path for file in Tracker("mini", finished.store).client.list_artifacts(run["run_id"])
+    }
 
 
 def withheld(calibrate: Path, evaluate: Path) -> set[str]:

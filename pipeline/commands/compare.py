@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.commands.trace import artifacts_behind, read_report
 from pipeline.orchestration import run
-from pipeline.orchestration.mlflow_runs import headline
+from pipeline.orchestration.mlflow_runs import headline, results
 from pipeline.reporting import pdf
 from pipeline.reporting.comparison import MOST_RUNS, Against, Run, build
-from pipeline.settings.config import Card, Config
+from pipeline.settings.config import Card, Config, UsageError
 from pipeline.settings.load import flatten
 from pipeline.statistics.compare import delong_test
 from pipeline.statistics.errors import collect_warnings
@@ -24,57 +25,72 @@ from pipeline.store.tables import CURVES, PATIENT_SCORES, read_table
 
 MEASURES = ("test_auc", "certified_recall", "test_recall", "test_specificity", "test_referral_rate")
 
-Loaded = tuple[str, Config, Card, bytes | None]
+# What a report is called changes no number.
+COMPARED = tuple(name for name in run.NAMES if name != "report")
+
 Found = Mapping[str, Artifact]
 
 
-def compare(runs: Sequence[Loaded], destination: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Finished:
+    """A run to compare: what it is called, of which data, its settings (flat), and its artifacts by step."""
+
+    name: str
+    dataset: str
+    settings: Mapping[str, Any]
+    artifacts: Found
+
+
+def of_config(name: str, config: Config, card: Card, secret: bytes | None) -> Finished:
+    """Return the run of a config, as the present code plans it; with fewer artifacts when it has not been finished."""
+    store = Store(config.store)
+    steps = [step for step in run.plan(config, card, secret) if step.stage.name != "report"]
+    own = {step.name: store.find(step.stage.name, step.key) for step in steps}
+    settings = flatten({stage: getattr(config, stage).model_dump(mode="json") for stage in COMPARED})
+    return Finished(name, card.title, settings, {step: there for step, there in own.items() if there is not None})
+
+
+def of_report(path: Path, stores: Sequence[Store]) -> Finished:
+    """Return the run behind a finished report, by whatever code it was made: PDF, report.json, or their folder.
+
+    Raises TraceError when it is no report, or when none of the stores holds its artifacts.
+    """
+    keys, dataset = read_report(path)
+    artifacts = artifacts_behind(path.name, keys, stores)
+    settings = flatten({step: artifact.record["settings"] for step, artifact in artifacts.items() if "@" not in step})
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    return Finished(folder.name if path.is_dir() or path.stem == "report" else path.stem, dataset, settings, artifacts)
+
+
+def compare(runs: Sequence[Finished], destination: Path, fonts: Path | None = None) -> dict[str, Any]:
     """Lay runs side by side: one entry per run in each row, in the order given; write them as one PDF, too.
 
-    `destination` is the PDF's path; None puts it beside the reports of the first run's project. Returns `{runs,
-    settings, measures, gate_failures, against_first, pdf}`. Raises run.RunError naming every run that has not been
+    `destination` is the PDF's path; `fonts` is a folder, as in the settings of `report`. Returns `{runs, settings,
+    measures, gate_failures, against_first, pdf, warnings}`. Raises run.RunError naming every run that has not been
     finished.
     """
     if len(runs) > MOST_RUNS:
         raise run.RunError(f"at most {MOST_RUNS} runs can be compared, not {len(runs)}")
-    artifacts = _artifacts(runs)
-    numbers = [headline(found) for found in artifacts]
-    settings = [_settings(config) for _, config, *_ in runs]
-    failures = [int(one.get("gate_failures", 0)) for one in numbers]
-    names = sorted({name for one in settings for name in one})
-    against = [_against(artifacts[0], found) for found in artifacts[1:]]
-    shown = [_shown(*each) for each in zip(runs, artifacts, settings, strict=True)]
-    path = destination or _beside_reports(runs[0][1], artifacts)
-    _write(path, shown, against)
+    if unfinished := [one.name for one in runs if {"calibrate", "evaluate"} - {*one.artifacts}]:
+        raise run.RunError(
+            f"not finished with the present code: {', '.join(unfinished)}; run: maescreen run CONFIG, or compare "
+            "finished reports: a report.pdf, report.json or their folder instead of CONFIG"
+        )
+    numbers = [headline(one.artifacts) for one in runs]
+    names = sorted({name for one in runs for name in one.settings})
+    against = [_against(runs[0].artifacts, one.artifacts) for one in runs[1:]]
+    lacking = _write(destination, [_shown(one) for one in runs], against, fonts)
     return {
-        "runs": [name for name, *_ in runs],
+        "runs": [one.name for one in runs],
         "settings": {
-            name: values for name in names if len(set(map(str, values := [one.get(name) for one in settings]))) > 1
+            name: values for name in names if len(set(map(str, values := [one.settings.get(name) for one in runs]))) > 1
         },
         "measures": {measure: [_interval(one, measure) for one in numbers] for measure in MEASURES},
-        "gate_failures": failures,
+        "gate_failures": [int(one.get("gate_failures", 0)) for one in numbers],
         "against_first": [asdict(x) for x in against],
-        "pdf": str(path),
+        "pdf": str(destination),
+        "warnings": [lacking] if lacking else [],
     }
-
-
-def _artifacts(runs: Sequence[Loaded]) -> list[Found]:
-    found, unfinished = [], []
-    for name, config, card, secret in runs:
-        store = Store(config.store)
-        steps = [step for step in run.plan(config, card, secret) if step.stage.name != "report"]
-        own = {step.name: store.find(step.stage.name, step.key) for step in steps}
-        there = {step: artifact for step, artifact in own.items() if artifact is not None}
-        if {"calibrate", "evaluate"} - set(there):
-            unfinished.append(name)
-        found.append(there)
-    if unfinished:
-        raise run.RunError(f"not finished with the present code: {', '.join(unfinished)}; run: maescreen run CONFIG")
-    return found
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    return flatten({stage: getattr(config, stage).model_dump(mode="json") for stage in run.NAMES})
 
 
 def _interval(numbers: dict[str, float], name: str) -> dict[str, float | None]:
@@ -100,38 +116,52 @@ def _scores(found: Found) -> pd.DataFrame:
     return table[table["arm"] == arm].set_index("patient_id").sort_index()[["label", "score"]]
 
 
-def _shown(loaded: Loaded, found: Found, settings: dict[str, Any]) -> Run:
-    name, _, card, _ = loaded
-    metrics = read_json(found["evaluate"].file("metrics.json"))
-    curves = read_table(found["evaluate"].file("curves.parquet"), CURVES)
+def _shown(one: Finished) -> Run:
+    evaluate, found = one.artifacts["evaluate"], results(one.artifacts)
+    if found.metrics is None or found.threshold is None:
+        raise run.RunError(f"not finished: {one.name}")
+    curves = read_table(evaluate.file("curves.parquet"), CURVES)
     return Run(
-        name=name,
-        dataset=card.title,
-        settings=settings,
-        metrics=metrics,
-        threshold=read_json(found["calibrate"].file("threshold.json")),
-        findings=read_json(found["evaluate"].file("findings.json")),
-        roc=curves[(curves["curve"] == "roc") & (curves["arm"] == metrics["arm"])],
-        keys={step: artifact.key for step, artifact in found.items()},
-        date=found["evaluate"].record["created"][:10],
+        name=one.name,
+        dataset=one.dataset,
+        settings=one.settings,
+        metrics=found.metrics,
+        threshold=found.threshold,
+        findings=found.findings,
+        roc=curves[(curves["curve"] == "roc") & (curves["arm"] == found.metrics["arm"])],
+        keys={step: artifact.key for step, artifact in one.artifacts.items()},
+        date=evaluate.record["created"][:10],
     )
 
 
-def _beside_reports(config: Config, artifacts: Sequence[Found]) -> Path:
-    digest = sha256_json([[found["calibrate"].key, found["evaluate"].key] for found in artifacts])
-    return config.reports / f"{config.project}-compare-{digest[:8]}.pdf"
+def beside(runs: Sequence[Finished], config: Config | None, report: Path) -> Path:
+    """Return where a comparison goes when nobody says: with the reports of the config, else beside the folder of one.
+
+    Its name ends with digits of what is compared. Raises UsageError when the report lies in the store.
+    """
+    keys = [[one.artifacts[step].key for step in ("calibrate", "evaluate") if step in one.artifacts] for one in runs]
+    name = f"compare-{sha256_json(keys)[:8]}.pdf"
+    if config is not None:
+        return config.reports / f"{config.project}-{name}"
+    folder = report.resolve() if report.is_dir() else report.resolve().parent
+    if (folder / "artifact.json").exists():
+        raise UsageError(f"{report.name} is inside the store; say with --pdf where the comparison goes")
+    return folder.parent / name
 
 
-def _write(path: Path, shown: Sequence[Run], against: Sequence[Against]) -> None:
+def _write(path: Path, shown: Sequence[Run], against: Sequence[Against], fonts: Path | None = None) -> str:
+    """Write the PDF; return which characters it lacks, and what to do."""
     document = build(shown, against)
     with tempfile.TemporaryDirectory() as folder:
         for figure in document.figures:
             drawn = Path(folder) / figure.file
             drawn.parent.mkdir(exist_ok=True)
             drawn.write_bytes(figure.picture)
-        content = pdf.render(document.to_dict(), Path(folder))
+        content = document.to_dict()
+        rendered = pdf.render(content, Path(folder), fonts)
     with atomic(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(rendered)
+    return pdf.lacking(content, fonts)
 
 
 def name_of(path: Path, overrides: Sequence[str]) -> str:

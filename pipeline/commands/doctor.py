@@ -13,6 +13,7 @@ from pipeline.store.versions import package_versions
 from pipeline.store.wording import counted
 
 FREE_GB_WANTED = 5.0
+FULL_PRECISION = "leave pretrain.precision and finetune.precision at fp32"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def _python() -> Check:
 
 def _versions() -> list[Check]:
     return [
-        Check(name, "problem" if version == "not installed" else "ok", version)
+        Check(name, "problem", f"{version}; install maescreen again")
+        if version == "not installed"
+        else Check(name, "ok", version)
         for name, version in package_versions().items()
     ]
 
@@ -55,11 +58,11 @@ def _versions() -> list[Check]:
 def _device() -> Check:
     import torch
 
-    cores = os.cpu_count()
+    cores = counted(os.cpu_count() or 1, "CPU core")
     if torch.cuda.is_available():
-        bf16 = "bf16 supported" if torch.cuda.is_bf16_supported() else "no bf16: keep precision: fp32"
-        return Check("device", "ok", f"{torch.cuda.get_device_name()}, {bf16}; {cores} CPU cores")
-    return Check("device", "note", f"no GPU that torch can use; {cores} CPU cores, keep precision: fp32")
+        bf16 = "bf16 supported" if torch.cuda.is_bf16_supported() else f"no bf16; {FULL_PRECISION}"
+        return Check("device", "ok", f"{torch.cuda.get_device_name()}, {bf16}; {cores}")
+    return Check("device", "note", f"no GPU that torch can use; {cores}; {FULL_PRECISION}")
 
 
 def _codecs() -> list[Check]:

@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.archive.workers import Pool, each_batch
-from pipeline.imaging.image import MB, Identity, Part
+from pipeline.imaging.image import MB, Identity, Part, Policy
 from pipeline.imaging.quarantine import Refusal
 from pipeline.imaging.read import read_image
 from pipeline.labels.path_rules import PathRule

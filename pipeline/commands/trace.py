@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pypdf.errors import PdfReadError
 
 from pipeline.orchestration.chosen_studies import chosen_digest
-from pipeline.reporting.pdf import read_keys
+from pipeline.reporting.pdf import read_keys, read_metadata
 from pipeline.store.artifacts import Artifact, Store, StoreError
-from pipeline.store.files import sha256_file
+from pipeline.store.files import read_json, sha256_file
 from pipeline.store.lineage import SourceHashes
 from pipeline.store.tables import FILES, QUARANTINE, read_table
 from pipeline.store.wording import counted
@@ -24,6 +24,50 @@ class TraceError(RuntimeError):
     """The report does not lead back to artifacts of this store."""
 
 
+def is_report(path: Path) -> bool:
+    """Return whether a path is that of a report: a PDF, a report.json, or a folder."""
+    return path.is_dir() or path.suffix.lower() in (".pdf", ".json")
+
+
+def read_report(path: Path) -> tuple[dict[str, str], str]:
+    """Return the keys of the artifacts behind a finished report, by step, and what its data are called.
+
+    `path` is its PDF, its report.json, or the folder of either. Raises TraceError when it is none of them.
+    """
+    named = [path / name for name in ("report.json", "report.pdf")] if path.is_dir() else [path]
+    file = next((one for one in named if one.is_file()), None)
+    if file is None:
+        lacks = "holds neither report.json nor report.pdf" if path.is_dir() else "is not there"
+        raise TraceError(f"{path.name} {lacks}; name a finished report")
+    try:
+        if file.suffix.lower() == ".pdf":
+            keys, dataset = read_metadata(file)
+        else:
+            content = read_json(file)
+            keys, dataset = dict(content["keys"]), str(content["subtitle"])
+    except (PdfReadError, ValueError, KeyError, TypeError):
+        raise TraceError(f"{path.name} cannot be read as a report that maescreen made") from None
+    if not keys:
+        raise TraceError(f"{path.name} carries no artifact keys; it is no report of one run")
+    return keys, dataset
+
+
+def artifacts_behind(name: str, keys: dict[str, str], stores: Sequence[Store]) -> dict[str, Artifact]:
+    """Return the artifacts with these keys by step, from the first store that has them all.
+
+    Raises TraceError that says which are missing in the store that has most of them.
+    """
+    found = [{step: _find(store, step, key) for step, key in keys.items()} for store in stores]
+    absent = [[f"{step} {keys[step]}" for step, artifact in one.items() if artifact is None] for one in found]
+    fewest = min(range(len(stores)), key=lambda at: len(absent[at]))
+    if absent[fewest]:
+        raise TraceError(
+            f"{name}: not in the store {stores[fewest].root}: {', '.join(absent[fewest])}; name the right one "
+            "with --store"
+        )
+    return {step: artifact for step, artifact in found[fewest].items() if artifact is not None}
+
+
 def trace(report: Path, store: Store) -> dict[str, Any]:
     """Return the artifacts behind a report, latest first, and the hash of every source file.
 
@@ -32,11 +76,7 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
     keys = _keys(report)
     if not keys:
         raise TraceError(f"{report.name} carries no artifact keys; it is no report of one run")
-    found = {step: _find(store, step, key) for step, key in keys.items()}
-    absent = [f"{step} {keys[step]}" for step, artifact in found.items() if artifact is None]
-    if absent:
-        raise TraceError(f"not in the store {store.root}: {', '.join(absent)}; name the right one with --store")
-    artifacts = {step: artifact for step, artifact in found.items() if artifact is not None}
+    artifacts = artifacts_behind(report.name, keys, [store])
     return {
         "report": {"sha256": sha256_file(report), "keys": keys},
         "artifacts": [_describe(step, artifact) for step, artifact in reversed(list(artifacts.items()))],
@@ -46,8 +86,8 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
 
 def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[str]:
     """Compare every file of every artifact, and the report itself, with the recorded hashes; return the differences."""
-    problems = []
-    for step, key in _keys(report).items():
+    problems, keys = [], _keys(report)
+    for step, key in keys.items():
         artifact = _find(store, step, key)
         if artifact is None:
             problems.append(f"{step} {key} is not in the store")
@@ -63,8 +103,10 @@ def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[
             except StoreError as error:
                 problems.append(str(error))
         progress(f"{step} {key}: {counted(len(names), 'file')} checked")
-    made = [artifact.record["files"].get("report.pdf") for artifact in store.all("report")]
-    if sha256_file(report) not in made:
+    reports = [one.record for one in store.all("report") if {*keys.items()} <= {*one.record["inputs"].items()}]
+    if not reports:
+        problems.append(f"{report.name}: no report of these artifacts is in the store, to be compared with")
+    elif sha256_file(report) not in [one["files"].get("report.pdf") for one in reports]:
         problems.append(f"{report.name} differs from every report in the store: it was changed after it was made")
     return problems
 

@@ -14,6 +14,7 @@ from pipeline.statistics.gate import Finding
 from pipeline.statistics.patients import Patients, patients_of
 from pipeline.statistics.shift import GroupShift, Promise, assess_shift, group_shift, unseen_patients
 from pipeline.statistics.subgroups import UNKNOWN, patient_attributes
+from pipeline.store.wording import agreeing, counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import EvaluateSettings
@@ -94,8 +95,10 @@ def judge_external(
 def _overlap_findings(excluded: Mapping[str, Any], patients: int, on: str) -> list[Finding]:
     if not excluded["images"]:
         return []
-    reasons = ", ".join(f"{count} images: {why}" for why, count in excluded["images"].items())
-    message = f"{excluded['patients']} of {patients} patients occur in this run already and were left out ({reasons})"
+    reasons = ", ".join(f"{counted(count, 'image')}: {why}" for why, count in excluded["images"].items())
+    out = excluded["patients"]
+    occur = agreeing(out, "occurs in this run already and was", "occur in this run already and were")
+    message = f"{out} of {counted(patients, 'patient')} {occur} left out ({reasons})"
     if "same patient" in excluded["images"]:
         message += "; where both places number their patients alike, these may be others"
     return [Finding("external_overlap", "warn", on, message)]

@@ -20,6 +20,7 @@ from pipeline.statistics.patients import Patients, scores_sha256
 from pipeline.statistics.reliability import calibration_summary
 from pipeline.statistics.sweep import threshold_sweep
 from pipeline.statistics.threshold import recall_bounds, verify_threshold
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import EvaluateSettings
@@ -154,8 +155,9 @@ def findings_of(
     if point and point["verification"] == "contradicted":
         # No count: what was found at a threshold that may not be used is no result.
         target, confidence = frozen.certificate["recall_target"], frozen.certificate["confidence"]
+        who = counted(metrics["positives"], "patient")
         message = (
-            f"the certificate is contradicted: recall on these {metrics['positives']} patients with the condition is, "
+            f"the certificate is contradicted: recall on these {who} with the condition is, "
             f"with {100 * confidence:.4g} % confidence, below the target of {target:g}"
         )
         findings.append(Finding("recall_contradicted", "fail", on, message))

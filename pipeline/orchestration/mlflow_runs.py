@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from pipeline.store.tracking import Tracker
 
 
+# The tables of a report that MLflow gets: counts, results and statements. Not among them: the patients shown as errors,
+# and the digests of what was read, from which a label table or a file could be recognised.
+REPORT_TABLES = (
+    *("intended_use", "dataset", "splits", "make_up", "quarantine", "quality_flags", "duplicates"),
+    *("reference_standard", "making", "arms", "headline", "discrimination", "methods", "certificate", "two_by_two"),
+    *("measures", "targets", "sweep", "consequences", "calibration", "decision_curve", "subgroups", "comparison"),
+    *("decisions", "label_fractions", "external", "definitions", "shift", "coverage", "findings", "statements"),
+    *("stages", "packages", "settings", "warnings", "guidelines", "items_*"),
+    *("further_labels", "further_certificates", "further_calibration", "further_definitions"),
+)
 # The files of each stage that MLflow gets: settings, summaries and curves of training, nothing per patient, and no
 # threshold, since the gate may still forbid to use it. What a report holds is decided by then.
 TRACKED = {
@@ -30,10 +41,56 @@ TRACKED = {
     "calibrate": ("calibrator.json", "findings.json", "further/*/calibrator.json", "further/*/findings.json"),
     "evaluate": ("findings.json",),
     "package": (),
-    "report": ("report.json", "tables/*.csv", "data/*.csv"),
+    "report": (*(f"tables/{name}.csv" for name in REPORT_TABLES), "data/*.csv"),
 }
-# These show patients.
-PICTURES = {"pretrain": ("reconstructions.png",), "report": ("report.pdf", "report.html", "figures/*")}
+# These show single patients, in pictures or in rows.
+OF_PATIENTS = {
+    "pretrain": ("reconstructions.png",),
+    "report": ("report.json", "report.pdf", "report.html", "figures/*", "tables/*.csv"),
+}
+# What metrics.json of earlier code may lack.
+ABSENT: Mapping[str, Any] = {
+    "other_operating_points": [],
+    "label_fractions": {"sentence": "", "intervals": {}},
+    "further_labels": {},
+    "macro": None,
+    "external": {},
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found, read once: the contents of its last findings.json, of threshold.json and of metrics.json.
+
+    `threshold` is None before `calibrate`, `metrics` before `evaluate`.
+    """
+
+    findings: Sequence[Mapping[str, str]]
+    threshold: Mapping[str, Any] | None
+    metrics: Mapping[str, Any] | None
+
+    @property
+    def decision(self) -> Decision:
+        """Whether the operating point may be used: never before the test patients, who may contradict it, were read."""
+        if self.threshold is None or self.metrics is None:
+            return Decision(("the test patients have not been read",))
+        return decide(self.findings, self.threshold, self.metrics)
+
+    @property
+    def failures(self) -> list[Mapping[str, str]]:
+        """The findings that forbid using the operating point."""
+        return [finding for finding in self.findings if finding["level"] == "fail"]
+
+
+def results(artifacts: Mapping[str, Artifact]) -> Results:
+    """Return what the artifacts of a run, by step, say of its threshold and of the test patients."""
+    calibrate, evaluate = artifacts.get("calibrate"), artifacts.get("evaluate")
+    last = evaluate or calibrate
+    return Results(
+        read_json(last.file("findings.json")) if last else [],
+        {"other_operating_points": [], **read_json(calibrate.file("threshold.json"))} if calibrate else None,
+        {**ABSENT, **read_json(evaluate.file("metrics.json"))} if evaluate else None,
+    )
 
 
 def index_stage(tracker: Tracker, artifact: Artifact) -> None:
@@ -44,7 +101,8 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
     record = artifact.record
     run_id = tracker.open("stage", key, f"{record.get('step', artifact.stage)} {artifact.key[:8]}")
     tracker.parameters(run_id, flatten({artifact.stage: record["settings"]}))
-    tracker.datasets(run_id, {**record["sources"], **record["inputs"]})
+    # By their keys: a plain digest of a label table or of studies would tell who holds them that they are the same.
+    tracker.datasets(run_id, record["inputs"])
     tracker.metrics(run_id, {"seconds": record["seconds"]})
     tracker.files(run_id, artifact.path, _tracked(tracker, artifact))
     if artifact.stage == "finetune":
@@ -54,7 +112,7 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
 
 def _tracked(tracker: Tracker, artifact: Artifact) -> list[str]:
     """Return the names of the files that MLflow gets of an artifact."""
-    patterns = TRACKED[artifact.stage] + (PICTURES.get(artifact.stage, ()) if tracker.pictures else ())
+    patterns = TRACKED[artifact.stage] + (OF_PATIENTS.get(artifact.stage, ()) if tracker.pictures else ())
     return [name for name in artifact.record["files"] if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
@@ -82,15 +140,10 @@ def index_pipeline(tracker: Tracker, run_id: str, artifacts: Mapping[str, Artifa
     tagged = {name.replace("@", "."): artifact for name, artifact in artifacts.items()}
     runs = {f"stage.{name}": tracker.find("stage", f"{a.stage}/{a.key}") or "" for name, a in tagged.items()}
     tracker.tags(run_id, runs | {f"key.{name}": a.key for name, a in tagged.items()})
-    datasets = {
-        source + step.removeprefix(artifact.stage): digest
-        for step, artifact in artifacts.items()
-        if artifact.stage in ("ingest", "split")
-        for source, digest in artifact.record["sources"].items()
-    }
-    tracker.datasets(run_id, datasets)
-    tracker.metrics(run_id, headline(artifacts))
-    if "calibrate" in artifacts and decision(artifacts).usable:
+    tracker.datasets(run_id, {name: a.key for name, a in artifacts.items() if a.stage in ("ingest", "split")})
+    found = results(artifacts)
+    tracker.metrics(run_id, _numbers(found))
+    if found.decision.usable:
         tracker.table(run_id, pq.read_table(artifacts["calibrate"].file("sweep.parquet")).to_pydict(), "sweep.json")
     if "report" in artifacts:
         tracker.files(run_id, artifacts["report"].path, _tracked(tracker, artifacts["report"]))
@@ -99,33 +152,19 @@ def index_pipeline(tracker: Tracker, run_id: str, artifacts: Mapping[str, Artifa
 
 def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
     """Return the numbers that runs are compared by, each interval as name, name_low and name_high."""
+    return _numbers(results(artifacts))
+
+
+def _numbers(found: Results) -> dict[str, float]:
     numbers: dict[str, Any] = {}
-    if "calibrate" in artifacts:
-        threshold = decision(artifacts).threshold(read_json(artifacts["calibrate"].file("threshold.json")))
+    if found.threshold is not None:
+        threshold = found.decision.threshold(found.threshold)
         numbers |= {
             name: threshold[name] for name in ("certified_recall", "misses_allowed", "misses_seen", "threshold")
         }
-    if "evaluate" in artifacts:
-        metrics = decision(artifacts).metrics(read_json(artifacts["evaluate"].file("metrics.json")))
-        numbers |= {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
-        numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
-        numbers |= {f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()}
-        numbers["test_brier"] = metrics["calibration"]["after"]["brier"]
-        point = metrics["operating_point"] or {}
-        numbers |= {
-            f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point
-        }
-        for name, external in metrics["external"].items():
-            numbers |= {f"external_{name}_{measure}": value for measure, value in _beside(external).items()}
-        for name, further in metrics["further_labels"].items():
-            numbers |= {f"further_{name}_{measure}": value for measure, value in _beside(further).items()}
-        for measure in ("auc", "recall", "specificity") if metrics["macro"] else ():
-            numbers[f"macro_{measure}"] = metrics["macro"][measure]
-        for other in metrics["other_operating_points"]:
-            point = other["operating_point"] or {}
-            names = ("recall", "specificity", "referral_rate")
-            numbers |= {f"test_{n}_at_{other['recall_target']:g}": point[n] for n in names if n in point}
-        numbers["gate_failures"] = float(len(gate_failures(artifacts)))
+    if found.metrics is not None:
+        metrics = found.decision.metrics(found.metrics)
+        numbers |= _tested(metrics) | {"gate_failures": float(len(found.failures))}
     flat: dict[str, float] = {}
     for name, value in numbers.items():
         if isinstance(value, dict):
@@ -133,6 +172,27 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
         else:
             flat[name] = value
     return {name: float(value) for name, value in flat.items() if value is not None}
+
+
+def _tested(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the test patients, of external sets and of further labels; intervals as dictionaries."""
+    numbers: dict[str, Any] = {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
+    numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
+    numbers |= {f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()}
+    numbers["test_brier"] = metrics["calibration"]["after"]["brier"]
+    point = metrics["operating_point"] or {}
+    numbers |= {f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point}
+    for name, external in metrics["external"].items():
+        numbers |= {f"external_{name}_{measure}": value for measure, value in _beside(external).items()}
+    for name, further in metrics["further_labels"].items():
+        numbers |= {f"further_{name}_{measure}": value for measure, value in _beside(further).items()}
+    for measure in ("auc", "recall", "specificity") if metrics["macro"] else ():
+        numbers[f"macro_{measure}"] = metrics["macro"][measure]
+    for other in metrics["other_operating_points"]:
+        point = other["operating_point"] or {}
+        names = ("recall", "specificity", "referral_rate")
+        numbers |= {f"test_{n}_at_{other['recall_target']:g}": point[n] for n in names if n in point}
+    return numbers
 
 
 def _beside(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,16 +204,6 @@ def _beside(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"patients": metrics["patients"], "auc": metrics["discrimination"]["auc"], **rates}
 
 
-def decision(artifacts: Mapping[str, Artifact]) -> Decision:
-    """Return whether the operating point of these artifacts, `calibrate` among them, may be used."""
-    calibrate, evaluate = artifacts["calibrate"], artifacts.get("evaluate")
-    metrics = read_json(evaluate.file("metrics.json")) if evaluate else None
-    findings = read_json((evaluate or calibrate).file("findings.json"))
-    return decide(findings, read_json(calibrate.file("threshold.json")), metrics)
-
-
-def gate_failures(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+def gate_failures(artifacts: Mapping[str, Artifact]) -> list[Mapping[str, str]]:
     """Return the findings that forbid using the operating point."""
-    last = artifacts.get("evaluate") or artifacts.get("calibrate")
-    findings = read_json(last.file("findings.json")) if last else []
-    return [finding for finding in findings if finding["level"] == "fail"]
+    return results(artifacts).failures

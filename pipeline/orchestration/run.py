@@ -31,6 +31,7 @@ from pipeline.store.lineage import (
     artifact_key,
     code_digests,
     git_commit,
+    studies_digest,
 )
 from pipeline.store.run_records import RunRecord, remember, remembered
 from pipeline.store.runlog import RunLog
@@ -179,7 +180,7 @@ STAGES = (
             "evaluate": ("*",),
             "package": ("model/model.json", "model/SHA256SUMS"),
         },
-        sources=("card",),
+        sources=("card", "fonts"),
         of_external=dict.fromkeys(EXTERNAL, ("summary.json",)),
     ),
 )
@@ -333,6 +334,8 @@ def _sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None
     used = {}
     if "imported" in config.finetune.arms and config.data.imported_weights is not None:
         used["imported_weights"] = hashes.of(config.data.imported_weights)
+    if config.report.fonts is not None:
+        used["fonts"] = studies_digest([config.report.fonts], hashes)
     if card.further_labels:
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
     return {

@@ -33,6 +33,7 @@ from pipeline.reporting.numbers import (
     plain_percent,
     short_interval,
 )
+from pipeline.store.wording import counted
 
 RUNS_PER_TABLE = 4
 MOST_RUNS = len(ascii_uppercase)
@@ -84,7 +85,7 @@ def build(runs: Sequence[Run], others: Sequence[Against]) -> Document:
         subtitle=shortened(" · ".join(run.name for run in runs), 120),
         date=max(run.date for run in runs),
         contact="",
-        footer=f"Comparison of {count(len(runs))} runs, the latest of {max(run.date for run in runs)}",
+        footer=f"Comparison of {counted(len(runs), 'run')}, the latest of {max(run.date for run in runs)}",
         keys={},
         usable=all(run.point is not None for run in runs),
         sections=[
@@ -121,7 +122,7 @@ def _patients(runs: Sequence[Run], others: Sequence[Against]) -> list[Block]:
     """Say whether the runs can be compared at all, and compare those that can."""
     letters = _letters(runs)
     different = [
-        f"{letter} and {letters[0]} share {count(x.shared)} test patients; they have "
+        f"{letter} and {letters[0]} share {counted(x.shared, 'test patient')}; they have "
         f"{count(run.metrics['patients'])} and {count(runs[0].metrics['patients'])}."
         for letter, run, x in zip(letters[1:], runs[1:], others, strict=True)
         if not x.same
@@ -195,7 +196,8 @@ def _intervals(runs: Sequence[Run]) -> Figure:
         for letter, one in zip(_letters(runs), measured, strict=True)
     )
     frame = frame.astype({column: float for column in frame.columns if column != "name"})
-    alt = f"{', '.join(panels.values())} of {count(len(runs))} runs with intervals; the numbers are in the table above."
+    of = f"{', '.join(panels.values())} of {counted(len(runs), 'run')}"
+    alt = f"{of} with intervals; the numbers are in the table above."
     words = "Each run with its intervals. The dotted line is the first run's value."
     overall = {name: float(frame[name].iloc[0]) for name in panels}
     return Figure("runs", alt, words, 15.5, forest(frame, panels, overall))

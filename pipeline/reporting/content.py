@@ -66,13 +66,16 @@ def build(e: Evidence) -> Document:
 
 
 def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
-    """Return the tables that go beside the report in full, by name; those of a threshold only when it is usable."""
+    """Return the tables that go beside the report in full, by name; without a usable threshold, less what gives one.
+
+    A point of a ROC curve is enough for that: whoever refers so large a share of the highest scores is there.
+    """
     tables = {"comparison": e.comparison, "curves": e.curves, "subgroups": e.subgroups}
     if e.label_fractions is not None:
         tables["label_fractions"] = e.label_fractions
     if e.point is not None:
         return {**tables, "sweep": e.sweep}
-    tables["curves"] = e.curves[e.curves["curve"] != "net_benefit_operating_point"]
+    tables["curves"] = e.curves[e.curves["curve"].str.startswith("reliability")]
     withheld = ("threshold", "referred", "recall", "specificity")
     return {
         name: table.drop(columns=[c for c in table.columns if str(c).startswith(withheld)])

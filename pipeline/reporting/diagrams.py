@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
+from pipeline.store.wording import counted
 
 PER_ROW = 50
 
@@ -70,7 +71,7 @@ def flow(
 
     top = height - 0.2
     middle = top - max(1.2, aside_height) / 2
-    _box(axes, 4, middle, 5, 2 * line + pad, [f"received {received:,} files"])
+    _box(axes, 4, middle, 5, 2 * line + pad, [f"received {counted(received, 'file')}"])
     _box(axes, 11.6, middle, 8, aside_height, aside)
     _arrow(axes, (6.5, middle), (7.6, middle))
     lower = top - max(1.2, aside_height) - 0.5 - accepted_height / 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 Level = Literal["stop", "caution", "result", "good"]
@@ -163,10 +164,17 @@ def _number(sections: Sequence[dict[str, Any]]) -> None:
                 figure["number"] = figures
 
 
+# Persian and Hindi are spelt with joiners, and emoji are put together by them.
+_JOINERS = "\u200c\u200d"
+_FIRST_JOINED = "\u0590"  # before it stand Latin, Greek and Cyrillic, which have no use for them
+
+
 def printable(value: Any) -> Any:
     """Return `value` with every string on one line and unprintable characters shown as �."""
     if isinstance(value, str):
-        return "".join(_printable(c) for c in value)
+        return "".join(
+            c if c in _JOINERS and before >= _FIRST_JOINED else _printable(c) for before, c in pairwise(f" {value}")
+        )
     if isinstance(value, dict):
         return {printable(key): printable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

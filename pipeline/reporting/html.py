@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from pipeline.reporting.document import Document
 
 TEMPLATES = Path(__file__).parent / "templates"
+LONGEST_WORD = 40  # characters; what is longer, such as a hash, may break anywhere
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
+
+
+def _no_words(text: Any) -> bool:
+    """Return whether something in a text is too long to be a word."""
+    return any(len(word) > LONGEST_WORD for word in str(text).split())
 
 
 def render(document: Document) -> str:
@@ -26,4 +33,5 @@ def render(document: Document) -> str:
         figure.file: f"data:{_MEDIA[figure.format]};base64,{base64.b64encode(figure.picture).decode()}"
         for figure in document.figures
     }
-    return environment.get_template("report.html.j2").render(d=document.to_dict(), pictures=pictures)
+    template = environment.get_template("report.html.j2")
+    return template.render(d=document.to_dict(), pictures=pictures, no_words=_no_words)

@@ -285,7 +285,8 @@ class Tracking(Settings):
 
     uri: str | None = Field(None, description="any MLflow tracking URI; null = SQLite inside the store")
     pictures: bool = Field(
-        False, description="send a server pictures of patients, too: the report as PDF and HTML, reconstructions"
+        False,
+        description="send a server pictures and rows of single patients, too: the whole report, reconstructions",
     )
 
 
@@ -752,6 +753,10 @@ class ReportSettings(Settings):
     title: str
     contact: str = Field("not stated", description="who answers questions about this report")
     examples: int = Field(4, ge=0, le=12, description="most confident misses and false alarms shown, each")
+    # Where the fonts are is none of the key; what is in them is, as a source.
+    fonts: Path | None = Field(
+        None, exclude=True, description="folder of fonts for what DejaVu Sans lacks, such as Chinese; null = none"
+    )
 
 
 class Config(Settings):

@@ -285,6 +285,9 @@ def _absolute(config: Config, folder: Path) -> Config:
         update={
             "store": here(config.store),
             "reports": here(config.reports),
+            "report": config.report.model_copy(
+                update={"fonts": None if config.report.fonts is None else here(config.report.fonts)}
+            ),
             "data": data.model_copy(
                 update={
                     **placed(data),
@@ -306,6 +309,8 @@ def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[st
         named += [((*loc, "labels"), data.labels), ((*loc, "card"), data.card)]
     if "imported" in config.finetune.arms and config.data.imported_weights is not None:
         named.append((("data", "imported_weights"), config.data.imported_weights))
+    if config.report.fonts is not None:
+        named.append((("report", "fonts"), config.report.fonts))
     return [
         f"{_place(loc, lines, path)}: {'.'.join(map(str, loc))}: no such file or folder: {file}"
         for loc, file in named

@@ -20,6 +20,7 @@ from pipeline.statistics.sweep import sweep_thresholds, threshold_sweep
 from pipeline.statistics.threshold import Certificate, certify_threshold, shared_confidence
 from pipeline.store.files import read_json, write_json
 from pipeline.store.tables import FURTHER_SCORES, PATIENT_SCORES, SCORES, SWEEP, read_table, write_table
+from pipeline.store.wording import agreeing, counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import CalibrateSettings
@@ -172,9 +173,10 @@ def _refusal(settings: CalibrateSettings, target: float, error: NotEnoughData, l
     if over:
         used = shared_confidence(settings.confidence, settings.models_compared, labels)
         shared = f" ({100 * used:.4g} % for each of the {over})"
+    there = f"there {agreeing(error.positives, 'is', 'are')} {error.positives}"
     return (
         f"recall {target:g} with {100 * settings.confidence:g} % confidence{shared} needs at least"
-        f" {error.needed} positive patients in the calibration split; there are {error.positives}"
+        f" {error.needed} positive patients in the calibration split; {there}"
         f" (at most {error.certifiable_recall:.3f} can be certified)."
         " Lower calibrate.recall_targets or add patients."
     )
@@ -217,8 +219,9 @@ def _promise(c: Certificate) -> str:
     shared = f", shared out over {over}," if over else ""
     return (
         f"with {100 * c.confidence:g} % confidence{shared} at least {c.recall_target:.1%} of patients with the"
-        f" condition who are like the {c.positives} positive calibration patients are referred:"
-        f" {c.misses_seen} of these were missed, {c.misses_allowed} were allowed"
+        f" condition who are like the {counted(c.positives, 'positive calibration patient')} are referred:"
+        f" {c.misses_seen} of these {agreeing(c.misses_seen, 'was', 'were')} missed, {c.misses_allowed}"
+        f" {agreeing(c.misses_allowed, 'was', 'were')} allowed"
     )
 
 
@@ -269,7 +272,8 @@ def _findings(
 ) -> list[Finding]:
     findings = []
     if patients.conflicts:
-        mixed = f"{patients.conflicts} patients have images of both labels; each counts as positive"
+        have = agreeing(patients.conflicts, "has", "have")
+        mixed = f"{counted(patients.conflicts, 'patient')} {have} images of both labels; each counts as positive"
         findings.append(Finding("conflicting_labels", "info", "calibration", mixed))
     return findings + assess_discrimination(
         patients.y,

@@ -21,6 +21,7 @@ from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
 from pipeline.store import tables
 from pipeline.store.files import atomic, read_json, write_json
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import ReportSettings
@@ -41,10 +42,13 @@ def report(settings: ReportSettings, inputs: Inputs, work: Path, log: RunLog) ->
     write_json(work / "report.json", content)
     _write_tables(document, raw_tables(evidence), work)
     _write(work / "report.html", html.render(document).encode())
-    _write(work / "report.pdf", pdf.render(content, work))
+    _write(work / "report.pdf", pdf.render(content, work, settings.fonts))
+    if lacking := pdf.lacking(content, settings.fonts):
+        log.warn(lacking)
     if evidence.problems:
         log.warn(f"no usable operating point: {'; '.join(evidence.problems)}")
-    log.info(f"{len(document.sections)} sections, {len(document.figures)} figures, {len(document.tables)} tables")
+    parts = {"section": document.sections, "figure": document.figures, "table": document.tables}
+    log.info(", ".join(counted(len(found), name) for name, found in parts.items()))
 
 
 def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:

@@ -12,6 +12,7 @@ from pipeline.statistics.compare import PairedResult, delong_test, mcnemar_exact
 from pipeline.statistics.discrimination import auc_value, roc_auc
 from pipeline.statistics.intervals import newcombe_paired
 from pipeline.statistics.patients import Aggregation, Patients, patients_of
+from pipeline.store.wording import counted
 
 RATES = {"recall": 1, "specificity": 0}
 DECISIONS = (
@@ -147,7 +148,7 @@ def benefit_sentence(results: Mapping[str, PairedResult], patients: int, level: 
         return "Whether pretraining helped was not measured: it takes arm mae and one of scratch, imported and hog."
     parts = " and ".join(_in_words(result, BASELINES[name], level) for name, result in known.items())
     verdict = _verdict(known.get("scratch"), known.get("hog"))
-    return f"{verdict}: on the same {patients} test patients, the pretrained model's AUC {parts}."
+    return f"{verdict}: on the same {counted(patients, 'test patient')}, the pretrained model's AUC {parts}."
 
 
 def _verdict(scratch: PairedResult | None, hog: PairedResult | None) -> str:

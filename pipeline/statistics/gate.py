@@ -17,6 +17,7 @@ from pipeline.statistics.intervals import Interval, newcombe
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.patients import validate
 from pipeline.statistics.reliability import brier_skill
+from pipeline.store.wording import agreeing, counted
 
 Level = Literal["fail", "warn", "info"]
 Found = list[tuple[str, str]]
@@ -147,8 +148,9 @@ def _about_threshold(y: np.ndarray, s: np.ndarray, threshold: float, level: floa
     if referral <= 0:
         found.append(("refers_no_one", "the threshold refers no patient"))
     if not s.min() <= threshold <= s.max():
-        outside = f"the threshold {threshold:.4g} lies outside the scores, {s.min():.4g} to {s.max():.4g}"
-        found.append(("threshold_outside_scores", f"{outside}: it tells none of these patients apart"))
+        # Without its value: the finding closes the gate, and what is behind it must be read nowhere.
+        outside = "the threshold lies outside the scores: it tells none of these patients apart"
+        found.append(("threshold_outside_scores", outside))
     return found
 
 
@@ -162,8 +164,8 @@ def _about_sweep(s: np.ndarray, sweep: pd.DataFrame) -> Found:
     return [
         (
             "threshold_outside_scores",
-            f"{impossible} rows of the table of thresholds claim some patients referred and some not, at thresholds"
-            f" outside the scores, {s.min():.4g} to {s.max():.4g}: these scores cannot have produced them",
+            f"{counted(impossible, 'row')} of the table of thresholds {agreeing(impossible, 'claims', 'claim')} some"
+            " patients referred and some not, at thresholds outside the scores: these scores cannot have produced them",
         )
     ]
 
@@ -178,7 +180,7 @@ def _about_spread(s: np.ndarray, p: np.ndarray, raw: Any) -> Found:
         alike = "the model hardly tells patients apart"
         found.append(("narrow_calibrated", f"probabilities differ by only {spread:.3f} {between}: {alike}"))
     if (values := len(np.unique(s))) < 10:
-        found.append(("few_values", f"the model gives only {values} distinct scores"))
+        found.append(("few_values", f"the model gives only {counted(values, 'distinct score')}"))
     return found
 
 
@@ -193,11 +195,14 @@ def compare_tables(stored: pd.DataFrame, recomputed: pd.DataFrame, on: str = "ca
     The columns of `recomputed` are compared, missing values equal to each other, to 1e-9.
     """
     if len(stored) != len(recomputed):
-        message = f"the stored table of thresholds has {len(stored)} rows, the recomputed one {len(recomputed)}"
+        message = (
+            f"the stored table of thresholds has {counted(len(stored), 'row')}, the recomputed one {len(recomputed)}"
+        )
         return [Finding("table_inconsistent", LEVELS["table_inconsistent"], on, message)]
     a, b = (np.asarray(frame[list(recomputed.columns)], float) for frame in (stored, recomputed))
     rows = int((~np.isclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)).any(axis=1).sum())
     if rows == 0:
         return []
-    message = f"{rows} of {len(stored)} rows of the table of thresholds differ from those its scores give"
+    differ = agreeing(rows, "differs", "differ")
+    message = f"{rows} of {counted(len(stored), 'row')} of the table of thresholds {differ} from what its scores give"
     return [Finding("table_inconsistent", LEVELS["table_inconsistent"], on, message)]

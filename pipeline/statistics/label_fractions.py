@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.statistics.arms import BASELINES, DECISIONS, comparison_table, seed_aucs
 from pipeline.statistics.intervals import Interval
 from pipeline.statistics.patients import Aggregation, patients_of
+from pipeline.store.wording import counted
 
 PRETRAINED, BASELINE = "mae", "scratch"
 
@@ -65,7 +66,7 @@ def label_fraction_sentence(table: pd.DataFrame, level: float = 0.95) -> str:
     said = [f"{verdict} {_listed(own)}." for verdict, own in verdicts.items() if own]
     return " ".join(said) + (
         f" In brackets: the pretrained model's AUC minus that of {BASELINES[BASELINE]}, on the same"
-        f" {rows[0]['patients']} test patients, with {100 * level:g} % interval and p, each by itself."
+        f" {counted(rows[0]['patients'], 'test patient')}, with {100 * level:g} % interval and p, each by itself."
     )
 
 

@@ -17,6 +17,7 @@ from pipeline.statistics.metrics import confusion
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.reliability import calibration_line
 from pipeline.statistics.threshold import verify_threshold
+from pipeline.store.wording import agreeing, counted
 
 # Below this p, two distributions are held to differ: there are many groups, and a needless alarm has its price.
 DIFFERENT = 0.001
@@ -153,7 +154,8 @@ def _differences(calibration: Patients, members: Patients, unseen: int) -> list[
     found = []
     if unseen:
         found.append(
-            f"{unseen} of {len(members.y)} patients come from sites that no calibration patient is known to come from"
+            f"{unseen} of {counted(len(members.y), 'patient')} {agreeing(unseen, 'comes', 'come')} from sites that no "
+            "calibration patient is known to come from"
         )
     for label, who in ((1, "with"), (0, "without")):
         mine, theirs = (patients.s[patients.y == label] for patients in (calibration, members))
@@ -184,7 +186,9 @@ def assess_shift(shift: GroupShift, on: str, parts: Sequence[GroupShift] = ()) -
         message = f"the certificate may not cover these patients: {'; '.join(shift.differences)}"
         findings.append(Finding("shift", "warn", on, message))
     if uncovered := [part.group for part in parts if not part.covered]:
-        message = f"the certificate may not cover {len(uncovered)} of {len(parts)} groups: {', '.join(uncovered)}"
+        message = (
+            f"the certificate may not cover {len(uncovered)} of {counted(len(parts), 'group')}: {', '.join(uncovered)}"
+        )
         findings.append(Finding("shift", "warn", on, message))
     drift = shift.in_the_large
     if drift.low > 0 or drift.high < 0:

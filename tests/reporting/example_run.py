@@ -81,6 +81,7 @@ def make_run(
     text: Mapping[str, str] | None = None,
     shares: Mapping[str, float] = SPLITS,
     calibration: CalibrateSettings | None = None,
+    evaluation: EvaluateSettings | None = None,
     image: np.ndarray | None = None,
     labelled: Sequence[int] = (),
     further_skill: float = 1.0,
@@ -114,7 +115,7 @@ def make_run(
     made("score", lambda work: _score(work, split, generator, skill, labelled, further, further_skill))
     for stage, function, settings in (
         ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
-        ("evaluate", evaluate, EvaluateSettings()),
+        ("evaluate", evaluate, evaluation or EvaluateSettings()),
     ):
         inputs = Inputs(known, Machine(), dict(artifacts), READS[stage])
         log = RunLog(stage, quiet=True)

@@ -9,7 +9,7 @@ import pytest
 from pypdf import PdfReader
 from reporting import example_run
 
-from pipeline.commands.compare import _against, _shown, _write
+from pipeline.commands.compare import Finished, _against, _shown, _write
 from pipeline.reporting.comparison import Against, Run, build
 from pipeline.settings.config import CalibrateSettings
 
@@ -25,7 +25,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def shown(found: dict[str, Any], name: str, **settings: Any) -> Run:
-    return _shown((f"{name} $x$ <b>", None, example_run.card(), b""), found[name], settings)  # type: ignore[arg-type]
+    return _shown(Finished(f"{name} $x$ <b>", example_run.card().title, settings, found[name]))
 
 
 def rows(runs: list[Run], others: list[Against], table: str) -> list[list[str]]:

@@ -202,8 +202,11 @@ def test_a_program_cannot_pick_up_a_withheld_threshold(chance: Made):
     assert "sweep" not in numbers
     assert not [name for name in numbers["comparison"][0] if name.startswith(("threshold", "recall", "specificity"))]
     assert "matched sensitivity" not in chance.text
-    assert "operating threshold" not in chance.section_text("decision_curve").lower()
-    assert "net_benefit_operating_point" not in (chance.root / "data" / "curves.csv").read_text("utf-8")
+    assert "withheld" in chance.section_text("decision_curve")
+    curves = pd.read_csv(chance.root / "data" / "curves.csv")
+    # A point of a ROC curve would be enough: refer so large a share of the highest scores.
+    assert set(curves["curve"]) == {"reliability_before", "reliability_after"}
+    assert not (chance.root / "tables" / "decision_curve.csv").exists()
     assert not (chance.root / "data" / "sweep.csv").exists()
     assert float(chance.threshold["threshold"]).hex() not in (chance.root / "report.json").read_text("utf-8")
 
@@ -421,6 +424,19 @@ def test_an_external_set_of_nobody_new_says_so(good: Made):
 
 def test_without_an_external_set_the_report_says_what_is_not_known(good: Made):
     assert "how the model does on patients from elsewhere is not known" in good.section_text("external")
+
+
+def test_words_in_tables_of_the_html_stay_whole_and_hashes_do_not(good: Made):
+    style = re.sub(r"/\*.*?\*/", "", good.html.partition("<style>")[2].partition("</style>")[0], flags=re.S)
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
+    breaking = {name.strip() for name, rule in rules if re.search(r"overflow-wrap: anywhere|word-break", rule)}
+    assert breaking == {".long"}, "a table shrinks a column below its words where they may break anywhere"
+    cells = re.findall(r"<t[dh]([^>]*)>(.*?)</t[dh]>", good.html.partition("</style>")[2])
+    assert len(cells) > 300
+    for attributes, content in cells:
+        longest = max(map(len, re.sub(r"<[^>]*>", "", content).split()), default=0)
+        assert ('class="long"' in attributes) == (longest > 40), content
+    assert any('class="long"' in attributes for attributes, _ in cells)
 
 
 def test_html_and_pdf_show_the_same_document(good: Made):

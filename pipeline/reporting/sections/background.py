@@ -20,6 +20,7 @@ from pipeline.reporting.document import (
 )
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, number, plain_percent, share
+from pipeline.store.wording import counted
 
 SPLIT_NAMES = {
     "pretrain": "Pretraining only",
@@ -92,11 +93,30 @@ def studies(e: Evidence) -> Section:
     if flags:
         columns = ["Remark", "Images", "Meaning"]
         blocks.append(Table("quality_flags", "Images accepted with a remark", columns, flags))
-    copies = [[words, count(e.ingest["duplicates"].get(name, 0))] for name, words in COPIES.items()]
+    copies = [
+        [words, count(e.ingest["duplicates"].get(name, 0))]
+        for name, words in COPIES.items()
+        if _near_looked_for(e) or not name.startswith("near_")
+    ]
     if any(e.ingest["duplicates"].values()):
         blocks.append(Table("duplicates", "Images that came more than once", ["What", "Number"], copies))
-        blocks.append(Paragraph("Patients who share an image, exactly or nearly, are in the same part."))
+    blocks.append(Paragraph(_copies(e)))
     return Section("studies", "Studies", blocks)
+
+
+def _near_looked_for(e: Evidence) -> bool:
+    # An artifact that was kept may be older than this setting.
+    return e.records["ingest"]["settings"].get("near_duplicates", True)
+
+
+def _copies(e: Evidence) -> str:
+    """Say what was made of patients who share an image, and whether images that are nearly the same were looked for."""
+    alike = ", exactly or nearly," if _near_looked_for(e) else ""
+    if e.records["split"]["settings"].get("shared_images") == "stop":
+        said = f"No two patients share an image{alike.rstrip(',')}: the run would have stopped."
+    else:
+        said = f"Patients who share an image{alike} are in the same part."
+    return said if _near_looked_for(e) else f"{said} Images that are nearly the same were not looked for."
 
 
 def reference_standard(e: Evidence) -> Section:
@@ -126,22 +146,22 @@ def reference_standard(e: Evidence) -> Section:
 
 def _flow(e: Evidence) -> Figure:
     quarantined = {reason.replace("_", " "): n for reason, n in sorted(e.ingest["quarantined"].items()) if n}
-    accepted = [f"accepted {count(e.ingest['accepted'])} images", f"of {count(e.ingest['patients'])} patients"]
+    accepted = [f"accepted {counted(e.ingest['accepted'], 'image')}", f"of {counted(e.ingest['patients'], 'patient')}"]
     splits = {name: e.split["splits"][name] for name in SPLIT_NAMES if _filled(e, name)}
     boxes = [
         [
             SPLIT_NAMES[name].lower(),
-            f"{count(s['patients'])} patients",
+            counted(s["patients"], "patient"),
             f"{count(s['positive_patients'])} with condition",
-            f"{count(s['images'])} images",
+            counted(s["images"], "image"),
         ]
         for name, s in splits.items()
     ]
     aside = sum(quarantined.values())
     return Figure(
         "flow",
-        f"{count(e.ingest['received'])} files received, {count(aside)} set aside, {accepted[0]} {accepted[1]}; "
-        + "; ".join(f"{SPLIT_NAMES[n].lower()} {count(s['patients'])} patients" for n, s in splits.items())
+        f"{counted(e.ingest['received'], 'file')} received, {count(aside)} set aside, {accepted[0]} {accepted[1]}; "
+        + "; ".join(f"{SPLIT_NAMES[n].lower()} {counted(s['patients'], 'patient')}" for n, s in splits.items())
         + ".",
         "Flow of files and patients. No patient is in two parts.",
         15,

@@ -15,6 +15,7 @@ from pipeline.reporting.numbers import (
 )
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.summary import VERDICTS
+from pipeline.store.wording import agreeing, counted
 
 LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
 NOBODY_NEW = "—"
@@ -41,7 +42,12 @@ def _verdict(e: Evidence, name: str) -> Box | Paragraph:
     """Say in words whether the certificate covers an external test set, and what became of it there."""
     its = e.metrics["external"][name]
     if not its["patients"]:
-        gone = f"All {count(its['excluded']['patients'])} of its labelled patients occur in this run already."
+        left_out = its["excluded"]["patients"]
+        gone = agreeing(
+            left_out,
+            "Its one labelled patient occurs in this run already.",
+            f"All {count(left_out)} of its labelled patients occur in this run already.",
+        )
         return Box("caution", f"Nothing can be said of {its['group']}", [gone])
     shift = next(g for g in e.metrics["shift"]["groups"] if g["group"] == its["group"])
     differences = [f"{_capital(text)}." for text in shift["differences"]]
@@ -100,7 +106,7 @@ def _people(its: Json) -> str:
 def _left_out(its: Json) -> str:
     if "excluded" not in its:
         return NOBODY_NEW
-    why = ", ".join(f"{count(n)} images: {reason}" for reason, n in its["excluded"]["images"].items())
+    why = ", ".join(f"{counted(n, 'image')}: {reason}" for reason, n in its["excluded"]["images"].items())
     return count(its["excluded"]["patients"]) + (f" ({why})" if why else "")
 
 

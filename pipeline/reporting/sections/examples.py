@@ -9,6 +9,7 @@ from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Secti
 from pipeline.reporting.evidence import Evidence, Example, prevalence_assumed
 from pipeline.reporting.numbers import count, number, percent, probability
 from pipeline.reporting.sections.operating import WITHHELD
+from pipeline.store.wording import agreeing, counted
 
 OUTLINE = (
     "About the outlines: they enclose the fewest patches of the image that together hold half of the network's "
@@ -59,16 +60,19 @@ def _gallery(e: Evidence, name: str, words: str, found: Sequence[Example]) -> li
 
 def _figure(e: Evidence, name: str, words: str, found: Sequence[Example]) -> Figure:
     titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, 1)]
-    alt = f"{len(found)} images as the model saw them; scores {', '.join(number(x.score, 2) for x in found)}."
+    scores = ", ".join(number(x.score, 2) for x in found)
+    alt = f"What the model saw, {counted(len(found), 'image')}; {agreeing(len(found), 'score', 'scores')} {scores}."
     which = (
         "the one that made the patient's score"
         if e.metrics["aggregation"] == "max"
         else ("the one of the patient's with the highest score; the patient's is the mean of all")
     )
-    caption = f"{words}. Images as the model saw them, {which}{_planes(e, found)}."
+    as_seen = agreeing(len(found), "The image as the model saw it", "Images as the model saw them")
+    caption = f"{words}. {as_seen}, {which}{_planes(e, found)}."
     shares = [x.outlined_share for x in found if x.outlined_share is not None]
     if shares:
-        alt += f" Beside each the same image with an outline, around {', '.join(percent(s, 0) for s in shares)}."
+        beside = agreeing(len(found), "it", "each")
+        alt += f" Beside {beside} the same image with an outline, around {', '.join(percent(s, 0) for s in shares)}."
         caption += (
             " Left: untouched. Right: the same image, with an outline around half of the network's attention: "
             f"{_range(shares)} % of the {'volume' if e.volumes else 'image'}."

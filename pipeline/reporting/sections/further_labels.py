@@ -7,6 +7,7 @@ from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval
 from pipeline.reporting.sections.operating import WITHHELD
+from pipeline.store.wording import counted
 
 NOTHING = "—"
 
@@ -21,9 +22,11 @@ def further_labels(e: Evidence) -> Section | None:
         f"The same model answers other questions about the same images, each one a yes or no of its own. Page one and "
         f"the gate are about {name} alone. A patient whose image lacks a label is left out of that label's numbers."
     )
+    models = "" if t["models_compared"] == 1 else f" and {counted(t['models_compared'], 'model')} compared"
+    confidence = plain_percent(t["confidence"])
     shared = Paragraph(
-        f"The confidence of {plain_percent(t['confidence'])} is shared out over {labels} labels: each threshold is "
-        f"certified with {percent(t['confidence_used'], 2)}, so that with {plain_percent(t['confidence'])} confidence "
+        f"The confidence of {confidence} is shared out over {labels} labels{models}: each threshold is certified with "
+        f"{percent(t['confidence_used'], 2)}, so that with {confidence} confidence "
         "all their promises hold at once. Whether a promise held on the test patients is judged label by label."
     )
     stops: list[Block] = [

@@ -22,6 +22,7 @@ from pipeline.reporting.numbers import (
 )
 from pipeline.reporting.sections.label_fractions import label_fractions
 from pipeline.reporting.sections.operating import WITHHELD
+from pipeline.store.wording import counted
 
 
 def subgroups(e: Evidence) -> Section:
@@ -79,7 +80,8 @@ def _forest(e: Evidence, drawn: pd.DataFrame) -> Figure:
     groups = drawn.assign(name=drawn["attribute"] + ": " + drawn["group"].str.slice(0, 14))
     return Figure(
         "subgroups",
-        f"{' and '.join(panels.values())} of {len(drawn)} groups with intervals; the numbers are in the table below.",
+        f"{' and '.join(panels.values())} of {counted(len(drawn), 'group')} with intervals; the numbers are in the "
+        "table below.",
         "Groups of test patients with intervals. The dotted line is the value of all test patients.",
         15.5,
         forest(groups, panels, {name: float("nan") if v is None else v for name, v in overall.items()}),
@@ -100,8 +102,8 @@ def comparison(e: Evidence) -> Section:
         ]
         for r in frame.to_dict("records")
     ]
-    n, positives = count(frame["patients"].max()), count(frame["positives"].max())
-    caption = f"Arms on the same {n} test patients, {positives} with the condition, with {_level(e)} intervals"
+    n, positives = counted(int(frame["patients"].max()), "test patient"), count(frame["positives"].max())
+    caption = f"Arms on the same {n}, {positives} with the condition, with {_level(e)} intervals"
     columns = ["Arm", "Seeds", "AUC", "Single seeds", "Reported arm minus this arm (paired)", "p (paired DeLong)"]
     blocks: list[Block] = [Paragraph(e.metrics["comparison_sentence"])]
     drawn = frame[frame["auc"].notna()]
@@ -132,10 +134,10 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
         ]
         for r in frame.to_dict("records")
     ]
-    misses, positives = count(e.threshold["misses_allowed"]), count(e.threshold["positives"])
+    misses, positives = count(e.threshold["misses_allowed"]), counted(e.threshold["positives"], "calibration patient")
     caption = (
         f"Decisions on the same test patients at matched sensitivity: every arm's threshold is the highest that misses "
-        f"at most {misses} of the {positives} calibration patients with the condition. Differences are the reported "
+        f"at most {misses} of the {positives} with the condition. Differences are the reported "
         f"arm minus this one, paired, in percentage points, with {_level(e)} intervals (Newcombe); p by McNemar's "
         "exact test. Only the reported arm's threshold is certified"
     )

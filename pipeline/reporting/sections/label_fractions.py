@@ -10,6 +10,7 @@ from pipeline.reporting.document import Block, Figure, Figures, Heading, Paragra
 from pipeline.reporting.evidence import ARM_NAMES, Evidence, arm_name
 from pipeline.reporting.figures import label_curve
 from pipeline.reporting.numbers import count, limits, number, p_value, percent, plain_percent, short_interval
+from pipeline.store.wording import counted
 
 
 def label_fractions(e: Evidence) -> Sequence[Block]:
@@ -69,10 +70,14 @@ def _ends(curves: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _how(e: Evidence) -> str:
+    tuning = e.finetune["tune_patients"]
+    # An artifact that was kept may be older than the setting.
+    early = e.records["finetune"]["settings"].get("early_stopping_epochs") is not None
+    steps = "at most as many steps" if early else "as many steps"
     return (
         "The fewer patients are one draw by a hash of their pseudonyms, in the proportion of all; each smaller set "
         "lies within the larger, and every arm and seed has the same. Another draw would give other numbers, which "
-        "the intervals do not cover: they speak of the test patients alone. Networks were trained for as many steps "
-        "as with all patients. Pretraining saw the images of all patients, without labels. The labels of the "
-        f"{count(e.finetune['tune_patients'])} tuning patients were not reduced and are not counted."
+        "the intervals do not cover: they speak of the test patients alone. Networks were trained for "
+        f"{steps} as with all patients. Pretraining saw the images of all patients, without labels. The "
+        f"labels of the {counted(tuning, 'tuning patient')} were not reduced and are not counted."
     )

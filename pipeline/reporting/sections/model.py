@@ -11,30 +11,58 @@ from pipeline.reporting.document import Block, Bullets, Figure, Figures, Paragra
 from pipeline.reporting.evidence import Evidence, Json, arm_name
 from pipeline.reporting.figures import pretraining_loss
 from pipeline.reporting.numbers import count, number, plain_percent
+from pipeline.store.wording import agreeing, counted
 
 FIGURE_CM, MAX_HEIGHT_CM = 7.6, 9.0
 DECODERS = {"self_attention": "He et al. 2021", "cross_attention": "He et al. 2021; decoder of Fu et al. 2024"}
+LOSSES = {
+    "bce": "cross-entropy",
+    "weighted": "cross-entropy, weighted by the numbers of either kind",
+    "focal": "focal loss, gamma {:g}: what is already answered well counts less",
+}
+CHANGES = {
+    "rotate_degrees": "rotated by up to {:g} degrees",
+    "tilt_degrees": "tilted by up to {:g} degrees",
+    "shear": "sheared by up to {:g}",
+    "scale": "each axis stretched by up to {:.0%}",
+    "translate": "moved by up to {:.0%} of a side",
+    "contrast": "contrast changed by up to {:.0%}",
+    "brightness": "brightness by up to {:.0%} of the range",
+    "gamma": "gamma by up to {:g}",
+    "noise": "noise of {:.0%} of the range in half of them",
+    "blur_pixels": "blurred by up to {:g} pixels in half of them",
+    "cutout": "a box of {:.0%} of the side made black in half of them",
+}
 MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but for a regular lattice"}
 
 
 def model(e: Evidence) -> Section:
     """Return architecture, pretraining, training of each arm, loss curve and reconstructions."""
     trained = e.finetune["arms"].items()
-    flips = " of it and of its mirror image" if e.records["score"]["settings"].get("flips") else ""
-    same = (
-        f"Every arm saw the same {count(e.finetune['train_patients'])} training patients. The networks of an arm's "
-        f"seeds are an ensemble: an image's score is the mean of their logits{flips}, a patient's score the "
-        f"{_aggregation(e)} over the patient's images. The score of the ensemble is what was calibrated, given a "
-        "threshold and tested."
-    )
     blocks: list[Block] = [
         _making(e),
         _arms(e),
         Bullets([f"{arm_name(arm)}: {a['description']}; kept: {a['selection']}." for arm, a in trained]),
-        Paragraph(same),
+        Paragraph(_scored(e)),
         Figures([_loss(e), _reconstructions(e)]),
     ]
     return Section("model", "Model and training", blocks)
+
+
+def _scored(e: Evidence) -> str:
+    """Say whom the arms saw, and how a patient's score comes from the logits of images."""
+    patients = counted(e.finetune["train_patients"], "training patient")
+    flips = " of it and of its mirror image" if e.records["score"]["settings"].get("flips") else ""
+    if len(e.metrics["seeds"]) > 1:
+        ensemble, whose = "The networks of an arm's seeds are an ensemble: an", f"the mean of their logits{flips}"
+        what = "The score of the ensemble"
+    else:
+        whose = f"the mean of its logits{flips}" if flips else "its logit"
+        ensemble, what = "The reported arm is one model: an", "This score"
+    return (
+        f"Every arm saw the same {patients}. {ensemble} image's score is {whose}, a patient's score the "
+        f"{_aggregation(e)} over the patient's images. {what} is what was calibrated, given a threshold and tested."
+    )
 
 
 def _aggregation(e: Evidence) -> str:
@@ -48,19 +76,22 @@ def _making(e: Evidence) -> Table:
     shown = f"{_by(images['image_size'])} pixels{spacing}; {_grey_values(images)} stretched to 0–255"
     network = (
         f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
-        f"{encoder['depth']}, {encoder['heads']} heads, {count(e.encoder['parameters'])} parameters"
+        f"{encoder['depth']}, {counted(encoder['heads'], 'head')}, {counted(e.encoder['parameters'], 'parameter')}"
     )
-    # An artifact that was kept may be older than these two settings.
+    # An artifact that was kept may be older than some of the settings.
     decoder, mask = DECODERS[pre.get("decoder", "self_attention")], MASKS[pre.get("mask", "random")]
+    steps = f", at most {counted(pre['max_steps'], 'step')}" if pre.get("max_steps") else ""
     method = (
         f"masked autoencoder ({decoder}): {plain_percent(pre['mask_ratio'])} of the patches hidden {mask}, "
-        f"{count(pre['epochs'])} epochs, batch {pre['batch_size']}, seed {pre['seed']}"
+        f"{counted(len(e.history), 'epoch')}{steps}, batch {pre['batch_size']}, seed {pre['seed']}"
     )
+    images_of, held_out = e.pretrain["training_images"], e.pretrain["held_out_images"]
     on = (
-        f"{count(e.pretrain['training_images'])} images of {count(e.pretrain['training_patients'])} patients of the "
-        f"training and pretraining parts, without labels; {count(e.pretrain['held_out_images'])} images of other "
-        "patients of these parts were held out to watch the loss"
+        f"{counted(images_of, 'image')} of {counted(e.pretrain['training_patients'], 'patient')} of the training and "
+        f"pretraining parts, without labels; {counted(held_out, 'image')} of other patients of these parts "
+        f"{agreeing(held_out, 'was', 'were')} held out to watch the loss"
     )
+    training = e.records["finetune"]["settings"]
     rows = [
         ["Reported model", arm_name(e.reported_arm)],
         ["Image given to the model", shown],
@@ -68,7 +99,10 @@ def _making(e: Evidence) -> Table:
         ["Encoder", network],
         ["Pretraining", method],
         ["Pretraining images", on],
-        ["Unequal numbers of the two kinds of patient", _imbalance(e.records["finetune"]["settings"])],
+        ["Images changed at random for pretraining", _changes(pre.get("augmentation"))],
+        ["Images changed at random for training networks", _changes(training.get("augmentation"))],
+        ["Loss of the networks", _loss_of(training)],
+        ["Unequal numbers of the two kinds of patient", _imbalance(training)],
         ["Reported arm chosen", "before calibration, in the configuration"],
         ["Models compared on calibration patients", count(e.threshold["models_compared"])],
     ]
@@ -79,6 +113,32 @@ def _grey_values(images: Json) -> str:
     if images.get("window"):  # absent from an artifact that was kept and is older than the setting
         return f"values from {images['window'][0]:g} to {images['window'][1]:g}"
     return f"grey values between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
+
+
+def _changes(augmentation: Json | None) -> str:
+    """Say how far images are changed at random; settings that change nothing are not named."""
+    if augmentation is None:
+        return "not recorded"  # an artifact that was kept and is older than these settings
+    crop, flips = augmentation.get("crop_min", 1), augmentation.get("flips", [])
+    by = [f"{words.format(augmentation[name])}" for name, words in CHANGES.items() if augmentation.get(name)]
+    how = [
+        *([f"cropped to no less than {plain_percent(crop)}"] if crop < 1 else []),
+        *([f"mirrored ({', '.join(flips)})"] if flips else []),
+        *by,
+    ]
+    return "; ".join(how) or "not at all"
+
+
+def _loss_of(training: Json) -> str:
+    # An artifact that was kept may be older than these settings.
+    name = LOSSES[training.get("loss", "bce")].format(training.get("focal_gamma", 2.0))
+    smoothing, mixup = training.get("label_smoothing", 0), training.get("mixup", 0)
+    return name + "".join(
+        [
+            f"; {plain_percent(smoothing)} of each target spread over both answers" if smoothing else "",
+            f"; images and targets mixed in pairs (mixup, Beta distribution of {mixup:g})" if mixup else "",
+        ]
+    )
 
 
 def _imbalance(training: Json) -> str:
@@ -125,12 +185,18 @@ def _epochs(arm: Json) -> str:
 
 
 def _loss(e: Evidence) -> Figure:
-    first, last = e.history[0], e.history[-1]
+    first, last, pre = e.history[0], e.history[-1], e.records["pretrain"]["settings"]
+    # Artifacts that were kept may be older than these two settings.
+    decoded = pre.get("decoded_share", 1)
+    on = (
+        "hidden patches" if decoded == 1 else f"{plain_percent(decoded)} of the hidden patches, drawn anew at each step"
+    )
+    against = ", each patch less its mean, divided by its spread" if pre.get("normalise_targets", True) else ""
     return Figure(
         "pretraining_loss",
         f"Loss by epoch. Training images: from {number(first['train_loss'])} to {number(last['train_loss'])} in "
-        f"{len(e.history)} epochs.",
-        "Pretraining: error on hidden patches",
+        f"{counted(len(e.history), 'epoch')}.",
+        f"Pretraining: error on {on}{against}",
         FIGURE_CM,
         pretraining_loss(e.history),
     )

@@ -17,6 +17,7 @@ from pipeline.reporting.numbers import (
     short_interval,
 )
 from pipeline.reporting.sections.summary import promise, stop
+from pipeline.store.wording import counted
 
 SWEEP_ROWS, NEIGHBOURS = 9, 3
 WITHHELD = "Numbers that depend on a threshold are withheld: there is no usable operating point."
@@ -83,9 +84,9 @@ def _targets(e: Evidence, point: Json) -> list[Block]:
         _target(promised, found, mark)
         for promised, found, mark in zip([e.threshold, *others], seen, [" ◄", *[""] * len(others)], strict=True)
     ]
-    n, positives = count(e.metrics["patients"]), count(e.metrics["positives"])
+    n, positives = counted(e.metrics["patients"], "test patient"), count(e.metrics["positives"])
     caption = (
-        f"Every share asked for: certified on the calibration patients, seen on {n} test patients, {positives} with "
+        f"Every share asked for: certified on the calibration patients, seen on {n}, {positives} with "
         f"the condition ({plain_percent(point['recall']['level'])} intervals); ◄ marks the operating point"
     )
     columns = ["Wanted", "Certified, %", "Score", "Probability", "Sensitivity, %", "Specificity, %", "Referred, %",
@@ -101,7 +102,7 @@ def _targets(e: Evidence, point: Json) -> list[Block]:
 def _target(promised: Json, found: Json | None, mark: str) -> list[str]:
     wanted = plain_percent(promised["recall_target"]) + mark
     if found is None:
-        return [wanted, *["—"] * 6, f"not certified: {count(promised['positives_needed'])} patients needed"]
+        return [wanted, *["—"] * 6, f"not certified: {counted(promised['positives_needed'], 'patient')} needed"]
     rates = [_short(found[name], scale=100) for name in ("recall", "specificity", "referral_rate")]
     verdict = (found["verification"] or "not checked").replace("_", " ")
     numbers = [number(100 * promised["certified_recall"], 1), number(promised["threshold"], 2)]
@@ -166,7 +167,7 @@ def _sweep(e: Evidence) -> Table:
     caption = (
         f"Other thresholds, calibration patients ({level} intervals, n = {count(e.threshold['positives'])} with the "
         f"condition); ◄ marks the operating point, and only this one carries the promise; {len(rows)} of "
-        f"{count(len(s))} thresholds, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. PPV, NPV: "
+        f"{counted(len(s), 'threshold')}, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. PPV, NPV: "
         f"positive and negative predictive value. Cost: {_costs(e)}"
     )
     return Table("sweep", caption, columns, rows)
@@ -198,7 +199,7 @@ def consequences(e: Evidence) -> Section:
     first = e.metrics["consequences"][0]
     caption = (
         f"Per {count(first['per'])} people screened, with {plain_percent(first['found']['level'])} intervals; from "
-        f"{count(e.metrics['patients'])} test patients, {count(e.metrics['positives'])} with the condition"
+        f"{counted(e.metrics['patients'], 'test patient')}, {count(e.metrics['positives'])} with the condition"
     )
     columns = ["Prevalence", "With the condition", "Found", "Missed", "False alarms", "Referred",
                "Positive predictive value, %", "Negative predictive value, %", "Referred per person found"]  # fmt: skip

@@ -12,8 +12,9 @@ from pipeline.store.files import sha256_json
 DE_IDENTIFICATION = (
     "Identifiers of patients, studies and images are keyed hashes (HMAC-SHA256). Of a header only a short list of "
     "fields is kept: no names, no free text, no dates, no paths; 90 stands for 90 years and above. Whether text is "
-    "burned into pixels is taken from the header alone."
+    "burned into pixels is taken from the header alone; images whose header says so were {burned_in}."
 )
+BURNED_IN = {"quarantine": "set aside", "accept": "accepted"}
 TRAINING = ("preprocess", "pretrain", "finetune")
 
 
@@ -21,6 +22,8 @@ def statements(e: Evidence) -> Section:
     """Return what the card says about the study beyond the data themselves, and where the data come from."""
     said = [[words, e.card["study"][name]] for name, words in e.statements.items()]
     ingest, split = e.records["ingest"], e.records["split"]
+    # An artifact that was kept may be older than the setting.
+    burned_in = BURNED_IN[ingest["settings"].get("burned_in_annotation", "quarantine")]
     digests = {**ingest["sources"], **split["sources"]}
     names = {"studies": "Studies (digest of all files)", "labels": "Label table", "columns": "Columns, from the card"}
     data = [
@@ -32,7 +35,7 @@ def statements(e: Evidence) -> Section:
             "Copies found and set aside",
             count(sum(e.ingest["duplicates"].get(n, 0) for n in ("same_image", "same_pixels"))),
         ],
-        ["De-identification", DE_IDENTIFICATION],
+        ["De-identification", DE_IDENTIFICATION.format(burned_in=burned_in)],
     ]
     return Section(
         "statements",

@@ -9,7 +9,9 @@ from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Secti
 from pipeline.reporting.evidence import Evidence, prevalence_assumed
 from pipeline.reporting.figures import decision, precision_recall, reliability, roc, score_histogram
 from pipeline.reporting.numbers import count, interval, missing, number, percent, plain_percent, short_interval
+from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.summary import AT_THE_END
+from pipeline.store.wording import counted
 
 CALIBRATORS = {
     "logistic": "logistic regression on the score (Platt)",
@@ -172,7 +174,7 @@ def _fitted(e: Evidence) -> str:
     if e.records["calibrate"]["settings"]["calibrator"] == "auto":
         chosen = ", chosen by cross-validation on these patients (logistic below 500 patients of a kind)"
     return (
-        f"From score to probability: {CALIBRATORS[c['method']]}{chosen}; {count(c['n'])} calibration patients, "
+        f"From score to probability: {CALIBRATORS[c['method']]}{chosen}; {counted(c['n'], 'calibration patient')}, "
         f"{count(c['n_positive'])} with the condition. It decides nothing: the threshold stands on the score. "
         f"Probabilities of single patients and thresholds in this report are {prevalence_assumed(e)}; this section "
         f"judges them as fitted, at the calibration patients' prevalence."
@@ -181,10 +183,14 @@ def _fitted(e: Evidence) -> str:
 
 def decision_curve(e: Evidence) -> Section:
     """Return whom the model would do good, by how much harm a needless referral is held to do."""
+    if e.point is None:
+        return Section("decision_curve", "Decision curve", [Paragraph(WITHHELD)])
     arm, shares = e.reported_arm, (0.05, 0.1, 0.2, 0.5)
-    names = {"the model's probabilities": "net_benefit", "refer everyone": "net_benefit_all"}
-    if e.point is not None:
-        names["the operating threshold"] = "net_benefit_operating_point"
+    names = {
+        "the model's probabilities": "net_benefit",
+        "refer everyone": "net_benefit_all",
+        "the operating threshold": "net_benefit_operating_point",
+    }
     curves = {label: e.curve(name, arm) for label, name in names.items()}
     rows = [
         [plain_percent(share), number(1 / share - 1, 0), *(_benefit_at(curve, share) for curve in curves.values())]
@@ -192,10 +198,10 @@ def decision_curve(e: Evidence) -> Section:
     ]
     columns = ["Would refer from", "Needless referrals worth one found"]
     columns += [label[0].upper() + label[1:] for label in curves]
-    n, positives = count(e.metrics["patients"]), count(e.metrics["positives"])
+    n, positives = counted(e.metrics["patients"], "test patient"), count(e.metrics["positives"])
     level = plain_percent(e.metrics["prevalence"]["level"])
     caption = (
-        f"Net benefit per 100 patients: found, less needless referrals at that exchange; {n} test patients, "
+        f"Net benefit per 100 patients: found, less needless referrals at that exchange; {n}, "
         f"{positives} with the condition, {level} intervals. To refer no one: 0"
     )
     words = Paragraph(

@@ -27,6 +27,7 @@ from pipeline.reporting.numbers import (
     percent,
     plain_percent,
 )
+from pipeline.store.wording import counted
 
 AT_THE_END = "it is exactly 0 or 1, or one kind of patient is missing"
 VERDICTS = {
@@ -71,7 +72,7 @@ def promise(e: Evidence, point: Json) -> Box:
     t, recall = e.threshold, point["recall"]
     target = plain_percent(t["recall_target"])
     made = (
-        f"Promised from {count(t['positives'])} calibration patients with the condition: with "
+        f"Promised from {counted(t['positives'], 'calibration patient')} with the condition: with "
         f"{plain_percent(t['confidence'])} confidence, at least {target} of people like them who have the condition "
         f"are referred."
     )
@@ -112,7 +113,7 @@ def _consequence(e: Evidence, row: Json) -> Box:
             f"{people_interval(row['found'], per)} of the {with_condition} with the condition would be found and "
             f"{people_interval(row['missed'], per)} missed.",
             f"{people_interval(row['false_alarms'], per)} would be referred although free of the condition.",
-            f"In brackets: {level} intervals, from {count(e.metrics['patients'])} test patients, "
+            f"In brackets: {level} intervals, from {counted(e.metrics['patients'], 'test patient')}, "
             f"{count(e.metrics['positives'])} of them with the condition.",
         ],
     )
@@ -146,9 +147,9 @@ def _shared(e: Evidence) -> list[str]:
     """Return one line on the confidence shared out; none without further labels."""
     if not e.further:
         return []
-    labels = count(e.threshold["labels_certified"])
+    labels = counted(e.threshold["labels_certified"], "label")
     confidence = plain_percent(e.threshold["confidence"])
-    return [f"The confidence is shared out over {labels} labels: one can be {confidence} sure of all promises at once."]
+    return [f"The confidence is shared out over {labels}: one can be {confidence} sure of all promises at once."]
 
 
 def _headline(e: Evidence) -> Table:
