@@ -13,16 +13,16 @@ ROOT = Path(__file__).parents[1] / "pipeline"
 # From the bottom. The package itself is everybody's.
 FLOORS = (
     ("store",),
-    ("imaging", "models", "statistics", "reporting"),
+    ("imaging", "models", "statistics"),
     ("labels",),
     ("settings",),
     ("inference",),
-    ("evaluation", "orchestration"),
+    ("evaluation", "orchestration", "reporting"),
+    ("delivery",),
     ("stages",),
     ("commands",),
     ("cli",),
 )
-LIBRARIES = FLOORS[1]
 EVERYBODYS = ("",)
 
 

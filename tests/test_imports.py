@@ -34,6 +34,12 @@ def test_a_library_knows_only_tables_and_files_of_the_store(path):
     assert not {other for other in ours(path) if other.startswith("store/") and not other.startswith(SHARED_STORE)}
 
 
+@pytest.mark.parametrize("path", [m for m in modules() if m.startswith("reporting/")])
+def test_reports_take_numbers_and_pictures_and_the_one_door(path):
+    others = {other for other in ours(path) if not other.startswith(("reporting/", "store/"))}
+    assert others <= {"inference/__init__.py", "inference/decision.py"}
+
+
 @pytest.mark.parametrize("path", [m for m in modules() if m.startswith("stages/")])
 def test_stages_know_neither_each_other_nor_how_they_are_run(path):
     strangers = ("stages/", "orchestration/", "settings/", "commands/", "cli.py")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.delivery.results import Written, write_results
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.result import Result
-from pipeline.inference.writing import Written, write_results
 from pipeline.labels.table_file import read_table_file
 from pipeline.store.runlog import RunLog
 from pipeline.store.wording import counted

@@ -20,10 +20,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.delivery.results import write_results
 from pipeline.imaging.pseudonyms import pseudonym
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.rule import RuleError
-from pipeline.inference.writing import write_results
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import EncoderSpec
 

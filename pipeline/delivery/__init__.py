@@ -1,0 +1,1 @@
+"""Results leave: the folder of predict, pages, and what else carries them to people."""
