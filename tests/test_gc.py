@@ -15,7 +15,7 @@ from toy import Toy
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.commands.gc import delete, examine, human
+from pipeline.commands.gc import _inside, delete, examine, human
 from pipeline.commands.trace import trace, verify
 from pipeline.orchestration.run import NAMES, run
 from pipeline.store import tracking
@@ -285,6 +285,13 @@ def test_the_command_lists_by_default_and_says_how_to_delete(toy):
 # ---------------------------------------------------------------- a whole project, with MLflow
 
 
+def test_a_model_that_lies_in_an_artifact_is_found_by_its_address(tmp_path):
+    store = tmp_path / "a store"
+    place = store / "package" / "0123456789abcdef" / "model"
+    assert _inside(place.as_uri(), store) == _inside(str(place), store) == ["package/0123456789abcdef/model"]
+    assert _inside("models:/m-1", store) == _inside("s3://bucket/x", store) == []
+
+
 @pytest.mark.slow
 def test_every_kept_report_is_verified_after_all_else_is_gone(finished, tmp_path):
     project = finished.copy(tmp_path / "project")
@@ -294,7 +301,7 @@ def test_every_kept_report_is_verified_after_all_else_is_gone(finished, tmp_path
     assert CliRunner().invoke(app, command).exit_code == 0
     quiet = {"say": lambda line: None}
     results = [run(*project.load(f"report.title=title {n}"), **quiet) for n in range(2)]
-    results.append(run(*project.load("calibrate.prevalence=0.11", "evaluate.prevalence=[0.11]"), **quiet))
+    results.append(run(*project.load("calibrate.recall_targets=[0.75]"), **quiet))
     config, card, secret = project.load()
     store = Store(project.store)
     shutil.rmtree(results[0].report.parent)
@@ -325,7 +332,7 @@ def test_every_kept_report_is_verified_after_all_else_is_gone(finished, tmp_path
     client.create_registered_model("mini")
     run_id = next(r.run_id for r in tracking.known_runs(project.store, None)
                   if r.kind == "pipeline" and r.key == f"report/{middle.artifacts['report'].key}")  # fmt: skip
-    client.create_model_version("mini", "models:/nowhere", run_id=run_id)
+    client.create_model_version("mini", f"runs:/{run_id}/model", run_id=run_id)
     shutil.rmtree(middle.report.parent)
     found = examine(config, card, secret)
     reasons = {item.name: item.reason for item in found.kept}

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from pypdf.errors import PdfReadError
 
@@ -253,8 +255,9 @@ def _places(keys: Iterable[str]) -> list[Place]:
 
 def _inside(source: str, store: Path) -> list[str]:
     """Return the artifact in whose folder a registered model lies, if it does."""
-    path = Path(source.removeprefix("file://"))
-    return ["/".join(path.relative_to(store).parts)] if path.is_relative_to(store) else []
+    address = urlparse(source)
+    path = Path(url2pathname(address.path) if address.scheme == "file" else source)
+    return [path.relative_to(store).as_posix()] if path.is_relative_to(store) else []
 
 
 def _owners(runs: Iterable[KnownRun], project: str) -> dict[Place, str]:
