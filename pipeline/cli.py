@@ -439,6 +439,42 @@ def reindex(config: ConfigPath, overrides: Overrides = None, store: StoreOption 
 
 
 @app.command()
+def gc(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    delete: Annotated[bool, typer.Option("--delete", help="remove what is listed; without it nothing changes")] = False,
+    keep_last: Annotated[int, typer.Option(min=1, help="newest finished runs of the project whose artifacts stay")] = 1,
+    older_than: Annotated[float, typer.Option(min=0, metavar="DAYS", help="keep what is younger than that")] = 0,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """List what no kept report, registered model, newest or next run needs; remove it with --delete."""
+    from pipeline.commands import gc as collection
+    from pipeline.commands import typed
+
+    with _errors(config, overrides, store) as nameable:
+        settings, card = _settings(config, overrides, store, nameable)
+        found = collection.examine(settings, card, _known_key(settings, card) or None, keep_last, older_than)
+        gone = collection.delete(settings, found, _say) if delete else []
+    listed = gone if delete else found.removable
+    if as_json:
+        rows = {"removable" if not delete else "removed": listed, "kept": found.kept}
+        shown = {name: [item.to_dict() for item in items] for name, items in rows.items()}
+        _print_json({**shown, "bytes": collection.total(listed), "remarks": found.remarks})
+    else:
+        print("\n".join(collection.lines(listed, found.kept)))
+    for remark in found.remarks:
+        _say(typed.filled(remark, config, overrides, store))
+    size = collection.human(collection.total(listed))
+    if delete or not listed:
+        _say(f"removed: {size}" if delete else "nothing to remove")
+        return
+    last, days = str(keep_last) if keep_last > 1 else None, f"{older_than:g}" if older_than else None
+    again = typed.command("gc", config, overrides, keep_last=last, older_than=days, store=store, delete=True)
+    _say(f"nothing was removed; this frees {size}: {again}")
+
+
+@app.command()
 def ui(
     config: ConfigPath,
     overrides: Overrides = None,

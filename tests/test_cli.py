@@ -27,7 +27,7 @@ def test_every_command_has_help():
     from typer.main import get_command
 
     commands = get_command(app).commands
-    assert set(NAMES) | {"run", "plan", "compare", "trace", "doctor", "init", "reindex", "ui"} == set(commands)
+    assert set(NAMES) | {"run", "plan", "compare", "trace", "doctor", "init", "reindex", "ui", "gc"} == set(commands)
     for name, command in commands.items():
         assert command.help, name
         for parameter in command.params:

@@ -193,7 +193,7 @@ class Store:
             old.rename(final)
         asked = self._rebuild(stage, key)
         if asked is not None and not asked["begun"]:
-            _remove(work)
+            remove_folder(work)
             write_json(self._request(stage, key), {**asked, "begun": True})
         work.mkdir(parents=True, exist_ok=True)
         for torn in work.rglob(".*.tmp*"):
@@ -213,12 +213,12 @@ class Store:
                 os.fsync(stream.fileno())
         write_json(work / RECORD, {**record, "files": {name: sha256_file(work / name) for name in names}})
         if final.exists():
-            _remove(old)
+            remove_folder(old)
             final.rename(old)
         work.rename(final)
         flush_directory(final.parent)
         self.withdraw_rebuild(stage, key)
-        _remove(old)
+        remove_folder(old)
         return Artifact(stage, key, final)
 
     # -------------------------------------------------- rebuilds that were asked for and are not finished
@@ -249,7 +249,7 @@ class Store:
     def discard(self, stage: str, key: str) -> None:
         """Remove an artifact and its unfinished work."""
         for path in (self._final(stage, key), self._old(stage, key), self.partial(stage, key)):
-            _remove(path)
+            remove_folder(path)
         self.withdraw_rebuild(stage, key)
 
 
@@ -261,7 +261,7 @@ def _created(artifact: Artifact) -> str:
         return ""
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder, its record first: what a kill leaves of it is no artifact."""
     if folder.exists():
         (folder / RECORD).unlink(missing_ok=True)

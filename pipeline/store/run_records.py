@@ -33,16 +33,22 @@ class RunRecord:
 
 def remember(store: Store, record: RunRecord) -> None:
     """Write a record, unless the same run has left one before."""
-    path = _path(store, record)
+    path = record_path(store, record)
     if not path.exists():
         write_json(path, {**asdict(record), "created": datetime.now(UTC).isoformat(timespec="seconds")})
 
 
 def remembered(store: Store, project: str) -> list[RunRecord]:
     """Return the records of a project, oldest first."""
+    return [one for one in every_record(store) if one.project == project]
+
+
+def every_record(store: Store) -> list[RunRecord]:
+    """Return the records of all projects, oldest first."""
     records = [RunRecord(**read_json(path)) for path in (store.root / FOLDER).glob("[!.]*.json")]
-    return sorted((one for one in records if one.project == project), key=lambda one: (one.created, one.key))
+    return sorted(records, key=lambda one: (one.created, one.key))
 
 
-def _path(store: Store, record: RunRecord) -> Path:
+def record_path(store: Store, record: RunRecord) -> Path:
+    """Return the file of a record."""
     return store.root / FOLDER / f"{record.project}-{record.key.replace('/', '-')}.json"

@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlparse
+from urllib.request import url2pathname
 
 import psutil
 from filelock import FileLock
@@ -42,6 +46,8 @@ PARAM_BATCH = 100
 LARGEST_ARTIFACT_BYTES = 8_000_000
 UNTRACKED_SUFFIXES = {".npy", ".safetensors"}  # arrays and weights stay in the store
 KIND, KEY, INDEXED = "maescreen.kind", "maescreen.key", "maescreen.indexed"
+# A run of another machine, or of before a restart, that has not ended is taken for dead after so long.
+FORGOTTEN_DAYS = 7
 PROCESS, BOOT = "maescreen.process", "maescreen.boot"
 
 
@@ -227,6 +233,114 @@ def closing(tracker: Tracker, run_id: str) -> Iterator[None]:
         tracker.close(run_id, "FAILED")
         raise
     tracker.close(run_id)
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """A run that maescreen began: what it is of, whether its process may be alive, and its files inside the store."""
+
+    run_id: str
+    project: str
+    kind: str
+    key: str
+    name: str
+    at_work: bool
+    changed: datetime
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version of a registered model: the run that made it, where its files are, and the artifacts it names."""
+
+    name: str
+    run_id: str
+    source: str
+    keys: tuple[str, ...]
+
+
+def known_runs(store: Path, uri: str | None) -> list[KnownRun]:
+    """Return the runs of every project that maescreen began; none where there is no database yet.
+
+    Raises TrackingError when the server cannot be reached.
+    """
+    if uri is None and not (store / "mlflow.db").exists():
+        return []
+    client = mlflow.MlflowClient(tracking_uri=uri or default_uri(store))
+    try:
+        found = []
+        for experiment in _pages(lambda token: client.search_experiments(page_token=token)):
+            ids = [experiment.experiment_id]
+            runs = _pages(lambda token, ids=ids: client.search_runs(ids, page_token=token))
+            found += [_known(run, experiment.name, store) for run in runs if KIND in run.data.tags]
+        return found
+    except UNUSABLE as error:
+        raise _unusable(uri, error) from error
+
+
+def registered_models(store: Path, uri: str | None) -> list[RegisteredModel]:
+    """Return every version of every registered model. Raises TrackingError when the server cannot be reached."""
+    if uri is None and not (store / "mlflow.db").exists():
+        return []
+    client = mlflow.MlflowClient(tracking_uri=uri or default_uri(store))
+    try:
+        versions = _pages(lambda token: client.search_model_versions(page_token=token))
+        return [_registered(client, version) for version in versions]
+    except UNUSABLE as error:
+        raise _unusable(uri, error) from error
+
+
+def remove_run(store: Path, uri: str | None, run: KnownRun) -> None:
+    """Remove a run and its files for good; on a server, mark it as deleted, which its `mlflow gc` makes final.
+
+    Raises TrackingError when the server refuses.
+    """
+    client = mlflow.MlflowClient(tracking_uri=uri or default_uri(store))
+    try:
+        client.delete_run(run.run_id)
+        if uri is None:
+            client._tracking_client.store._hard_delete_run(run.run_id)
+            if run.folder is not None and run.folder.exists():
+                shutil.rmtree(run.folder)
+    except UNUSABLE as error:
+        raise _unusable(uri, error) from error
+
+
+def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _known(run: Run, project: str, store: Path) -> KnownRun:
+    tags, changed = run.data.tags, run.info.end_time or run.info.start_time
+    moment = datetime.fromtimestamp(changed / 1000, UTC)
+    boot, process = tags.get(BOOT), int(tags.get(PROCESS, "0"))
+    recent = datetime.now(UTC) - moment < timedelta(days=FORGOTTEN_DAYS)
+    alive = psutil.pid_exists(process) if boot == _boot() else recent
+    files = url2pathname(urlparse(run.info.artifact_uri).path) if run.info.artifact_uri else ""
+    folder = Path(files).parent if Path(files).name == "artifacts" else Path(files)
+    inside = bool(files) and store.resolve() / "mlflow-artifacts" in folder.parents and folder.name == run.info.run_id
+    return KnownRun(
+        run.info.run_id, project, tags[KIND], tags.get(KEY, ""), run.info.run_name or run.info.run_id,
+        run.info.status == "RUNNING" and alive, moment, folder if inside else None,
+    )  # fmt: skip
+
+
+def _registered(client: mlflow.MlflowClient, version: Any) -> RegisteredModel:
+    """Return a version with the artifacts that it or its run names, in tags like `key.report` or as the run's own."""
+    tags, run_id = dict(version.tags or {}), version.run_id or ""
+    if run_id:
+        with contextlib.suppress(MlflowException):  # the run was removed by hand: the version's own tags are all
+            tags |= client.get_run(run_id).data.tags
+    keys = [f"{name.removeprefix('key.').partition('.')[0]}/{value}" for name, value in tags.items()
+            if name.startswith("key.")]  # fmt: skip
+    own = [tags[KEY]] if KEY in tags else []
+    return RegisteredModel(f"{version.name} version {version.version}", run_id, version.source or "", (*keys, *own))
 
 
 def comparison_fragment(experiment_id: str) -> str:
