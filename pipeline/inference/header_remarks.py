@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pipeline.imaging import vocabulary
@@ -15,7 +16,7 @@ AGES_YEARS = (1, 5, 18, 40, 65)
 AGE_BANDS = ("under 1 year", "1 to 4 years", "5 to 17 years", "18 to 39 years", "40 to 64 years", "65 years or more")
 SPACING_BANDS = (
     f"below {SPACINGS_MM[0]} mm",
-    *(f"{low} to {high} mm" for low, high in zip(SPACINGS_MM[:-1], SPACINGS_MM[1:], strict=True)),
+    *(f"{low} to {high} mm" for low, high in pairwise(SPACINGS_MM)),
     f"{SPACINGS_MM[-1]} mm or more",
 )
 UNLISTED = "one that is not in the list"
