@@ -238,15 +238,18 @@ class Reference:
 
         Raises TypicalityError when they are not those that the reference was fitted to, or not finite.
         """
-        values = self._standardised(vectors)
+        values = self.standardised(vectors)
         image, place = np.unravel_index(values.argmax(), values.shape)
         value = float(values[image, place])
-        as_unusual = self.patients - int(np.searchsorted(self.calibration, value, side="left"))
-        p_value = (1 + as_unusual) / (self.patients + 1)
+        p_value = self.p_value(value)
         return Typicality(p_value, p_value <= self.rate, value, self._words()[place])
 
-    def _standardised(self, vectors: Vectors) -> np.ndarray:
-        """Return all statistics (N, S) of images, in spreads above the median."""
+    def p_value(self, value: float) -> float:
+        """Return (1 + calibration patients with this value or a larger one) / (n + 1)."""
+        return (1 + self.patients - int(np.searchsorted(self.calibration, value, side="left"))) / (self.patients + 1)
+
+    def standardised(self, vectors: Vectors) -> np.ndarray:
+        """Return all statistics (N, S) of images, in spreads of the tuning patients above their median; see `of`."""
         _check(vectors, {name: len(space.mean) for name, space in self.spaces.items()})
         return (_statistics(self.spaces, vectors) - self.centre) / self.spread
 
