@@ -1,7 +1,7 @@
 """Who is flagged as not typical: held-out patients over 20 splits, and images of other kinds. Prints JSON.
 
-    python tests/benchmarks/typicality.py DATA             about 15 minutes on two cores
-    python tests/benchmarks/typicality.py DATA --epochs 1  a network that has learned next to nothing
+    python tests/benchmarks/typicality.py DATA                            about 15 minutes of one core
+    python tests/benchmarks/typicality.py DATA --patients 800 --epochs 1  a look, with fewer chest patients
 
 DATA is a folder with chest_xray_pneumonia, skin_lesions, fundus_retinopathy, fundus_vessels, hippocampus_nifti,
 ct_with_segmentation, brain_mr_sequences and pneumoniamnist_train_val.npz; those that are missing are left out, the
@@ -262,18 +262,19 @@ def over_splits(
 
 def within(counts: Sequence[int], low: float, high: float) -> int:
     """Return how many counts lie inside."""
-    return sum(low <= count <= high for count in counts)
+    return sum(bool(low <= count <= high) for count in counts)
 
 
 # ---------------------------------------------------------------- what is measured
 
 
-def chest(data: Path, epochs: int, say: Callable[[str], None]) -> dict[str, np.ndarray]:
+def chest(data: Path, epochs: int, number: int | None, say: Callable[[str], None]) -> dict[str, np.ndarray]:
     """Measure with chest radiographs as the base, and return the images of other kinds."""
     table = pd.read_csv(data / "chest_xray_pneumonia/labels.csv")
+    names = np.random.default_rng(0).permutation(np.unique(table["patient_id"]))[:number]
+    table = table[table["patient_id"].isin(names)]
     images = pictures([data / "chest_xray_pneumonia" / path for path in table["path"]])
     patients, labels = table["patient_id"].to_numpy(), table["label"].to_numpy()
-    names = np.random.default_rng(0).permutation(np.unique(patients))
     training, rest = names[: len(names) // 2], names[len(names) // 2 :]
     inside = np.isin(patients, training)
     others = other_kinds(data)
@@ -342,12 +343,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--patients", type=int, help="of the chest radiographs; all without")
     given = parser.parse_args()
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    others = chest(given.data, given.epochs, say)
+    others = chest(given.data, given.epochs, given.patients, say)
     if (given.data / "skin_lesions").exists():
         skin(given.data, others, say)
     if (given.data / "hippocampus_nifti").exists():

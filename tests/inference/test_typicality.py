@@ -148,6 +148,11 @@ def test_rounding_keeps_the_guarantee_and_the_p_value_counts_equals(fitted):
     assert (p_values >= 2 / 121).all()
 
 
+def test_equal_values_count_as_just_as_unusual(fitted):
+    reference = replace(fitted[1], calibration=np.array([0.0, 1.0, 1.0, 2.0]))
+    assert [reference.p_value(value) for value in (-1.0, 0.0, 1.0, 1.5, 2.0, 2.1)] == [1, 1, 0.8, 0.4, 0.4, 0.2]
+
+
 def test_a_patient_is_as_unusual_as_their_most_unusual_image(fitted):
     model, reference = fitted
     images = radiographs(5, 7)
