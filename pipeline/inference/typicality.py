@@ -28,7 +28,7 @@ from torch import Tensor
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import block_outputs, embed, normalise, patchify
 from pipeline.store.files import atomic
-from pipeline.wording import counted
+from pipeline.store.wording import counted
 
 SCHEMA = 1
 DEPTHS = ("quarter", "half", "three_quarters", "full")
