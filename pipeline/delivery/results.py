@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.delivery import pages
 from pipeline.inference.result import MEANINGS, SCHEMA, Result, refused_row
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.store.files import atomic, finite, write_json
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.inference.model import Predictions
 
 JOURNAL, RESULTS, TABLE, QUARANTINE = "journal.jsonl", "results.json", "results.csv", "quarantine.csv"
+SUMMARY = "summary.pdf"
 QUARANTINE_COLUMNS = ("path", "study", "reason", "detail")
 Track = Callable[[Iterable[Result], int, int], Iterable[Result]]
 
@@ -58,9 +60,13 @@ def write_results(
     _prepare(folder, identified)
     settings, groups = predictions.settings_sha256, predictions.found.groups
     wanted = {group.identity for group in groups}
-    done = {k: v for k, v in _read_journal(folder / JOURNAL, settings, identified).items() if k in wanted}
+    kept = _read_journal(folder / JOURNAL, settings, identified)
+    done = {name: line for name, line in kept.items() if name in wanted and _has_page(folder, line, predictions)}
+    at = pages.now()
     with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
         for result in track(predictions.of(groups, done), len(done), len(groups)):
+            if predictions.pictures:
+                pages.write_page(folder, result, predictions, at)
             line = {"settings": settings, "identity": result.identity, "identified": identified}
             line |= {"row": finite(result.to_row(identified)), "quarantine": result.quarantine()}
             journal.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -73,7 +79,13 @@ def write_results(
     quarantine = [{**row, "study": name} for name, line in lines for row in line["quarantine"]]
     quarantine += [refused_row(path, refusal) for path, refusal in predictions.found.alone]
     _write(folder, predictions, rows, quarantine)
+    if predictions.pictures:
+        (folder / SUMMARY).write_bytes(pages.summary(rows, quarantine, predictions, at))
     return Written(rows, len(quarantine))
+
+
+def _has_page(folder: Path, line: dict[str, Any], predictions: Predictions) -> bool:
+    return not predictions.pictures or (folder / "pages" / pages.file_name(line["row"]["study"])).is_file()
 
 
 def _prepare(folder: Path, identified: bool) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,15 +43,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of an image beside its pixels, from closed lists."""
+    """What is known of an image beside its pixels; `stated` by its header: see `header_remarks.header_values`."""
 
     files: tuple[str, ...]
     flags: tuple[str, ...]
-    modality: str
-    view: str
-    body_part: str
-    spacing_mm: tuple[float, ...] | None
-    age_years: float | None
+    stated: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def _see(task: Task, group: Group) -> Seen:
         except Refused as error:
             refused |= dict.fromkeys(one.files, error.refusal)
             continue
-        closed = (about.modality, about.view, about.body_part, one.image.spacing_mm, about.age_years)
-        facts.append(Facts(one.files, one.flags, *closed))
+        stated = {name: getattr(about, name) for name in ("modality", "view", "body_part", "age_years")}
+        facts.append(Facts(one.files, one.flags, {**stated, "spacing_mm": one.image.spacing_mm}))
     stacked = np.stack(arrays) if arrays else np.empty((0, 1, *task.rendering.image_size), np.uint8)
     return Seen(stacked, tuple(facts), tuple(sorted(refused.items())))

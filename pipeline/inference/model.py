@@ -21,10 +21,12 @@ from pipeline.imaging.quarantine import FLAGS
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference.batch import Group, Progress, Seen, Sorted, Task, read_groups, sort_files
 from pipeline.inference.ensemble import Ensemble, load_networks, member_files, to_pixels
-from pipeline.inference.model_folder import MEMBERS, check_golden, verified
+from pipeline.inference.header_remarks import header_remarks
+from pipeline.inference.model_folder import MEMBERS, TYPICALITY, check_golden, verified
 from pipeline.inference.result import HARMLESS, Picture, Result
 from pipeline.inference.rule import Rule
 from pipeline.inference.study import Study, read_study
+from pipeline.inference.typicality import Reference, Typicality, describe
 from pipeline.models.attention import rollout
 from pipeline.models.training import prepare
 from pipeline.store.files import sha256_json
@@ -89,6 +91,17 @@ class Model:
         """What a worker needs to know of the model."""
         accepts = self.content["accepts"]
         return Task(self.policy, Limits.from_json(accepts["limits"]), accepts["min_slices"], self.rendering)
+
+    @property
+    def stated(self) -> Mapping[str, Mapping[str, int]]:
+        """What the headers of the training images stated, in counts."""
+        return self.content["population"]["stated"]
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """What tells whether a study is like those of the calibration; None when too few patients were there."""
+        path = self.folder / TYPICALITY
+        return Reference.load(path) if path.is_file() else None
 
     @cached_property
     def networks(self) -> list[Any]:
@@ -184,6 +197,7 @@ class Predictions:
 
     def _result(self, group: Group, seen: Seen, logits: np.ndarray) -> Result:
         model = self.model
+        typicality = self._typicality(seen)
         lost = sum(refusal.reason not in HARMLESS for _, refusal in seen.refused)
         judged = model.rule.of(logits[:, 0], lost=lost, prevalence=self.prevalence)
         further = {
@@ -197,8 +211,8 @@ class Predictions:
             judgement=judged,
             further=further,
             threshold=_threshold(model.rule) if model.usable else _threshold(None),
-            typicality=None,
-            typical=None,
+            typicality=typicality,
+            unusual=tuple(dict.fromkeys(r for f in seen.facts for r in header_remarks(f.stated, model.stated))),
             remarks=_remarks(seen),
             refused=seen.refused,
             model={"model_sha256": model.sha256, "threshold_sha256": model.content["threshold_sha256"]},
@@ -206,6 +220,12 @@ class Predictions:
             patient=group.patient,
             picture=self._picture(seen, logits[:, 0]) if self.pictures and len(seen.arrays) else None,
         )
+
+    def _typicality(self, seen: Seen) -> Typicality | None:
+        reference, networks = self.model.reference, self.model.networks
+        if reference is None or not len(seen.arrays):
+            return None
+        return reference.of(describe(networks[0] if networks else None, to_pixels(seen.arrays)))
 
     def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
         """Return the most suspicious image, the first of equals, and where the networks looked in it."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.imaging.quarantine import Refusal
 from pipeline.inference.rule import Judgement
+from pipeline.inference.typicality import Typicality
 
 SCHEMA = "results/1"
 # Reasons for refusal that hide no image of the kind that the model judges; every other one may hide a finding.
@@ -35,9 +36,11 @@ MEANINGS = {
     "threshold": "score from which a study is referred; missing when the model has no usable operating point",
     "recall_target": "share of people with the condition that is referred at least, as certified",
     "confidence": "confidence of that certificate",
-    "typicality": "share of the calibration patients who are at least as unusual as this study; missing when unknown",
-    "typical": "false: the certificate does not speak of this study",
-    "remarks": "what is unusual about the study or odd about its images",
+    "typicality": "conformal p-value: at most this share of patients like those of the calibration is as unusual",
+    "typical": "false: the certificate does not speak for this study; missing when unknown",
+    "most_unusual": "of a study that is not typical, what is most unusual about it",
+    "header_unlike_training": "what its headers state and hardly any training image had",
+    "remarks": "what is odd about its images",
     "further_labels": "the same of each further label, by its id",
     "model_sha256": "SHA-256 of the model folder's SHA256SUMS",
     "threshold_sha256": "SHA-256 of the operating points",
@@ -63,8 +66,8 @@ class Result:
     judgement: Judgement
     further: Mapping[str, Judgement]
     threshold: Mapping[str, Any]
-    typicality: float | None
-    typical: bool | None
+    typicality: Typicality | None
+    unusual: tuple[str, ...]
     remarks: tuple[str, ...]
     refused: tuple[tuple[str, Refusal], ...]
     model: Mapping[str, str]
@@ -85,8 +88,10 @@ class Result:
             **_said(self.judgement),
             "score_hex": None if score is None else score.hex(),
             **self.threshold,
-            "typicality": self.typicality,
-            "typical": self.typical,
+            "typicality": self.typicality.p_value if self.typicality else None,
+            "typical": not self.typicality.flagged if self.typicality else None,
+            "most_unusual": self.typicality.largest if self.typicality and self.typicality.flagged else "",
+            "header_unlike_training": list(self.unusual),
             "remarks": list(self.remarks),
             "further_labels": {label_id: _said(one) for label_id, one in self.further.items()},
             **self.model,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import torch
 
 from pipeline import __version__
 from pipeline.imaging.archive.quality import Limits
@@ -16,9 +18,12 @@ from pipeline.imaging.image import Policy
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference import model_card
 from pipeline.inference.decision import Decision, decide
-from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, member_files
-from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, seal, write_golden
+from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, load_networks, member_files
+from pipeline.inference.header_remarks import header_values
+from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, TYPICALITY, seal, write_golden
 from pipeline.inference.rule import OperatingPoint, Rule
+from pipeline.inference.typicality import Cohort, Reference, TypicalityError, describe, fit
+from pipeline.models.classifier import Classifier
 from pipeline.models.images import read_images
 from pipeline.models.training import prepare
 from pipeline.statistics.calibrators import PrevalenceCalibrator, calibrator_from_dict
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
 FOLDER = "model"
 GOLDEN_IMAGES = 3
+IMAGES_AT_ONCE = 64
+CPU = torch.device("cpu")
 STAGES = ("ingest", "split", "preprocess", "finetune", "score", "calibrate", "evaluate")
 
 
@@ -57,6 +64,12 @@ def package(settings: PackageSettings, inputs: Inputs, work: Path, log: RunLog) 
     device = prepare(inputs.machine.device, inputs.machine.threads)
     ensemble = Ensemble.load(member_files(folder / MEMBERS), device, flips=flips)
     write_golden(folder, _golden(inputs), ensemble)
+    try:
+        reference = _typicality(settings, inputs, load_networks(member_files(folder / MEMBERS), device))
+        reference.save(folder / TYPICALITY)
+        log.info(f"typicality: {reference.statement}")
+    except TypicalityError as error:
+        log.warn(f"typicality is not known of new studies: {error}")
     content = _content(settings, inputs, threshold, flips)
     write_json(folder / CONTENT, content)
     with atomic(folder / CARD) as temporary:
@@ -174,24 +187,34 @@ def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _population(inputs: Inputs) -> dict[str, Any]:
-    """Return what the training images are, in counts; the least and the greatest are percentiles, so nobody's own."""
+    """Return what the training images are, in counts of values of closed lists and bands."""
     split = read_table(inputs.file("split", "split.parquet"), SPLIT)
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
     own = images[images["image_id"].isin(split.loc[split["split"] == "train", "image_id"])]
-    counted = ("modality", "view", "body_part", "manufacturer", "sex", "format")
-    spacings = [min(values) for values in own["spacing_mm"].dropna()]
+    stated = pd.DataFrame([header_values({str(k): v for k, v in row.items()}) for row in own.to_dict("records")])
+    counts = {name: stated[name].value_counts().sort_index() for name in sorted(stated.columns)}
     return {
         "patients": int(own["patient_id"].nunique()),
         "images": len(own),
-        **{name: {str(k): int(v) for k, v in own[name].value_counts().sort_index().items()} for name in counted},
-        "spacing_mm": _band(spacings),
-        "age_years": _band(own["age_years"].dropna().tolist()),
+        "stated": {name: {str(value): int(n) for value, n in own.items()} for name, own in counts.items()},
     }
 
 
-def _band(values: Sequence[float]) -> list[float] | None:
-    """Return the 1st and the 99th percentile; None where fewer than ten values are known."""
-    return [float(v) for v in np.percentile(values, (1, 99))] if len(values) >= 10 else None
+def _typicality(settings: PackageSettings, inputs: Inputs, networks: Sequence[Classifier]) -> Reference:
+    """Return what new studies are compared with, by the first seed's network where there is one.
+
+    Raises TypicalityError when patients are too few.
+    """
+    network = networks[0] if networks else None
+
+    def cohort(split: str) -> Cohort:
+        files = (inputs.files("preprocess", name) for name in (f"index_{split}.*", f"{split}-*"))
+        images = read_images(*files).labelled()
+        parts = [describe(network, images.pixels(rows, CPU)) for rows in images.chunks(IMAGES_AT_ONCE)]
+        vectors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return Cohort(vectors, images.index["patient_id"].to_numpy())
+
+    return fit(cohort("train"), cohort("tune"), cohort("calibration"), settings.typicality_rate)
 
 
 def _golden(inputs: Inputs) -> np.ndarray:

@@ -1,0 +1,180 @@
+"""A page per study, and the summary of the batch: what predict found, in words for people."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import kstest
+
+from pipeline import __version__
+from pipeline.imaging.quarantine import REASONS as REFUSALS
+from pipeline.imaging.volumes.orthogonal_planes import three_planes
+from pipeline.inference.model import Model, Predictions
+from pipeline.inference.result import Picture, Result
+from pipeline.inference.rule import REASONS
+from pipeline.models.attention import half_of, most_attended, on_pixels
+from pipeline.reporting.batch_summary import Batch, SummaryRow, render_summary
+from pipeline.reporting.study_page import StudyPage, render_page
+from pipeline.store.files import atomic
+
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+LONGEST_NAME = 80
+BAND_LEVEL = 0.95
+# A batch of fewer studies says nothing of a shift; of a hundred that are checked, one in a thousand cries wolf.
+LEAST_STUDIES, SHIFT_LEVEL = 30, 0.001
+
+
+def now() -> str:
+    """Return the time that pages state."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def file_name(study: str) -> str:
+    """Return the name of a study's page: readable, safe on every file system, and different for every study."""
+    digest = hashlib.sha256(study.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{UNSAFE.sub('_', study).strip('._')[-LONGEST_NAME:]}-{digest}.pdf"
+
+
+def page(result: Result, predictions: Predictions, predicted_at: str) -> bytes:
+    """Return the page of a study as a PDF of one sheet."""
+    model, judged = predictions.model, result.judgement
+    image, outlined, share = _shown(result.picture)
+    local = judged.local_probability
+    carried = {} if local is None or predictions.prevalence is None else _carried(model, judged, predictions.prevalence)
+    calibrated = {
+        "probability": judged.probability,
+        "probability_low": judged.probability_low,
+        "probability_high": judged.probability_high,
+        "prevalence": model.content["prevalence"],
+    }
+    return render_page(
+        StudyPage(
+            study=result.study,
+            decision=judged.decision,
+            usable=model.usable,
+            model_title=model.content["title"],
+            version=__version__,
+            model_hash=model.sha256,
+            predicted_at=predicted_at,
+            why_not="; ".join(model.rule.decision.reasons),
+            reasons=[*(REASONS[reason] for reason in judged.reasons), *_refusals(result)],
+            image=image,
+            outlined=outlined,
+            outlined_share=share,
+            volume=result.picture is not None and result.picture.array.ndim == 3,
+            score=judged.score,
+            **{**calibrated, **carried},
+            interval_level=BAND_LEVEL,
+            prevalence_is_local=bool(carried),
+            condition=model.content["labels"][0]["name"],
+            threshold=_threshold(model),
+            certificate=" ".join(model.content["scope"]),
+            typical=None if result.typicality is None else not result.typicality.flagged,
+            typicality=_typicality(result),
+            remarks=list(result.unusual),
+            quality=list(result.remarks),
+            not_for=model.content["not_for"],
+        )
+    )
+
+
+def _carried(model: Model, judged: Any, prevalence: float) -> dict[str, float | None]:
+    limits = {name: getattr(judged, name) for name in ("probability_low", "probability_high")}
+    moved = {name: None if value is None else model.rule.carried(value, prevalence) for name, value in limits.items()}
+    return {"probability": judged.local_probability, "prevalence": prevalence, **moved}
+
+
+def _refusals(result: Result) -> list[str]:
+    counts = Counter(refusal.reason for _, refusal in result.refused)
+    return [f"{n} of its files: {REFUSALS[reason]}" for reason, n in sorted(counts.items())]
+
+
+def _threshold(model: Model) -> str:
+    if not model.usable:
+        return ""
+    point = model.rule.points[0]
+    return (
+        f"A study is referred from a score of {point.threshold:.2f} on, certified for a recall of "
+        f"{100 * point.recall_target:g} % with {100 * point.confidence:g} % confidence."
+    )
+
+
+def _typicality(result: Result) -> str:
+    if result.typicality is None:
+        return "Whether this study is like those of the certificate is not known."
+    share = f"{100 * result.typicality.p_value:.2g} %"
+    if result.typicality.flagged:
+        return f"At most {share} of people like those of the calibration are as unusual: {result.typicality.largest}."
+    return f"As usual as others: at most {share} of people like those of the calibration are as unusual."
+
+
+def _shown(picture: Picture | None) -> tuple[np.ndarray | None, np.ndarray | None, float | None]:
+    """Return the picture (h, w), the outlined area in it and its share; a volume by three planes."""
+    if picture is None:
+        return None, None, None
+    array, shares = picture.array, picture.shares
+    if shares is None:
+        return (array if array.ndim == 2 else three_planes(array)), None, None
+    patch = tuple(side // patches for side, patches in zip(array.shape, shares.shape, strict=True))
+    half = half_of(shares)
+    outlined = on_pixels(half, patch)
+    if array.ndim == 3:
+        centre = most_attended(shares, patch)
+        array, outlined = three_planes(array, centre), three_planes(outlined, centre)
+    return array, outlined, float(half.mean())
+
+
+def summary(
+    rows: Iterable[Mapping[str, Any]], quarantine: Iterable[Mapping[str, str]], predictions: Predictions, at: str
+) -> bytes:
+    """Return the summary of the batch as a PDF from the rows of results.json and quarantine.csv."""
+    model, rows = predictions.model, list(rows)
+    refused = Counter(REFUSALS[row["reason"]] for row in quarantine)
+    batch = Batch(
+        model_title=model.content["title"],
+        version=__version__,
+        model_hash=model.sha256,
+        predicted_at=at,
+        usable=model.usable,
+        why_not="; ".join(model.rule.decision.reasons),
+        files_read=len(predictions.sources) - sum(refused.values()),
+        refused=refused,
+        threshold=_threshold(model),
+        certificate=" ".join(model.content["scope"]),
+        shift=shift([row["typicality"] for row in rows]),
+        not_for=model.content["not_for"],
+    )
+    return render_summary(map(_summary_row, rows), batch)
+
+
+def _summary_row(row: Mapping[str, Any]) -> SummaryRow:
+    kept = {name: row[name] for name in ("study", "decision", "score", "probability", "typical")}
+    return SummaryRow(**kept, reason=REASONS[row["reasons"][0]] if row["reasons"] else "")
+
+
+def shift(p_values: Iterable[float | None]) -> str:
+    """Return a warning when the studies together are more unusual than chance explains; an empty text otherwise.
+
+    Conformal p-values of ordinary studies are spread evenly from 0 to 1, or above; tested one-sided by Kolmogorov and
+    Smirnov, at 1 in 1,000.
+    """
+    known = [value for value in p_values if value is not None]
+    if len(known) < LEAST_STUDIES or kstest(known, "uniform", alternative="greater").pvalue >= SHIFT_LEVEL:
+        return ""
+    return (
+        "Taken together, these studies differ from those of the calibration more than chance explains: the certificate "
+        "may not speak for this batch. Look at how its images were taken, stored and chosen."
+    )
+
+
+def write_page(folder: Path, result: Result, predictions: Predictions, at: str) -> None:
+    """Write the page of a study into `pages/`."""
+    with atomic(folder / "pages" / file_name(result.study)) as temporary:
+        temporary.write_bytes(page(result, predictions, at))
