@@ -35,7 +35,7 @@ WORDS = {
     "superseded": "its successor is complete",
     "torn": "left of an interrupted removal",
     "request": "asks to make anew what is not there",
-    "lock": "nothing is left that it could guard",
+    "lock": "nothing is left to guard",
 }
 
 
@@ -174,7 +174,10 @@ def lines(going: Sequence[Item], kept: Sequence[Item]) -> list[str]:
     shown = [
         f"{item.kind:<10} {item.name:<26} {human(item.size_bytes):>9}  {item.changed:%Y-%m-%d}  {item.reason}"
         for item in going
+        if item.kind != "lock"
     ]
+    if locks := [item for item in going if item.kind == "lock"]:
+        shown.append(f"lock       {counted(len(locks), 'lock'):<26} {human(total(locks)):>9}  {WORDS['lock']}")
     stays: dict[str, list[Item]] = {}
     for item in kept:
         if item.kind != "lock":
@@ -210,6 +213,7 @@ def _keep_reports(needs: Needs, config: Config, remarks: list[str]) -> None:
                 f"{config.reports}: there is no such folder, although this project has reports: what they rest on "
                 "cannot be known; mount it, or make it if they are all to go"
             )
+        remarks.append(f"no kept report: {config.reports} is not made yet")
         return
     originals = {record["files"].get("report.pdf"): place for place, record in made}
     kept = 0
