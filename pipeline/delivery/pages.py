@@ -52,7 +52,7 @@ def page(result: Result, predictions: Predictions, predicted_at: str) -> bytes:
         "probability": judged.probability,
         "probability_low": judged.probability_low,
         "probability_high": judged.probability_high,
-        "prevalence": model.content["prevalence"],
+        "prevalence": round(model.content["prevalence"], 3),
     }
     return render_page(
         StudyPage(

@@ -223,7 +223,7 @@ class Predictions:
 
     def _typicality(self, seen: Seen) -> Typicality | None:
         reference, networks = self.model.reference, self.model.networks
-        if reference is None or not len(seen.arrays):
+        if reference is None or not reference.usable or not len(seen.arrays):
             return None
         return reference.of(describe(networks[0] if networks else None, to_pixels(seen.arrays)))
 
