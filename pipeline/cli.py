@@ -401,6 +401,30 @@ def doctor(
 
 
 @app.command()
+def power(
+    recall: Annotated[float, typer.Option(help="share of people with the condition to be found")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="how sure the certificate is to be")] = 0.95,
+    auc: Annotated[float, typer.Option(help="expected area under the ROC curve, for referrals")] = 0.95,
+    prevalence: Annotated[float, typer.Option(help="share with the condition where the model will be used")] = 0.05,
+    positives: Annotated[
+        int | None, typer.Option(min=1, help="patients with the condition for calibration and test together")
+    ] = None,
+    groups: Annotated[int, typer.Option(min=1, help="groups that are to be certified one by one")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Say how many patients it takes to certify and to confirm a recall, and what that costs in referrals."""
+    from pipeline.commands import power as planning
+
+    if not (0 < recall < 1 and 0 < confidence < 1 and 0 < prevalence < 1 and 0.5 <= auc < 1):
+        _fail("recall, confidence and prevalence lie strictly between 0 and 1, the AUC from 0.5 to below 1", USAGE)
+    found = planning.answer(planning.Question(recall, confidence, auc, prevalence, positives, groups))
+    if as_json:
+        _print_json(found)
+    else:
+        print("\n".join(planning.lines(found)))
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, help="folder or zip of studies")],
     labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet table of labels")],

@@ -12,6 +12,7 @@ from pipeline.orchestration.chosen_studies import chosen_digest
 from pipeline.reporting.pdf import read_keys, read_metadata
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import read_json, sha256_file
+from pipeline.store.ledger import Ledger, LedgerError
 from pipeline.store.lineage import SourceHashes
 from pipeline.store.tables import FILES, QUARANTINE, read_table
 from pipeline.store.wording import counted
@@ -77,8 +78,10 @@ def trace(report: Path, store: Store) -> dict[str, Any]:
     if not keys:
         raise TraceError(f"{report.name} carries no artifact keys; it is no report of one run")
     artifacts = artifacts_behind(report.name, keys, [store])
+    ledger = Ledger(store.root)
     return {
         "report": {"sha256": sha256_file(report), "keys": keys},
+        "ledger": {"readings": len(ledger.lines()), "sha256": ledger.head},
         "artifacts": [_describe(step, artifact) for step, artifact in reversed(list(artifacts.items()))],
         "sources": [row for artifact in artifacts.values() if artifact.stage == "ingest" for row in _sources(artifact)],
     }
@@ -103,6 +106,10 @@ def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[
             except StoreError as error:
                 problems.append(str(error))
         progress(f"{step} {key}: {counted(len(names), 'file')} checked")
+    try:
+        progress(f"ledger: {counted(len(Ledger(store.root).lines()), 'reading')} checked")
+    except LedgerError as error:
+        problems.append(str(error))
     reports = [one.record for one in store.all("report") if {*keys.items()} <= {*one.record["inputs"].items()}]
     if not reports:
         problems.append(f"{report.name}: no report of these artifacts is in the store, to be compared with")

@@ -11,8 +11,17 @@ import pandas as pd
 
 from pipeline.evaluation.performance import Frozen, findings_of, judge
 from pipeline.statistics.gate import Finding
-from pipeline.statistics.patients import Patients, patients_of
-from pipeline.statistics.shift import GroupShift, Promise, assess_shift, group_shift, unseen_patients
+from pipeline.statistics.image_counts import assess_image_numbers, images_per_patient
+from pipeline.statistics.patients import Patients, one_per_unit, patients_of, units_of
+from pipeline.statistics.shift import (
+    GroupShift,
+    Promise,
+    among_several,
+    assess_shift,
+    group_shift,
+    sites_beyond_chance,
+    unseen_patients,
+)
 from pipeline.statistics.subgroups import UNKNOWN, patient_attributes
 from pipeline.store.wording import agreeing, counted
 
@@ -22,35 +31,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """What was frozen on the calibration patients, and who these are; `images` are theirs."""
+    """What was frozen on the calibration patients, and who these are; `images` and `image_numbers` are theirs."""
 
     settings: EvaluateSettings
     frozen: Frozen
     patients: Patients
     images: pd.DataFrame
+    image_numbers: pd.DataFrame
 
-    def shift(self, group: str, members: Patients, unseen: set[str]) -> GroupShift:
-        """Return how a group of patients differs from the calibration patients; `unseen` are those of other sites."""
+    @property
+    def promise(self) -> Promise:
+        """What was certified on these patients."""
         certificate = self.frozen.certificate
+        target, confidence = certificate["recall_target"], certificate["confidence"]
+        counts = certificate["positives"], certificate["misses_allowed"]
+        return Promise(self.frozen.threshold, target, confidence, *(counts if certificate["certified"] else ()))
+
+    def shift(self, group: str, members: Patients, unseen: set[str], strange: set[str] | None = None) -> GroupShift:
+        """Return how a group of patients differs from the calibration patients; `unseen` are those of other sites.
+
+        `strange` are those of them who speak against the certificate; all, unless it is given.
+        """
         return group_shift(
             group,
             self.patients,
             members,
             self.frozen.calibrator.predict(members.s),
-            Promise(self.frozen.threshold, certificate["recall_target"], certificate["confidence"]),
+            self.promise,
             unseen=len(unseen.intersection(members.ids)),
+            strange=None if strange is None else len(strange.intersection(members.ids)),
             level=self.settings.level,
             min_positives=self.settings.min_subgroup_positives,
         )
 
 
-def shifts(reference: Reference, test: Patients, images: pd.DataFrame) -> list[GroupShift]:
-    """Return the shift of the test patients and, when they come from several, of each site that is stated."""
-    unseen = unseen_patients(reference.images, images)
+def shifts(reference: Reference, test: Patients, images: pd.DataFrame, *, given: bool = False) -> list[GroupShift]:
+    """Return the shift of the test patients and, when they come from several, of each site that is stated.
+
+    Patients who were divided at random are covered whatever their site: exchangeability does not ask for it. One that
+    calibration lacks speaks against the certificate where the dataset's own division was taken (`given`), or where it
+    has so many patients that chance would have brought some to calibration.
+    """
+    unseen = strange = unseen_patients(reference.images, images)
+    if not given:
+        odd = sites_beyond_chance(reference.images, images)
+        strange = set(images.loc[images["site"].isin(odd), "patient_id"])
     site = patient_attributes(images)["site"].loc[test.ids].to_numpy()
     sites = [name for name in sorted(set(site)) if name != UNKNOWN] if len(set(site)) > 1 else []
     members = {f"site {name[:12]}": _those(test, site == name) for name in sites}
-    return [reference.shift(name, some, unseen) for name, some in {"test": test, **members}.items()]
+    groups = [reference.shift(name, some, unseen, strange) for name, some in members.items()]
+    return [reference.shift("test", test, unseen, strange), *among_several(groups, reference.promise)]
 
 
 def _those(patients: Patients, chosen: np.ndarray) -> Patients:
@@ -84,10 +114,17 @@ def judge_external(
     left = scores[~scores["patient_id"].isin(again)]
     if left.empty:
         return External({"group": on, "patients": 0, "excluded": excluded}, None, findings)
-    members = patients_of(left, frozen.certificate["arm"], frozen.certificate["aggregation"])
+    arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
+    members = one_per_unit(patients_of(left, arm, how), units_of(split))
     metrics = {"group": on, "excluded": excluded, **judge(settings, members, frozen)}
     shift = reference.shift(on, members, unseen_patients(reference.images, images, elsewhere=True))
-    found = [*findings_of(settings, members, frozen, metrics, on), *assess_shift(shift, on)]
+    theirs = images_per_patient(left, arm)
+    numbers = {"these patients with the condition": theirs[theirs["label"] == 1]}
+    found = [
+        *findings_of(settings, members, frozen, metrics, on),
+        *assess_shift(shift, on),
+        *(assess_image_numbers(reference.image_numbers, numbers, on) if how == "max" else []),
+    ]
     findings += [replace(one, level="warn") if one.level == "fail" else one for one in found]
     return External(metrics, shift, findings)
 

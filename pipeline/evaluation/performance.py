@@ -13,17 +13,22 @@ from scipy.special import expit
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import Calibrator
 from pipeline.statistics.discrimination import average_precision, roc_auc
-from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables
+from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables, signed
 from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
 from pipeline.statistics.patients import Patients, scores_sha256
-from pipeline.statistics.reliability import calibration_summary
+from pipeline.statistics.planner import chance_of_confirmation
+from pipeline.statistics.reliability import calibration_summary, log_loss_change
 from pipeline.statistics.sweep import threshold_sweep
-from pipeline.statistics.threshold import recall_bounds, verify_threshold
+from pipeline.statistics.threshold import min_positives, recall_bounds, verify_threshold
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import EvaluateSettings
+
+
+# A rise of the log loss by this share is said even where chance could explain it.
+NOTABLE = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,13 @@ def threshold_of(certified: Mapping[str, Any]) -> float | None:
     return float.fromhex(certified["threshold_hex"]) if certified["certified"] else None
 
 
-def judge(settings: EvaluateSettings, patients: Patients, frozen: Frozen) -> dict[str, Any]:
-    """Return discrimination, operating points, their consequences at other prevalences, and calibration."""
+def judge(
+    settings: EvaluateSettings, patients: Patients, frozen: Frozen, first_images: Patients | None = None
+) -> dict[str, Any]:
+    """Return discrimination, operating points, their consequences at other prevalences, and calibration.
+
+    `first_images` are the same patients with one image each, where some have several.
+    """
     level, seed, threshold = settings.level, settings.seed, frozen.threshold
     counts = None if threshold is None else confusion(patients.y, patients.s, threshold)
     prevalences = sorted({*settings.prevalences, settings.headline_prevalence})
@@ -64,14 +74,19 @@ def judge(settings: EvaluateSettings, patients: Patients, frozen: Frozen) -> dic
         }
         for when, p in probabilities.items()
     }
+    change = log_loss_change(patients.y, probabilities["before"], probabilities["after"], level, seed=seed)
+    point = _operating_point(patients, frozen, frozen.certificate, level)
+    if point is not None:
+        point["first_image"] = _rates(first_images, point["threshold"], level)
     return {
         **prevalence(patients, level),
         "images": patients.images,
+        "linked": patients.linked,
         "discrimination": {
             "auc": roc_auc(patients.y, patients.s, level).to_dict(),
             "average_precision": average_precision(patients.y, patients.s, level, seed=seed).to_dict(),
         },
-        "operating_point": _operating_point(patients, frozen, frozen.certificate, level),
+        "operating_point": point,
         "other_operating_points": [
             {
                 "recall_target": certified["recall_target"],
@@ -81,8 +96,23 @@ def judge(settings: EvaluateSettings, patients: Patients, frozen: Frozen) -> dic
         ],
         "consequences": [row.to_dict() for row in rows],
         "headline_prevalence": settings.headline_prevalence,
-        "calibration": {"bins": settings.calibration_bins, **measures},
+        "calibration": {
+            "bins": settings.calibration_bins,
+            **measures,
+            "log_loss_change": change.to_dict(),
+        },
     }
+
+
+def _rates(patients: Patients | None, threshold: float, level: float) -> dict[str, Any] | None:
+    """Return recall and specificity; None without patients, or where a class is absent."""
+    if patients is None:
+        return None
+    counts = confusion(patients.y, patients.s, threshold)
+    if not (counts.positives and counts.negatives):
+        return None
+    both = {"recall": (counts.tp, counts.positives), "specificity": (counts.tn, counts.negatives)}
+    return {name: proportion_ci(k, n, level).to_dict() for name, (k, n) in both.items()}
 
 
 def prevalence(patients: Patients, level: float) -> dict[str, Any]:
@@ -108,6 +138,10 @@ def _operating_point(
             "recall_lower_one_sided": lower,
             "recall_upper_one_sided": upper,
         }
+    needed = min_positives(target, confidence)
+    chance = chance_of_confirmation(
+        certified["positives"], certified["misses_allowed"], counts.positives, target, confidence
+    )
     return {
         "threshold": threshold,
         "probability": float(frozen.shown([threshold])[0]),
@@ -115,7 +149,36 @@ def _operating_point(
         "counts": counts.to_dict(),
         **{name: interval.to_dict() for name, interval in operating_metrics(counts, level).items()},
         **verified,
+        "positives_to_confirm": needed,
+        "can_confirm": counts.positives >= needed,
+        "chance_of_confirmation": chance,
+        "verification_in_words": verdict_in_words(
+            verified["verification"], counts.positives, needed, chance, confidence
+        ),
     }
+
+
+def verdict_in_words(verdict: Any, positives: int, needed: int, chance: float, confidence: float) -> str:
+    """Return what the verdict of other patients on a certificate means, and no more than it does."""
+    if verdict is None:
+        return "Not checked: no patient has the condition."
+    if verdict == "confirmed":
+        return "The promise was confirmed on these patients."
+    if verdict == "contradicted":
+        fail = f"{100 * (1 - confidence):.3g}"
+        return (
+            f"These patients contradict the promise: either it is one of the {fail} in 100 that fail without any"
+            " reason, or these patients differ from the calibration patients."
+        )
+    if positives < needed:
+        return (
+            f"These patients are too few to confirm the promise: {positives} have the condition, at least"
+            f" {needed} are needed."
+        )
+    return (
+        "Neither confirmed nor contradicted: a model that keeps its promise is confirmed by so many patients in"
+        f" {round(100 * chance)} of 100 cases."
+    )
 
 
 # ---------------------------------------------------------------- findings
@@ -129,6 +192,7 @@ def table_findings(stored: pd.DataFrame, scores: pd.DataFrame, patients: Patient
         patients.s,
         stored["threshold"],
         confidence=certificate["confidence_used"],
+        band_missed_share=certificate["band_missed_share"],
         **certificate["costs"],
     ).assign(probability=frozen.shown(stored["threshold"]))
     findings = compare_tables(stored, again)
@@ -151,6 +215,7 @@ def findings_of(
         on=on,
         level=settings.level,
     )
+    findings += _worse(metrics["calibration"], on)
     point = metrics["operating_point"]
     if point and point["verification"] == "contradicted":
         # No count: what was found at a threshold that may not be used is no result.
@@ -158,7 +223,9 @@ def findings_of(
         who = counted(metrics["positives"], "patient")
         message = (
             f"the certificate is contradicted: recall on these {who} with the condition is, "
-            f"with {100 * confidence:.4g} % confidence, below the target of {target:g}"
+            f"with {100 * confidence:.4g} % confidence, below the target of {target:g}; either it is one of the"
+            f" {100 * (1 - confidence):.3g} in 100 certificates that fail without any reason, or these patients differ"
+            " from the calibration patients"
         )
         findings.append(Finding("recall_contradicted", "fail", on, message))
     return findings + [
@@ -166,6 +233,22 @@ def findings_of(
         for other in metrics["other_operating_points"]
         for finding in _other_findings(settings, patients, other, on)
     ]
+
+
+def _worse(calibration: Mapping[str, Any], on: str) -> list[Finding]:
+    """Return `calibration_worse` when the calibrator raised the log loss; a warning where chance explains it not."""
+    change = calibration["log_loss_change"]
+    before, after = (calibration[when]["log_loss"]["value"] for when in ("before", "after"))
+    shown = change["low"] > 0
+    if not (shown or change["value"] > NOTABLE * before):
+        return []
+    limits = f"{signed(change['low'])} to {signed(change['high'])}"
+    chance = "" if shown else ", which chance could explain"
+    message = (
+        f"calibration made the probabilities of these patients worse: log loss {before:.3f} before, {after:.3f} after"
+        f" ({100 * change['level']:.4g} % interval of the change {limits}{chance})"
+    )
+    return [Finding("calibration_worse", "warn" if shown else "info", on, message)]
 
 
 def _other_findings(settings: EvaluateSettings, patients: Patients, other: Mapping[str, Any], on: str) -> list[Finding]:

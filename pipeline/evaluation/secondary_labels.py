@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.evaluation.performance import Frozen, findings_of, judge, table_findings
 from pipeline.statistics.gate import Finding
 from pipeline.statistics.macro import macro_averages
-from pipeline.statistics.patients import Patients, patients_of
+from pipeline.statistics.patients import Patients, one_per_unit, patients_of
 
 if TYPE_CHECKING:
     from pipeline.settings.config import EvaluateSettings
@@ -33,13 +33,15 @@ def judge_further_label(
     scores: Mapping[str, pd.DataFrame],
     sweep: pd.DataFrame,
     of_calibration: list[Finding],
+    units: pd.Series,
 ) -> FurtherLabel:
     """Judge one further label; its `problems` are what would close the gate, were it the main label.
 
-    `scores` are those of this label on calibration and test images, `sweep` and `of_calibration` what calibrate found.
+    `scores` are those of this label on calibration and test images, `sweep` and `of_calibration` what calibrate found,
+    `units` the unit of each patient.
     """
     arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
-    calibration, test = (patients_of(scores[name], arm, how) for name in ("calibration", "test"))
+    calibration, test = (one_per_unit(patients_of(scores[name], arm, how), units) for name in ("calibration", "test"))
     metrics = judge(settings, test, frozen)
     findings = [
         *of_calibration,

@@ -26,6 +26,7 @@ from pipeline.settings.config import Card, Config, Studies, UsageError
 from pipeline.settings.load import flatten, read_card
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.files import sha256_file, sha256_json
+from pipeline.store.ledger import Ledger
 from pipeline.store.lineage import (
     SourceHashes,
     artifact_key,
@@ -131,6 +132,8 @@ STAGES = (
         {
             "score": ("scores_calibration.parquet", "further_scores_calibration.parquet"),
             "finetune": ("summary.json",),
+            "ingest": ("images.parquet",),
+            "split": ("split.parquet",),
         },
     ),
     Stage(
@@ -185,6 +188,8 @@ STAGES = (
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
+# The stages that enter into the ledger which patients they read.
+READERS = ("calibrate", "evaluate")
 
 
 class RunError(RuntimeError):
@@ -602,6 +607,8 @@ def _make(
     kept = {step.name: step.kept for step in steps if step.kept}
     datasets = _datasets(config, card)
     hashes = _hashes(config, secret)
+    # A run that ended between an artifact and its line in the ledger left one that is not entered yet.
+    Ledger(store.root).append(one for name in READERS for one in store.all(name))
     for step in wanted:
         stage = step.stage
         if time.monotonic() > deadline and (step.anew or step.name not in artifacts):
@@ -625,6 +632,8 @@ def _make(
             deadline=deadline,
             test_only=bool(stage.external),
             external={name: its for name, (_, its) in datasets.items() if name and stage.of_external},
+            ledger=Ledger(store.root),
+            own_key=step.key,
         )
         settings = getattr(config, stage.name)
         artifacts[step.name] = _build(step, settings, inputs, config.project, store, tracker)
@@ -680,6 +689,7 @@ def _execute(
                 "mlflow_run_id": run_id,
             },
         )
+    Ledger(store.root).append([artifact])
     log.info(f"done in {seconds:.0f} s")
     return artifact
 

@@ -702,10 +702,24 @@ class CalibrateSettings(Settings):
     cost_per_person: float = Field(0.0, ge=0, description="of screening one, in any currency; for the sweep table")
     cost_per_referral: float = Field(1.0, ge=0, description="of examining one who is referred; 0 and 1 count referrals")
     confidence: Confidence = Field(0.95, description="of each target's certificate by itself")
+    deploy: Literal["calibration", "pooled"] = Field(
+        "calibration",
+        description="positives that certify the threshold to use after the test: calibration, or those and the test's",
+    )
+    band_missed_share: float = Field(
+        0.1, gt=0, le=0.5, description="largest share missed for which rows of the sweep are promised all at once"
+    )
+    subgroup_attributes: list[Literal["sex", "age band", "view", "manufacturer", "site"]] = Field(
+        [], description="certified group by group as well, where a group has enough positives"
+    )
+    subgroup_threshold: Literal["report", "minimum", "each"] = Field(
+        "report",
+        description="threshold to use: everybody's; the lowest, so that every group's promise holds; or each one's own",
+    )
 
-    @field_validator("recall_targets")
+    @field_validator("recall_targets", "subgroup_attributes")
     @classmethod
-    def _distinct(cls, value: list[float]) -> list[float]:
+    def _distinct(cls, value: list[float | str]) -> list[float | str]:
         if len(set(value)) != len(value):
             raise ValueError("values must be distinct")
         return value
@@ -719,8 +733,12 @@ class EvaluateSettings(Settings):
     prevalences: list[float] = Field(
         [0.005, 0.02, 0.05, 0.1, 0.2], min_length=1, description="for consequences per 1,000"
     )
-    headline_prevalence: float = Field(0.05, gt=0, lt=1, description="prevalence used on page one")
-    min_subgroup_positives: int = Field(10, ge=2, description="below this, counts only")
+    headline_prevalence: float = Field(
+        0.05, gt=0, lt=1, description="prevalence of page one, of the decision curve and of the referral to expect"
+    )
+    min_subgroup_positives: int = Field(
+        10, ge=2, description="below this no recall of a group; with as few without the condition, no specificity"
+    )
     calibration_bins: int = Field(10, ge=2, le=1000, description="equal-mass bins of the reliability diagram")
 
     @field_validator("prevalences")

@@ -11,15 +11,36 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from pipeline.statistics.band import joint_confidence
 from pipeline.statistics.calibration import choose_calibrator, displayed_probability, fit_calibrator, uncalibrated
 from pipeline.statistics.calibrators import Calibrator, PrevalenceCalibrator
+from pipeline.statistics.deployment import certified_subgroups
 from pipeline.statistics.errors import NotEnoughData, collect_warnings
-from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target
-from pipeline.statistics.patients import Patients, patient_table, patients_of, scores_sha256
+from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, linked_findings
+from pipeline.statistics.image_counts import assess_image_numbers, images_per_patient
+from pipeline.statistics.patients import (
+    Patients,
+    one_per_unit,
+    patient_table,
+    patients_of,
+    scores_sha256,
+    units_of,
+)
+from pipeline.statistics.planner import chance_of_confirmation, confirming_positives
+from pipeline.statistics.subgroups import patient_attributes
 from pipeline.statistics.sweep import sweep_thresholds, threshold_sweep
 from pipeline.statistics.threshold import Certificate, certify_threshold, shared_confidence
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import FURTHER_SCORES, PATIENT_SCORES, SCORES, SWEEP, read_table, write_table
+from pipeline.store.tables import (
+    FURTHER_SCORES,
+    IMAGES,
+    PATIENT_SCORES,
+    SCORES,
+    SPLIT,
+    SWEEP,
+    read_table,
+    write_table,
+)
 from pipeline.store.wording import agreeing, counted
 
 if TYPE_CHECKING:
@@ -28,12 +49,16 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 
+ADVICE = "to certify something, lower calibrate.recall_targets or add patients"
+
+
 def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Fit the calibrator and certify the threshold of the reported model on patients it was not trained on.
 
     Leaves calibrator.json, threshold.json, sweep.parquet, patient_scores.parquet and findings.json in `work`, and the
-    same of each further label in `further/<id>`. All labels are certified on the same patients, so the confidence
-    is shared out over them: that every promise holds at once is as sure as that the one of a single label does.
+    same of each further label in `further/<id>`; for the main label also subgroups.json. All labels are certified on
+    the same patients, so the confidence is shared out over them: that every promise holds at once is as sure as that
+    the one of a single label does. Patients who are linked, since they share a picture, count as one.
 
     Too few positives for a certificate is a result: `certified` false, and the finding `not_certified`. So are too
     few patients for a calibrator: everyone gets the prevalence, and the finding is `not_calibrated`. Scores that
@@ -43,32 +68,65 @@ def calibrate(settings: CalibrateSettings, inputs: Inputs, work: Path, log: RunL
     further = [read_table(path, FURTHER_SCORES) for path in inputs.files("score", "further_scores_calibration.parquet")]
     by_label = {str(label_id): own for table in further for label_id, own in table.groupby("label_id")}
     trained = read_json(inputs.file("finetune", "summary.json"))
-    _calibrate(settings, scores, "", 1 + len(by_label), trained, work, log)
+    settings = _counted(settings, inputs, scores, work, log)
+    units = units_of(read_table(inputs.file("split", "split.parquet"), SPLIT))
+    patients = _calibrate(settings, scores, units, "", 1 + len(by_label), trained, work, log)
+    images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
+    _certify_subgroups(settings, patients, images, 1 + len(by_label), work)
     # The local prevalence is that of the main label's condition.
     elsewhere = settings.model_copy(update={"local_prevalence": None})
     for label_id, own in by_label.items():
         folder = work / "further" / label_id
         folder.mkdir(parents=True, exist_ok=True)
-        _calibrate(elsewhere, own, f"further label {label_id}: ", 1 + len(by_label), trained, folder, log)
+        _calibrate(elsewhere, own, units, f"further label {label_id}: ", 1 + len(by_label), trained, folder, log)
     positives = int(scores.groupby("patient_id")["label"].max().sum())
     # Numbers of the threshold wait for the test set: what it contradicts must be read nowhere.
     log.metrics({"positives": positives}, 0)
 
 
+def _counted(
+    settings: CalibrateSettings, inputs: Inputs, scores: pd.DataFrame, work: Path, log: RunLog
+) -> CalibrateSettings:
+    """Return the settings with the models that were calibrated on some of these patients, if they are more than stated.
+
+    Leaves in reading.json what the ledger takes over. Without a ledger the setting is all that is known.
+    """
+    if inputs.ledger is None:
+        return settings
+    patients = sorted(set(scores["patient_id"]))
+    model = {
+        "arm": settings.arm,
+        "aggregation": settings.aggregation,
+        "seeds": sorted({int(seed) for seed in scores.loc[scores["arm"] == settings.arm, "seed"]}),
+        "finetune": inputs.key("finetune"),
+    }
+    earlier = inputs.ledger.earlier("calibrate", patients, inputs.own_key)
+    models = inputs.ledger.distinct(earlier, model)
+    write_json(work / "reading.json", {"patients": inputs.ledger.hashed(patients), "setting": model})
+    if models > settings.models_compared:
+        log.warn(
+            f"{models} models have been calibrated on these patients, this one included; each may have been the one to"
+            " be chosen, so the confidence is shared out over them"
+        )
+    return settings.model_copy(update={"models_compared": max(models, settings.models_compared)})
+
+
 def _calibrate(
     settings: CalibrateSettings,
     scores: pd.DataFrame,
+    units: pd.Series,
     what: str,
     labels: int,
     trained: Mapping[str, Any],
     work: Path,
     log: RunLog,
-) -> None:
-    """Calibrate and certify one of `labels`, and leave its files in `work`.
+) -> Patients:
+    """Calibrate and certify one of `labels`, leave its files in `work` and return the patients that it stands on.
 
     `what` names the label in the log; empty for the main one.
     """
-    patients = patients_of(scores, settings.arm, settings.aggregation)
+    everyone = patients_of(scores, settings.arm, settings.aggregation)
+    patients = one_per_unit(everyone, units)
     with collect_warnings() as warned:
         calibrator, uncalibrated_why = _calibrator(settings, patients)
         points = [_certified(settings, patients, calibrator, target, labels) for target in settings.recall_targets]
@@ -78,6 +136,8 @@ def _calibrate(
     findings = [
         *([] if headline.certificate else [Finding("not_certified", "fail", "calibration", headline.message)]),
         *_calibrator_findings(calibrator, uncalibrated_why),
+        *linked_findings(patients, "calibration"),
+        *_image_findings(settings, scores),
         *_findings(patients, calibrator, headline.threshold, sweep),
         *(finding for point in others for finding in _other_findings(patients, point)),
     ]
@@ -90,6 +150,13 @@ def _calibrate(
             "local_prevalence": settings.local_prevalence,
             "probability_prevalence": settings.local_prevalence or calibrator.prevalence,
             "costs": _costs(settings),
+            "deploy": settings.deploy,
+            "subgroup_threshold": settings.subgroup_threshold,
+            "subgroup_attributes": list(settings.subgroup_attributes),
+            "band_missed_share": settings.band_missed_share,
+            "joint_confidence": _joint(points),
+            "planning": _planning(headline),
+            "linked_patients": patients.linked,
             "arm": settings.arm,
             "seeds": list(patients.seeds),
             "aggregation": settings.aggregation,
@@ -99,7 +166,7 @@ def _calibrate(
         },
     )
     write_table(work / "sweep.parquet", sweep, SWEEP)
-    table = patient_table(settings.arm, patients, _shown(settings, calibrator, patients.s), headline.threshold)
+    table = patient_table(settings.arm, everyone, _shown(settings, calibrator, everyone.s), headline.threshold)
     write_table(work / "patient_scores.parquet", table, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
 
@@ -109,6 +176,9 @@ def _calibrate(
         log.warn(what + str(warning))
     for finding in findings:
         (log.info if finding.level == "info" else log.warn)(f"{what}{finding.code}: {finding.message}")
+    if not headline.certificate:
+        log.warn(f"{what}{ADVICE}")
+    return patients
 
 
 @dataclass(frozen=True)
@@ -125,7 +195,8 @@ class _Point:
         return self.certificate.threshold if self.certificate else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"certified": self.certificate is not None, **self.fields, "message": self.message}
+        advice = "" if self.certificate else ADVICE
+        return {"certified": self.certificate is not None, **self.fields, "message": self.message, "advice": advice}
 
 
 def _certified(
@@ -178,7 +249,6 @@ def _refusal(settings: CalibrateSettings, target: float, error: NotEnoughData, l
         f"recall {target:g} with {100 * settings.confidence:g} % confidence{shared} needs at least"
         f" {error.needed} positive patients in the calibration split; {there}"
         f" (at most {error.certifiable_recall:.3f} can be certified)."
-        " Lower calibrate.recall_targets or add patients."
     )
 
 
@@ -225,6 +295,58 @@ def _promise(c: Certificate) -> str:
     )
 
 
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _joint(points: Sequence[_Point]) -> float | None:
+    """Return how surely all certified targets hold at once, by the exact joint law; None without any."""
+    made = [point.certificate for point in points if point.certificate]
+    if not made:
+        return None
+    return joint_confidence(
+        made[0].positives, [one.misses_allowed for one in made], [one.recall_target for one in made]
+    )
+
+
+def _planning(point: _Point) -> dict[str, Any] | None:
+    """Return how likely other patients are to confirm the first target, and how many it takes; None without it."""
+    c = point.certificate
+    if c is None:
+        return None
+    asked = c.positives, c.misses_allowed
+    needed = {
+        f"test_positives_for_{chance:g}": confirming_positives(chance, *asked, c.recall_target, c.confidence)
+        for chance in (0.8, 0.9)
+    }
+    equal = chance_of_confirmation(*asked, c.positives, c.recall_target, c.confidence)
+    return {"chance_with_as_many_test_positives": equal, **needed}
+
+
+def _certify_subgroups(
+    settings: CalibrateSettings, patients: Patients, images: pd.DataFrame, labels: int, work: Path
+) -> None:
+    """Leave the certificates by subgroup of the first target in subgroups.json; an empty list where none was asked."""
+    found = certified_subgroups(
+        patients,
+        patient_attributes(images[images["patient_id"].isin(patients.ids)]),
+        settings.subgroup_attributes,
+        settings.recall_targets[0],
+        settings.confidence,
+        settings.models_compared * labels,
+        read_json(work / "threshold.json")["threshold"],
+    )
+    write_json(work / "subgroups.json", found)
+
+
+def _image_findings(settings: CalibrateSettings, scores: pd.DataFrame) -> list[Finding]:
+    if settings.aggregation != "max":
+        return []
+    counts = images_per_patient(scores, settings.arm)
+    without = {"those without it": counts[counts["label"] == 0]}
+    return assess_image_numbers(counts, without, "calibration")
+
+
 def _model_hashes(trained: Mapping[str, Any], arm: str, seeds: tuple[int, ...]) -> dict[str, str]:
     models = trained["arms"].get(arm, {}).get("seeds", {})
     if sorted(models) != sorted(map(str, seeds)):
@@ -245,7 +367,10 @@ def _sweep(
     confidence = shared_confidence(settings.confidence, settings.models_compared, labels)
     certified = [point.threshold for point in points if point.threshold is not None]
     thresholds = sweep_thresholds(patients.y, patients.s, certified)
-    sweep = threshold_sweep(patients.y, patients.s, thresholds, confidence=confidence, **_costs(settings))
+    band = settings.band_missed_share
+    sweep = threshold_sweep(
+        patients.y, patients.s, thresholds, confidence=confidence, band_missed_share=band, **_costs(settings)
+    )
     probability = _shown(settings, calibrator, sweep["threshold"])
     return sweep.assign(probability=probability, operating_point=sweep["threshold"].isin([points[0].threshold]))
 

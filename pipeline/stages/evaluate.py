@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +14,31 @@ from pipeline.evaluation.external_validation import External, Reference, judge_e
 from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
-from pipeline.inference.decision import decide
-from pipeline.statistics.arms import comparison_table, matched_thresholds, pretraining_benefit, seed_aucs
+from pipeline.inference.decision import Decision, decide
+from pipeline.statistics.arms import comparison_table, matched_decisions, pretraining_benefit, seed_aucs
+from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import calibrator_from_dict
 from pipeline.statistics.curves import curve_table
+from pipeline.statistics.deployment import certified_subgroups, deployment, lowered, pooled
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.gate import Finding, of_further_label
+from pipeline.statistics.gate import Finding, linked_findings, of_further_label
+from pipeline.statistics.image_counts import assess_image_numbers, first_images, images_per_patient
 from pipeline.statistics.label_fractions import (
     label_fraction_intervals,
     label_fraction_sentence,
     label_fraction_table,
 )
-from pipeline.statistics.patients import Patients, patient_table, patients_of, refuse_overlap
+from pipeline.statistics.patients import (
+    Patients,
+    one_per_unit,
+    patient_table,
+    patients_of,
+    refuse_overlap,
+    units_of,
+)
+from pipeline.statistics.sequential import watching
 from pipeline.statistics.shift import assess_image_counts, assess_shift
-from pipeline.statistics.subgroups import ATTRIBUTES, patient_attributes, subgroup_table
+from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_attributes, subgroup_table
 from pipeline.store.files import read_json, write_json
 from pipeline.store.tables import (
     COMPARISON,
@@ -63,9 +75,13 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     External test sets are judged by the same model, calibrator and threshold, less the patients whom the run has met
     already. Their findings warn: they never decide whether the operating point may be used.
 
+    Patients who are linked, since they share a picture, count as one in every number; patient_scores.parquet has them
+    all.
+
     Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet,
-    findings.json (those of the calibration patients first) and, when arms were also trained with fewer labelled
-    patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when scores are not
+    findings.json (those of the calibration patients first), deployment.json (the threshold to use from now on, by the
+    rule that calibrate recorded) and, when arms were also trained with fewer labelled patients,
+    label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when scores are not
     finite or not complete, or when the arms were not scored on the same patients.
     """
     scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
@@ -74,28 +90,33 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     _check_partitions(split, scores, images)
     frozen = _frozen(inputs)
     arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
-    calibration = patients_of(scores["calibration"], arm, how)
-    arms = {name: patients_of(scores["test"], name, how) for name in sorted(set(scores["test"]["arm"]))}
+    units = units_of(split)
+    calibration = one_per_unit(patients_of(scores["calibration"], arm, how), units)
+    everyone = {name: patients_of(scores["test"], name, how) for name in sorted(set(scores["test"]["arm"]))}
+    arms = {name: one_per_unit(one, units) for name, one in everyone.items()}
     if arm not in arms or list(arms[arm].seeds) != frozen.certificate["seeds"]:
         raise ValueError(f"the test scores lack seeds of arm {arm} that the threshold was certified for")
     test = arms[arm]
     of_calibration, of_test = (images[images["image_id"].isin(scores[name]["image_id"])] for name in JUDGED)
 
     with collect_warnings() as warned:
-        matched = _matched(scores["calibration"], arms, frozen) if frozen.certificate["certified"] else None
+        matched = _matched(settings, scores["calibration"], arms, frozen, units)
         comparison = comparison_table(arms, seed_aucs(scores["test"], arms, how), arm, settings.level, matched)
         sentence = pretraining_benefit(arms, settings.level)
         fractions = _label_fractions(inputs, scores["test"], how, settings.level)
-        reference = Reference(settings, frozen, calibration, of_calibration)
-        shift, *sites = shifts(reference, test, of_test)
+        counts = {name: images_per_patient(scores[name], arm) for name in JUDGED}
+        reference = Reference(settings, frozen, calibration, of_calibration, counts["calibration"])
+        given = bool((split.loc[split["split"] == "test", "given"] != "").any())
+        shift, *sites = shifts(reference, test, of_test, given=given)
         further = _further_labels(settings, inputs, split, images)
+        first = first_images(scores["test"], arm) if how == "max" else None
         external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
         elsewhere = [one.shift for one in external.values() if one.shift]
         metrics: dict[str, Any] = {
             "arm": arm,
             "seeds": list(test.seeds),
             "aggregation": how,
-            **judge(settings, test, frozen),
+            **judge(settings, test, frozen, first and one_per_unit(first, units)),
             "comparison_sentence": sentence,
             "label_fractions": _fraction_numbers(fractions, settings.level),
             "further_labels": {label_id: one.metrics for label_id, one in further.items()},
@@ -107,8 +128,14 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
             },
         }
         calibrated, bins = frozen.calibrator.predict(test.s), settings.calibration_bins
-        curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, frozen.threshold)
+        at = settings.headline_prevalence
+        there = displayed_probability(frozen.calibrator, test.s, at)
+        curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, frozen.threshold, (at, there))
         subgroups = _subgroups(settings, test, of_test, frozen.threshold)
+        if point := metrics["operating_point"]:
+            point["lowest_groups"] = lowest_groups(subgroups, settings.level)
+            point["watching"] = _watching(frozen, metrics)
+            point["held_against_certificate"] = [group.held for group in [shift, *sites, *elsewhere]]
     sweep = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
     findings = [
         *_stored_findings(inputs),
@@ -116,24 +143,32 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         *findings_of(settings, test, frozen, metrics),
         *assess_shift(shift, "test", sites),
         *(assess_image_counts(of_test) if how == "max" else []),
+        *(_image_findings(counts) if how == "max" else []),
+        *linked_findings(test, "test"),
         *(finding for label_id, one in further.items() for finding in of_further_label(label_id, one.findings)),
         *(finding for one in external.values() for finding in one.findings),
     ]
 
-    others = [patient_table(name, p, None, None) for name, p in arms.items() if name != arm]
+    others = [patient_table(name, p, None, None) for name, p in everyone.items() if name != arm]
+    own = everyone[arm]
     patient_scores = pd.concat(
-        [patient_table(arm, test, frozen.shown(test.s), frozen.threshold), *others], ignore_index=True
+        [patient_table(arm, own, frozen.shown(own.s), frozen.threshold), *others], ignore_index=True
     )
 
+    metrics["readings"] = _readings(inputs, frozen, scores["test"], work)
     decision = decide([finding.to_dict() for finding in findings], frozen.certificate, metrics)
+    deployed = _deployment(settings, decision, frozen, calibration, test, images)
     write_json(work / "metrics.json", metrics)
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
     write_table(work / "comparison.parquet", comparison, COMPARISON)
+    if not decision.usable:
+        curves = curves[curves["curve"] != "screening_benefit_operating_point"]
     write_table(work / "curves.parquet", curves, CURVES)
     if fractions is not None:
         write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
+    write_json(work / "deployment.json", deployed)
     for said in filter(None, (sentence, metrics["label_fractions"]["sentence"])):
         log.info(said)
     for warning in warned:
@@ -143,6 +178,31 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
             where = f" ({finding.on})" if "further label" in finding.on else ""
             (log.info if finding.level == "info" else log.warn)(f"{finding.code}{where}: {finding.message}")
     log.metrics(_headline(decision.metrics(metrics), comparison), 0)
+
+
+def _readings(inputs: Inputs, frozen: Frozen, scores: pd.DataFrame, work: Path) -> dict[str, Any] | None:
+    """Return how often some of these test patients were read, this time included; None where no ledger is kept.
+
+    `settings` are the distinct ones, of arm, seeds, aggregation, training, targets and threshold to use. Leaves in
+    reading.json what the ledger takes over.
+    """
+    if inputs.ledger is None:
+        return None
+    patients, certificate = sorted(set(scores["patient_id"])), frozen.certificate
+    targets = [certificate["recall_target"], *(one["recall_target"] for one in certificate["other_operating_points"])]
+    setting = {
+        **{name: certificate[name] for name in ("arm", "seeds", "aggregation", "confidence", "deploy")},
+        "recall_targets": targets,
+        "finetune": inputs.key("finetune"),
+        "split": inputs.key("split"),
+    }
+    earlier = inputs.ledger.earlier("evaluate", patients, inputs.own_key)
+    write_json(work / "reading.json", {"patients": inputs.ledger.hashed(patients), "setting": setting})
+    return {
+        "times": len(earlier) + 1,
+        "settings": inputs.ledger.distinct(earlier, setting),
+        "arms": sorted({certificate["arm"], *(one.setting["arm"] for one in earlier)}),
+    }
 
 
 def _frozen(inputs: Inputs, folder: str = "") -> Frozen:
@@ -172,11 +232,81 @@ def _check_partitions(split: pd.DataFrame, scores: Mapping[str, pd.DataFrame], i
         raise ValueError("scores do not fit the split: " + "; ".join(problems) + "; rebuild with --rebuild score")
 
 
-def _matched(scores: pd.DataFrame, arms: Mapping[str, Patients], frozen: Frozen) -> dict[str, float]:
-    """Return every arm's threshold at matched sensitivity, from the calibration patients."""
+def _matched(
+    settings: EvaluateSettings, scores: pd.DataFrame, arms: Mapping[str, Patients], frozen: Frozen, units: pd.Series
+) -> dict[str, dict[str, float]] | None:
+    """Return what every arm decides at matched sensitivity; None without a certified threshold."""
     certificate = frozen.certificate
-    calibration = {name: patients_of(scores, name, certificate["aggregation"]) for name in arms}
-    return matched_thresholds(calibration, certificate["arm"], certificate["misses_allowed"])
+    if not certificate["certified"]:
+        return None
+    how, misses = certificate["aggregation"], certificate["misses_allowed"]
+    calibration = {name: one_per_unit(patients_of(scores, name, how), units) for name in arms}
+    return matched_decisions(calibration, arms, certificate["arm"], misses, settings.level, seed=settings.seed)
+
+
+def _image_findings(counts: Mapping[str, pd.DataFrame]) -> list[Finding]:
+    with_it = counts["test"][counts["test"]["label"] == 1]
+    return assess_image_numbers(counts["calibration"], {"test patients with it": with_it}, "test")
+
+
+def _watching(frozen: Frozen, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what it takes to notice that the model got worse; the band is the referral to expect, with its limits."""
+    (row,) = (one for one in metrics["consequences"] if one["prevalence"] == metrics["headline_prevalence"])
+    low, high = (row["referred"][end] / row["per"] for end in ("low", "high"))
+    # Declared, and so rounded outwards to whole per cents.
+    band = (math.floor(100 * low) / 100, math.ceil(100 * high) / 100) if low == low else None
+    return watching(frozen.certificate["recall_target"], band)
+
+
+def _deployment(
+    settings: EvaluateSettings,
+    decision: Decision,
+    frozen: Frozen,
+    calibration: Patients,
+    test: Patients,
+    images: pd.DataFrame,
+) -> dict[str, Any]:
+    """Return the threshold to use, by the rules that calibrate recorded before the test patients were read.
+
+    No threshold where the gate is closed.
+    """
+    certificate = frozen.certificate
+    rule, by_group = certificate["deploy"], certificate["subgroup_threshold"]
+    record = {
+        "rule": rule,
+        "subgroup_threshold": by_group,
+        "decided": "in the configuration, before the test patients were read",
+        "usable": decision.usable,
+        "reasons": list(decision.reasons),
+        "calibration_threshold_hex": certificate["threshold_hex"] if decision.usable else None,
+    }
+    if not decision.usable:
+        return record
+    with collect_warnings():
+        first, chosen = (
+            deployment(one, calibration, test, certificate, settings.headline_prevalence, settings.level)
+            for one in ("calibration", rule)
+        )
+    on = pooled(calibration, test) if rule == "pooled" else calibration
+    groups = certified_subgroups(
+        on,
+        patient_attributes(images[images["patient_id"].isin(on.ids)]),
+        certificate["subgroup_attributes"],
+        certificate["recall_target"],
+        certificate["confidence"],
+        certificate["models_compared"] * certificate["labels_certified"],
+        chosen["threshold"],
+    )
+    lowest = groups["minimum"]
+    if by_group == "minimum" and lowest is not None and lowest < chosen["threshold"]:
+        # A lower threshold refers more, so that the promise over everybody holds all the more.
+        chosen = lowered(chosen, lowest, calibration, test, settings.level)
+    return {
+        **record,
+        **chosen,
+        "subgroups": groups["groups"],
+        "referral_of_calibration_alone": first["referral"],
+    }
 
 
 def _label_fractions(inputs: Inputs, scores: pd.DataFrame, how: Any, level: float) -> pd.DataFrame | None:
@@ -221,7 +351,8 @@ def _further_labels(
         folder = f"further/{label_id}/"
         sweep = read_table(inputs.file("calibrate", f"{folder}sweep.parquet"), SWEEP)
         stored = _stored_findings(inputs, folder)
-        judged[str(label_id)] = judge_further_label(settings, _frozen(inputs, folder), own, sweep, stored)
+        frozen = _frozen(inputs, folder)
+        judged[str(label_id)] = judge_further_label(settings, frozen, own, sweep, stored, units_of(split))
     return judged
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline.statistics.compare import PairedResult, delong_test, mcnemar_exact
+from pipeline.statistics.compare import PairedResult, delong_test
 from pipeline.statistics.discrimination import auc_value, roc_auc
-from pipeline.statistics.intervals import newcombe_paired
 from pipeline.statistics.patients import Aggregation, Patients, patients_of
 from pipeline.store.wording import counted
 
 RATES = {"recall": 1, "specificity": 0}
+# The columns of p stay empty: both thresholds are estimates, and no test of decisions at fixed ones is right for them.
 DECISIONS = (
     "threshold",
     *(f"{rate}{c}" for rate in RATES for c in ("", "_difference", "_difference_low", "_difference_high", "_p")),
@@ -31,13 +31,13 @@ def comparison_table(
     seed_aucs: Mapping[str, Sequence[float]],
     reported: str,
     level: float = 0.95,
-    thresholds: Mapping[str, float] | None = None,
+    decisions: Mapping[str, Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
     """Return one row per arm with the columns of the comparison table.
 
-    `seed_aucs` are the AUCs of each arm's single seeds, `thresholds` those of `matched_thresholds`. Differences are
-    the reported arm minus the row's, paired; without thresholds, those of decisions are NaN. Raises ValueError when
-    the arms were not scored on the same patients with the same labels.
+    `seed_aucs` are the AUCs of each arm's single seeds, `decisions` what `matched_decisions` returned. Differences are
+    the reported arm minus the row's, paired; without decisions, theirs are NaN. Raises ValueError when the arms were
+    not scored on the same patients with the same labels.
     """
     best = arms[reported]
     _refuse_others(arms, reported)
@@ -66,11 +66,8 @@ def comparison_table(
                 "difference_high": paired.high,
                 "p": paired.p,
             }
-        if thresholds is not None:
-            row["threshold"] = thresholds[name]
-            row |= _decisions(best.y, best.s >= thresholds[reported], patients.s >= thresholds[name], level)
-        if name == reported:
-            row |= dict.fromkeys((column for column in DECISIONS if "_" in column), math.nan)
+        if decisions is not None:
+            row |= decisions[name]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -93,28 +90,55 @@ def matched_thresholds(arms: Mapping[str, Patients], reported: str, misses: int)
     return {name: float(np.sort(patients.s[patients.y == 1])[misses]) for name, patients in arms.items()}
 
 
-def _decisions(y: np.ndarray, first: np.ndarray, second: np.ndarray, level: float) -> dict[str, float]:
-    """Return what the second arm's decisions find and spare, and the paired differences, first minus second.
+def matched_decisions(
+    calibration: Mapping[str, Patients],
+    test: Mapping[str, Patients],
+    reported: str,
+    misses: int,
+    level: float = 0.95,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> dict[str, dict[str, float]]:
+    """Return each arm's threshold at matched sensitivity, what it finds and spares, and the paired differences.
 
-    y: (n,) labels; first, second: (n,) bool, referred. Newcombe's interval, McNemar's exact p.
+    Differences are the reported arm minus the row's. Each threshold is one low order statistic of the calibration
+    positives and hardly known: taken as fixed, two arms of one distribution "differ" in a third to three quarters of
+    runs. So calibration positives and test patients are resampled together, the same ones for every arm, the thresholds
+    are taken anew, and the limits are percentiles of the differences. No p: a percentile interval has none.
+    Raises ValueError when the arms were not scored on the same patients.
     """
-    row: dict[str, float] = {}
+    thresholds = matched_thresholds(calibration, reported, misses)
+    _refuse_others(test, reported)
+    y = test[reported].y
+    positives = {name: one.s[one.y == 1] for name, one in calibration.items()}
+    generator = np.random.default_rng(seed)
+    n = len(positives[reported])
+    drawn = generator.integers(0, n, (resamples, n))
+    moved = {name: np.partition(s[drawn], misses, axis=1)[:, misses] for name, s in positives.items()}
+    rows: dict[str, dict[str, float]] = {name: {"threshold": thresholds[name]} for name in test}
+    tail = (1 - level) / 2
     for rate, label in RATES.items():
-        own = y == label
-        if not own.any():
+        if not (own := y == label).any():
             continue
-        # Right is to refer those with the condition and not to refer the others.
-        one, two = first[own] == label, second[own] == label
-        a, b, c, d = (int((x & z).sum()) for x in (one, ~one) for z in (two, ~two))
-        difference = newcombe_paired(a, b, c, d, level)
-        row |= {
-            rate: float(two.mean()),
-            f"{rate}_difference": difference.value,
-            f"{rate}_difference_low": difference.low,
-            f"{rate}_difference_high": difference.high,
-            f"{rate}_p": mcnemar_exact(b, c),
-        }
-    return row
+        weights = generator.multinomial(own.sum(), np.full(own.sum(), 1 / own.sum()), resamples)
+
+        def right(name: str, at: np.ndarray, own: np.ndarray = own, label: int = label) -> np.ndarray:
+            """Return who is decided rightly at each of several thresholds: (thresholds, patients)."""
+            # Right is to refer those with the condition and not to refer the others.
+            return (test[name].s[own] >= at[:, None]) == label
+
+        now = {name: float(right(name, np.array([thresholds[name]])).mean()) for name in test}
+        shares = {name: (right(name, moved[name]) * weights).sum(axis=1) / own.sum() for name in test}
+        for name, row in rows.items():
+            row[rate] = now[name]
+            if name != reported:
+                low, high = np.quantile(shares[reported] - shares[name], [tail, 1 - tail])
+                value = now[reported] - now[name]
+                # A statistic with few values can lie outside its own percentiles.
+                limits = {"": value, "_low": min(low, value), "_high": max(high, value)}
+                row |= {f"{rate}_difference{end}": float(limit) for end, limit in limits.items()}
+    return rows
 
 
 def _refuse_others(arms: Mapping[str, Patients], reported: str) -> None:
@@ -173,9 +197,15 @@ def _in_words(r: PairedResult, baseline: str, level: float) -> str:
     if r.low == r.high:
         return f"was the same as that of {baseline}, as both rank the patients alike"
     p = "p < 0.001" if r.p < 0.001 else f"p = {r.p:.3f}"
-    limits = f"{100 * level:g} % interval of the difference {r.low:+.3f} to {r.high:+.3f}, {p}"
+    limits = f"{100 * level:g} % interval of the difference {_signed(r.low)} to {_signed(r.high)}, {p}"
     if r.low > 0:
         return f"was {r.diff:.3f} higher than that of {baseline} ({limits})"
     if r.high < 0:
         return f"was {-r.diff:.3f} lower than that of {baseline} ({limits})"
-    return f"differed by {r.diff:+.3f} from that of {baseline}, which chance alone could explain ({limits})"
+    return f"differed by {_signed(r.diff)} from that of {baseline}, which chance alone could explain ({limits})"
+
+
+def _signed(value: float) -> str:
+    """Return a difference with its sign, of three digits, or four where three would hide on which side of 0 it lies."""
+    digits = 3 if value == 0 or abs(value) >= 0.0005 else 4
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pipeline.statistics.intervals import Interval
-from pipeline.statistics.metrics import confusion, net_benefit
+from pipeline.statistics.metrics import Counts, confusion, net_benefit, net_benefit_at
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.reliability import reliability_bins
 
@@ -25,11 +25,13 @@ def curve_table(
     bins: int,
     level: float,
     threshold: float | None = None,
+    at: tuple[float, np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Return every curve: ROC and precision-recall of each arm; reliability and net benefit of the reported one.
 
     `before` and `after` are its patients' probabilities, uncalibrated and calibrated; `threshold` is the operating
-    point on its scores, if there is one.
+    point on its scores, if there is one. `at` is a prevalence and the probabilities carried to it:
+    with it come the decision curves there.
     """
     y, s = arms[reported].y, arms[reported].s
     return pd.concat(
@@ -39,6 +41,7 @@ def curve_table(
             reliability_points(y, before, reported, "reliability_before", bins, level),
             reliability_points(y, after, reported, "reliability_after", bins, level),
             *decision_points(y, s, after, reported, level, threshold),
+            *([] if at is None else screening_points(y, s, at[1], reported, level, threshold, at[0])),
         ],
         ignore_index=True,
     )
@@ -92,9 +95,33 @@ def decision_points(
     ]
 
 
+def screening_points(
+    y: np.ndarray, s: np.ndarray, p: np.ndarray, arm: str, level: float, threshold: float | None, prevalence: float
+) -> list[pd.DataFrame]:
+    """Return the decision curves where a share `prevalence` has the condition; `p` are probabilities there.
+
+    `screening_benefit`, with _all and _operating_point, as `decision_points` has them for these patients' own share;
+    nothing when a class is absent.
+    """
+    if y.min() == y.max():
+        return []
+
+    def benefit(counts: Counts, pt: float) -> Interval:
+        return net_benefit_at(counts, pt, prevalence, level)
+
+    fixed = {"screening_benefit_all": confusion(y, np.zeros(len(y)), 0.0)}
+    if threshold is not None:
+        fixed["screening_benefit_operating_point"] = confusion(y, s, threshold)
+    moving = [benefit(confusion(y, p, pt), pt) for pt in PROBABILITIES]
+    return [
+        _benefit("screening_benefit", arm, moving),
+        *(_benefit(curve, arm, [benefit(c, pt) for pt in PROBABILITIES]) for curve, c in fixed.items()),
+    ]
+
+
 def _benefit(curve: str, arm: str, values: Sequence[Interval]) -> pd.DataFrame:
     frame = _points(curve, arm, PROBABILITIES, np.array([v.value for v in values]))
-    if curve == "net_benefit_all":
+    if curve.endswith("_all"):
         return frame  # at a given prevalence it is exact
     return frame.assign(y_low=[v.low for v in values], y_high=[v.high for v in values])
 

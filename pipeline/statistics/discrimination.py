@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal
 
 import numpy as np
+from scipy.optimize import root_scalar
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -53,7 +54,8 @@ def roc_auc(
     `delong_logit`: DeLong variance, limits on the logit scale, which near 1 covers far better than `delong`.
     `bootstrap` resamples patients, and is the only interval with several rows per patient or with weights
     (ValueError otherwise). NaN limits, with a warning, where no variance exists: `single_class`, `tiny_n`
-    (fewer than 2 in a class), `constant_score`, `auc_boundary` (exactly 0 or 1).
+    (fewer than 2 in a class), `constant_score`. At exactly 0 or 1 both variances are 0 and say nothing: the limits are
+    those of `newcombe_auc`, with the warning `auc_boundary`; with `bootstrap`, NaN.
     """
     clean = validate(y, s, patient_id, weight)
     labels, scores = clean.y, clean.s
@@ -74,8 +76,11 @@ def roc_auc(
         warn("tiny_n", "fewer than 2 patients in a class: the AUC has no interval")
         return unknown
     if value in (0.0, 1.0):
-        warn("auc_boundary", f"the AUC is exactly {value:g}: its variance is 0 and says nothing; no interval")
-        return unknown
+        if ci == "bootstrap":
+            warn("auc_boundary", f"the AUC is exactly {value:g} in every resample, which says nothing; no interval")
+            return unknown
+        warn("auc_boundary", f"the AUC is exactly {value:g}: its variance is 0; the limits are Newcombe's")
+        return newcombe_auc(value, n1, n - n1, level)
     if ci == "bootstrap":
         return bootstrap(_weighted_auc, labels, scores, clean.patient_id, weight=clean.weight, seed=seed, level=level)
     v10, v01 = placements(labels, scores)
@@ -85,6 +90,31 @@ def roc_auc(
         return Interval(value, value - z * se, value + z * se, level, ci, n)
     half = z * se / (value * (1 - value))
     return Interval(value, float(expit(logit(value) - half)), float(expit(logit(value) + half)), level, ci, n)
+
+
+def newcombe_auc(value: float, positives: int, negatives: int, level: float = 0.95) -> Interval:
+    """Return an AUC of 0 or 1 with its score interval: method 5 of Newcombe, Statistics in Medicine 25 (2006) 559-573.
+
+    As Wilson's does for a proportion, it holds the areas t that differ from the one seen by at most z standard errors,
+    the errors being those at t: Hanley & McNeil's (Radiology 143 (1982) 29-36) with both (m - 1) and (n - 1) replaced
+    by N - 1 for N = (m + n)/2,
+
+        V(t) = t(1-t)/(mn) (1 + (N-1)(1-t)/(2-t) + (N-1) t/(1+t)).
+
+    Raises ValueError for other values, for which DeLong's interval is the narrower one.
+    """
+    if value not in (0.0, 1.0):
+        raise ValueError(f"meant for an AUC of exactly 0 or 1, not {value:g}")
+    z = float(norm.ppf((1 + level) / 2))
+    more = (positives + negatives) / 2 - 1
+
+    def beyond(t: float) -> float:  # (1-t)^2 <= z^2 V(t), divided by (1-t)
+        spread = 1 + more * (1 - t) / (2 - t) + more * t / (1 + t)
+        return (1 - t) * positives * negatives - z * z * t * spread
+
+    low = float(root_scalar(beyond, bracket=(0.0, 1.0), method="brentq").root)
+    low, high = (low, 1.0) if value == 1 else (0.0, 1 - low)
+    return Interval(value, low, high, level, "newcombe_score", positives + negatives)
 
 
 def _weighted_auc(y: np.ndarray, s: np.ndarray, weight: np.ndarray | None = None) -> float:

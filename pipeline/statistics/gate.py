@@ -15,7 +15,7 @@ from pipeline.statistics.discrimination import roc_auc
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.intervals import Interval, newcombe
 from pipeline.statistics.metrics import confusion
-from pipeline.statistics.patients import validate
+from pipeline.statistics.patients import Patients, validate
 from pipeline.statistics.reliability import brier_skill
 from pipeline.store.wording import agreeing, counted
 
@@ -79,7 +79,7 @@ def assess_discrimination(
     if sweep is not None:
         found += _about_sweep(clean.s, sweep)
     if skill <= 0:
-        worse = f"Brier skill {skill:.3f}"
+        worse = f"Brier skill {signed(skill)}"
         found += [("no_skill", f"the probabilities are no better than always stating the prevalence ({worse})")]
     found += _about_spread(clean.s, np.asarray(p, float), raw)
     return [Finding(code, LEVELS[code], on, message) for code, message in found]
@@ -115,7 +115,7 @@ def _about_auc(auc: Interval, positives: int) -> Found:
         demonstrated = 1 / comb(auc.n, positives) <= (1 - auc.level) / 2
         low = high = auc.value if demonstrated else math.nan
     elif not math.isnan(low):
-        shown += f", {auc.level:.0%} interval {low:.3f} to {high:.3f}"
+        shown += f", {_level(auc.level)} interval {low:.3f} to {high:.3f}"
     if math.isnan(low):
         return [("no_discrimination", f"{shown}, without an interval: nothing shows that the model separates patients")]
     found: Found = []
@@ -131,11 +131,15 @@ def _about_auc(auc: Interval, positives: int) -> Found:
 def _about_threshold(y: np.ndarray, s: np.ndarray, threshold: float, level: float) -> Found:
     c = confusion(y, s, threshold)
     referral = (c.tp + c.fp) / c.n
+    # Where few have the condition, those without it are the people screened. A share of all patients would stop a good
+    # model for being tried on many with the condition.
+    of, who = (c.fp / c.negatives, "patients without the condition") if c.negatives else (referral, "patients")
     found: Found = []
     if c.positives and c.negatives:
         lift = newcombe(c.tp, c.positives, c.fp, c.negatives, level)
         if lift.low <= 0:
-            shown = f"{lift.value:.3f}, {level:.0%} interval {lift.low:.3f} to {lift.high:.3f}"
+            limits = f"{_level(level)} interval {signed(lift.low)} to {signed(lift.high)}"
+            shown = f"{signed(lift.value)}, {limits}, from {c.positives} patients with and {c.negatives} without it"
             found.append(
                 (
                     "ppv_no_lift",
@@ -143,8 +147,8 @@ def _about_threshold(y: np.ndarray, s: np.ndarray, threshold: float, level: floa
                     f" (recall + specificity - 1 = {shown})",
                 )
             )
-    if referral >= 0.95:
-        found.append(("refers_everyone", f"the threshold refers {referral:.1%} of patients: it does not screen"))
+    if of >= 0.95:
+        found.append(("refers_everyone", f"the threshold refers {100 * of:.1f} % of {who}: it does not screen"))
     if referral <= 0:
         found.append(("refers_no_one", "the threshold refers no patient"))
     if not s.min() <= threshold <= s.max():
@@ -184,9 +188,30 @@ def _about_spread(s: np.ndarray, p: np.ndarray, raw: Any) -> Found:
     return found
 
 
+def signed(value: float, form: str = ".3f") -> str:
+    """Return a number with a minus sign, not a hyphen, where it is negative."""
+    return f"{value:{form}}".replace("-", "\N{MINUS SIGN}")
+
+
+def _level(level: float) -> str:
+    return f"{100 * level:.4g} %"
+
+
 def _spread(p: Any) -> float:
     low, high = np.quantile(np.asarray(p, np.float64), [0.05, 0.95])
     return float(high - low)
+
+
+def linked_findings(patients: Patients, on: str) -> list[Finding]:
+    """Return `linked_patients` when patients were left out who share a picture with another of the same label."""
+    if not patients.linked:
+        return []
+    are = "patient shares" if patients.linked == 1 else "patients share"
+    message = (
+        f"{patients.linked} {are} a picture with another patient of the same label; each such group counts once, in the"
+        " certificate and in every interval"
+    )
+    return [Finding("linked_patients", "info", on, message)]
 
 
 def compare_tables(stored: pd.DataFrame, recomputed: pd.DataFrame, on: str = "calibration") -> list[Finding]:

@@ -179,6 +179,25 @@ def net_benefit(c: Counts, pt: float, level: float = 0.95) -> Interval:
     return Interval(value, value - below, value + above, level, "mover_wilson", c.n)
 
 
+def net_benefit_at(c: Counts, pt: float, prevalence: float, level: float = 0.95) -> Interval:
+    """Return the net benefit per person where a share `prevalence` has the condition, both in (0, 1).
+
+    prevalence * recall - (1 - prevalence) * false-positive rate * pt/(1-pt): that of `net_benefit` with recall and
+    false-positive rate carried over. What a decision is worth at 64 % says nothing of what it is worth at 5 %. NaN
+    when a class is absent.
+    """
+    if not (0 < pt < 1 and 0 < prevalence < 1):
+        raise ValueError(f"threshold probability and prevalence lie strictly between 0 and 1, not {pt}, {prevalence}")
+    if not (c.positives and c.negatives):
+        return undefined(level, "mover_wilson", c.n)
+    recall, false_rate = proportion_ci(c.tp, c.positives, level), proportion_ci(c.fp, c.negatives, level)
+    weight = (1 - prevalence) * pt / (1 - pt)
+    value = prevalence * recall.value - weight * false_rate.value
+    below = math.hypot(prevalence * (recall.value - recall.low), weight * (false_rate.high - false_rate.value))
+    above = math.hypot(prevalence * (recall.high - recall.value), weight * (false_rate.value - false_rate.low))
+    return Interval(value, value - below, value + above, level, "mover_wilson", c.n)
+
+
 def _transformed(interval: Interval, monotone: Any, method: str) -> Interval:
     value, first, second = (monotone(v) for v in (interval.value, interval.low, interval.high))
     low, high = (second, first) if second < first else (first, second)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.statistics.band import recall_band
 from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.metrics import Counts
 from pipeline.statistics.patients import validate
@@ -39,6 +40,7 @@ def threshold_sweep(
     level: float = 0.95,
     cost_per_person: float = 0.0,
     cost_per_referral: float = 1.0,
+    band_missed_share: float = 0.1,
 ) -> pd.DataFrame:
     """Return one row per threshold with counts, recall, specificity, predictive values, referral rate and cost.
 
@@ -46,8 +48,9 @@ def threshold_sweep(
     shows, at every threshold, counts, cases found and missed, total cost and cost per case found. The costs, in any
     currency, are of screening a person and of examining one who is referred: 0 and 1 count referrals.
     Limits are Wilson's at `level`; `certified_recall` is the one-sided Clopper-Pearson lower bound at
-    `confidence`, valid for a threshold chosen before looking. Predictive values are at the prevalence of
-    these patients. Undefined numbers are NaN.
+    `confidence`, valid for a threshold chosen before looking. `band_recall` is the lower bound that holds in all rows
+    at once with `confidence`, so that a row may be picked after looking; NaN in those that miss more than
+    `band_missed_share`. Predictive values are at the prevalence of these patients. Undefined numbers are NaN.
     """
     clean = validate(y, s)
     thresholds = sweep_thresholds(y, s) if thresholds is None else np.asarray(thresholds, np.float64)
@@ -58,7 +61,10 @@ def threshold_sweep(
         for fn, tn in zip(missed, cleared, strict=True)
     ]
     costs = cost_per_person, cost_per_referral
-    return pd.DataFrame([_row(float(t), c, confidence, level, costs) for t, c in zip(thresholds, counts, strict=True)])
+    rows = [_row(float(t), c, confidence, level, costs) for t, c in zip(thresholds, counts, strict=True)]
+    band = recall_band(len(positives), confidence, band_missed_share) if len(positives) else np.empty(0)
+    promised = [band[c.fn] if c.fn < len(band) else np.nan for c in counts]
+    return pd.DataFrame(rows).assign(band_recall=np.array(promised, np.float64))
 
 
 def _row(

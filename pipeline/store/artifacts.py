@@ -26,6 +26,7 @@ from pipeline.store.lineage import SourceHashes
 
 if TYPE_CHECKING:
     from pipeline.settings.config import Card, Machine
+    from pipeline.store.ledger import Ledger
 
 RECORD = "artifact.json"
 OLD = ".old"
@@ -83,7 +84,8 @@ class Inputs:
     of another project. `previous` is an earlier artifact of this stage that differs in its sources alone. `deadline` is
     the time.monotonic() after which a training should save and stop. `test_only` says that these are the studies of an
     external test set, of which every labelled patient is a test patient; `external` has the cards of such sets by name,
-    whose artifacts are called `score@name` and so on.
+    whose artifacts are called `score@name` and so on. `ledger` knows which patients other artifacts read, and `own_key`
+    is the key of the artifact that is being made; the ledger is no part of it, so that reading on changes no key.
     """
 
     card: Card
@@ -103,6 +105,8 @@ class Inputs:
     deadline: float = math.inf
     test_only: bool = False
     external: Mapping[str, Card] = field(default_factory=dict)
+    ledger: Ledger | None = None
+    own_key: str = ""
 
     def file(self, stage: str, name: str) -> Path:
         """Return the verified path of one file of an earlier stage.

@@ -301,6 +301,13 @@ SWEEP = Table(
         Column("total_cost", NUMBER, "of screening all and examining the referred, in the currency of the settings"),
         Column("cost_per_found", NUMBER, "total cost / true positives", optional=True),
         Column("operating_point", YES_NO, "the certified operating threshold"),
+        Column(
+            "band_recall",
+            NUMBER,
+            "recall certified in all rows at once, so that a row may be picked after looking; missing where too many"
+            " are missed",
+            optional=True,
+        ),
     ),
     order=("threshold",),
 )
@@ -319,6 +326,27 @@ SUBGROUPS = Table(
             for limit in ("", "_low", "_high")
         ),
         Column("note", TEXT, "why a number is missing; empty otherwise"),
+        *(
+            Column(
+                f"{rate}_{limit}_simultaneous",
+                NUMBER,
+                f"{limit} limit of {rate}, for all groups at once",
+                optional=True,
+            )
+            for rate in ("recall", "specificity")
+            for limit in ("low", "high")
+        ),
+        *(
+            Column(
+                f"{rate}_gap{limit}", NUMBER, f"{rate} of the group minus that of all others{meaning}", optional=True
+            )
+            for rate in ("recall", "specificity")
+            for limit, meaning in (
+                ("", ""),
+                ("_low", ": lower limit, for all groups at once"),
+                ("_high", ": upper limit, for all groups at once"),
+            )
+        ),
     ),
     order=("attribute", "group"),
 )
@@ -355,9 +383,12 @@ COMPARISON = Table(
             for suffix, meaning in (
                 ("", ""),
                 ("_difference", ": reported arm minus this one, paired"),
-                ("_difference_low", ": lower limit of the difference, Newcombe's for paired proportions"),
+                (
+                    "_difference_low",
+                    ": lower limit of the difference, calibration and test patients resampled together",
+                ),
                 ("_difference_high", ": upper limit of the difference"),
-                ("_p", ": two-sided p, McNemar's exact test"),
+                ("_p", ": always missing, since both thresholds are estimates"),
             )
         ),
         Column("reported", YES_NO, "the arm that was calibrated and is reported"),
@@ -385,7 +416,8 @@ CURVES = Table(
         Column(
             "curve",
             TEXT,
-            "roc, precision_recall, reliability_before, reliability_after, or net_benefit with _all, _operating_point",
+            "roc, precision_recall, reliability_before, reliability_after; net_benefit and, at the headline prevalence,"
+            " screening_benefit, each also with _all and _operating_point",
         ),
         Column("arm", TEXT, "model"),
         Column("x", NUMBER, "false-positive rate, recall, mean predicted probability, or threshold probability"),

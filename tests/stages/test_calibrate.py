@@ -13,14 +13,21 @@ from pipeline.store.artifacts import StoreError
 from pipeline.store.files import sha256_file
 from pipeline.store.tables import PATIENT_SCORES, SCORES, SWEEP, read_table
 
-FILES = ("calibrator.json", "threshold.json", "sweep.parquet", "patient_scores.parquet", "findings.json")
+FILES = (
+    "calibrator.json",
+    "threshold.json",
+    "sweep.parquet",
+    "patient_scores.parquet",
+    "findings.json",
+    "subgroups.json",
+)
 
 
 def hashes(cohort):
     return {name: sha256_file(cohort.path("calibrate", name)) for name in FILES}
 
 
-def test_it_leaves_five_files_and_a_certificate(cohort):
+def test_it_leaves_six_files_and_a_certificate(cohort):
     made = cohort(patients={"calibration": 240}).run("calibrate")
     assert sorted(p.name for p in (made.folder / "calibrate").iterdir()) == sorted([*FILES, "artifact.json"])
     threshold = made.json("calibrate", "threshold.json")
@@ -79,8 +86,9 @@ def test_too_few_positives_finish_without_a_threshold_and_say_what_is_needed(coh
     threshold = made.json("calibrate", "threshold.json")
     assert threshold["message"] == (
         "recall 0.95 with 95 % confidence needs at least 59 positive patients in the calibration split;"
-        " there are 41 (at most 0.930 can be certified). Lower calibrate.recall_targets or add patients."
+        " there are 41 (at most 0.930 can be certified)."
     )
+    assert threshold["advice"] == "to certify something, lower calibrate.recall_targets or add patients"
     assert threshold["certified"] is False
     empty = ("threshold", "threshold_hex", "probability", "recall", "specificity", "certified_recall", "misses_allowed")
     assert all(threshold[name] is None for name in empty)
@@ -211,9 +219,10 @@ def test_further_targets_are_certified_beside_the_first_and_leave_it_alone(cohor
     alone = made.run("calibrate").json("calibrate", "threshold.json")
     several = made.run("calibrate", recall_targets=[0.95, 0.8, 0.99]).json("calibrate", "threshold.json")
     assert alone["other_operating_points"] == []
-    assert {n: v for n, v in several.items() if n != "other_operating_points"} == {
-        n: v for n, v in alone.items() if n != "other_operating_points"
-    }
+    beside = ("other_operating_points", "joint_confidence")
+    assert {n: v for n, v in several.items() if n not in beside} == {n: v for n, v in alone.items() if n not in beside}
+    # By themselves both are certified with at least 95 %; together a little less surely.
+    assert alone["joint_confidence"] > 0.95 > several["joint_confidence"] > 0.94
     lower, higher = several["other_operating_points"]
     assert lower["certified"]
     assert lower["threshold"] > several["threshold"]

@@ -13,11 +13,23 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 from stages.conftest import make_cohort
 
+from pipeline.evaluation.performance import verdict_in_words
 from pipeline.statistics.calibration import shift_prior
 from pipeline.statistics.metrics import Counts, at_prevalence, confusion
-from pipeline.statistics.threshold import verify_threshold
+from pipeline.statistics.planner import chance_of_confirmation
+from pipeline.statistics.threshold import max_misses, verify_threshold
 from pipeline.store.files import sha256_file, write_json
-from pipeline.store.tables import COMPARISON, CURVES, PATIENT_SCORES, SPLIT, SUBGROUPS, SWEEP, read_table, write_table
+from pipeline.store.tables import (
+    COMPARISON,
+    CURVES,
+    IMAGES,
+    PATIENT_SCORES,
+    SPLIT,
+    SUBGROUPS,
+    SWEEP,
+    read_table,
+    write_table,
+)
 
 TABLES = {
     "subgroups.parquet": SUBGROUPS,
@@ -45,9 +57,9 @@ def findings(made, on=None):
     return {(f["code"], f["level"]) for f in made.json("evaluate", "findings.json") if on in (None, f["on"])}
 
 
-def test_it_leaves_six_files_with_the_columns_defined(evaluated):
+def test_it_leaves_seven_files_with_the_columns_defined(evaluated):
     names = sorted(p.name for p in (evaluated.folder / "evaluate").iterdir())
-    assert names == sorted([*TABLES, "metrics.json", "findings.json", "artifact.json"])
+    assert names == sorted([*TABLES, "metrics.json", "findings.json", "deployment.json", "artifact.json"])
     for name, table in TABLES.items():
         assert len(read_table(evaluated.path("evaluate", name), table))
 
@@ -374,10 +386,11 @@ def test_the_tracker_gets_the_headline_with_its_limits(evaluated):
     assert not any("@" in name or np.isnan(value) for name, value in tracked.items())
 
 
-def test_perfect_separation_is_reported_without_a_made_up_interval(cohort):
+def test_perfect_separation_is_reported_with_a_lower_limit(cohort):
     made = cohort(patients=SIZES, arms={"mae": 40.0, "scratch": 2.0}).run("calibrate").run("evaluate")
     auc = made.json("evaluate", "metrics.json")["discrimination"]["auc"]
-    assert (auc["value"], auc["low"], auc["high"]) == (1.0, None, None)
+    assert (auc["value"], auc["high"], auc["method"]) == (1.0, 1.0, "newcombe_score")
+    assert 0.98 < auc["low"] < 1
     assert not {code for code, level in findings(made) if level == "fail"}
 
 
@@ -412,3 +425,152 @@ def test_5000_patients_4_arms_and_3_seeds_take_seconds(cohort):
     made.run("evaluate")
     assert time.process_time() - start < 15
     assert pd.read_parquet(made.path("evaluate", "curves.parquet")).groupby(["curve", "arm"]).size().max() <= 500
+
+
+# ---------------------------------------------------------------- what is said beside the operating point
+
+
+def test_the_operating_point_says_what_its_verdict_means_and_what_it_takes_to_watch(evaluated):
+    point, threshold = (
+        evaluated.json("evaluate", "metrics.json")["operating_point"],
+        evaluated.json("calibrate", "threshold.json"),
+    )
+    chance = chance_of_confirmation(threshold["positives"], threshold["misses_allowed"], 150)
+    assert (point["chance_of_confirmation"], point["positives_to_confirm"], point["can_confirm"]) == (chance, 59, True)
+    assert point["verification_in_words"]
+    watching = point["watching"]
+    assert watching["audited_positives_to_notice"] == {"0.9": 153, "0.85": 42, "0.8": 22}
+    assert watching["audits_to_bound_missed"]["0.005"] == 598
+    assert [one["group"] for one in point["held_against_certificate"]] == ["test", "site s1", "site s2"]
+    tail = point["held_against_certificate"][0]["tail"]
+    assert (tail["positives"], tail["misses"]) == (150, point["counts"]["fn"])
+    assert tail["noticed"]["0.9"] > 0.5
+    (row,) = [r for r in evaluated.json("evaluate", "metrics.json")["consequences"] if r["prevalence"] == 0.05]
+    assert watching["referral_band"]["low"] <= row["referred"]["low"] / 1000
+    assert watching["referral_band"]["high"] >= row["referred"]["high"] / 1000
+    assert point["first_image"] is None
+
+
+def test_too_few_to_confirm_is_not_called_unconfirmed():
+    few = verdict_in_words("not_confirmed", 40, 59, 0.0, 0.95)
+    assert few == ("These patients are too few to confirm the promise: 40 have the condition, at least 59 are needed.")
+    assert "48 of 100" in verdict_in_words("not_confirmed", 116, 59, 0.483, 0.95)
+    contradicted = verdict_in_words("contradicted", 116, 59, 0.483, 0.95)
+    assert "one of the 5 in 100" in contradicted
+    assert "differ from the calibration patients" in contradicted
+
+
+def test_the_first_image_alone_finds_no_more(cohort):
+    made = cohort(patients=SIZES, images_per_patient=3).run("calibrate").run("evaluate")
+    point = made.json("evaluate", "metrics.json")["operating_point"]
+    scores = made.table("score", "scores_test.parquet").query("arm == 'mae'")
+    by_image = scores.groupby(["patient_id", "image_id"])[["logit", "label"]].mean().reset_index()
+    first = by_image.sort_values("image_id").groupby("patient_id").first()
+    referred = first["logit"] >= point["threshold"]
+    assert point["first_image"]["recall"]["value"] == pytest.approx(referred[first["label"] == 1].mean())
+    assert point["first_image"]["specificity"]["value"] == pytest.approx((~referred[first["label"] == 0]).mean())
+    assert point["first_image"]["recall"]["value"] < point["recall"]["value"]
+
+
+def linked_cohort(cohort, split):
+    """Return a cohort in which the second half of a split's patients are the first half again."""
+    made = cohort(patients=SIZES)
+    scores = made.table("score", f"scores_{split}.parquet")
+    half = sorted(set(scores["patient_id"]))[: SIZES[split] // 2]
+    kept = scores[scores["patient_id"].isin(half)]
+    again = {patient: f"{patient}-again" for patient in half}
+    twins = kept.assign(patient_id=kept["patient_id"].map(again), image_id=kept["image_id"] + "-again")
+    table, images = made.table("split", "split.parquet"), made.table("ingest", "images.parquet")
+    for stage, name, frame, kind in (
+        ("split", "split.parquet", table, SPLIT), ("ingest", "images.parquet", images, IMAGES)
+    ):  # fmt: skip
+        rest = frame[~frame["patient_id"].isin(set(scores["patient_id"]) - set(half))]
+        own = frame[frame["patient_id"].isin(half)]
+        more = own.assign(patient_id=own["patient_id"].map(again), image_id=own["image_id"] + "-again")
+        write_table(made.path(stage, name), pd.concat([rest, more], ignore_index=True), kind)
+        made.publish(stage)
+    made.write_scores(split, pd.concat([kept, twins], ignore_index=True))
+    return made
+
+
+def test_one_person_under_two_pseudonyms_counts_once(cohort):
+    made = linked_cohort(cohort, "calibration").run("calibrate")
+    threshold = made.json("calibrate", "threshold.json")
+    assert threshold["positives"] + threshold["negatives"] == 120
+    assert threshold["linked_patients"] == 120
+    assert len(made.table("calibrate", "patient_scores.parquet")) == 240
+    assert "linked_patients" in {f["code"] for f in made.json("calibrate", "findings.json")}
+
+
+def test_linked_test_patients_count_once_in_every_interval(cohort):
+    made = linked_cohort(cohort, "test").run("calibrate").run("evaluate")
+    metrics = made.json("evaluate", "metrics.json")
+    assert (metrics["patients"], metrics["linked"]) == (150, 150)
+    assert metrics["discrimination"]["auc"]["n"] == 150
+    assert read_table(made.path("evaluate", "comparison.parquet"), COMPARISON)["patients"].tolist() == [150] * 4
+    assert len(read_table(made.path("evaluate", "patient_scores.parquet"), PATIENT_SCORES)) == 4 * 300
+
+
+def test_a_calibrator_that_made_things_worse_is_found(cohort):
+    made = cohort(patients=SIZES)
+    scores = made.table("score", "scores_calibration.parquet")
+    made.write_scores("calibration", scores.assign(logit=0.2 * scores["logit"]))
+    made.run("calibrate").run("evaluate")
+    calibration = made.json("evaluate", "metrics.json")["calibration"]
+    before, after = (calibration[when]["log_loss"]["value"] for when in ("before", "after"))
+    assert calibration["log_loss_change"]["value"] == pytest.approx(after - before)
+    assert calibration["log_loss_change"]["low"] > 0
+    assert ("calibration_worse", "warn") in findings(made, "test")
+
+
+# ---------------------------------------------------------------- the threshold to use
+
+
+def test_without_pooling_the_threshold_to_use_is_the_one_that_was_tested(evaluated):
+    deployed, threshold = evaluated.json("evaluate", "deployment.json"), evaluated.json("calibrate", "threshold.json")
+    assert (deployed["rule"], deployed["usable"]) == ("calibration", True)
+    assert deployed["threshold_hex"] == threshold["threshold_hex"]
+    assert deployed["referral"] == deployed["referral_of_calibration_alone"]
+    assert deployed["negatives"] == 270
+
+
+def test_pooled_is_certified_on_both_and_leaves_the_verdict_alone(cohort):
+    made = cohort(patients=SIZES).run("calibrate").run("evaluate")
+    tested = made.json("evaluate", "metrics.json")["operating_point"]
+    made.run("calibrate", deploy="pooled").run("evaluate")
+    deployed, threshold = made.json("evaluate", "deployment.json"), made.json("calibrate", "threshold.json")
+    assert (threshold["deploy"], deployed["rule"]) == ("pooled", "pooled")
+    assert (deployed["positives"], deployed["misses_allowed"]) == (270, max_misses(270))
+    tables = [made.table(stage, "patient_scores.parquet").query("arm == 'mae'") for stage in ("calibrate", "evaluate")]
+    both = pd.concat(tables)
+    positives = np.sort(both[both["label"] == 1]["score"])
+    assert deployed["threshold"] == positives[max_misses(270)]
+    negatives = both[both["label"] == 0]["score"]
+    assert deployed["specificity"]["value"] == pytest.approx((negatives < deployed["threshold"]).mean())
+    assert made.json("evaluate", "metrics.json")["operating_point"] == tested
+    expected = (270 - max_misses(270)) / 271
+    referral = 0.05 * expected + 0.95 * (1 - deployed["specificity"]["value"])
+    assert deployed["referral"]["value"] == pytest.approx(referral)
+
+
+def test_a_closed_gate_leaves_no_threshold_to_use(cohort):
+    made = cohort(patients=SIZES, arms={"mae": 0.0, "hog": 1.0}).run("calibrate", deploy="pooled").run("evaluate")
+    deployed = made.json("evaluate", "deployment.json")
+    assert deployed["usable"] is False
+    assert deployed["reasons"]
+    assert "threshold" not in deployed
+    assert deployed["calibration_threshold_hex"] is None
+    assert "screening_benefit_operating_point" not in set(made.table("evaluate", "curves.parquet")["curve"])
+
+
+def test_certificates_by_subgroup_lower_the_threshold_only_when_asked(cohort):
+    made = cohort(patients={"calibration": 400, "test": 300})
+    plain = made.run("calibrate", subgroup_attributes=["site"]).run("evaluate").json("evaluate", "deployment.json")
+    groups = made.json("calibrate", "subgroups.json")
+    assert [row["group"] for row in groups["groups"]] == ["s1", "s2"]
+    assert all(row["certified"] for row in groups["groups"])
+    made.run("calibrate", subgroup_attributes=["site"], subgroup_threshold="minimum").run("evaluate")
+    lowered = made.json("evaluate", "deployment.json")
+    assert lowered["threshold"] == min(plain["threshold"], groups["minimum"])
+    assert lowered["referral"]["value"] >= plain["referral"]["value"]
+    assert made.json("calibrate", "threshold.json")["threshold_hex"] == plain["calibration_threshold_hex"]

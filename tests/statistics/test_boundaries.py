@@ -121,9 +121,13 @@ def test_a_group_of_just_enough_positives_has_a_calibration_line(positives, judg
 
 
 @pytest.mark.parametrize(("referred", "found"), [(18, False), (19, True), (20, True)])
-def test_referring_19_of_20_does_not_screen(referred, found):
-    y, s = np.arange(20) % 2, np.arange(20.0)
+@pytest.mark.parametrize("positives", [0, 5])
+def test_referring_19_of_20_without_the_condition_does_not_screen(referred, found, positives):
+    y, s = np.r_[np.zeros(20, int), np.ones(positives, int)], np.r_[np.arange(20.0), np.full(positives, 19.5)]
     assert ("refers_everyone" in codes(assess_discrimination(y, s, s / 20, 20.0 - referred))) is found
+    # Without anybody healthy, all of them are counted.
+    sick = codes(assess_discrimination(np.ones(20, int), np.arange(20.0), np.full(20, 0.5), 20.0 - referred))
+    assert ("refers_everyone" in sick) is found
 
 
 @pytest.mark.parametrize("threshold", [0.0, 19.0])

@@ -7,7 +7,13 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from pipeline.statistics.discrimination import _average_precision, average_precision, placements, roc_auc
+from pipeline.statistics.discrimination import (
+    _average_precision,
+    average_precision,
+    newcombe_auc,
+    placements,
+    roc_auc,
+)
 from pipeline.statistics.errors import collect_warnings
 
 
@@ -111,3 +117,30 @@ def test_average_precision_of_positives_alone_is_undefined_and_not_1():
     with collect_warnings() as warned:
         assert math.isnan(average_precision([1, 1], [0.2, 0.9]).value)
     assert [w.code for w in warned] == ["single_class"]
+
+
+@pytest.mark.parametrize(("n1", "n0", "low"), [(42, 19, 0.923), (20, 20, 0.899), (50, 50, 0.960), (100, 66, 0.975)])
+def test_newcombes_fifth_method_at_an_auc_of_1(n1, n0, low):
+    interval = newcombe_auc(1.0, n1, n0)
+    assert round(interval.low, 3) == low
+    assert interval.high == 1
+    # The limit solves the quadratic form of the method as it is published: N = (m + n)/2.
+    t, n = interval.low, (n1 + n0) / 2
+    variance = t * (1 - t) / (n1 * n0) * (2 * n - 1 - (3 * n - 3) / ((2 - t) * (1 + t)))
+    assert (1 - t) == pytest.approx(norm.ppf(0.975) * math.sqrt(variance), abs=1e-9)
+    mirrored = newcombe_auc(0.0, n0, n1)
+    assert (mirrored.low, mirrored.high) == (0, pytest.approx(1 - interval.low))
+
+
+def test_where_the_auc_seen_is_1_the_truth_is_still_covered():
+    """Without an interval there, a fifth of these samples told nothing about the lower limit."""
+    generator, held, ones, runs, auc = np.random.default_rng(9), 0, 0, 400, 0.99
+    for _ in range(runs):
+        with collect_warnings():
+            interval = roc_auc(*binormal(generator, 20, 20, auc))
+        held += interval.low <= auc <= interval.high
+        ones += interval.value == 1
+    assert ones > 0.2 * runs
+    assert held / runs >= 0.94
+    with pytest.raises(ValueError, match="exactly 0 or 1"):
+        newcombe_auc(0.99, 20, 20)

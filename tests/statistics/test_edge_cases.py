@@ -96,11 +96,13 @@ def test_one_patient_in_a_class_has_an_auc_without_interval(y, s):
 
 
 @pytest.mark.parametrize(("s", "value"), [([3, 4, 1, 2], 1), ([1, 2, 3, 4], 0)])
-def test_an_auc_of_exactly_0_or_1_has_no_interval(s, value):
+def test_an_auc_of_exactly_0_or_1_has_a_score_interval_and_none_by_bootstrap(s, value):
     auc, codes = outcome(roc_auc, [1, 1, 0, 0], s)
-    assert auc.value == value
-    assert math.isnan(auc.low)
-    assert math.isnan(auc.high)
+    assert (auc.value, auc.method, auc.n) == (value, "newcombe_score", 4)
+    assert auc.low < auc.high == 1 if value else 0 == auc.low < auc.high
+    assert codes == {"auc_boundary"}
+    drawn, codes = outcome(roc_auc, [1, 1, 0, 0], s, ci="bootstrap")
+    assert math.isnan(drawn.low)
     assert codes == {"auc_boundary"}
 
 

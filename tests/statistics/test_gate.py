@@ -107,10 +107,26 @@ def test_a_threshold_that_decides_nothing_is_refused(threshold, code):
     assert {code, "threshold_outside_scores", "ppv_no_lift"} <= codes(judged(y, s, threshold), "fail")
 
 
-def test_referring_95_of_100_is_referring_everyone():
+def test_referring_95_of_100_healthy_is_referring_everyone():
     y, s = binormal(5)
-    assert "refers_everyone" in codes(judged(y, s, np.quantile(s, 0.04)), "fail")
-    assert "refers_everyone" not in codes(judged(y, s, np.quantile(s, 0.06)))
+    healthy = s[y == 0]
+    assert "refers_everyone" in codes(judged(y, s, np.quantile(healthy, 0.04)), "fail")
+    assert "refers_everyone" not in codes(judged(y, s, np.quantile(healthy, 0.06)))
+
+
+def test_a_good_model_tried_on_few_healthy_patients_is_not_stopped():
+    """Judged by the share of all who are referred, a model of AUC 0.99 is stopped in 16 of 100 such sets."""
+    generator, stopped, useless = np.random.default_rng(14), 0, 0
+    for _ in range(60):
+        for distance in (3.29, 0.0):
+            y = np.repeat([1, 0], [190, 10])
+            s = generator.normal(size=200) + distance * y
+            threshold = np.sort(s[y == 1])[4]
+            failed = "refers_everyone" in codes(assess_discrimination(y, s, np.full(200, 0.5), threshold), "fail")
+            everything = codes(assess_discrimination(y, s, np.full(200, 0.5), threshold), "fail")
+            stopped, useless = (stopped + failed, useless) if distance else (stopped, useless + bool(everything))
+    assert stopped == 0
+    assert useless >= 57
 
 
 def test_rows_that_refer_all_or_none_may_lie_outside_the_scores():

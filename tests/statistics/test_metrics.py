@@ -7,7 +7,14 @@ import pytest
 
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.intervals import newcombe, proportion_ci
-from pipeline.statistics.metrics import Counts, at_prevalence, confusion, net_benefit, operating_metrics
+from pipeline.statistics.metrics import (
+    Counts,
+    at_prevalence,
+    confusion,
+    net_benefit,
+    net_benefit_at,
+    operating_metrics,
+)
 
 TABLE = Counts(tp=90, fp=60, tn=240, fn=10)
 
@@ -127,3 +134,18 @@ def test_net_benefit_has_the_coverage_it_states():
 def test_net_benefit_of_one_class_has_limits_too():
     healthy = net_benefit(Counts(tp=0, fp=10, tn=90, fn=0), 0.5)
     assert (healthy.value, healthy.low < -0.1 < healthy.high) == (-0.1, True)
+
+
+def test_net_benefit_elsewhere_is_that_of_as_many_patients_with_the_condition_there():
+    counts = Counts(tp=114, fp=26, tn=40, fn=2)
+    own = 116 / 182
+    for pt in (0.05, 0.3):
+        here, there = net_benefit(counts, pt), net_benefit_at(counts, pt, own)
+        assert (there.value, there.low, there.high) == pytest.approx((here.value, here.low, here.high))
+    # What helps where 64 % have it does harm where 5 % have it, for whoever accepts 9 needless referrals per case.
+    assert net_benefit(counts, 0.1).value > 0 > net_benefit_at(counts, 0.3, 0.05).value
+    expected = 0.05 * 114 / 116 - 0.95 * 26 / 66 / 9
+    assert net_benefit_at(counts, 0.1, 0.05).value == pytest.approx(expected)
+    assert math.isnan(net_benefit_at(Counts(3, 0, 0, 1), 0.1, 0.05).value)
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        net_benefit_at(counts, 0.1, 1.0)

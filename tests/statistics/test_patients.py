@@ -4,15 +4,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.patients import (
+    Patients,
     aggregate_by_patient,
     aggregate_scores,
+    one_per_unit,
     patient_table,
     patients_of,
     refuse_overlap,
     scores_sha256,
+    units_of,
     validate,
 )
+from pipeline.statistics.threshold import certify_threshold
 
 
 def score_rows(rows):
@@ -160,3 +165,32 @@ def test_a_patient_in_two_splits_is_refused_without_naming_them():
         refuse_overlap({"train": ["a"], "calibration": ["b", "secret-1", "secret-2"], "test": ["secret-1", "secret-2"]})
     assert "secret-1" not in str(refused.value)
     refuse_overlap({"train": ["a"], "test": ["b"]})
+
+
+def test_one_of_each_unit_and_label_is_kept_whatever_the_scores():
+    ids = np.array(["a", "b", "c", "d"])
+    units = pd.Series({"a": "a", "b": "a", "c": "a", "d": "d", "z": "d"})
+    for s in ([1.0, 9.0, 2.0, 3.0], [9.0, 1.0, 2.0, 3.0]):
+        kept = one_per_unit(Patients(ids, np.array([1, 1, 0, 1]), np.array(s), 4, 0, (1,)), units)
+        assert kept.ids.tolist() == ["a", "c", "d"]
+        assert kept.s.tolist() == [s[0], 2.0, 3.0]
+        assert (kept.linked, kept.images) == (1, 4)
+    with pytest.raises(ValueError, match="1 scored patients are not in the split"):
+        one_per_unit(Patients(np.array(["q"]), np.array([1]), np.array([0.0]), 1, 0, (1,)), units)
+    split = pd.DataFrame({"patient_id": ["a", "a", "b"], "unit": ["a", "a", "a"]})
+    assert units_of(split).to_dict() == {"a": "a", "b": "a"}
+
+
+def test_a_certificate_on_linked_patients_holds_only_when_each_unit_counts_once():
+    """Pairs with one score are no two witnesses: 200 of them certify like 100, and the promise holds in 88 of 100."""
+    generator, runs = np.random.default_rng(21), 400
+    ids = np.array([f"p{i:03d}" for i in range(200)])
+    units = pd.Series(np.repeat([f"u{i:03d}" for i in range(100)], 2), index=ids)
+    held = {"all": 0, "one": 0}
+    for _ in range(runs):
+        everyone = Patients(ids, np.ones(200, int), np.repeat(generator.random(100), 2), 200, 0, (1,))
+        for name, some in {"all": everyone, "one": one_per_unit(everyone, units)}.items():
+            with collect_warnings():
+                held[name] += certify_threshold(some.y, some.s).threshold <= 0.05
+    assert held["one"] / runs >= 0.94
+    assert held["all"] / runs < 0.93
