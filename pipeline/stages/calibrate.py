@@ -295,10 +295,6 @@ def _promise(c: Certificate) -> str:
     )
 
 
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
-
-
 def _joint(points: Sequence[_Point]) -> float | None:
     """Return how surely all certified targets hold at once, by the exact joint law; None without any."""
     made = [point.certificate for point in points if point.certificate]
