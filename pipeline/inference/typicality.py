@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
@@ -310,8 +311,8 @@ def fit(train: Cohort, tune: Cohort, calibration: Cohort, rate: float = 0.01) ->
     spaces = {name: Space.of(train.vectors[name], name in WITH_RESIDUAL) for name in names}
     tuned = _largest(_statistics(spaces, tune.vectors), tune.patients)
     centre = np.median(tuned, axis=0)
-    # 1.4826 makes the median absolute deviation a standard deviation where values are normal.
-    spread = np.maximum(1.4826 * np.median(np.abs(tuned - centre), axis=0), LEAST_SPREAD)
+    # Of the upper tail, since that is where ranks are read: a statistic with a heavy one would drown the others.
+    spread = np.maximum((np.quantile(tuned, 0.95, axis=0) - centre) / ndtri(0.95), LEAST_SPREAD)
     values = (_statistics(spaces, calibration.vectors) - centre) / spread
     per_patient = _largest(values.max(axis=1, keepdims=True), calibration.patients)[:, 0]
     return Reference(rate, spaces, centre, spread, np.sort(_rounded_up(per_patient)))
