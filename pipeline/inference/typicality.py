@@ -190,8 +190,9 @@ class Typicality:
 class Reference:
     """What new studies are compared with; made by `fit`, kept in typicality.npz. No row of it is a patient's.
 
-    `rate` is the share of ordinary patients that may be flagged. `centre` and `spread` (S,) are those of the tuning
-    patients, `calibration` (n,) the rising values of the calibration patients, rounded up.
+    `rate` is the share of ordinary patients that may be flagged. `centre` and `spread` (S,) are the median of the tuning
+    patients and how far their 95th percentile lies above it, divided so that it is 1 for a standard normal;
+    `calibration` (n,) are the rising values of the calibration patients, rounded up.
     """
 
     rate: float
