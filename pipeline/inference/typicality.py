@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
@@ -42,6 +43,7 @@ LEAST_STEP = 1e-3  # share of the range; finer than 8 bits can show
 MAIN_VARIANCE = 0.95
 # Fewer give no covariance and no spread worth the name, and a mean that is nearly a patient.
 LEAST_PATIENTS = {"training": 10, "tuning": 5, "calibration": 1}
+TAIL, TAIL_NEEDS = 0.95, 200  # tuning patients: ten of them beyond the percentile
 # Logarithms: a thousandth of the distance.
 LEAST_SPREAD = 1e-3
 LEAST_DISTANCE = 1e-9
@@ -189,8 +191,8 @@ class Typicality:
 class Reference:
     """What new studies are compared with; made by `fit`, kept in typicality.npz. No row of it is a patient's.
 
-    `rate` is the share of ordinary patients that may be flagged. `centre` and `spread` (S,) are those of the tuning
-    patients, `calibration` (n,) the rising values of the calibration patients, rounded up.
+    `rate` is the share of ordinary patients that may be flagged. `centre` and `spread` (S,) are median and spread of
+    the tuning patients, `calibration` (n,) the rising values of the calibration patients, rounded up.
     """
 
     rate: float
@@ -310,11 +312,21 @@ def fit(train: Cohort, tune: Cohort, calibration: Cohort, rate: float = 0.01) ->
     spaces = {name: Space.of(train.vectors[name], name in WITH_RESIDUAL) for name in names}
     tuned = _largest(_statistics(spaces, tune.vectors), tune.patients)
     centre = np.median(tuned, axis=0)
-    # 1.4826 makes the median absolute deviation a standard deviation where values are normal.
-    spread = np.maximum(1.4826 * np.median(np.abs(tuned - centre), axis=0), LEAST_SPREAD)
+    spread = np.maximum(_spread(tuned - centre), LEAST_SPREAD)
     values = (_statistics(spaces, calibration.vectors) - centre) / spread
     per_patient = _largest(values.max(axis=1, keepdims=True), calibration.patients)[:, 0]
     return Reference(rate, spaces, centre, spread, np.sort(_rounded_up(per_patient)))
+
+
+def _spread(deviations: np.ndarray) -> np.ndarray:
+    """Return the spread (S,) of deviations from the median (P, S), such that a standard normal has 1.
+
+    Of the upper tail, where ranks are read: a statistic with a heavy one would drown the others. With few patients that
+    is too uncertain, and the median absolute deviation is taken.
+    """
+    if len(deviations) >= TAIL_NEEDS:
+        return np.quantile(deviations, TAIL, axis=0) / ndtri(TAIL)
+    return np.median(np.abs(deviations), axis=0) / ndtri(0.75)
 
 
 def _statistics(spaces: Mapping[str, Space], vectors: Vectors) -> np.ndarray:

@@ -9,8 +9,8 @@ first is needed. Half of the patients train a small network (ViT, width 96, 4 bl
 reference; the other half is split 20 times into tuning, calibration and test patients. Everything is read and rendered
 as the pipeline does it, colour as luminance. Shares are means over the splits, with the smallest in brackets.
 
-The statistics were chosen on chest radiographs against these very images; skin lesions and volumes as the base, at the
-end, took no part in the choice.
+The statistics were chosen on chest radiographs against these very images, and how they are put on one scale with a look
+at skin lesions and volumes as the base, too. Only the shares of held-out patients owe nothing to that.
 """
 
 from __future__ import annotations

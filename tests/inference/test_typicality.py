@@ -178,6 +178,22 @@ def test_all_images_of_a_patient_count_in_the_calibration():
     assert with_it.calibration[-1] > without.calibration[-1] + 1
 
 
+@pytest.mark.parametrize("tuning", [199, 200])
+def test_a_spread_is_that_of_a_standard_normal(tuning):
+    generator = np.random.default_rng(9)
+    train, calibration = drawn(generator, 30, 0), drawn(generator, 20, 5000)
+    # Distances from the mean whose logarithms are normal with spread 0.5.
+    lengths = np.exp(generator.normal(0, 0.5, (tuning, 1)))
+    vectors = {}
+    for name, vector in train.vectors.items():
+        whitener = fit(train, drawn(generator, 9, 3000), calibration).spaces[name].whitener
+        direction = np.linalg.solve(whitener, np.eye(len(whitener))[0])
+        vectors[name] = vector.mean(axis=0) + lengths * direction
+    tuned = fit(train, Cohort(vectors, np.array([f"tuning-{n}" for n in range(tuning)])), calibration)
+    assert tuned.spread[0] == pytest.approx(0.5, rel=0.25)
+    assert np.abs(tuned.centre[0]) < 0.2
+
+
 # ---------------------------------------------------------------- too few
 
 
