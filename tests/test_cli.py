@@ -214,7 +214,7 @@ def test_reindex_rebuilds_a_lost_database(finished, tmp_path):
 
     project = finished.copy(tmp_path / "lost")
     (project.store / "mlflow.db").unlink()
-    assert call("reindex", project.config).stdout.strip() == "9 artifacts are indexed"
+    assert call("reindex", project.config).stdout.strip() == "10 artifacts are indexed"
     tracker = Tracker("mini", project.store)
     assert {key.split("/")[0] for key in tracker.indexed("stage")} == set(NAMES)
     (restored,) = tracker.pipeline_runs()

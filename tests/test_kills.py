@@ -37,7 +37,7 @@ def files(project: Project, stage: str) -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_killed_in_each_of_the_nine_stages(finished, tmp_path: Path):
+def test_killed_in_each_of_the_ten_stages(finished, tmp_path: Path):
     project = make_project(tmp_path / "killed")
     for stage in NAMES:
         kill_during(project, stage)

@@ -38,7 +38,7 @@ def test_every_stage_leaves_one_complete_artifact(finished):
     assert not list(finished.store.glob("*/*.partial"))
 
 
-def test_the_same_command_again_reuses_all_nine_stages(finished):
+def test_the_same_command_again_reuses_all_ten_stages(finished):
     assert actions(finished) == expect(())
 
 
@@ -77,11 +77,11 @@ def test_one_corrected_label_runs_split_and_what_follows(finished, tmp_path):
     assert reasons(project)["split"] == "source changed (labels)"
 
 
-def test_a_corrected_card_text_renders_the_report_again_and_nothing_else(finished, tmp_path):
+def test_a_corrected_card_text_makes_package_and_report_again_and_nothing_else(finished, tmp_path):
     project = finished.copy(tmp_path / "card")
     card = project.folder / "card.yaml"
     card.write_text(re.sub(r"(?m)^title: .*", "title: Another title", card.read_text()))
-    assert actions(project) == expect(("report",))
+    assert actions(project) == expect(("package", "report"))
 
 
 @pytest.fixture

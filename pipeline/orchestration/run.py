@@ -166,7 +166,7 @@ STAGES = (
             "finetune": ("summary.json", "*/seed*/model.json", "*/seed*/model.safetensors"),
             "score": ("summary.json",),
             "calibrate": ("*",),
-            "evaluate": ("metrics.json", "findings.json"),
+            "evaluate": ("metrics.json", "findings.json", "deployment.json"),
         },
         sources=("card",),
     ),

@@ -32,6 +32,7 @@ from pipeline.statistics.probability_band import probability_band
 from pipeline.store.files import atomic, read_json, sha256_json, write_json
 from pipeline.store.tables import IMAGES, PATIENT_SCORES, SPLIT, read_table
 from pipeline.store.versions import package_versions, runtime_versions
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.config import PackageSettings
@@ -42,6 +43,7 @@ FOLDER = "model"
 GOLDEN_IMAGES = 3
 IMAGES_AT_ONCE = 64
 CPU = torch.device("cpu")
+SOURCES = {"calibration": "calibration patients", "pooled": "calibration and test patients together"}
 STAGES = ("ingest", "split", "preprocess", "finetune", "score", "calibrate", "evaluate")
 
 
@@ -86,7 +88,8 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
     record, card = inputs.record("ingest")["settings"], inputs.card.model_dump()
     rendering = Rendering.from_settings(inputs.record("preprocess")["settings"])
     trained = read_json(inputs.file("finetune", "summary.json"))["arms"][threshold["arm"]]
-    rule = _rule(inputs, "", decision, threshold, card["label"]["name"])
+    deployed = read_json(inputs.file("evaluate", "deployment.json"))
+    rule = _rule(inputs, "", decision, threshold, card["label"]["name"], deployed)
     return {
         "schema": SCHEMA,
         "title": card["title"],
@@ -110,7 +113,7 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
         "further_rules": {one["id"]: _further(inputs, decision, metrics, one) for one in card["further_labels"]},
         "prevalence": rule.calibrator.prevalence,
         "certificate": decision.threshold(threshold) | {"other_operating_points": []},
-        "scope": _scope(threshold, decision, card),
+        "scope": _scope(rule, decision, card),
         "test": _test(decision.metrics(metrics)),
         "population": _population(inputs),
         "not_for": [*card["intended_use"]["not_for"], *settings.not_for],
@@ -130,8 +133,18 @@ def _label(label_id: str, label: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": label_id, **{name: label[name] for name in kept}}
 
 
-def _rule(inputs: Inputs, folder: str, decision: Decision, threshold: Mapping[str, Any], name: str) -> Rule:
-    """Return the rule of one label; `folder` is where `calibrate` left its files."""
+def _rule(
+    inputs: Inputs,
+    folder: str,
+    decision: Decision,
+    threshold: Mapping[str, Any],
+    name: str,
+    deployed: Mapping[str, Any] | None = None,
+) -> Rule:
+    """Return the rule of one label; `folder` is where `calibrate` left its files.
+
+    The first operating point is the one to use after the test, `deployed`, where there is one.
+    """
     calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", f"{folder}calibrator.json")))
     scores = read_table(inputs.file("calibrate", f"{folder}patient_scores.parquet"), PATIENT_SCORES)
     band = np.empty((0, 0))
@@ -139,17 +152,19 @@ def _rule(inputs: Inputs, folder: str, decision: Decision, threshold: Mapping[st
         with suppress(NotEnoughData):  # then a probability is shown without limits
             band = np.stack(probability_band(scores["label"], scores["score"], calibrator.method))
     points = [threshold, *threshold["other_operating_points"]] if decision.usable else []
-    certified = tuple(_point(one) for one in points if one["certified"])
-    return Rule(threshold["aggregation"], calibrator, certified, decision, band, name)
+    certified = [_point(one, "calibration") for one in points if one["certified"]]
+    if deployed is not None and certified:
+        certified[0] = _point(deployed, deployed["rule"])
+    return Rule(threshold["aggregation"], calibrator, tuple(certified), decision, band, name)
 
 
-def _point(certified: Mapping[str, Any]) -> OperatingPoint:
+def _point(certified: Mapping[str, Any], rule: str) -> OperatingPoint:
     return OperatingPoint(
         threshold=float.fromhex(certified["threshold_hex"]),
         recall_target=certified["recall_target"],
         confidence=certified["confidence"],
         positives=certified["positives"],
-        source="calibration patients",
+        source=SOURCES[rule],
     )
 
 
@@ -165,14 +180,15 @@ def _further(
     return _rule(inputs, folder, own, threshold, label["name"]).to_json()
 
 
-def _scope(threshold: Mapping[str, Any], decision: Decision, card: Mapping[str, Any]) -> list[str]:
+def _scope(rule: Rule, decision: Decision, card: Mapping[str, Any]) -> list[str]:
     """Return in sentences of whom the certificate speaks; why there is none where there is none."""
     if not decision.usable:
         return list(decision.reasons)
+    point = rule.points[0]
     return [
-        f"With {100 * threshold['confidence']:g} % confidence at least {100 * threshold['recall_target']:g} % of "
-        f"people with the condition who are like the {threshold['positives']} calibration patients who had it are "
-        "referred.",
+        f"With {100 * point.confidence:g} % confidence at least {100 * point.recall_target:g} % of people with the "
+        f"condition who are like the {counted(point.positives, 'person', 'people')} who had it among the "
+        f"{point.source} are referred.",
         f"These came from: {card['intended_use']['population'].strip()}.",
         "Nothing is promised of other people, equipment or ways of taking and storing images.",
     ]
