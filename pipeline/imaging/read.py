@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.imaging.formats.dicom import is_dicom, read_dicom
 from pipeline.imaging.formats.nifti import inflate, is_nifti, is_pair_header, read_nifti
@@ -13,6 +13,28 @@ from pipeline.imaging.image import About, Image, Part, Policy
 from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.volumes.assemble import read_series
 
+
+@dataclass(frozen=True)
+class Format:
+    """A format of image files: how its content begins, and what reads it.
+
+    `read` returns an Image, or a Part of one that takes other files; it raises Refused. A new format is a file in
+    formats/ and an entry in FORMATS; `name` is what tables call it.
+    """
+
+    name: str
+    sniff: Callable[[bytes], bool]
+    read: Callable[[bytes, Policy], Image | Part]
+
+
+# The first whose sniff fits is taken.
+FORMATS = (
+    Format("dicom", is_dicom, read_dicom),
+    Format("nifti", is_pair_header, lambda data, policy: Part(About("nifti", bits_stored=0), series="")),
+    Format("nifti", is_nifti, read_nifti),
+    Format("raster", is_raster, read_raster),
+    Format("array", is_array, read_array),
+)
 ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"Rar!", b"7z\xbc\xaf\x27\x1c")
 
 
@@ -22,20 +44,10 @@ def read_image(data: bytes, policy: Policy) -> Image | Part:
     Raises Refused with the reason when it is unusable.
     """
     data = inflate(data, policy.max_file_bytes)
-    if is_dicom(data):
-        image = read_dicom(data, policy)
-    elif is_pair_header(data):
-        return Part(About("nifti", bits_stored=0), series="")
-    elif is_nifti(data):
-        image = read_nifti(data, policy)
-    elif is_raster(data):
-        image = read_raster(data, policy)
-    elif is_array(data):
-        image = read_array(data, policy)
-    elif data.startswith(ARCHIVES) or _is_tar(data):
-        raise Refused("archive")
-    else:
-        raise Refused("unknown_format")
+    known = next((one for one in FORMATS if one.sniff(data)), None)
+    if known is None:
+        raise Refused("archive" if data.startswith(ARCHIVES) or _is_tar(data) else "unknown_format")
+    image = known.read(data, policy)
     if isinstance(image, Part):
         return image
     rows, columns = image.pixels.shape[-2:]

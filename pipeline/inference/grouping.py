@@ -9,12 +9,10 @@ from pathlib import PurePosixPath
 
 from pipeline.imaging.archive.sources import Source, read_bytes
 from pipeline.imaging.formats.dicom import is_dicom, study_of
-from pipeline.imaging.formats.nifti import is_nifti, is_pair_header
-from pipeline.imaging.formats.numpy_array import is_array
-from pipeline.imaging.formats.raster import is_raster
 from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import Refusal, Refused
+from pipeline.imaging.read import FORMATS
 from pipeline.store.files import sha256_bytes
 
 # A file that no reader knows is one of a study's when its name says that it was meant to be an image.
@@ -55,8 +53,7 @@ def glance(source: Source, policy: Policy, named: Mapping[str, str]) -> Glance:
     if not given and is_dicom(data):
         patient, uid = study_of(data)
         return Glance(sha256, f"dicom\0{patient}\0{uid}" if uid else own, uid, patient)
-    known = given or is_nifti(data) or is_pair_header(data) or is_raster(data) or is_array(data)
-    if known or IMAGE_NAME.search(path) or data[:2] == b"\x1f\x8b":
+    if given or any(one.sniff(data) for one in FORMATS) or IMAGE_NAME.search(path) or data[:2] == b"\x1f\x8b":
         return Glance(sha256, own)
     return Glance(sha256, "", refusal=Refusal("unknown_format"))
 
