@@ -33,6 +33,7 @@ MEANINGS = {
     "probability_high": "upper limit of it",
     "local_probability": "the probability carried to the prevalence given by --prevalence",
     "threshold": "score from which a study is referred; missing when the model has no usable operating point",
+    "threshold_hex": "the same, exactly",
     "recall_target": "share of people with the condition that is referred at least, as certified",
     "confidence": "confidence of that certificate",
     "typicality": "share of the calibration patients who are at least as unusual as this study; missing when unknown",
