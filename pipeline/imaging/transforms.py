@@ -103,7 +103,7 @@ def render(image: Image, how: Rendering) -> Rendered:
     """
     if image.pixels.ndim != len(how.image_size):
         raise Refused("bad_geometry", f"{image.pixels.ndim}-D image, but preprocess.image_size has another number")
-    low, high = how.window or _percentiles(image, how)
+    low, high = how.window or window_of(image, how)
     # Clipping comes first, so that a bright speck does not colour its surroundings; scaling last, on fewer pixels.
     clipped = torch.from_numpy(np.clip(image.pixels, low, high))[None]
     resized = _resized(clipped, _size_inside(image, how))
@@ -117,7 +117,7 @@ def render(image: Image, how: Rendering) -> Rendered:
     return Rendered(np.ascontiguousarray(array), _padding(size, how.image_size), image.pixels.shape, size)
 
 
-def _percentiles(image: Image, how: Rendering) -> tuple[float, float]:
+def window_of(image: Image, how: Rendering) -> tuple[float, float]:
     """Return the percentiles of the valid pixels, of a regular grid of them when there are many; else the extremes."""
     step = max(1, int((image.pixels.size / SAMPLED_PIXELS) ** (1 / image.pixels.ndim)))
     grid = (slice(None, None, step),) * image.pixels.ndim

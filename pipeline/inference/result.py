@@ -34,6 +34,7 @@ MEANINGS = {
     "probability_high": "upper limit of it",
     "local_probability": "the probability carried to the prevalence given by --prevalence",
     "threshold": "score from which a study is referred; missing when the model has no usable operating point",
+    "threshold_hex": "the same, exactly",
     "recall_target": "share of people with the condition that is referred at least, as certified",
     "confidence": "confidence of that certificate",
     "typicality": "conformal p-value: at most this share of patients like those of the calibration is as unusual",

@@ -105,7 +105,7 @@ class Tracker:
                     experiment.experiment_id if experiment else self.client.create_experiment(project, artifacts)
                 )
         except UNUSABLE as error:
-            raise _unusable(uri, error) from error
+            raise unusable(uri, error) from error
         self._close_runs_of_dead_processes()
 
     def open(self, kind: str, key: str, name: str, parent: str | None = None) -> str:
@@ -393,11 +393,12 @@ def experiment_id(project: str, store: Path, uri: str | None) -> str | None:
     try:
         experiment = mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).get_experiment_by_name(project)
     except UNUSABLE as error:
-        raise _unusable(uri, error) from error
+        raise unusable(uri, error) from error
     return experiment.experiment_id if experiment else None
 
 
-def _unusable(uri: str | None, error: Exception) -> TrackingError:
+def unusable(uri: str | None, error: Exception) -> TrackingError:
+    """Return the error that says so without the text of a library."""
     what = "the MLflow server cannot be used" if uri else "mlflow.db in the store cannot be used"
     todo = "check tracking.uri" if uri else "if it is damaged, remove it and run: maescreen reindex CONFIG"
     return TrackingError(f"{what} ({type(error).__name__}); {todo}")

@@ -6,7 +6,7 @@ from imaging.files import gradient
 
 from pipeline.imaging.image import About, Image
 from pipeline.imaging.quarantine import Refused
-from pipeline.imaging.transforms import Rendering, _percentiles, render
+from pipeline.imaging.transforms import Rendering, render, window_of
 
 
 def test_a_window_in_hounsfield_units_means_the_same_in_every_image():
@@ -22,7 +22,7 @@ def test_a_window_in_hounsfield_units_means_the_same_in_every_image():
 
 def test_percentiles_of_a_large_image_come_from_a_regular_part_of_it():
     pixels = np.random.default_rng(0).normal(1000, 100, (1100, 1300)).astype(np.float32)
-    low, high = _percentiles(image(pixels), rendering(64, 64, low=1, high=99))
+    low, high = window_of(image(pixels), rendering(64, 64, low=1, high=99))
     assert np.allclose([low, high], np.percentile(pixels, [1, 99]), atol=2)
 
 

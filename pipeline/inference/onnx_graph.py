@@ -1,0 +1,311 @@
+"""A packaged model as an ONNX graph: display pixels of one image in, the array that the networks see and logits out.
+
+Where the image shrinks, areas are averaged: a product with a matrix of ones per axis, which the graph makes from the
+image's own size, divided by counts. Where it grows, it is interpolated with torch's weights. Each place where torch
+rounds to float32 is repeated, so that of whole-numbered pixels nearly all arrays are the same in every byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from pipeline.imaging.transforms import Rendering
+from pipeline.models.classifier import Classifier
+from pipeline.models.vit import EncoderSpec
+
+OPSET, IR_VERSION = 20, 9
+LARGEST_BYTES = 2**31 - 1  # of one file, by the format
+FULL_SCALE = 255.0
+F32, F64, I64, U8, BOOL = (
+    TensorProto.FLOAT,
+    TensorProto.DOUBLE,
+    TensorProto.INT64,
+    TensorProto.UINT8,
+    TensorProto.BOOL,
+)
+
+
+class GraphError(ValueError):
+    """The model cannot be an ONNX graph; the message says why."""
+
+
+@dataclass
+class _Graph:
+    """Nodes and constants as they are added; equal constants, as of encoders that seeds share, are kept once."""
+
+    nodes: list[Any] = field(default_factory=list)
+    constants: dict[tuple[str, tuple[int, ...], bytes], Any] = field(default_factory=dict)
+
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node; return the name of its output."""
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def name(self, value: str, name: str) -> None:
+        """Give a value the name of an output."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+
+    def constant(self, values: Any, kind: Any = None) -> str:
+        """Add a constant; return its name."""
+        array = np.ascontiguousarray(values, kind)
+        if np.ndim(values) == 0:
+            array = array.reshape(())
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, f"c{len(self.constants)}")
+        return self.constants[key].name
+
+    def floats(self, *values: float) -> str:
+        """Add float32 numbers, one as a scalar."""
+        return self.constant(values[0] if len(values) == 1 else values, np.float32)
+
+    def whole(self, *values: int) -> str:
+        """Add whole numbers as a list."""
+        return self.constant(list(values), np.int64)
+
+    def cast(self, value: str, kind: int) -> str:
+        """Add a change of type."""
+        return self.add("Cast", value, to=kind)
+
+
+def build(networks: Sequence[Classifier], rendering: Rendering, flips: bool, notes: dict[str, str]) -> onnx.ModelProto:
+    """Return the graph of all networks of a model; `notes` are kept in it as text.
+
+    Inputs: `pixels` float32 (H, W) or (D, H, W) of any size, `low` and `high` float64, the window's ends or the
+    image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (1, ...) as the networks see
+    it, `logits` float64 (L,), the mean over the networks, the main label's first.
+
+    Raises GraphError when there is no network, it takes several channels, or the file would be too large.
+    """
+    if not networks:
+        raise GraphError(
+            "this model has no network: features of arm hog are not made of ONNX operators; export without"
+        )
+    if networks[0].spec.channels != 1:
+        raise GraphError(f"the network takes {networks[0].spec.channels} channels, the graph one")
+    graph = _Graph()
+    array = _rendered(graph, rendering)
+    graph.name(array, "array")
+    pixels = graph.add("Div", graph.cast(graph.add("Unsqueeze", array, graph.whole(0)), F32), graph.floats(FULL_SCALE))
+    each = [_over_flips(graph, network, pixels, len(rendering.image_size), flips) for network in networks]
+    stacked = graph.add("Concat", *each, axis=0)
+    graph.name(graph.add("ReduceMean", stacked, graph.whole(0), keepdims=0), "logits")
+    return _finished(graph, rendering, networks[0].head.out_features, notes)
+
+
+def _finished(graph: _Graph, rendering: Rendering, labels: int, notes: dict[str, str]) -> onnx.ModelProto:
+    axes = len(rendering.image_size)
+    sides = ["depth", "height", "width"][-axes:]
+    inputs = [
+        helper.make_tensor_value_info("pixels", F32, sides),
+        helper.make_tensor_value_info("low", F64, []),
+        helper.make_tensor_value_info("high", F64, []),
+        helper.make_tensor_value_info("spacing_mm", F64, [axes]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("array", U8, [1, *rendering.image_size]),
+        helper.make_tensor_value_info("logits", F64, [labels]),
+    ]
+    constants = list(graph.constants.values())
+    if sum(len(one.raw_data) for one in constants) > LARGEST_BYTES * 0.99:
+        raise GraphError("the networks together hold more than 2 GB, which one ONNX file cannot")
+    made = helper.make_graph(graph.nodes, "maescreen", inputs, outputs, constants)
+    model = helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="maescreen"
+    )
+    helper.set_model_props(model, notes)
+    return model
+
+
+# ---------------------------------------------------------------- from display pixels to the array
+
+
+def _rendered(graph: _Graph, how: Rendering) -> str:
+    """Return what `imaging.transforms.render` makes of `pixels` between `low` and `high`: uint8 (1, ...)."""
+    axes = len(how.image_size)
+    low, high = graph.cast("low", F32), graph.cast("high", F32)
+    value = graph.cast(graph.add("Clip", "pixels", low, high), F64)
+    shape = graph.add("Shape", "pixels")
+    sizes = _sizes(graph, shape, how)
+    kept = graph.add("Min", shape, sizes)
+    counts = []
+    # The last axis is multiplied and becomes the first: after as many turns all are where they were.
+    turn = [axes - 1, *range(axes - 1)]
+    for axis in reversed(range(axes)):
+        weights, count = _area(graph, _side(graph, shape, axis), _side(graph, kept, axis))
+        value = graph.add("Transpose", graph.add("MatMul", value, weights), perm=turn)
+        counts.insert(0, count)
+    value = graph.cast(value, F32)
+    for axis in range(axes):  # torch divides a sum by one side after the other
+        value = graph.add("Div", value, _along(graph, counts[axis], axis, axes))
+    places = [_places(graph, _side(graph, sizes, axis), how.image_size[axis]) for axis in range(axes)]
+    for axis in reversed(range(axes)):  # and interpolates along the last axis first
+        value = _linear(graph, value, places[axis][0], _side(graph, kept, axis), _side(graph, sizes, axis), axis, axes)
+    span = graph.cast(graph.add("Sub", "high", "low"), F32)
+    shares = graph.add("Div", graph.add("Sub", value, low), span)
+    scaled = graph.add("Mul", shares, graph.floats(FULL_SCALE))
+    grey = graph.add("Round", graph.add("Clip", scaled, graph.floats(0.0), graph.floats(FULL_SCALE)))
+    shown = graph.add("Greater", "high", "low")  # a constant image is black, and so is padding
+    for axis in range(axes):
+        shown = graph.add("And", shown, _along(graph, places[axis][1], axis, axes))
+    black = graph.add("Where", shown, grey, graph.floats(0.0))
+    return graph.add("Unsqueeze", graph.cast(black, U8), graph.whole(0))
+
+
+def _along(graph: _Graph, values: str, axis: int, axes: int) -> str:
+    """Return values of one axis in a shape that meets arrays of all axes."""
+    others = [n for n in range(axes) if n != axis]
+    return graph.add("Unsqueeze", values, graph.whole(*others)) if others else values
+
+
+def _sizes(graph: _Graph, shape: str, how: Rendering) -> str:
+    """Return the size that the image is resized to, as transforms.py computes it: int64, one per axis."""
+    extent = graph.add("Mul", graph.cast(shape, F64), "spacing_mm")
+    if how.spacing_mm is not None:
+        size = graph.add("Div", extent, graph.constant(how.spacing_mm, np.float64))
+    else:
+        wanted = graph.constant(how.image_size, np.float64)
+        least = graph.add("ReduceMin", graph.add("Div", wanted, extent), graph.whole(0), keepdims=1)
+        size = graph.add("Mul", extent, least)
+    rounded = graph.add("Max", graph.add("Round", size), graph.constant(1.0, np.float64))
+    return graph.cast(rounded, I64)
+
+
+def _side(graph: _Graph, sizes: str, axis: int) -> str:
+    """Return the size along one axis, a scalar."""
+    return graph.add("Gather", sizes, graph.constant(axis, np.int64))
+
+
+def _area(graph: _Graph, before: str, after: str) -> tuple[str, str]:
+    """Return which pixels are averaged along one axis, as ones (before, after) float64, and how many (after,) float32.
+
+    As in torch's adaptive_avg_pool: from floor(n * before / after) on, below ceil((n + 1) * before / after).
+    """
+    zero, one = (graph.constant(n, np.int64) for n in (0, 1))
+    row = graph.add("Range", zero, after, one)
+    column = graph.add("Unsqueeze", graph.add("Range", zero, before, one), graph.whole(1))
+    start = graph.add("Div", graph.add("Mul", row, before), after)
+    beyond = graph.add("Mul", graph.add("Add", row, one), before)
+    end = graph.add("Div", graph.add("Sub", graph.add("Add", beyond, after), one), after)
+    taken = graph.add("And", graph.add("GreaterOrEqual", column, start), graph.add("Less", column, end))
+    return graph.cast(taken, F64), graph.cast(graph.add("Sub", end, start), F32)
+
+
+def _places(graph: _Graph, after: str, wanted: int) -> tuple[str, str]:
+    """Return for each place of the array along one axis which pixel of the resized image lies there, the nearest one
+    where none does, and whether one does; both (wanted,). What ResizeWithPadOrCrop does."""
+    two, zero = (graph.constant(n, np.int64) for n in (2, 0))
+    last = graph.add("Sub", after, graph.constant(1, np.int64))
+    added = graph.add("Div", graph.add("Sub", graph.constant(wanted, np.int64), after), two)
+    cut = graph.add("Sub", graph.constant(wanted // 2, np.int64), graph.add("Div", after, two))
+    fits = graph.add("LessOrEqual", after, graph.constant(wanted, np.int64))
+    place = graph.add("Sub", graph.constant(np.arange(wanted), np.int64), graph.add("Where", fits, added, cut))
+    inside = graph.add("And", graph.add("GreaterOrEqual", place, zero), graph.add("LessOrEqual", place, last))
+    return graph.add("Min", graph.add("Max", place, zero), last), inside
+
+
+def _linear(graph: _Graph, value: str, place: str, before: str, after: str, axis: int, axes: int) -> str:
+    """Return an array interpolated along one axis between pixel centres, at some places of the size `after`; float32
+    like torch's."""
+    half, one = graph.floats(0.5), graph.constant(1, np.int64)
+    scale = graph.add("Div", graph.cast(before, F32), graph.cast(after, F32))
+    centre = graph.add("Mul", scale, graph.add("Add", graph.cast(place, F32), half))
+    exact = graph.add("Max", graph.add("Sub", centre, half), graph.floats(0.0))
+    last = graph.add("Sub", before, one)
+    first = graph.add("Min", graph.cast(exact, I64), last)
+    second = graph.add("Min", graph.add("Add", first, one), last)
+    share = graph.add("Sub", exact, graph.cast(first, F32))
+    rest = graph.add("Sub", graph.floats(1.0), share)
+    parts = [
+        graph.add("Mul", graph.add("Gather", value, at, axis=axis), _along(graph, weight, axis, axes))
+        for at, weight in ((first, rest), (second, share))
+    ]
+    return graph.add("Add", *parts)
+
+
+# ---------------------------------------------------------------- from the array to logits
+
+
+def _over_flips(graph: _Graph, network: Classifier, pixels: str, axes: int, flips: bool) -> str:
+    """Return the logits (1, L) float64 of one network, with `flips` the mean with those of the mirrored image."""
+    logits = _logits(graph, network, pixels)
+    if not flips:
+        return logits
+    ends = graph.whole(-1), graph.whole(np.iinfo(np.int64).min), graph.whole(axes + 1), graph.whole(-1)
+    mirrored = _logits(graph, network, graph.add("Slice", pixels, *ends))
+    return graph.add("Div", graph.add("Add", logits, mirrored), graph.constant(2.0, np.float64))
+
+
+def _logits(graph: _Graph, network: Classifier, pixels: str) -> str:
+    """Return what Classifier.forward does, float64 (1, L)."""
+    spec, encoder = network.spec, network.encoder
+    mean, std = graph.floats(spec.pixel_mean[0]), graph.floats(spec.pixel_std[0])
+    patches = _patches(graph, graph.add("Div", graph.add("Sub", pixels, mean), std), spec)
+    embedding = encoder.patch_embedding
+    projection: Any = embedding.patch_embeddings
+    tokens = _affine(graph, patches, projection.weight.flatten(1), projection.bias)
+    tokens = graph.add("Add", tokens, _tensor(graph, embedding.position_embeddings))
+    tokens = graph.add("Concat", _tensor(graph, encoder.cls_token), tokens, axis=1)
+    for block in encoder.blocks:
+        tokens = _block(graph, block, tokens, spec)
+    tokens = _norm(graph, tokens, encoder.norm)
+    ends = graph.whole(1), graph.whole(1 + spec.tokens), graph.whole(1)
+    features = graph.add("ReduceMean", graph.add("Slice", tokens, *ends), graph.whole(1), keepdims=0)
+    if isinstance(network.head_norm, nn.LayerNorm):
+        features = _norm(graph, features, network.head_norm)
+    return graph.cast(_affine(graph, features, network.head.weight, network.head.bias), F64)
+
+
+def _patches(graph: _Graph, pixels: str, spec: EncoderSpec) -> str:
+    """Return what `patchify` does, (1, L, P)."""
+    axes = len(spec.patch_size)
+    split = [n for grid, patch in zip(spec.grid, spec.patch_size, strict=True) for n in (grid, patch)]
+    order = [0, *(2 + 2 * n for n in range(axes)), 1, *(3 + 2 * n for n in range(axes))]
+    woven = graph.add("Reshape", pixels, graph.whole(1, spec.channels, *split))
+    return graph.add(
+        "Reshape", graph.add("Transpose", woven, perm=order), graph.whole(1, spec.tokens, spec.patch_values)
+    )
+
+
+def _block(graph: _Graph, block: Any, tokens: str, spec: EncoderSpec) -> str:
+    """Return what a transformer block does: attention and a perceptron, each on a normalised copy that is added."""
+    heads, size, count = spec.heads, spec.width // spec.heads, 1 + spec.tokens
+    attention = block.attn
+    mixed = _affine(graph, _norm(graph, tokens, block.norm1), attention.qkv.weight, attention.qkv.bias)
+    parts = graph.add("Reshape", mixed, graph.whole(count, 3, heads, size))
+    query, key, value = (
+        graph.add("Transpose", graph.add("Gather", parts, graph.constant(n, np.int64), axis=1), perm=order)
+        for n, order in ((0, [1, 0, 2]), (1, [1, 2, 0]), (2, [1, 0, 2]))
+    )
+    products = graph.add("Mul", graph.add("MatMul", query, key), graph.floats(1 / math.sqrt(size)))
+    read = graph.add("MatMul", graph.add("Softmax", products, axis=-1), value)
+    joined = graph.add("Reshape", graph.add("Transpose", read, perm=[1, 0, 2]), graph.whole(1, count, spec.width))
+    tokens = graph.add("Add", tokens, _affine(graph, joined, attention.out_proj.weight, attention.out_proj.bias))
+    inner = _affine(graph, _norm(graph, tokens, block.norm2), block.mlp.linear1.weight, block.mlp.linear1.bias)
+    outer = _affine(graph, graph.add("Gelu", inner), block.mlp.linear2.weight, block.mlp.linear2.bias)
+    return graph.add("Add", tokens, outer)
+
+
+def _norm(graph: _Graph, values: str, norm: Any) -> str:
+    return graph.add(
+        "LayerNormalization", values, _tensor(graph, norm.weight), _tensor(graph, norm.bias), axis=-1, epsilon=norm.eps
+    )
+
+
+def _affine(graph: _Graph, values: str, weight: torch.Tensor, bias: torch.Tensor | None) -> str:
+    product = graph.add("MatMul", values, _tensor(graph, weight.T))
+    return product if bias is None else graph.add("Add", product, _tensor(graph, bias))
+
+
+def _tensor(graph: _Graph, tensor: torch.Tensor) -> str:
+    return graph.constant(tensor.detach().cpu().float().numpy(), np.float32)
