@@ -112,11 +112,17 @@ def test_the_site_builds_without_a_warning(tmp_path):
 # ---------------------------------------------------------------- commands and code
 
 
+def typed(path: Path) -> str:
+    """Return what somebody would type: blocks of no language, and code inside sentences."""
+    text = path.read_text("utf-8")
+    lines = [block for _, language, block in FENCE.findall(text) if not language]
+    return "\n".join([*lines, *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))])
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_every_command_that_is_named_exists(path):
     known = {command for command, _ in generator().command_tree()} | COMING | {"model"}
-    code = re.findall(r"`[^`\n]+`|^```\n.*?^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert {found for text in code for found in COMMAND.findall(text)} <= known
+    assert {*COMMAND.findall(typed(path))} <= known
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
@@ -125,8 +131,7 @@ def test_every_setting_that_is_named_exists(path):
     from pipeline.settings.config import Config
 
     sections = {n: f.annotation for n, f in Config.model_fields.items() if hasattr(f.annotation, "model_fields")}
-    code = " ".join(re.findall(r"`[^`\n]+`|^```\n.*?^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL))
-    for section, key in re.findall(rf"(?<![\w/.])({'|'.join(sections)})\.([a-z_]+)\b", code):
+    for section, key in re.findall(rf"(?<![\w/.])({'|'.join(sections)})\.([a-z_]+)\b", typed(path)):
         assert key in sections[section].model_fields or key in FILES, f"{section}.{key}"
 
 
