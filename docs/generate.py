@@ -116,31 +116,34 @@ def _bare(annotation: Any) -> Any:
 
 
 def _kind(field: FieldInfo) -> str:
-    limits = [f"{sign} {value}" for one in field.metadata for name, sign in LIMITS.items()
-              if (value := getattr(one, name, None)) is not None]  # fmt: skip
-    return " ".join([_type(field.annotation), *limits])
+    """Return the kind of a value with its limits: `number > 0, ≤ 1 or null`."""
+    kind, null, _ = _type(field.annotation).partition(" or null")
+    return kind + _limits(field.metadata) + null
+
+
+def _limits(notes: Sequence[Any]) -> str:
+    parts = [part for one in notes for part in getattr(one, "metadata", [one])]
+    found = [(sign, getattr(part, name, None)) for part in parts for name, sign in LIMITS.items()]
+    shown = ", ".join(f"{sign} {_number(value)}" for sign, value in found if value is not None)
+    return f" {shown}" if shown else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _type(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        kind, *notes = get_args(annotation)
-        notes = [part for one in notes for part in getattr(one, "metadata", [one])]
-        limits = [
-            f"{sign} {getattr(one, name)}" for one in notes for name, sign in LIMITS.items() if hasattr(one, name)
-        ]
-        return " ".join([_type(kind), *limits])
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0]) + _limits(inner[1:])
     if origin is Literal:
         return ", ".join(f"`{one}`" for one in inner)
     if origin in (Union, types.UnionType):
         return " or ".join("null" if one is type(None) else _type(one) for one in inner)
     if origin is list:
-        kind = _type(inner[0])
-        return (
-            f"list of {kind}"
-            if kind.startswith(("`", "text"))
-            else f"list of {kind.replace(' ', 's ', 1) if ' ' in kind else kind + 's'}"
-        )
+        kind, limits, rest = _type(inner[0]).partition(" ")
+        many = kind if kind.startswith(("`", "text")) else f"{kind}s"
+        return f"list of {many}{limits}{rest}"
     return PLAIN[origin or annotation]
 
 

@@ -1,14 +1,17 @@
-"""The notebooks of examples/ run against a packaged model, and say what predict says."""
+"""Notebooks and the Python of the pages run against a packaged model, and say what predict says."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def executed(name: str, monkeypatch, **variables: Path) -> dict[str, object]:
@@ -43,3 +46,17 @@ def test_many_studies_get_a_row_each(hog, tmp_path, monkeypatch):
     assert sum(found["written"].counts().values()) == len(rows)
     wanted = {one.study: one.judgement.score for one in hog.load().predict([hog.studies], workers=1)}
     assert {row["study"]: row["score"] for row in rows} == wanted
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/predicting.md"])
+def test_the_python_of_a_page_runs_where_the_files_that_it_names_are(page, hog, tmp_path, monkeypatch, capsys):
+    shutil.copytree(hog.model, tmp_path / "model")
+    shutil.copyfile(hog.studies, tmp_path / "studies.zip")
+    shutil.copyfile(min(hog.unpacked(tmp_path / "unpacked").rglob("*.dcm")), tmp_path / "study.dcm")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, text in enumerate(blocks):
+        exec(compile(text, f"{page}, block {number}", "exec"), names)
+    assert len(re.findall(r" (?:refer|not assessable) ", capsys.readouterr().out)) > 20
