@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture import FLOORS
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 TEXTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -63,6 +65,11 @@ def test_every_setting_has_a_description():
     rows = [line for line in generated()["reference/configuration.md"].splitlines() if line.startswith("| `")]
     assert len(rows) > 150
     assert not [row for row in rows if row.endswith("|  |")]
+
+
+def test_the_floors_of_the_house_are_those_that_the_rule_knows():
+    rows = re.findall(r"^\| \d+ \| (.+) \|$", (DOCS / "concepts/rooms.md").read_text("utf-8"), re.MULTILINE)
+    assert [tuple(re.findall(r"`(\w+)`", row)) for row in reversed(rows)] == list(FLOORS)
 
 
 # ---------------------------------------------------------------- links
