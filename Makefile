@@ -1,5 +1,6 @@
 # make demo   from a fresh machine to the report of the demo      make test   the tests
 # make lint   style and types                                make lock   new constraints.txt
+# make docs   the documentation as a site, in site/
 SHELL := /bin/bash
 VENV  ?= .venv
 PY    := $(VENV)/bin/python
@@ -14,7 +15,7 @@ export DO_NOT_TRACK := true
 # Without .pyc files every command spends seconds compiling the same libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint lock
+.PHONY: demo test lint lock docs
 .SILENT:
 
 demo: $(VENV)/.installed
@@ -27,6 +28,14 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check
+
+docs: $(VENV)/.docs
+	$(PY) docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(TORCH_SOURCE) $(VENV)/bin/uv pip install -q --python $(PY) -c constraints.txt -e '.[docs]'
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

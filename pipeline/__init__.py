@@ -1,9 +1,27 @@
 """maescreen: from a folder of medical images to a certified screening threshold and a report."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.delivery.results import write_results
+    from pipeline.inference.model import Model
+
+__all__ = ["Model", "__version__", "write_results"]
 
 # Arrow's own allocator keeps what it frees, which adds up while an archive is read piece by piece. Arrow reads this
 # when it is first imported.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 __version__ = "0.1.0"
+
+# By name and when asked for: torch takes seconds, which `--help` must not.
+_LATER = {"Model": "pipeline.inference.model", "write_results": "pipeline.delivery.results"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return what `from pipeline import ...` offers to scripts and notebooks."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)

@@ -77,10 +77,10 @@ class CardColumns(Settings):
 
     path: str | None = Field(None, description="path of the image inside its source")
     patient_id: str | None = Field(None, description="patient identifier; joins when no other column does")
-    study_instance_uid: str | None = None
-    series_instance_uid: str | None = None
-    sop_instance_uid: str | None = None
-    label: str = "label"
+    study_instance_uid: str | None = Field(None, description="Study Instance UID, as in DICOM headers")
+    series_instance_uid: str | None = Field(None, description="Series Instance UID, as in DICOM headers")
+    sop_instance_uid: str | None = Field(None, description="SOP Instance UID, as in DICOM headers")
+    label: str = Field("label", description="the values that `label` explains")
     split: str | None = Field(None, description="split that the dataset itself names; `splits` says what is meant")
     patient_from: Literal["table", "header"] | None = Field(
         None, description="who is right where the table's patients and the headers' differ; null = stop when they do"
@@ -129,11 +129,11 @@ class Expected(Settings):
 class IntendedUse(Settings):
     """What the report says a model from this dataset is for, and what it is not for."""
 
-    condition: str
-    population: str
-    user: str
+    condition: str = Field(description="what a model from this dataset looks for")
+    population: str = Field(description="in whom")
+    user: str = Field(description="who would act on its decision")
     place: str = Field(description="place in the pathway")
-    not_for: list[str] = Field(default_factory=list)
+    not_for: list[str] = Field(default_factory=list, description="what it must not be used for")
 
 
 NOT_STATED = "not stated"
@@ -177,10 +177,10 @@ class Card(Settings):
     """A dataset: what it is, where it comes from, what its label means, what is known to be wrong with it."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$", description="lower-case identifier")
-    title: str
-    source: str
-    licence: str
-    attribution: str
+    title: str = Field(description="what the report calls it")
+    source: str = Field(description="where the data comes from")
+    licence: str = Field(description="on what terms it may be used")
+    attribution: str = Field(description="who is to be named")
     label: CardLabel
     further_labels: list[FurtherLabel] = Field(
         default_factory=list,
@@ -203,7 +203,7 @@ class Card(Settings):
         default_factory=dict,
         description="for each value of the column `split`, the splits that its patients may go to, e.g. val: [tune]",
     )
-    known_traps: list[str] = Field(default_factory=list)
+    known_traps: list[str] = Field(default_factory=list, description="what is known to be wrong with the data")
     study: StudyStatements = Field(default_factory=StudyStatements)
 
     @field_validator("further_labels")
@@ -230,7 +230,7 @@ class Studies(Settings):
 
     studies: list[Path] = Field(min_length=1, description="folders, zip archives or single files")
     labels: Path = Field(description="CSV or Parquet; columns named in the card")
-    card: Path
+    card: Path = Field(description="the dataset card, a YAML file")
     include: list[str] = Field(
         default_factory=list,
         description="patterns of paths inside the studies, e.g. *.dcm or images/**; what fits none is left out and "
@@ -400,10 +400,10 @@ class IngestSettings(Settings):
 class SplitFractions(Settings):
     """Share of labelled patients per split; unlabelled patients go to `pretrain`."""
 
-    train: Share = 0.5
-    tune: Share = 0.1
-    calibration: Share = 0.2
-    test: Share = 0.2
+    train: Share = Field(0.5, description="the models are fitted to them")
+    tune: Share = Field(0.1, description="settings are compared on them")
+    calibration: Share = Field(0.2, description="the calibrator is fitted and the threshold certified on them")
+    test: Share = Field(0.2, description="read once, by evaluate")
 
     @model_validator(mode="after")
     def _sum(self) -> SplitFractions:
@@ -419,7 +419,7 @@ class SplitFractions(Settings):
 class SplitSettings(Settings):
     """How patients are divided. Assignment is a pure function of seed and patient: adding one moves no other."""
 
-    seed: Seed = 17
+    seed: Seed = Field(17, description="which patients go to which split")
     fractions: SplitFractions = Field(
         default_factory=SplitFractions, description="of all patients, or of those that may go to several splits"
     )
@@ -555,27 +555,27 @@ class FinetuneAugmentation(Mirroring):
 class PretrainSettings(Settings):
     """The masked autoencoder (He et al. 2021)."""
 
-    seed: Seed = 17
+    seed: Seed = Field(17, description="weights, order of images, masks and augmentation")
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     decoder: Literal["self_attention", "cross_attention"] = Field(
         "self_attention",
         description="cross_attention: hidden patches attend to visible ones only (Fu et al. 2024); a step costs less",
     )
-    decoder_width: int = Field(256, ge=16)
-    decoder_depth: int = Field(4, ge=1)
-    decoder_heads: int = Field(8, ge=1)
+    decoder_width: int = Field(256, ge=16, description="size of a token in the decoder")
+    decoder_depth: int = Field(4, ge=1, description="layers of the decoder")
+    decoder_heads: int = Field(8, ge=1, description="attention heads in each layer of the decoder")
     mask: Literal["random", "block", "grid"] = Field(
         "random", description="hidden patches: drawn one by one, in contiguous blocks, or all but a regular lattice"
     )
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of patches the encoder does not see")
     normalise_targets: bool = Field(True, description="predict each patch after removing its mean and spread")
     decoded_share: float = Field(1.0, gt=0, le=1, description="share of masked patches that are decoded per step")
-    epochs: int = Field(200, ge=1)
+    epochs: int = Field(200, ge=1, description="passes over the images of train and pretrain")
     batch_size: int = Field(64, ge=1, description="images per step")
     base_learning_rate: float = Field(1.5e-4, gt=0, description="per 256 images; scaled by batch size / 256")
     min_learning_rate: float = Field(1e-4, ge=0, description="floor of the scaled peak rate, for small batches")
-    weight_decay: float = Field(0.05, ge=0)
-    warmup_epochs: float = Field(10.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not of biases and normalisation")
+    warmup_epochs: float = Field(10.0, ge=0, description="the learning rate rises from 0 in these")
     augmentation: PretrainAugmentation = Field(default_factory=PretrainAugmentation)
     max_steps: int | None = Field(
         None, ge=1, description="stop after so many steps, the schedule shortened to them; null = all epochs"
@@ -583,7 +583,7 @@ class PretrainSettings(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; the others on a GPU only, fp16 where bf16 is missing"
     )
-    checkpoint_every_epochs: int = Field(1, ge=1)
+    checkpoint_every_epochs: int = Field(1, ge=1, description="epochs after which an interrupted training can go on")
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainSettings:
@@ -608,15 +608,15 @@ class FinetuneSettings(Settings):
     seeds: list[Seed] = Field(
         [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
     )
-    epochs: int = Field(50, ge=1)
-    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(50, ge=1, description="passes over the training images")
+    batch_size: int = Field(32, ge=1, description="images per step")
     learning_rate: float = Field(5e-4, gt=0, description="peak rate of the networks")
     layer_decay: float = Field(
         0.75, gt=0, le=1, description="rate multiplier per block, counted from the head; arms mae and imported"
     )
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not of biases and normalisation")
     drop_path: float = Field(0.1, ge=0, lt=1, description="share of residual branches dropped in the last block")
-    warmup_epochs: float = Field(5.0, ge=0)
+    warmup_epochs: float = Field(5.0, ge=0, description="the learning rate rises from 0 in these")
     augmentation: FinetuneAugmentation = Field(default_factory=FinetuneAugmentation)
     loss: Literal["bce", "weighted", "focal"] = Field(
         "bce", description="weighted: classes count alike; the default keeps logits at the data's own log odds"
@@ -672,7 +672,7 @@ class FinetuneSettings(Settings):
 class ScoreSettings(Settings):
     """Scores of every arm and seed on tune, calibration and test."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="images judged at once; changes no score")
     flips: bool = Field(
         False,
         description="mean logit of an image and its mirror image; needs horizontal in finetune.augmentation.flips",
@@ -728,7 +728,7 @@ class CalibrateSettings(Settings):
 class EvaluateSettings(Settings):
     """The locked test set."""
 
-    seed: Seed = 17
+    seed: Seed = Field(17, description="of the bootstrap")
     level: Confidence = Field(0.95, description="confidence level of intervals")
     prevalences: list[float] = Field(
         [0.005, 0.02, 0.05, 0.1, 0.2], min_length=1, description="for consequences per 1,000"
@@ -768,7 +768,7 @@ class PackageSettings(Settings):
 class ReportSettings(Settings):
     """What the report is called and who answers for it."""
 
-    title: str
+    title: str = Field(description="what stands at the top of page one")
     contact: str = Field("not stated", description="who answers questions about this report")
     examples: int = Field(4, ge=0, le=12, description="most confident misses and false alarms shown, each")
     # Where the fonts are is none of the key; what is in them is, as a source.

@@ -275,7 +275,7 @@ def known_runs(store: Path, uri: str | None) -> list[KnownRun]:
             found += [_known(run, experiment.name, store) for run in runs if KIND in run.data.tags]
         return found
     except UNUSABLE as error:
-        raise _unusable(uri, error) from error
+        raise unusable(uri, error) from error
 
 
 def registered_models(store: Path, uri: str | None) -> list[RegisteredModel]:
@@ -287,7 +287,7 @@ def registered_models(store: Path, uri: str | None) -> list[RegisteredModel]:
         versions = _pages(lambda token: client.search_model_versions(page_token=token))
         return [_registered(client, version) for version in versions]
     except UNUSABLE as error:
-        raise _unusable(uri, error) from error
+        raise unusable(uri, error) from error
 
 
 def remove_run(store: Path, uri: str | None, run: KnownRun) -> None:
@@ -303,7 +303,7 @@ def remove_run(store: Path, uri: str | None, run: KnownRun) -> None:
             if run.folder is not None and run.folder.exists():
                 shutil.rmtree(run.folder)
     except UNUSABLE as error:
-        raise _unusable(uri, error) from error
+        raise unusable(uri, error) from error
 
 
 def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
