@@ -141,7 +141,8 @@ def test_page_one_stands_alone(good: Made):
     assert "“No refer” does not rule out the condition" in page
     assert "Promised, 95 % sure: at least 95 % of those with the condition are found" in page
     assert "Not for: adults; lateral views" in page
-    assert "imaged in different wards" in page
+    assert "2 known traps in these data: section 2." in page
+    assert "imaged in different wards" in good.pages[1]
     assert "2 Intended use" not in page, "section 2 starts on page two"
     assert "2 Intended use" in good.pages[1]
 

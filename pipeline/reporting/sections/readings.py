@@ -31,7 +31,7 @@ def briefly_read(e: Evidence) -> str:
         return "Whether they were read before is not known."
     if readings["times"] > 1:
         times, settings = counted(readings["times"], "time"), counted(readings["settings"], "setting")
-        return f"They, or some of them, were read {times} under {settings}: what is reported may have been chosen."
+        return f"They, or some, were read {times} under {settings}: results may have been chosen."
     if models > 1:
         return f"They were read once, after {counted(models, 'model')} were calibrated or compared."
     return "They were read once."

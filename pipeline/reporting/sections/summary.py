@@ -140,10 +140,7 @@ def _pooled(e: Evidence, per: int) -> list[str]:
         return []
     referral = {name: d["referral"][name] * per if not missing(d["referral"][name]) else None
                 for name in ("value", "low", "high")}  # fmt: skip
-    return [
-        f"Certified on calibration and test patients together, a second threshold refers about "
-        f"{people_interval(referral, per)}."
-    ]
+    return [f"Certified on test patients, too, the threshold to use refers about {people_interval(referral, per)}."]
 
 
 def _icons(row: Json) -> Figure:
@@ -186,14 +183,13 @@ def _limits(e: Evidence) -> Bullets:
     traps = e.card["known_traps"]
     items = ["“No refer” does not rule out the condition."]
     if usable:
-        items.append("The promise is about independent people like the calibration patients.")
+        items.append("It speaks of independent people like the calibration patients.")
         items += _shared(e)
     items.append(f"{_tested_where(e)} Truth: {short(_truth(e), 45)}.")
     if use["not_for"]:
         items.append(f"Not for: {short('; '.join(use['not_for']), 90)}.")
     if traps:
-        which = f"One of {len(traps)} traps known" if len(traps) > 1 else "Known trap"
-        items.append(f"{which}: {short(traps[0], 110)}")
+        items.append(f"{counted(len(traps), 'known trap')} in these data: section 2.")
     if usable:
         items += _external(e)
         items += _remarks(e)
