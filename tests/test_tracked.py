@@ -61,7 +61,7 @@ def test_every_file_on_a_server_is_on_the_list(told):
     names = {name.partition(" file ")[2] for name in everything(told) if " file " in name}
     allowed = {pattern for patterns in TRACKED.values() for pattern in patterns} | {"sweep.json"}
     assert {name for name in names if not any(fnmatch(name, pattern) for pattern in allowed)} == set()
-    assert {"summary.json", "tables/headline.csv", "data/subgroups.csv"} <= names
+    assert {"summary.json", "tables/discrimination.csv", "data/subgroups.csv"} <= names
     assert not names & {"report.json", "report.pdf", "report.html", "reconstructions.png", "tables/misses.csv"}
     assert not names & {"tables/data_provenance.csv", "tables/false_alarms.csv", "threshold.json", "metrics.json"}
 

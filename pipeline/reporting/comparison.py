@@ -22,7 +22,7 @@ from pipeline.reporting.document import (
     Table,
     shortened,
 )
-from pipeline.reporting.evidence import arm_name
+from pipeline.reporting.evidence import arm_name, first_look
 from pipeline.reporting.figures import forest, roc_panels
 from pipeline.reporting.numbers import (
     count,
@@ -33,6 +33,7 @@ from pipeline.reporting.numbers import (
     plain_percent,
     short_interval,
 )
+from pipeline.reporting.sections.readings import verdict_of_point
 from pipeline.store.wording import counted
 
 RUNS_PER_TABLE = 4
@@ -112,6 +113,7 @@ def _summary(runs: Sequence[Run], others: Sequence[Against]) -> Section:
     blocks: list[Block] = [
         Table("runs", "The runs", columns, named),
         *_patients(runs, others),
+        *_choosing(runs),
         _results(runs),
         Figures([_intervals(runs)]),
     ]
@@ -138,6 +140,24 @@ def _patients(runs: Sequence[Run], others: Sequence[Against]) -> list[Block]:
     if paired:
         blocks.append(Box("good", "On the same test patients", paired))
     return blocks
+
+
+def _choosing(runs: Sequence[Run]) -> list[Block]:
+    """Say what becomes of these results when somebody chooses by them."""
+    if len(runs) < 2:
+        return []
+    return [
+        Box(
+            "caution",
+            "Do not choose among these runs by their test results",
+            [
+                "The best of several equal runs looks better than it is, more so the more there are: its interval is "
+                "too high and too narrow. Choosing also uses up the promises, each of which was made for one run, and "
+                "the test patients, who then judge no more. Comparisons are each at their own level, not shared out "
+                f"over {counted(len(runs) - 1, 'comparison')} with the first run.",
+            ],
+        )
+    ]
 
 
 def _paired(first: str, other: str, x: Against) -> str:
@@ -174,7 +194,7 @@ def _result(letter: str, run: Run) -> list[str]:
         return [*first, *[WITHHELD] * 5, "checks failed"]
     certified = [number(100 * t["certified_recall"], 1), number(t["threshold"], 3)]
     rates = [_short(point[name], scale=100) for name in RATES]
-    return [*first, *certified, *rates, (point["verification"] or "not checked").replace("_", " ")]
+    return [*first, *certified, *rates, verdict_of_point(point, first=first_look(run.metrics, t))]
 
 
 def _short(i: Json, scale: int = 1) -> str:

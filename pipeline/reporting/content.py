@@ -11,6 +11,7 @@ from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections import (
     background,
+    deployment,
     elsewhere,
     examples,
     further_labels,
@@ -33,6 +34,7 @@ SECTIONS = (
     results.discrimination,
     operating.operating_point,
     operating.consequences,
+    deployment.deployment,
     further_labels.further_labels,
     results.calibration,
     results.decision_curve,
@@ -92,6 +94,9 @@ def _numbers(e: Evidence) -> dict[str, Any]:
             label_id: (e.decision if e.further_point(label_id) else WITHHELD).threshold(threshold)
             for label_id, threshold in e.further_thresholds.items()
         },
+        "deployment": e.deployment if e.decision.usable else None,
+        "certified_groups": e.certified_groups if e.decision.usable else None,
+        "model_sha256": e.model_sha256 or None,
         "calibrator": e.calibrator,
         "findings": list(e.findings),
         "ingest": e.ingest,

@@ -47,7 +47,9 @@ class Evidence:
     `statements` says in words what each statement of `card["study"]` is about. `scores` are the test patients' scores;
     `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
     `label_fractions` is None when no arm was trained with fewer labelled patients. `further_thresholds` has the
-    threshold.json of each further label by its id.
+    threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `certified_groups`
+    subgroups.json of calibrate; None in artifacts without them. `packaged` is model.json of the packaged model, and
+    `model_sha256` its hash (that of its SHA256SUMS); None and empty where none was packaged.
     """
 
     title: str
@@ -79,6 +81,20 @@ class Evidence:
     label_fractions: pd.DataFrame | None = None
     external: Mapping[str, Json] = field(default_factory=dict)
     further_thresholds: Mapping[str, Json] = field(default_factory=dict)
+    deployment: Json | None = None
+    certified_groups: Json | None = None
+    packaged: Json | None = None
+    model_sha256: str = ""
+
+    @property
+    def readings(self) -> Json | None:
+        """How often test patients were read, under how many settings and with which arms; None without a ledger."""
+        return self.metrics.get("readings")
+
+    @property
+    def read_first(self) -> bool:
+        """Whether the ledger shows that nothing was chosen after looking: one reading, one model calibrated."""
+        return first_look(self.metrics, self.threshold)
 
     @property
     def volumes(self) -> bool:
@@ -126,6 +142,12 @@ class Evidence:
     def curve(self, name: str, arm: str) -> pd.DataFrame:
         """Return the points of one curve of one arm, in their order."""
         return self.curves[(self.curves["curve"] == name) & (self.curves["arm"] == arm)]
+
+
+def first_look(metrics: Json, threshold: Json) -> bool:
+    """Return whether test patients were read once and one model was calibrated, as far as a ledger shows."""
+    readings = metrics.get("readings")
+    return readings is not None and readings["times"] == 1 and threshold["models_compared"] == 1
 
 
 def prevalence_assumed(e: Evidence) -> str:

@@ -95,10 +95,11 @@ def reliability(figure: Figure, before: pd.DataFrame, after: pd.DataFrame) -> No
 
 
 @svg(16, 7)
-def decision(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
+def decision(figure: Figure, curves: Mapping[str, pd.DataFrame], most: float) -> None:
     """Net benefit against threshold probability: of the model with its interval, and of what else one could do.
 
-    `curves` maps labels to points, the model first; it alone has a band. Lines differ by dashes, not colour alone.
+    Probabilities above `most` are not shown. `curves` maps labels to points, the model first; it alone has a band.
+    Lines differ by dashes, not colour alone.
     """
     axes = figure.subplots()
     looks = ((BLUE, "-"), (GREY, "--"), (ORANGE, "-."))
@@ -109,9 +110,9 @@ def decision(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
     axes.axhline(0, color=GREY, linestyle=":", linewidth=1, label="refer no one")
     top = max([0.01, *(float(curve["y"].max()) for curve in curves.values())])
     # Below 0 it only matters that a curve is there.
-    axes.set(xlim=(0, 1), ylim=(-0.3 * top, 1.1 * top))
+    axes.set(xlim=(0, most), ylim=(-0.5 * top, 1.1 * top))
     axes.set_xlabel("Probability of the condition from which on one would refer")
-    axes.set_ylabel("Net benefit per patient")
+    axes.set_ylabel("Net benefit per person")
     figure.legend(loc="outside lower center", ncols=len(curves) + 1)
 
 

@@ -20,7 +20,7 @@ from pipeline.reporting.evidence import Evidence, Example
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
 from pipeline.store import tables
-from pipeline.store.files import atomic, read_json, write_json
+from pipeline.store.files import atomic, read_json, sha256_file, write_json
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     def content(stage: str, name: str):
         return read_json(inputs.file(stage, name))
 
+    def optional(stage: str, name: str):
+        found = inputs.files(stage, name)
+        return read_json(found[0]) if found else None
+
     def table(stage: str, name: str, definition: tables.Table) -> pd.DataFrame:
         return tables.read_table(inputs.file(stage, name), definition)
 
@@ -67,6 +71,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     index = table("preprocess", "index_test.parquet", tables.INDEX)
     examples = _examples(wrong, index, deciding, images, inputs, metrics)
     fractions = inputs.files("evaluate", "label_fractions.parquet")
+    packaged = "package" in inputs.artifacts
     return Evidence(
         title=settings.title,
         contact=settings.contact,
@@ -99,6 +104,10 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
             label_id: content("calibrate", f"further/{label_id}/threshold.json")
             for label_id in metrics["further_labels"]
         },
+        deployment=optional("evaluate", "deployment.json"),
+        certified_groups=optional("calibrate", "subgroups.json"),
+        packaged=content("package", "model/model.json") if packaged else None,
+        model_sha256=sha256_file(inputs.file("package", "model/SHA256SUMS")) if packaged else "",
         label_fractions=tables.read_table(fractions[0], tables.LABEL_FRACTIONS) if fractions else None,
     )
 

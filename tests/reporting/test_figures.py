@@ -67,7 +67,9 @@ def test_every_figure_is_well_formed_and_the_same_each_time():
         "roc without curve": lambda: roc(curve([], []), None),
         "undefined point": lambda: precision_recall(curve([0.5, 1], [1, 0.5]), 0.5, point(ppv=UNDEFINED)),
         "reliability": lambda: reliability(curve([0.1, 0.9], [0.2, 0.8]), curve([0.5], [0.5])),
-        "decision": lambda: decision({"model": curve([0.1, 0.9], [0.3, 0.0]), "all": curve([0.1, 0.9], [0.2, -5])}),
+        "decision": lambda: decision(
+            {"model": curve([0.1, 0.9], [0.3, 0.0]), "all": curve([0.1, 0.9], [0.2, -5])}, 0.2
+        ),
         "decision of no use": lambda: decision({"model": curve([0.1, 0.9], [-0.1, -0.2])}),
         "forest": lambda: forest(groups, {"recall": "Sensitivity", "auc": "AUC"}, {"recall": 0.9, "auc": float("nan")}),
         "arms": lambda: arms(compared, ["one", "two"]),

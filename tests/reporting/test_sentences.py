@@ -164,8 +164,8 @@ OTHERS: list[tuple[str, Any, Callable[[Evidence], Evidence], str]] = [
      "20 per person screened and 150 per person referred"),
     ("no costs", operating_point, of_threshold(costs={"cost_per_person": 0.0, "cost_per_referral": 1.0}),
      "Cost: in referrals"),
-    ("target", summary, of_threshold(recall_target=0.85), "so that at least 85 % of those with the condition"),
-    ("confidence", summary, of_threshold(confidence=0.99), "with 99 % confidence, at least"),
+    ("target", summary, of_threshold(recall_target=0.85), "at least 85 % of those with the condition are found"),
+    ("confidence", summary, of_threshold(confidence=0.99), "Promised, 99 % sure: at least"),
     ("confidence of all", summary, of_threshold(confidence=0.99), "one can be 99 % sure of all promises at once"),
     ("shared out", operating_point, of_threshold(confidence=0.99, confidence_used=0.995), "99 % (99.5 % after sh"),
     ("each alone", operating_point, of_threshold(confidence=0.99), "promise holds by itself, with 99 % confidence"),
@@ -310,7 +310,8 @@ def test_counted_and_agreeing():
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 SOURCES = [
     *(PIPELINE / "reporting").rglob("*.py"),
-    *(PIPELINE / name for name in ("compare.py", "trace.py", "indexing.py", "doctor.py", "stages/report.py")),
+    *(PIPELINE / name for name in ("commands/compare.py", "commands/trace.py", "commands/doctor.py")),
+    PIPELINE / "stages" / "report.py",
 ]
 # A number that is put before a plural noun as it is.
 NOUNS = "patients|images|files|runs|epochs|groups|seeds|labels|models|heads|parameters|steps|thresholds"

@@ -116,37 +116,33 @@ def test_page_one_says_what_would_happen_to_a_thousand_people(good: Made):
     row = next(r for r in good.metrics["consequences"] if r["prevalence"] == good.metrics["headline_prevalence"])
     page = good.pages[0]
     said = re.search(
-        r"Of 1,000 people like these, at 5 % prevalence, about (\d+) \((\d+)–(\d+)\) would be referred "
-        r"(\d+) \((\d+)–(\d+)\) of the 50 with the condition would be found and (\d+) \((\d+)–(\d+)\) missed",
+        r"about (\d+) \((\d+)–(\d+)\) of 1,000 people are referred Assumed: 5 % have the condition, 50 people; "
+        r"at most (\d+) would be missed, (fewer than 1|\d+) expected",
         page,
     )
     assert said, page
-    for at, name in ((1, "referred"), (4, "found"), (7, "missed")):
-        assert int(said[at]) == round(row[name]["value"])
-        assert int(said[at + 1]) <= row[name]["low"]
-        assert int(said[at + 2]) >= row[name]["high"]
+    referred, missed = row["referred"], row["missed"]
+    assert int(said[1]) == round(referred["value"])
+    assert int(said[2]) <= referred["low"]
+    assert int(said[3]) >= referred["high"]
+    assert int(said[4]) == np.ceil(missed["high"])
+    assert said[5] == ("fewer than 1" if missed["value"] < 0.5 else str(round(missed["value"])))
 
 
-def test_every_number_of_the_headline_is_that_of_the_metrics(good: Made):
-    page = good.pages[0]
-    for name in ("recall", "specificity"):
-        i = good.metrics["operating_point"][name]
-        assert (
-            f"{100 * i['value']:.1f} % (95 % interval {100 * i['low']:.1f}–{100 * i['high']:.1f} %, n = {i['n']})"
-            in page
-        )
-    auc = good.metrics["discrimination"]["auc"]
-    assert f"{auc['value']:.3f} (95 % interval {auc['low']:.3f}–{auc['high']:.3f}, n = {auc['n']})" in page
+def test_the_share_found_on_page_one_is_that_of_the_metrics(good: Made):
+    i = good.metrics["operating_point"]["recall"]
+    shown = f"{100 * i['value']:.1f} ({100 * i['low']:.1f}–{100 * i['high']:.1f}) % of {i['n']} test patients with"
+    assert shown in good.pages[0]
 
 
 def test_page_one_stands_alone(good: Made):
     page = good.pages[0]
     assert "Research use only — not for diagnosis" in page
     assert "“No refer” does not rule out the condition" in page
-    assert "at least 95 % of those with the condition" in page
-    assert f"Promised from {good.threshold['positives']} calibration patients" in page
+    assert "Promised, 95 % sure: at least 95 % of those with the condition are found" in page
     assert "Not for: adults; lateral views" in page
-    assert "imaged in different wards" in page
+    assert "2 known traps in these data: section 2." in page
+    assert "imaged in different wards" in good.pages[1]
     assert "2 Intended use" not in page, "section 2 starts on page two"
     assert "2 Intended use" in good.pages[1]
 
@@ -154,8 +150,8 @@ def test_page_one_stands_alone(good: Made):
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        ("confirmed", "The promise was confirmed"),
-        ("not_confirmed", "The promise was not confirmed, and not contradicted"),
+        ("confirmed", "The test patients agree with the promise"),
+        ("not_confirmed", "The promise was neither confirmed nor contradicted"),
         ("contradicted", "The promise was contradicted: do not rely on it"),
         (None, "The promise could not be checked"),
     ],
@@ -181,10 +177,12 @@ def test_a_model_without_skill_gets_a_banner_and_no_threshold(chance: Made):
     page, section = chance.pages[0], chance.section_text("operating_point")
     for place in (page, section):
         assert BANNER in place
-        assert all(flat(f["message"]) in place for f in failed)
+        assert flat(failed[0]["message"]) in place
         assert "would be referred" not in place
         assert "refer when" not in place.lower()
         assert not_shown(place, chance.threshold["threshold"], chance.threshold["probability"])
+    assert all(flat(f["message"]) in section for f in failed)
+    assert f"{len(failed) - 2} more reasons: “Operating point”" in page
     assert chance.json["usable"] is False
 
 
@@ -238,7 +236,8 @@ def test_every_target_has_its_row_and_page_one_knows_the_first_alone(good: Made)
     point = good.metrics["operating_point"]
     (other, _) = good.metrics["other_operating_points"]
     assert first[0] == "95 % ◄"
-    assert first[-1] == point["verification"].replace("_", " ")
+    unread = {"confirmed": "agrees", "not_confirmed": "neither confirmed nor contradicted"}
+    assert first[-1] == unread[point["verification"]], "without a ledger nobody knows who was read before"
     assert lower[0] == "90 %"
     assert lower[4].startswith(f"{100 * other['operating_point']['recall']['value']:.1f} (")
     assert higher == ["99 %", *["—"] * 6, "not certified: 299 patients needed"]
@@ -317,7 +316,7 @@ def test_the_model_section_says_that_seeds_are_an_ensemble_and_which_epochs_were
 def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
         "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
-        "Operating point", "Consequences", "Calibration", "Decision curve", "Subgroups",
+        "Operating point", "Consequences", "The threshold to use", "Calibration", "Decision curve", "Subgroups",
         "Comparison of arms", "Examples of errors", "External test sets", "Shift and automatic checks",
         "Statements and data provenance", "Versions and provenance", "Reporting guidelines, item by item",
     ]  # fmt: skip
@@ -369,11 +368,18 @@ def test_a_group_that_is_unknown_of_everybody_is_no_group(good: Made):
     assert "how groups fare is not known" in str(nothing)
 
 
-def test_the_lowest_of_a_single_group_is_not_named(good: Made):
+def test_the_lowest_of_equal_groups_or_of_one_is_not_named(good: Made):
     e = evidence_of(good)
-    assert "The group with the lowest share found" in str(subgroups(e))
+    low = good.metrics["operating_point"]["lowest_groups"]["recall"]
+    assert f"Sensitivity: the lowest of {low['groups']} groups is {low['attribute']} {low['group']}" in str(
+        subgroups(e)
+    )
+    point = {**e.metrics["operating_point"], "lowest_groups": {"level": 0.95, "recall": None, "specificity": None}}
+    assert "the lowest of" not in str(subgroups(replace(e, metrics={**e.metrics, "operating_point": point})))
     alone = e.subgroups[e.subgroups["group"] != "unknown"].drop_duplicates("attribute")
-    assert "The group with the lowest share found" not in str(subgroups(replace(e, subgroups=alone)))
+    nothing = subgroups(replace(e, subgroups=alone, metrics={**e.metrics, "operating_point": point}))
+    assert "so that nothing can be compared" in str(nothing)
+    assert not [b for b in nothing.blocks if isinstance(b, Table)]
 
 
 def with_external(made: Made, **changes: Any) -> Evidence:
@@ -393,7 +399,8 @@ def with_external(made: Made, **changes: Any) -> Evidence:
 def test_an_external_set_stands_beside_the_test_patients_in_words_and_numbers(good: Made):
     e = with_external(good, covered=False, differences=["50 of 90 patients come from other sites"])
     text = str(external(e))
-    assert "The certificate does not cover external set b" in text
+    assert "External set b: the promise" in text
+    assert "these patients differ" in text
     assert "50 of 90 patients come from other sites." in text
     (table,) = [b for b in external(e).blocks if getattr(b, "name", "") == "external"]
     assert list(table.columns) == ["Measure", "Test patients", "External set b"]
@@ -403,8 +410,8 @@ def test_an_external_set_stands_beside_the_test_patients_in_words_and_numbers(go
     assert cells["Sensitivity, %"][1].startswith(f"{100 * recall['value']:.1f} (")
     (definitions,) = [b for b in external(e).blocks if getattr(b, "name", "") == "definitions"]
     assert [row[2] for row in definitions.rows] == ["both readers see a consolidation", "an opacity"]
-    assert "The promise elsewhere: external set b" in str(summary(e))
-    assert "14 External test sets" in str(build(e).sections[-1])
+    assert "Elsewhere: external set b" in str(summary(e))
+    assert "15 External test sets" in str(build(e).sections[-1])
 
 
 def test_an_external_set_shows_no_threshold_when_none_may_be_used(chance: Made):
@@ -497,12 +504,14 @@ def test_the_two_by_two_table_and_the_sweep_are_those_of_the_artifacts(good: Mad
 
 def test_the_decision_curves_table_is_that_of_the_artifact(good: Made):
     (table,) = [b for b in good.section("decision_curve")["blocks"] if b["kind"] == "table"]
-    counts = good.metrics["operating_point"]["counts"]
+    point, at = good.metrics["operating_point"], good.metrics["headline_prevalence"]
     ten = next(row for row in table["rows"] if row[0] == "10 %")
-    n = good.metrics["patients"]
     assert ten[1] == "9"
-    assert ten[3] == f"{100 * (good.metrics['positives'] - (n - good.metrics['positives']) / 9) / n:.1f}"
-    assert ten[4].startswith(f"{100 * (counts['tp'] - counts['fp'] / 9) / n:.1f} (")
+    assert ten[3] == f"{1000 * (at - (1 - at) / 9):.1f}".replace("-", "−")
+    spared = 1 - point["specificity"]["value"]
+    own = f"{1000 * (at * point['recall']['value'] - (1 - at) * spared / 9):.1f}".replace("-", "−")
+    assert ten[4].startswith(f"{own} (")
+    assert "5 % have the condition (assumed" in table["caption"]
 
 
 def test_decisions_of_arms_are_those_of_the_artifact(good: Made):
@@ -510,9 +519,10 @@ def test_decisions_of_arms_are_those_of_the_artifact(good: Made):
     reported, *others = table["rows"]
     assert reported[0].endswith("— reported")
     assert reported[1] == f"{100 * good.metrics['operating_point']['recall']['value']:.1f} %"
-    assert [reported[at] for at in (2, 3, 5, 6)] == ["—"] * 4
+    assert [reported[at] for at in (2, 4)] == ["—"] * 2
     assert len(others) == 3
-    assert "McNemar" in table["caption"]
+    assert not [column for column in table["columns"] if " p" in column.lower()]
+    assert "drawn anew together" in table["caption"]
 
 
 def test_every_figure_has_a_picture_and_a_description(good: Made):

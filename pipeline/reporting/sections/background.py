@@ -18,7 +18,7 @@ from pipeline.reporting.document import (
     Section,
     Table,
 )
-from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.numbers import count, number, plain_percent, share
 from pipeline.store.wording import counted
 
@@ -51,14 +51,40 @@ def intended_use(e: Evidence) -> Section:
     if card["known_traps"]:
         blocks += [Heading("Known to be wrong or misleading in these data"), Bullets(card["known_traps"])]
     if e.point is not None:
-        blocks.append(
-            Paragraph(
-                "Stop and calibrate again when the share of people referred, or the share of referred people who turn "
-                "out to have the condition, leaves the intervals of this report; and before use at another site, on "
-                "other equipment or in another population."
-            )
-        )
+        blocks += [Heading("When to stop"), Paragraph(_stop_rule(e.point["watching"]))]
     return Section("intended_use", "Intended use and limits", blocks)
+
+
+def _stop_rule(w: Json) -> str:
+    """Say when to stop using the model, and beforehand how much it takes to notice that it got worse."""
+    notice = ", ".join(f"{_as_percent(fallen)}: {_many(n)}" for fallen, n in w["audited_positives_to_notice"].items())
+    audits = w["audits_to_bound_missed"]["0.005"]
+    said = [
+        f"Stop and calibrate again when the evidence against a sensitivity of {plain_percent(w['recall'])} reaches "
+        f"{w['alarm_at']:g} to 1 (a test martingale, which may be looked at after every patient; its false alarms, "
+        f"ever: at most {plain_percent(w['false_alarm_ever'])}).",
+        "It counts misses among patients with the condition who were referred or audited: outcomes of referred people "
+        f"alone show no miss. Patients with the condition until half of all falls are noticed, to {notice}.",
+        f"Outcomes of {count(audits)} people not referred, drawn at random and none with the condition, bound the "
+        "missed at 5 in 1,000 of them.",
+    ]
+    if band := w["referral_band"]:
+        people = ", ".join(f"{_as_percent(rate)}: {_many(n)}" for rate, n in w["people_to_notice"].items())
+        said.append(
+            f"In the same way, when the share referred leaves {plain_percent(band['low'])} to "
+            f"{plain_percent(band['high'])}, which assumes page one's prevalence; people until half of all such "
+            f"changes are noticed, to {people}."
+        )
+    said.append("And before use at another site, on other equipment or in another population.")
+    return " ".join(said)
+
+
+def _as_percent(share: str) -> str:
+    return plain_percent(float(share))
+
+
+def _many(n: int | None) -> str:
+    return "thousands" if n is None else count(n)
 
 
 COPIES = {

@@ -14,7 +14,7 @@ from pipeline.reporting.numbers import (
     short_interval,
 )
 from pipeline.reporting.sections.operating import WITHHELD
-from pipeline.reporting.sections.summary import VERDICTS
+from pipeline.reporting.sections.readings import verdict
 from pipeline.store.wording import agreeing, counted
 
 LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
@@ -30,7 +30,8 @@ def external(e: Evidence) -> Section:
         nothing = "None was given: how the model does on patients from elsewhere is not known."
         return Section("external", title, [Paragraph(nothing)])
     said = Paragraph(
-        "These patients were scored with the frozen model, calibrator and threshold, and were used for nothing else. "
+        "These patients were scored with the frozen model, calibrator and threshold; nobody whom the run had met is "
+        "among them. "
         "The certificate is about people like the calibration patients; here one sees how it fares with others."
     )
     verdicts = [_verdict(e, name) for name in sets]
@@ -53,14 +54,29 @@ def _verdict(e: Evidence, name: str) -> Box | Paragraph:
     differences = [f"{_capital(text)}." for text in shift["differences"]]
     if e.point is None:
         return Paragraph(" ".join([f"{_capital(its['group'])}.", WITHHELD, *differences]))
-    verdict = VERDICTS.get(shift["verification"], "not checked, since no patient has the condition")
+    found_to_be = _group_verdict(e, shift)
     found = f"{interval(its['operating_point']['recall'], as_percent=True)} of those with the condition were referred."
-    promised = f"The promise of at least {plain_percent(e.threshold['recall_target'])} is {verdict}."
+    promised = f"The promise of at least {plain_percent(e.threshold['recall_target'])} {_stands(found_to_be)}."
     lines = [f"{found} {promised}", *differences]
+    good = shift["verification"] == "confirmed"
+    title = f"{_capital(its['group'])}: the promise {_stands(found_to_be)}"
     if not shift["covered"]:
-        return Box("caution", f"The certificate does not cover {its['group']}", lines)
-    confirmed = shift["verification"] == "confirmed"
-    return Box("good" if confirmed else "caution", f"{_capital(its['group'])}: the promise is {verdict}", lines)
+        # Agreement there is better evidence than any likeness; both are said.
+        lines.append("The certificate does not speak of these patients: they differ from the calibration patients.")
+        return Box("good" if good else "caution", f"{title}; these patients differ", lines)
+    return Box("good" if good else "caution", title, lines)
+
+
+def _stands(verdict: str) -> str:
+    return verdict if verdict == "agrees" else f"is {verdict}"
+
+
+def _group_verdict(e: Evidence, group: Json) -> str:
+    """Return what a group says of the promise; one too small to confirm it says nothing."""
+    point = e.point or {}
+    needed = point.get("positives_to_confirm", 0)
+    few = needed if group["positives"] < needed else 0
+    return verdict(group["verification"], first=e.read_first, few=few)
 
 
 def _beside(e: Evidence) -> Table:
@@ -151,7 +167,8 @@ def shift(e: Evidence) -> Section:
     blocks += [_coverage(e)] if e.point is not None else [Paragraph(WITHHELD)]
     uncovered = [_group_name(g) for g in s["groups"] if not g["covered"]]
     if e.point is not None and uncovered:
-        blocks.append(Box("caution", "The certificate does not cover everyone tested", [f"{'; '.join(uncovered)}."]))
+        title = "The certificate may not speak of everyone tested"
+        blocks.append(Box("caution", title, [f"These differ from the calibration patients: {'; '.join(uncovered)}."]))
     if findings:
         columns = ["Level", "Patients", "Code", "Finding"]
         blocks.append(Table("findings", "What the automatic checks found", columns, findings))
@@ -196,19 +213,30 @@ def _line(i: Json) -> str:
 
 
 def _coverage(e: Evidence) -> Table:
+    held = {one["group"]: one["tail"] for one in (e.point or {}).get("held_against_certificate", [])}
+    tails = [held.get(g["group"]) for g in e.metrics["shift"]["groups"]]
+    falls = sorted({float(fall) for tail in tails if tail for fall in tail["noticed"]}, reverse=True)
     rows = [
         [
             _group_name(g),
             count(g["positives"]),
             "—" if g["recall"] is None else _short(g["recall"], 100),
-            VERDICTS.get(g["verification"], "could not be checked"),
-            "nothing shows otherwise" if g["covered"] else f"no: {'; '.join(g['differences']) or 'contradicted'}",
+            "—" if tail is None else f"{count(tail['misses'])} / {number(tail['expected'], 1)}, p {p_value(tail['p'])}",
+            _group_verdict(e, g),
+            *("—" if tail is None else number(100 * tail["noticed"][f"{fall:g}"], 0) for fall in falls[:2]),
+            "nothing seen" if g["covered"] else "; ".join(g["differences"]) or "contradicted",
         ]
-        for g in e.metrics["shift"]["groups"]
+        for g, tail in zip(e.metrics["shift"]["groups"], tails, strict=True)
     ]
     target, confidence = plain_percent(e.threshold["recall_target"]), plain_percent(e.threshold["confidence"])
-    caption = f"Whom the certificate covers: at least {target} found, with {confidence} confidence"
-    columns = ["Group", "With the condition", "Sensitivity, %", "The promise", "Covered"]
+    several = ", the verdicts shared out over all groups (Holm)" if len(rows) > 1 else ""
+    caption = (
+        f"Each group against the certificate: at least {target} found, with {confidence} confidence{several}. Missed / "
+        "expected when nothing differs, with the probability of as many misses or more. Noticed: in how many of 100 "
+        "cases misses would have shown a fall to that share; where that is few, “nothing seen” says little"
+    )
+    columns = ["Group", "With the condition", "Sensitivity, %", "Missed / expected", "The promise",
+               *(f"Noticed at {plain_percent(fall)}" for fall in falls[:2]), "Different"]  # fmt: skip
     return Table("coverage", caption, columns, rows)
 
 

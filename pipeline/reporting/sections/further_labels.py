@@ -7,6 +7,7 @@ from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval
 from pipeline.reporting.sections.operating import WITHHELD
+from pipeline.reporting.sections.readings import verdict_of
 from pipeline.store.wording import counted
 
 NOTHING = "—"
@@ -62,7 +63,7 @@ def _results(e: Evidence) -> Table:
             count(its["positives"]),
             _short(its["discrimination"]["auc"]),
             *(_short(point[rate] if point else None, 100) for rate in rates),
-            _verdict(point),
+            NOTHING if point is None else verdict_of(e, point),
         ]
         for (name, its), point in zip(_labels(e).items(), _points(e), strict=True)
     ]
@@ -126,10 +127,6 @@ def _definitions(e: Evidence) -> Table:
     ]
     columns = ["Label", "A patient is positive when", "Who decided, and how", "Positive", "Negative"]
     return Table("further_definitions", "What each label means, as stated in the dataset card", columns, rows)
-
-
-def _verdict(point: Json | None) -> str:
-    return NOTHING if point is None else (point["verification"] or "not checked").replace("_", " ")
 
 
 def _short(i: Json | None, scale: int = 1) -> str:

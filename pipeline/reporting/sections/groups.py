@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, arm_name, known_groups
+from pipeline.reporting.evidence import Evidence, Json, arm_name, known_groups
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -24,6 +25,12 @@ from pipeline.reporting.sections.label_fractions import label_fractions
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.store.wording import counted
 
+RATES = {
+    "recall": ("Sensitivity", "with the condition referred"),
+    "specificity": ("Specificity", "without it not referred"),
+}
+LIMITS = ("", "_low", "_high")
+
 
 def subgroups(e: Evidence) -> Section:
     """Return each group's numbers; without a usable operating point only those that need no threshold."""
@@ -33,23 +40,27 @@ def subgroups(e: Evidence) -> Section:
     if frame.empty:
         nothing = "The studies carry nothing by which patients could be grouped: how groups fare is not known."
         return Section("subgroups", "Subgroups", [*blocks, Paragraph(nothing)])
+    alone = frame.groupby("attribute")["group"].transform("size") == 1
+    if alone.any():
+        same = "; ".join(f"{r['attribute']} {r['group']}" for r in frame[alone].to_dict("records"))
+        blocks.append(Paragraph(f"Of all test patients the same, so that nothing can be compared: {same}."))
+    frame = frame[~alone]
+    if frame.empty:
+        return Section("subgroups", "Subgroups", blocks)
     shown = [_group_row(r, e.point is not None) for r in frame.to_dict("records")]
     columns = ["Group", "Patients", "With the condition"]
     columns += ["Referred", "Sensitivity, %", "Specificity, %"] if e.point is not None else []
-    caption = f"Test patients by group, with {_level(e)} intervals. Not tested for significance"
+    caption = (
+        f"Test patients by group. Sensitivity and specificity have limits that hold for all groups at once with "
+        f"{_level(e)} confidence, the AUC {_level(e)} intervals"
+        if e.point is not None
+        else f"Test patients by group, with {_level(e)} intervals"
+    )
     drawn = frame[frame[["recall", "auc"]].notna().any(axis=1)] if e.point is not None else frame[frame["auc"].notna()]
     if len(drawn):
         blocks.append(Figures([_forest(e, drawn)]))
-    several = frame.groupby("attribute")["group"].transform("size") > 1
-    if e.point is not None and frame.loc[several, "recall"].notna().any():
-        worst: dict[Any, Any] = frame.loc[frame.loc[several, "recall"].idxmin()].to_dict()
-        blocks.append(
-            Paragraph(
-                f"The group with the lowest share found: {worst['attribute']} {worst['group']}, "
-                f"{percent(worst['recall'])} ({limits(worst['recall_low'], worst['recall_high'], as_percent=True)}, "
-                f"n = {count(worst['positives'])} with the condition)."
-            )
-        )
+    if e.point is not None:
+        blocks += _lowest(e, e.point)
     if e.point is None:
         blocks.append(Paragraph(WITHHELD))
     notes = [
@@ -60,9 +71,41 @@ def subgroups(e: Evidence) -> Section:
     return Section("subgroups", "Subgroups", [*blocks, Table("subgroups", caption, [*columns, "AUC"], shown), *remarks])
 
 
+def _lowest(e: Evidence, point: Json) -> list[Block]:
+    """Say which groups fare worst and which differ, with limits for all at once; nothing where all are equal."""
+    said: list[Block] = []
+    for rate, (measure, of) in RATES.items():
+        low = point["lowest_groups"][rate]
+        if low is None:
+            continue
+        level = plain_percent(point["lowest_groups"]["level"])
+        within = limits(low["share_low"], low["share_high"], as_percent=True)
+        gaps = "; ".join(map(_gap, low["gaps"]))
+        differ = (
+            f" Groups that differ from all other patients, in percentage points: {gaps}."
+            if gaps
+            else " No group differs from all other patients by more than chance explains."
+        )
+        said.append(
+            Paragraph(
+                f"{measure}: the lowest of {counted(low['groups'], 'group')} is {low['attribute']} {low['group']}, "
+                f"{percent(low['share'])} of those {of} "
+                f"({level} limits for all groups at once {within}); "
+                f"{low['lowest_possible_attribute']} {low['lowest_possible_group']} may be as low as "
+                f"{percent(low['lowest_possible'])}.{differ}"
+            )
+        )
+    return said
+
+
+def _gap(gap: Json) -> str:
+    shown = short_interval(gap["gap"], gap["gap_low"], gap["gap_high"], digits=1, scale=100)
+    return f"{gap['attribute']} {gap['group']} {shown}"
+
+
 def _group_row(r: Mapping[Any, Any], usable: bool) -> list[str]:
     def cell(measure: str, scale: int) -> str:
-        value, low, high = (r[f"{measure}{limit}"] for limit in ("", "_low", "_high"))
+        value, low, high = (r[name] for name in _limit_columns(r, measure))
         return "—" if missing(value) else short_interval(value, low, high, digits=1 if scale == 100 else 3, scale=scale)
 
     referred = "—" if pd.isna(r["referred"]) else count(r["referred"])
@@ -71,20 +114,32 @@ def _group_row(r: Mapping[Any, Any], usable: bool) -> list[str]:
     return [f"{r['attribute']}: {r['group']}", *counts, *at_threshold, cell("auc", 1)]
 
 
+def _limit_columns(r: Mapping[Any, Any], measure: str) -> tuple[str, str, str]:
+    """Return the columns of a value and its limits: those for all groups at once, where there are any."""
+    at_once = f"{measure}_low_simultaneous"
+    end = "" if pd.isna(r.get(at_once, np.nan)) else "_simultaneous"
+    return measure, f"{measure}_low{end}", f"{measure}_high{end}"
+
+
 def _forest(e: Evidence, drawn: pd.DataFrame) -> Figure:
     panels = {"auc": "AUC"}
     overall = {"auc": e.metrics["discrimination"]["auc"]["value"]}
     if e.point is not None:
         panels = {"recall": "Sensitivity", "specificity": "Specificity", **panels}
         overall |= {name: e.point[name]["value"] for name in ("recall", "specificity")}
-    groups = drawn.assign(name=drawn["attribute"] + ": " + drawn["group"].str.slice(0, 14))
+    at_once = [
+        {**r, **{f"{m}{end}": r[name] for m in panels for end, name in zip(LIMITS, _limit_columns(r, m), strict=True)}}
+        for r in drawn.to_dict("records")
+    ]
+    groups = pd.DataFrame(at_once).assign(name=lambda f: f["attribute"] + ": " + f["group"].str.slice(0, 14))
+    shown = {name: float("nan") if v is None else v for name, v in overall.items()}
     return Figure(
         "subgroups",
         f"{' and '.join(panels.values())} of {counted(len(drawn), 'group')} with intervals; the numbers are in the "
         "table below.",
         "Groups of test patients with intervals. The dotted line is the value of all test patients.",
         15.5,
-        forest(groups, panels, {name: float("nan") if v is None else v for name, v in overall.items()}),
+        forest(groups, panels, shown),
     )
 
 
@@ -96,7 +151,7 @@ def comparison(e: Evidence) -> Section:
             arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
             count(r["seeds"]),
             short_interval(r["auc"], r["auc_low"], r["auc_high"]),
-            limits(r["auc_seed_min"], r["auc_seed_max"]),
+            limits(r["auc_seed_min"], r["auc_seed_max"]) if r["seeds"] > 1 else "—",
             "—" if r["reported"] else short_interval(r["difference"], r["difference_low"], r["difference_high"]),
             "—" if r["reported"] else p_value(r["p"]),
         ]
@@ -122,9 +177,9 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
 
     def cells(r: Mapping[Any, Any], rate: str) -> list[str]:
         if r["reported"]:
-            return [percent(r[rate]), "—", "—"]
+            return [percent(r[rate]), "—"]
         value, low, high = (r[f"{rate}_difference{limit}"] for limit in ("", "_low", "_high"))
-        return [percent(r[rate]), short_interval(value, low, high, digits=1, scale=100), p_value(r[f"{rate}_p"])]
+        return [percent(r[rate]), short_interval(value, low, high, digits=1, scale=100)]
 
     rows = [
         [
@@ -137,12 +192,13 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
     misses, positives = count(e.threshold["misses_allowed"]), counted(e.threshold["positives"], "calibration patient")
     caption = (
         f"Decisions on the same test patients at matched sensitivity: every arm's threshold is the highest that misses "
-        f"at most {misses} of the {positives} with the condition. Differences are the reported "
-        f"arm minus this one, paired, in percentage points, with {_level(e)} intervals (Newcombe); p by McNemar's "
-        "exact test. Only the reported arm's threshold is certified"
+        f"at most {misses} of the {positives} with the condition. Differences are the reported arm minus this one, in "
+        f"percentage points, with {_level(e)} limits for which calibration and test patients were drawn anew together, "
+        "since every threshold is hardly known. Only the reported arm's is certified; to choose an arm by this table "
+        "would use up the test patients"
     )
     rates = ("Sensitivity", "Specificity")
-    columns = ["Arm", *(f"{rate}{c}" for rate in rates for c in ("", " difference", " p"))]
+    columns = ["Arm", *(f"{rate}{c}" for rate in rates for c in ("", " difference"))]
     return Table("decisions", caption, columns, rows)
 
 

@@ -11,6 +11,7 @@ from pipeline.reporting.document import Block, Bullets, Figure, Figures, Paragra
 from pipeline.reporting.evidence import Evidence, Json, arm_name
 from pipeline.reporting.figures import pretraining_loss
 from pipeline.reporting.numbers import count, number, plain_percent
+from pipeline.reporting.sections.readings import how_often_read
 from pipeline.store.wording import agreeing, counted
 
 FIGURE_CM, MAX_HEIGHT_CM = 7.6, 9.0
@@ -103,10 +104,17 @@ def _making(e: Evidence) -> Table:
         ["Images changed at random for training networks", _changes(training.get("augmentation"))],
         ["Loss of the networks", _loss_of(training)],
         ["Unequal numbers of the two kinds of patient", _imbalance(training)],
-        ["Reported arm chosen", "before calibration, in the configuration"],
-        ["Models compared on calibration patients", count(e.threshold["models_compared"])],
+        ["Reported arm chosen", _chosen(e)],
+        ["Models calibrated on calibration patients, as counted or stated", count(e.threshold["models_compared"])],
     ]
     return Table("making", "How the model was made", ["What", "Value"], rows, True)
+
+
+def _chosen(e: Evidence) -> str:
+    """Say how the reported arm was chosen, as far as that is known."""
+    if e.read_first:
+        return "before calibration, in the configuration; no other was calibrated or tested on these patients"
+    return f"in the configuration. {how_often_read(e)}"
 
 
 def _grey_values(images: Json) -> str:

@@ -16,7 +16,8 @@ from pipeline.reporting.numbers import (
     probability,
     short_interval,
 )
-from pipeline.reporting.sections.summary import promise, stop
+from pipeline.reporting.sections.readings import how_often_read, verdict_of
+from pipeline.reporting.sections.summary import stop
 from pipeline.store.wording import counted
 
 SWEEP_ROWS, NEIGHBOURS = 9, 3
@@ -32,7 +33,8 @@ def operating_point(e: Evidence) -> Section:
         ["Calibration patients", f"{count(t['positives'])} with, {count(t['negatives'])} without the condition"],
         ["Patients with the condition needed at least", count(t["positives_needed"])],
         ["Highest share that these patients can certify", percent(t["certifiable_recall"])],
-        ["Models compared on these patients", count(t["models_compared"])],
+        ["Models calibrated on these patients, as counted or stated", count(t["models_compared"])],
+        *_linked(t["linked_patients"]),
         *([["Labels certified on these patients", count(t["labels_certified"])]] if e.further else []),
     ]
     if e.point is None:
@@ -57,21 +59,67 @@ def operating_point(e: Evidence) -> Section:
         ["Misses allowed / seen among calibration patients", misses],
         ["Certified: share found", f"at least {percent(t['certified_recall'])}"],
         ["Threshold: refer when the patient's score is at least", at],
-        ["Calibration patients with the condition referred", interval(t["recall"], as_percent=True)],
+        ["Calibration patients with the condition referred", _by_construction(t)],
         ["Calibration patients without it not referred", interval(t["specificity"], as_percent=True)],
         ["Calibration patients referred", interval(t["referral_rate"], as_percent=True)],
     ]
     how = Paragraph(
         "How it was chosen: the threshold is the highest one that leaves so few calibration patients with the "
         "condition unreferred that, by the exact binomial distribution, the wanted share is certified. No assumption "
-        "is made about the distribution of scores. The test patients were not used to choose it."
+        "is made about the distribution of scores; patients must be independent of each other, and new ones have as "
+        f"many images each. {_chosen(e)}"
     )
-    blocks = [how, Table("certificate", "The certificate", ["What", "Value"], rows, True), promise(e, e.point)]
+    blocks = [how, Table("certificate", "The certificate", ["What", "Value"], rows, True), _verified(e, e.point)]
     return Section(
         "operating_point",
         "Operating point",
         [*blocks, _two_by_two(e, e.point), _measures(e.point), *_targets(e, e.point), _sweep(e)],
     )
+
+
+def _linked(n: int) -> list[list[str]]:
+    """Return a row on patients who count as one with another, whose picture they share; none without such."""
+    return [["Patients left out, since they share a picture with one who counts", count(n)]] if n else []
+
+
+def _by_construction(t: Json) -> str:
+    """Return the share of calibration patients found. It follows from the rule, so that it has no interval."""
+    return f"{count(t['positives'] - t['misses_seen'])} of {count(t['positives'])}, by construction"
+
+
+def _chosen(e: Evidence) -> str:
+    """Say whether test patients can have had a part in what was certified."""
+    if e.read_first:
+        return "It was fixed before the test patients were read, and they had no part in it."
+    return f"It stands on calibration patients alone. {how_often_read(e)}"
+
+
+def _verified(e: Evidence, point: Json) -> Table:
+    """Return what test patients say of the certificate, and what they could have said."""
+    confidence, planned = plain_percent(e.threshold["confidence"]), e.threshold["planning"]
+    lower, upper = (point[f"recall_{end}_one_sided"] for end in ("lower", "upper"))
+    rows = [["Verdict of the test patients", verdict_of(e, point)]]
+    if point["recall"]["n"]:
+        rows.append([f"One-sided limits of the share found, each with {confidence} confidence",
+                     f"at least {percent(lower)}, at most {percent(upper)}"])  # fmt: skip
+    chance = f"{round(100 * point['chance_of_confirmation'])} of 100"
+    rows += [
+        ["How often so many patients confirm a promise that is kept", chance],
+        ["Patients with the condition needed to confirm at all", count(point["positives_to_confirm"])],
+        ["Needed to confirm in 80 / 90 of 100 cases", " / ".join(_needed(planned, at) for at in ("0.8", "0.9"))],
+        ["How often they were read", how_often_read(e)],
+    ]
+    rows += _linked(e.metrics["linked"])
+    if point["first_image"]:
+        first = {name: interval(point["first_image"][name], as_percent=True) for name in ("recall", "specificity")}
+        rows.append(["With the first image of each patient only",
+                     f"sensitivity {first['recall']}; specificity {first['specificity']}"])  # fmt: skip
+    return Table("verified", "The certificate on the test patients", ["What", "Value"], rows, True)
+
+
+def _needed(planned: Json | None, chance: str) -> str:
+    needed = None if planned is None else planned[f"test_positives_for_{chance}"]
+    return "no number is enough" if needed is None else count(needed)
 
 
 def _targets(e: Evidence, point: Json) -> list[Block]:
@@ -81,7 +129,7 @@ def _targets(e: Evidence, point: Json) -> list[Block]:
         return []
     seen = [point, *(other["operating_point"] for other in e.metrics["other_operating_points"])]
     rows = [
-        _target(promised, found, mark)
+        _target(e, promised, found, mark)
         for promised, found, mark in zip([e.threshold, *others], seen, [" ◄", *[""] * len(others)], strict=True)
     ]
     n, positives = counted(e.metrics["patients"], "test patient"), count(e.metrics["positives"])
@@ -91,22 +139,23 @@ def _targets(e: Evidence, point: Json) -> list[Block]:
     )
     columns = ["Wanted", "Certified, %", "Score", "Probability", "Sensitivity, %", "Specificity, %", "Referred, %",
                "Promise"]  # fmt: skip
+    joint = e.threshold["joint_confidence"]
+    at_once = f" All that are certified hold at once with {percent(joint)}." if joint else ""
     one_by_one = Paragraph(
-        f"Each promise holds by itself, with {plain_percent(e.threshold['confidence'])} confidence. That all of them "
-        "hold at once is less sure, and so is a target picked because its row looks best: the operating point was "
-        "fixed beforehand."
+        f"Each promise holds by itself, with {plain_percent(e.threshold['confidence'])} confidence.{at_once} A target "
+        "picked because its row looks best is less sure: the operating point is the first that the configuration "
+        f"names{', which it did before the test patients were read' if e.read_first else ''}."
     )
     return [Table("targets", caption, columns, rows), one_by_one]
 
 
-def _target(promised: Json, found: Json | None, mark: str) -> list[str]:
+def _target(e: Evidence, promised: Json, found: Json | None, mark: str) -> list[str]:
     wanted = plain_percent(promised["recall_target"]) + mark
     if found is None:
         return [wanted, *["—"] * 6, f"not certified: {counted(promised['positives_needed'], 'patient')} needed"]
     rates = [_short(found[name], scale=100) for name in ("recall", "specificity", "referral_rate")]
-    verdict = (found["verification"] or "not checked").replace("_", " ")
     numbers = [number(100 * promised["certified_recall"], 1), number(promised["threshold"], 2)]
-    return [wanted, *numbers, probability(promised["probability"]), *rates, verdict]
+    return [wanted, *numbers, probability(promised["probability"]), *rates, verdict_of(e, found)]
 
 
 def _two_by_two(e: Evidence, point: Json) -> Table:
@@ -142,8 +191,9 @@ def _measures(point: Json) -> Table:
 
 
 def _sweep(e: Evidence) -> Table:
-    """Show the operating point with its neighbours, and thresholds spread over the table; data/sweep.csv has all."""
-    s = e.sweep.reset_index(drop=True)
+    """Show the operating point with its neighbours, and rows spread over those with a limit; data/sweep.csv has all."""
+    every = e.sweep.reset_index(drop=True)
+    s = every[every["band_recall"].notna() | every["operating_point"]].reset_index(drop=True)
     spread = np.linspace(0, len(s) - 1, min(len(s), SWEEP_ROWS)).round().astype(int)
     point = int(np.flatnonzero(s["operating_point"])[0])
     chosen = s.iloc[sorted({*spread, *range(max(0, point - NEIGHBOURS), min(len(s), point + NEIGHBOURS + 1))})]
@@ -151,24 +201,25 @@ def _sweep(e: Evidence) -> Table:
         [
             number(r["threshold"], 2) + (" ◄" if r["operating_point"] else ""),
             probability(r["probability"]),
-            *(count(r[n]) for n in ("true_positive", "false_positive", "true_negative", "false_negative")),
-            short_interval(r["recall"], r["recall_low"], r["recall_high"], digits=1, scale=100),
+            *(count(r[n]) for n in ("false_negative", "false_positive")),
+            number(100 * r["recall"], 1),
             *(
                 "—" if missing(r[name]) else number(100 * r[name], 1)
-                for name in ("certified_recall", "specificity", "ppv", "npv", "referral_rate")
+                for name in ("band_recall", "specificity", "referral_rate")
             ),
             "—" if missing(r["cost_per_found"]) else number(r["cost_per_found"], 2),
         ]
         for r in chosen.to_dict("records")
     ]
-    columns = ["Score", "Probability", "Found", "False alarms", "Rightly left", "Missed", "Sensitivity, %",
-               "Certified, %", "Specificity, %", "PPV, %", "NPV, %", "Referred, %", "Cost per found"]  # fmt: skip
-    level = plain_percent(e.threshold["recall"]["level"])
+    columns = ["Score", "Probability", "Missed", "False alarms", "Sensitivity, %", "Band: at least, %",
+               "Specificity, %", "Referred, %", "Cost per found"]  # fmt: skip
+    confidence, most = plain_percent(e.threshold["confidence_used"]), plain_percent(e.threshold["band_missed_share"])
     caption = (
-        f"Other thresholds, calibration patients ({level} intervals, n = {count(e.threshold['positives'])} with the "
-        f"condition); ◄ marks the operating point, and only this one carries the promise; {len(rows)} of "
-        f"{counted(len(s), 'threshold')}, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. PPV, NPV: "
-        f"positive and negative predictive value. Cost: {_costs(e)}"
+        f"Other thresholds, calibration patients, {count(e.threshold['positives'])} with the condition. Band: the "
+        f"limits of all rows that miss up to {most} hold at once with {confidence} confidence, so that any of them may "
+        f"be picked after looking; ◄ marks the operating point, which was certified by itself, for more. {len(rows)} "
+        f"of {counted(len(every), 'threshold')}, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. "
+        f"Cost: {_costs(e)}"
     )
     return Table("sweep", caption, columns, rows)
 

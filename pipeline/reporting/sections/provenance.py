@@ -64,6 +64,7 @@ def provenance(e: Evidence) -> Section:
     columns = ["Stage", "Artifact key", "Code digest", "Commit", "Device", "Made on", "Kept although"]
     files = e.records["calibrate"]["files"]
     hashes = [
+        *([["Packaged model, which predict uses (its SHA256SUMS)", e.model_sha256]] if e.model_sha256 else []),
         ["Threshold (threshold.json)", files["threshold.json"]],
         ["Calibrator (calibrator.json)", files["calibrator.json"]],
         ["Calibration scores", e.threshold["data_sha256"]],

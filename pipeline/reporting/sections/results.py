@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, prevalence_assumed
+from pipeline.reporting.document import Block, Box, Figure, Figures, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
 from pipeline.reporting.figures import decision, precision_recall, reliability, roc, score_histogram
-from pipeline.reporting.numbers import count, interval, missing, number, percent, plain_percent, short_interval
+from pipeline.reporting.numbers import count, interval, limits, missing, number, percent, plain_percent, short_interval
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.summary import AT_THE_END
 from pipeline.store.wording import counted
@@ -22,15 +22,18 @@ CALIBRATORS = {
     "prevalence": "none could be fitted, so that everyone gets the same probability",
 }
 
+# Shares from which on a reader would refer who screens; the figure goes further where more have the condition.
+SHARES, LEAST_SHOWN, PER = (0.01, 0.02, 0.05, 0.1, 0.2), 0.2, 1000
 
 METHODS = {
     "wilson": "Wilson score interval",
     "wilson_transformed": "Wilson score interval, transformed",
+    "newcombe_score": "Newcombe's score interval of an AUC of 0 or 1 (method 5)",
     "newcombe": "Newcombe's interval of a difference of independent proportions",
     "mover_wilson": "Wilson limits joined (method of variance estimates recovery)",
     "monte_carlo": "Monte Carlo from Jeffreys distributions of sensitivity and specificity",
     "delong_logit": "DeLong variance, limits on the logit scale",
-    "patient_bootstrap": "bootstrap of patients, both kinds drawn separately, percentiles",
+    "patient_bootstrap": "bootstrap of patients, percentiles",
     "patient_bootstrap_norm": "bootstrap of patients, limits of a norm",
     "wald": "Wald interval of a logistic regression",
 }
@@ -101,11 +104,14 @@ def _methods(e: Evidence) -> Table:
         if isinstance(i, dict) and "method" in i:
             found.setdefault(i["method"], []).append(MEASURES.get(name, name.replace("_", " ")))
     rows = [[METHODS.get(method, method), ", ".join(names)] for method, names in found.items()]
-    rows.append(["paired DeLong; paired Newcombe; exact McNemar", "differences between arms on the same patients"])
-    rows.append(["exact binomial (Clopper–Pearson), one-sided", "the certificate, and whether it was confirmed"])
-    return Table(
-        "methods", "How intervals and tests were computed; n is the number of patients", ["Method", "For"], rows
-    )
+    rows.append(["paired DeLong", "differences in AUC between arms on the same patients"])
+    if e.point is not None:
+        both = "bootstrap of calibration positives and test patients together, percentiles"
+        rows.append([both, "differences between arms at matched sensitivity"])
+        rows.append(["exact binomial (Clopper–Pearson), each at a level by Šidák", "groups, all at once"])
+        rows.append(["exact joint law of order statistics, equal local levels", "the band over thresholds"])
+    rows.append(["exact binomial (Clopper–Pearson), one-sided", "the certificate, and what test patients say of it"])
+    return Table("methods", "How intervals and tests were computed", ["Method", "For"], rows)
 
 
 def _histogram(e: Evidence, score: pd.DataFrame) -> Figure:
@@ -146,6 +152,7 @@ def calibration(e: Evidence) -> Section:
     ece = c["after"]["ece"]["value"]
     blocks: list[Block] = [
         Paragraph(_fitted(e)),
+        *_change(c),
         Table("calibration", "Calibration on the test patients", ["Measure", "Before", "After", "Ideal"], rows),
         Figures(
             [
@@ -167,6 +174,28 @@ def calibration(e: Evidence) -> Section:
     return Section("calibration", "Calibration", blocks)
 
 
+def _change(c: Json) -> list[Block]:
+    """Say whether calibration made probabilities better or worse on these patients, where that is known."""
+    change, before = c.get("log_loss_change"), c["before"]["log_loss"]["value"]
+    if change is None or missing(change["low"]):
+        return []
+    after = c["after"]["log_loss"]["value"]
+    by = f"log loss {number(before)} before, {number(after)} after, change {_signed(change)}"
+    if change["low"] > 0:
+        title = "Calibration made the probabilities of these patients worse"
+        return [Box("caution", title, [f"{by.capitalize()}."])]
+    better = change["high"] < 0
+    words = "better" if better else "neither better nor worse by more than chance explains"
+    return [Paragraph(f"On these patients calibration made probabilities {words}: {by}.")]
+
+
+def _signed(i: Json) -> str:
+    """Return a difference with its interval, to four digits where three would hide its sign."""
+    digits = 4 if any(abs(i[end]) < 0.0005 for end in ("low", "high")) else 3
+    level = plain_percent(i["level"])
+    return f"{number(i['value'], digits)} ({level} interval {limits(i['low'], i['high'], digits=digits)})"
+
+
 def _fitted(e: Evidence) -> str:
     """Say how scores were turned into probabilities, and on whom."""
     c = e.calibrator
@@ -185,37 +214,41 @@ def decision_curve(e: Evidence) -> Section:
     """Return whom the model would do good, by how much harm a needless referral is held to do."""
     if e.point is None:
         return Section("decision_curve", "Decision curve", [Paragraph(WITHHELD)])
-    arm, shares = e.reported_arm, (0.05, 0.1, 0.2, 0.5)
+    at, arm = e.metrics["headline_prevalence"], e.reported_arm
     names = {
-        "the model's probabilities": "net_benefit",
-        "refer everyone": "net_benefit_all",
-        "the operating threshold": "net_benefit_operating_point",
+        "the model's probabilities": "screening_benefit",
+        "refer everyone": "screening_benefit_all",
+        "the operating threshold": "screening_benefit_operating_point",
     }
     curves = {label: e.curve(name, arm) for label, name in names.items()}
+    if any(curve.empty for curve in curves.values()):
+        nothing = "One kind of patient is missing: there is no decision curve."
+        return Section("decision_curve", "Decision curve", [Paragraph(nothing)])
     rows = [
         [plain_percent(share), number(1 / share - 1, 0), *(_benefit_at(curve, share) for curve in curves.values())]
-        for share in shares
+        for share in SHARES
     ]
     columns = ["Would refer from", "Needless referrals worth one found"]
     columns += [label[0].upper() + label[1:] for label in curves]
     n, positives = counted(e.metrics["patients"], "test patient"), count(e.metrics["positives"])
     level = plain_percent(e.metrics["prevalence"]["level"])
     caption = (
-        f"Net benefit per 100 patients: found, less needless referrals at that exchange; {n}, "
-        f"{positives} with the condition, {level} intervals. To refer no one: 0"
+        f"Net benefit per {count(PER)} people of whom {plain_percent(at)} have the condition (assumed, as on page "
+        f"one): found, less needless referrals at that exchange; from {n}, {positives} with the condition, {level} "
+        "intervals. To refer no one: 0"
     )
     words = Paragraph(
         "How to read it: who would refer a patient from a probability of 10 % on accepts nine needless referrals for "
-        "one patient found. At each such preference, whatever lies highest does most good. The probabilities are as "
-        "fitted and the share with the condition is that of the test patients. It guarantees nothing about recall."
+        "one patient found. At each such preference, whatever lies highest does most good; below 0 it does harm. "
+        f"Probabilities are carried to {plain_percent(at)} as well. It guarantees nothing about the share found."
     )
     figure = Figure(
         "decision_curve",
         f"Net benefit against threshold probability of {', '.join(curves)} and refer no one; numbers below.",
-        f"Decision curve. The band is the {level} interval of the model's probabilities, at the share with the "
-        "condition of these patients. At a given share the net benefit of referring everyone is exact: no interval.",
+        f"Decision curve where {plain_percent(at)} have the condition, an assumption. The band is the {level} interval "
+        "of the model's probabilities; to refer everyone has no interval.",
         15.5,
-        decision(curves),
+        decision(curves, min(max(LEAST_SHOWN, 3 * at), 0.99)),
     )
     table = Table("decision_curve", caption, columns, rows)
     return Section("decision_curve", "Decision curve", [words, Figures([figure]), table])
@@ -224,5 +257,5 @@ def decision_curve(e: Evidence) -> Section:
 def _benefit_at(curve: pd.DataFrame, share: float) -> str:
     row = curve[np.isclose(curve["x"], share)].to_dict("records")[0]
     if missing(row["y_low"]):
-        return number(100 * row["y"], 1)
-    return short_interval(row["y"], row["y_low"], row["y_high"], digits=1, scale=100)
+        return number(PER * row["y"], 1)
+    return short_interval(row["y"], row["y_low"], row["y_high"], digits=1, scale=PER)

@@ -1,11 +1,15 @@
-"""Page one: what was asked, what would happen to a thousand people, whether the promise held, the limits."""
+"""Page one: what was asked, what is promised and at what price, what test patients say of it, the limits.
+
+It is meant to be read aloud in less than a minute, and no sentence of it is a constant that a run could make untrue.
+"""
 
 from __future__ import annotations
+
+import math
 
 from pipeline.inference.decision import Json, in_words
 from pipeline.reporting.diagrams import icons
 from pipeline.reporting.document import (
-    RESEARCH_USE,
     Block,
     Box,
     Bullets,
@@ -15,50 +19,51 @@ from pipeline.reporting.document import (
     Level,
     Paragraph,
     Section,
-    Table,
 )
 from pipeline.reporting.document import shortened as short
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import (
     count,
-    interval,
     missing,
+    people,
     people_interval,
     percent,
     plain_percent,
+    short_interval,
 )
-from pipeline.store.wording import counted
+from pipeline.reporting.sections.readings import briefly_read, verdict_of
+from pipeline.store.wording import agreeing, counted
 
 AT_THE_END = "it is exactly 0 or 1, or one kind of patient is missing"
-VERDICTS = {
-    "confirmed": "confirmed there",
-    "not_confirmed": "neither confirmed nor contradicted there",
-    "contradicted": "contradicted there",
-}
 NOT_CERTIFIED = "No operating point: this model must not be used to refer anyone"
+# Test patients of whom this many times as many have the condition as was assumed of people screened are no such people.
+ENRICHED = 2
+REASONS = 2  # that page one gives for a stop
 
 
 def summary(e: Evidence) -> Section:
     """Return page one. Without a usable operating point, a box says why, and no threshold is shown."""
     condition, population = e.card["label"]["name"], e.card["intended_use"]["population"]
-    target = plain_percent(e.threshold["recall_target"])
-    blocks: list[Block] = [
-        Paragraph(
-            f"What was asked: which people should a reader look at, so that at least {target} of those with the "
-            f"condition are found? Condition: {short(condition)}. People: {short(population)}."
-        )
-    ]
+    asked = f"Whom should a reader look at? Condition: {short(condition, 60)}. People: {short(population, 100)}."
+    blocks: list[Block] = [Paragraph(asked)]
     if e.point is None:
-        blocks.append(stop(e))
+        blocks.append(_stopped(e))
     else:
         row = headline_row(e)
         blocks += [_consequence(e, row), Figures([_icons(row)]), promise(e, e.point)]
-    return Section("summary", "Summary", [*blocks, _headline(e), Heading("What the limits are"), _limits(e)])
+    return Section("summary", "Summary", [*blocks, Heading("Limits"), _limits(e)])
 
 
 def stop(e: Evidence) -> Box:
     """Return the box that stands where the operating point would stand, with every reason."""
     return Box("stop", NOT_CERTIFIED, e.problems)
+
+
+def _stopped(e: Evidence) -> Box:
+    """Return the first reasons, and how many more there are; the section on the operating point has them all."""
+    rest = len(e.problems) - REASONS
+    more = [f"{counted(rest, 'more reason')}: “Operating point”."] if rest > 0 else []
+    return Box("stop", NOT_CERTIFIED, [*e.problems[:REASONS], *more])
 
 
 def headline_row(e: Evidence) -> Json:
@@ -68,55 +73,74 @@ def headline_row(e: Evidence) -> Json:
 
 
 def promise(e: Evidence, point: Json) -> Box:
-    """Return what was promised from the calibration patients and whether the test patients bear it out."""
-    t, recall = e.threshold, point["recall"]
-    target = plain_percent(t["recall_target"])
-    made = (
-        f"Promised from {counted(t['positives'], 'calibration patient')} with the condition: with "
-        f"{plain_percent(t['confidence'])} confidence, at least {target} of people like them who have the condition "
-        f"are referred."
-    )
-    seen = f"Test patients, used for nothing else: {interval(recall, as_percent=True)} were referred."
-    lower = point["recall_lower_one_sided"]
-    low = "" if missing(lower) else f" ({plain_percent(t['confidence'])} sure of at least {percent(lower)})"
-    unchecked: tuple[Level, str, str] = (
-        "caution",
-        "The promise could not be checked",
-        "No test patient has the condition.",
-    )
-    verdicts: dict[str, tuple[Level, str, str]] = {
-        "confirmed": ("good", "The promise was confirmed", f"This shows again that at least {target} are found{low}."),
-        "not_confirmed": (
-            "caution",
-            "The promise was not confirmed, and not contradicted",
-            f"They neither show again nor contradict that at least {target} are found{low}.",
-        ),
-        "contradicted": (
-            "stop",
-            "The promise was contradicted: do not rely on it",
-            f"On the test patients fewer than {target} are found. They differ from the calibration patients.",
-        ),
-    }
-    level, title, verdict = verdicts.get(point["verification"], unchecked)
-    return Box(level, title, [made, f"{seen} {verdict}"])
+    """Return what the test patients say of what was promised from the calibration patients, and no more than that."""
+    level, title, meaning = _verdict(e, point)
+    recall = point["recall"]
+    shown = short_interval(recall["value"], recall["low"], recall["high"], digits=1, scale=100)
+    seen = f"{shown} % of {counted(recall['n'], 'test patient')} with the condition were referred."
+    return Box(level, title, [" ".join(part for part in (seen if recall["n"] else "", meaning) if part)])
+
+
+def _verdict(e: Evidence, point: Json) -> tuple[Level, str, str]:
+    """Return the level of the verdict's box, its title, and what the verdict means."""
+    verification, read = point["verification"], briefly_read(e)
+    if verification == "contradicted":
+        fail = f"{100 * (1 - e.threshold['confidence']):.3g}"
+        why = (
+            f"Either this is one of the {fail} in 100 certificates that fail without any reason, or these patients "
+            "differ from the calibration patients."
+        )
+        return "stop", "The promise was contradicted: do not rely on it", f"{why} {read}"
+    if verification is None:
+        return "caution", "The promise could not be checked", "No test patient has the condition."
+    if verification == "confirmed":
+        lower = point["recall_lower_one_sided"]
+        sure = f"They show at least {percent(lower)}, {plain_percent(e.threshold['confidence'])} sure."
+        if e.read_first:
+            return "good", "The promise was confirmed on other patients", f"{sure} {read}"
+        return "caution", "The test patients agree with the promise", read
+    if not point["can_confirm"]:
+        needed = f"At least {count(point['positives_to_confirm'])} with the condition are needed."
+        return "caution", "There are too few test patients to confirm the promise", f"{needed} {read}"
+    chance = round(100 * point["chance_of_confirmation"])
+    usual = f"So many confirm a promise that is kept in {chance} of 100 cases."
+    return "caution", "The promise was neither confirmed nor contradicted", f"{usual} {read}"
 
 
 def _consequence(e: Evidence, row: Json) -> Box:
-    per = row["per"]
-    with_condition = f"{per * row['prevalence']:g}"
-    level = plain_percent(row["found"]["level"])
+    per, at, seen = row["per"], row["prevalence"], e.metrics["prevalence"]["value"]
+    target, confidence = plain_percent(e.threshold["recall_target"]), plain_percent(e.threshold["confidence"])
+    # Test patients of whom so many more are ill are no people who come to be screened.
+    differ = ": people screened may differ" if seen >= ENRICHED * at else ""
+    lines = [
+        f"Assumed: {plain_percent(at)} have the condition, {per * at:g} people; {_missed(row['missed'])} Of test "
+        f"patients {percent(seen, 0)} had it{differ}.",
+        *_pooled(e, per),
+        f"In brackets: {plain_percent(row['found']['level'])} intervals.",
+    ]
     return Box(
         "result",
-        f"Of {count(per)} people like these, at {plain_percent(row['prevalence'])} prevalence, about "
-        f"{people_interval(row['referred'], per)} would be referred",
-        [
-            f"{people_interval(row['found'], per)} of the {with_condition} with the condition would be found and "
-            f"{people_interval(row['missed'], per)} missed.",
-            f"{people_interval(row['false_alarms'], per)} would be referred although free of the condition.",
-            f"In brackets: {level} intervals, from {counted(e.metrics['patients'], 'test patient')}, "
-            f"{count(e.metrics['positives'])} of them with the condition.",
-        ],
+        f"Promised, {confidence} sure: at least {target} of those with the condition are found; about "
+        f"{people_interval(row['referred'], per)} of {count(per)} people are referred",
+        [" ".join(lines)],
     )
+
+
+def _missed(i: Json) -> str:
+    """Say how many may be missed, the most first: few test patients can show none and still leave room for some."""
+    if missing(i["high"]):
+        return f"{people(i['value'])} would be missed."
+    return f"at most {count(math.ceil(i['high']))} would be missed, {people(i['value'])} expected."
+
+
+def _pooled(e: Evidence, per: int) -> list[str]:
+    """Return one line on the pooled certificate, where it is the one to use."""
+    d = e.deployment
+    if d is None or not d["usable"] or d["rule"] != "pooled":
+        return []
+    referral = {name: d["referral"][name] * per if not missing(d["referral"][name]) else None
+                for name in ("value", "low", "high")}  # fmt: skip
+    return [f"Certified on test patients, too, the threshold to use refers about {people_interval(referral, per)}."]
 
 
 def _icons(row: Json) -> Figure:
@@ -134,13 +158,14 @@ def _icons(row: Json) -> Figure:
 
 def _external(e: Evidence) -> list[str]:
     """Return one line on all external test sets; none without such sets."""
-    said = [
-        f"{its['group']}, {percent(its['operating_point']['recall']['value'])} of {count(its['positives'])} with the "
-        f"condition found, {VERDICTS.get(its['operating_point']['verification'], 'not checked there')}"
-        for its in e.metrics["external"].values()
-        if its["patients"]
-    ]
-    return [short(f"The promise elsewhere: {'; '.join(said)}.", 300)] if said else []
+    said = []
+    for its in e.metrics["external"].values():
+        if not its["patients"]:
+            continue
+        recall, verdict = its["operating_point"]["recall"], verdict_of(e, its["operating_point"])
+        shown = short_interval(recall["value"], recall["low"], recall["high"], digits=1, scale=100)
+        said.append(f"{its['group']}, {shown} % of {count(its['positives'])} with the condition found, {verdict}")
+    return [short(f"Elsewhere: {'; '.join(said)}.", 300)] if said else []
 
 
 def _shared(e: Evidence) -> list[str]:
@@ -152,38 +177,44 @@ def _shared(e: Evidence) -> list[str]:
     return [f"The confidence is shared out over {labels}: one can be {confidence} sure of all promises at once."]
 
 
-def _headline(e: Evidence) -> Table:
-    auc = e.metrics["discrimination"]["auc"]
-    rows = []
-    if e.point is not None:
-        row = headline_row(e)
-        at = plain_percent(row["prevalence"])
-        rows = [
-            ["Found, of those with the condition (sensitivity)", interval(e.point["recall"], as_percent=True)],
-            ["Not referred, of those without it (specificity)", interval(e.point["specificity"], as_percent=True)],
-            [
-                f"With the condition, of those referred, at {at} prevalence",
-                interval(row["ppv"], as_percent=True),
-            ],
-        ]
-    rows.append(["Ranking of patients, 0.5 = chance, 1 = perfect (AUC)", interval(auc, why=AT_THE_END)])
-    return Table("headline", "Results on the test patients", ["Measure", "Result"], rows)
-
-
 def _limits(e: Evidence) -> Bullets:
-    use = e.card["intended_use"]
-    items = [f"{RESEARCH_USE}. “No refer” does not rule out the condition."]
-    if e.point is not None:
-        items.append("The promise covers people like the calibration patients, read on the same kind of equipment.")
+    """Return who the numbers are about and what they do not say, the general limits first."""
+    use, usable = e.card["intended_use"], e.point is not None
+    traps = e.card["known_traps"]
+    items = ["“No refer” does not rule out the condition."]
+    if usable:
+        items.append("It speaks of independent people like the calibration patients.")
         items += _shared(e)
+    items.append(f"{_tested_where(e)} Truth: {short(_truth(e), 45)}.")
     if use["not_for"]:
-        items.append(f"Not for: {short('; '.join(use['not_for']), 200)}.")
-    items += [short(trap, 300) for trap in e.card["known_traps"][:2]]
-    if e.point is not None:
+        items.append(f"Not for: {short('; '.join(use['not_for']), 90)}.")
+    if traps:
+        items.append(f"{counted(len(traps), 'known trap')} in these data: section 2.")
+    if usable:
         items += _external(e)
-        items += [
-            short(in_words(finding), 200)
-            for finding in e.findings
-            if finding["level"] == "warn" and finding["on"] in ("calibration", "test")
-        ][:3]
+        items += _remarks(e)
     return Bullets(items)
+
+
+def _truth(e: Evidence) -> str:
+    return e.card["label"]["reference_standard"].strip().rstrip(".")
+
+
+def _tested_where(e: Evidence) -> str:
+    """Say at how many sites test patients were seen, and whether any came from elsewhere."""
+    tested = e.assignment.loc[e.assignment["split"] == "test", "image_id"]
+    sites = set(e.images.loc[e.images["image_id"].isin(tested), "site"]) - {""}
+    where = f"Tested at {counted(len(sites), 'site')}" if sites else "Where it was tested is not known"
+    elsewhere = any(its["patients"] for its in e.metrics["external"].values())
+    return f"{where}{'' if elsewhere else ', on no external set'}, not against readers."
+
+
+def _remarks(e: Evidence) -> list[str]:
+    """Return the first warning of the automatic checks, and how many more there are."""
+    warned = [f for f in e.findings if f["level"] == "warn" and f["on"] in ("calibration", "test")]
+    if not warned:
+        return []
+    rest = len(warned) - 1
+    more = f" {agreeing(rest, 'One more remark', f'{rest} more remarks')}: “Shift and automatic checks”."
+    first = short(in_words(warned[0]).partition(";")[0].rstrip("."), 110)
+    return [f"{first}.{more if rest else ''}"]

@@ -1,0 +1,107 @@
+"""The threshold to use from now on, what it is expected to cost, and whether the packaged model has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.reporting.document import Block, Heading, Paragraph, Section, Table
+from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.numbers import count, interval, number, people_interval, percent, plain_percent
+from pipeline.store.wording import counted
+
+PER = 1000
+NOTHING = "—"
+
+
+def deployment(e: Evidence) -> Section | None:
+    """Return the certificate to use, beside that of the calibration patients; None without a usable one."""
+    d = e.deployment
+    if e.point is None or d is None or not d["usable"]:
+        return None
+    blocks: list[Block] = [Paragraph(_meaning(e, d)), _certificates(e, d), Paragraph(packaged(e))]
+    if d["subgroups"]:
+        blocks += [Heading("By group"), _groups(e, d)]
+    return Section("deployment", "The threshold to use", blocks)
+
+
+def _meaning(e: Evidence, d: Json) -> str:
+    if d["rule"] == "calibration":
+        return (
+            "The threshold to use is the one that the calibration patients certified; the configuration says so. "
+            "Specificity is taken from all patients without the condition whom the model had not seen."
+        )
+    beforehand = (
+        "That this would be done was recorded before the test patients were read."
+        if e.read_first
+        else "The test patients had been read, or several models compared, before: of this threshold the promise holds "
+        "for one who did not choose by them."
+    )
+    return (
+        "The threshold to use is certified anew on calibration and test patients with the condition together, by the "
+        f"same rule: more patients allow more misses, and fewer people are referred. {beforehand} What the test "
+        "patients say of the promise is about the first threshold; no others are left to judge this one. It is made of "
+        "patients with the condition alone, so that specificity stays an honest estimate."
+    )
+
+
+def _certificates(e: Evidence, d: Json) -> Table:
+    """Return both certificates side by side, with what each refers at the prevalence of page one."""
+    t, pooled = e.threshold, d["rule"] == "pooled"
+    at = plain_percent(d["prevalence"])
+    columns = ["What", "Certified on calibration patients"]
+    rows = [
+        ["Patients with the condition", count(t["positives"])],
+        ["Misses allowed", count(t["misses_allowed"])],
+        ["Promised: share found", f"at least {plain_percent(t['recall_target'])}"],
+        ["Threshold on the score", number(t["threshold"], 4)],
+        [f"Referred of {count(PER)} at {at} prevalence (assumed)", _referred(d["referral_of_calibration_alone"])],
+    ]
+    if pooled:
+        columns.append("Certified on calibration and test patients: to use")
+        own = [count(d["positives"]), count(d["misses_allowed"]), f"at least {plain_percent(d['recall_target'])}",
+               number(d["threshold"], 4), _referred(d["referral"])]  # fmt: skip
+        rows = [[*row, cell] for row, cell in zip(rows, own, strict=True)]
+    caption = (
+        f"Both referrals from {counted(d['negatives'], 'patient')} without the condition, in calibration and test, "
+        f"whom the model had not seen, with {plain_percent(d['referral']['level'])} intervals; specificity of the "
+        f"threshold to use: {interval(d['specificity'], as_percent=True)}"
+    )
+    return Table("deployment", caption, columns, rows)
+
+
+def _referred(i: Json) -> str:
+    scaled = {name: None if i[name] is None else PER * i[name] for name in ("value", "low", "high")}
+    return people_interval(scaled, PER)
+
+
+def packaged(e: Evidence) -> str:
+    """Say which threshold the packaged model has, by its bits, and how the model is known again."""
+    if e.packaged is None:
+        return "No model was packaged with this run."
+    known = f"`maescreen predict` uses the packaged model with SHA-256 {e.model_sha256} (that of its SHA256SUMS)."
+    points = e.packaged["rule"]["operating_points"]
+    if not points:
+        return f"{known} It has no threshold and refers by none."
+    own, d = points[0]["threshold_hex"], e.deployment
+    if d is not None and d["usable"] and own == d["threshold_hex"]:
+        return f"{known} It has the threshold to use."
+    if own == e.threshold["threshold_hex"]:
+        return f"{known} It has the threshold that the calibration patients certified."
+    return f"{known} Its threshold is none of this report: do not use the two together."
+
+
+def _groups(e: Evidence, d: Json) -> Table:
+    rows = [_group(row) for row in d["subgroups"]]
+    caption = (
+        f"Promises by group, all of which hold at once with {plain_percent(e.threshold['confidence'])} confidence. "
+        f"Rule of the configuration: {d['subgroup_threshold']}. Where a group is too small, what can be promised of it"
+    )
+    columns = ["Group", "With the condition", "Needed", "Promised: at least, %", "Highest that can be promised, %"]
+    return Table("deployment_groups", caption, columns, rows)
+
+
+def _group(row: Mapping[str, Any]) -> list[str]:
+    promised = percent(row["certified_recall"]) if row["certified"] else NOTHING
+    return [f"{row['attribute']}: {row['group']}", count(row["positives"]), count(row["positives_needed"]), promised,
+            percent(row["certifiable_recall"])]  # fmt: skip
