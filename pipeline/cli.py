@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pipeline.commands.failures import Nameable
     from pipeline.inference.model import Model
     from pipeline.orchestration.run import Result
-    from pipeline.settings.config import Card, Config
+    from pipeline.settings.card import Card
+    from pipeline.settings.config import Config
 
 ERROR, USAGE, GATE_FAILED = 1, 2, 3
 EXPECTED = (ValueError, RuntimeError, OSError, MemoryError)
@@ -643,7 +644,7 @@ def _errors(
     that goes on after an interruption.
     """
     from pipeline.commands import failures, typed
-    from pipeline.settings.config import UsageError
+    from pipeline.settings.common import UsageError
 
     def fail(message: str, code: int) -> NoReturn:
         _fail(typed.filled(message, config, overrides, store) if config else message, code)

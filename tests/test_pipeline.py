@@ -101,14 +101,14 @@ def test_an_edited_comment_runs_nothing(finished, package):
 
 
 @pytest.mark.parametrize(
-    "module", ["statistics/threshold.py", "imaging/transforms.py", "models/mae.py", "store/tables.py"]
+    "module", ["statistics/threshold.py", "imaging/transforms.py", "models/mae.py", "store/tables/io.py"]
 )
 def test_an_edited_helper_runs_exactly_the_stages_that_import_it_and_what_follows(finished, package, module):
     importers = [
         name for name in NAMES if module[:-3].replace("/", ".") in lineage.code_digests(f"pipeline.stages.{name}")
     ]
     assert importers
-    assert len(importers) < len(NAMES) or module == "store/tables.py"
+    assert len(importers) < len(NAMES) or module == "store/tables/io.py"
     (package / module).write_text((package / module).read_text() + "\nEDITED = 1 + 1\n")
     lineage._module.cache_clear()
     changed = {name for name, why in reasons(finished).items() if "code changed" in why}
@@ -117,6 +117,26 @@ def test_an_edited_helper_runs_exactly_the_stages_that_import_it_and_what_follow
     assert all(action != "reuse" for name, action in actions(finished).items() if name in affected)
     first = importers[0]
     assert actions(finished)[first] == ("stop" if next(s for s in STAGES if s.name == first).costly else "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "making"),
+    [
+        ("evaluate", ("evaluate", "report")),
+        ("calibrate", ("calibrate", "evaluate", "package", "report")),
+        ("split", tuple(name for name in NAMES if name not in ("ingest",))),
+    ],
+)
+def test_the_tables_of_a_stage_are_in_the_code_of_those_that_write_or_read_them_alone(name, making):
+    module = f"store.tables.{name}"
+    assert {stage for stage in NAMES if module in lineage.code_digests(f"pipeline.stages.{stage}")} <= {*making}
+
+
+def test_a_reworded_meaning_of_a_column_runs_nothing(finished, package):
+    for path in (package / "store/tables").glob("*.py"):
+        path.write_text(path.read_text().replace("pseudonym of the", "keyed hash of the"))
+    lineage._module.cache_clear()
+    assert actions(finished) == expect(())
 
 
 def test_a_costly_stage_whose_code_changed_stops_the_run_and_offers_both_ways(finished, package):

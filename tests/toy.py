@@ -14,7 +14,8 @@ from pathlib import Path
 from unittest import mock
 
 from pipeline.orchestration import run as pipeline
-from pipeline.settings.config import Card, Config
+from pipeline.settings.card import Card
+from pipeline.settings.config import Config
 from pipeline.settings.load import load
 from pipeline.store import lineage, tracking
 from pipeline.store.artifacts import Inputs, Store

@@ -15,13 +15,17 @@ from pipeline.orchestration import run
 from pipeline.orchestration.mlflow_runs import headline, results
 from pipeline.reporting import pdf
 from pipeline.reporting.comparison import MOST_RUNS, Against, Run, build
-from pipeline.settings.config import Card, Config, UsageError
+from pipeline.settings.card import Card
+from pipeline.settings.common import UsageError
+from pipeline.settings.config import Config
 from pipeline.settings.load import flatten
 from pipeline.statistics.compare import delong_test
 from pipeline.statistics.errors import collect_warnings
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.files import atomic, read_json, sha256_json
-from pipeline.store.tables import CURVES, PATIENT_SCORES, read_table
+from pipeline.store.tables.calibrate import PATIENT_SCORES
+from pipeline.store.tables.evaluate import CURVES
+from pipeline.store.tables.io import read_table
 
 MEASURES = ("test_auc", "certified_recall", "test_recall", "test_specificity", "test_referral_rate")
 

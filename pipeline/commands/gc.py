@@ -18,7 +18,8 @@ from pypdf.errors import PdfReadError
 
 from pipeline.orchestration.run import NAMES, RunError, plan
 from pipeline.reporting.pdf import read_keys
-from pipeline.settings.config import Card, Config
+from pipeline.settings.card import Card
+from pipeline.settings.config import Config
 from pipeline.store.artifacts import Store
 from pipeline.store.files import sha256_file
 from pipeline.store.inventory import Lying, folder_bytes, inventory, remove

@@ -18,7 +18,7 @@ from pipeline.labels.joining import better_spelling
 from pipeline.labels.path_rules import PathRule, join_paths
 from pipeline.labels.table_file import read_table_file
 from pipeline.labels.values import LabelsError, spelling
-from pipeline.settings.config import NOT_STATED, StudyStatements
+from pipeline.settings.card import NOT_STATED, StudyStatements
 
 NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
 POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present".split()}

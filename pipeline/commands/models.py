@@ -9,7 +9,8 @@ from pipeline.inference.model_folder import CONTENT, ModelError
 from pipeline.store.artifacts import Store
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Card, Config
+    from pipeline.settings.card import Card
+    from pipeline.settings.config import Config
 
 STEP, FOLDER = "package", "model"
 

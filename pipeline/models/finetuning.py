@@ -43,7 +43,7 @@ from pipeline.models.training import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import FinetuneSettings
+    from pipeline.settings.training import FinetuneSettings
     from pipeline.store.runlog import RunLog
 
 BETAS = (0.9, 0.999)

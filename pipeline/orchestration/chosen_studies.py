@@ -12,7 +12,7 @@ from pipeline.store.files import sha256_json
 from pipeline.store.lineage import SourceHashes, studies_digest
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Studies
+    from pipeline.settings.where import Studies
 
 
 def chosen_digest(

@@ -22,8 +22,11 @@ from pipeline import __version__
 from pipeline.orchestration.chosen_studies import chosen_digest
 from pipeline.orchestration.mlflow_runs import gate_failures, index_pipeline, index_stage
 from pipeline.orchestration.torchrun import announce
-from pipeline.settings.config import Card, Config, Studies, UsageError
+from pipeline.settings.card import Card
+from pipeline.settings.common import UsageError
+from pipeline.settings.config import Config
 from pipeline.settings.load import flatten, read_card
+from pipeline.settings.where import Studies
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.files import sha256_file, sha256_json
 from pipeline.store.ledger import Ledger

@@ -42,7 +42,7 @@ from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import FinetuneSettings
+    from pipeline.settings.training import FinetuneSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -22,6 +22,8 @@ PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 KEY_LENGTH = 16
 HASHES_PER_COMMIT = 500
 UNREADABLE = "unreadable"
+# What is said for readers alone, by the call that says it: which argument it is, by place (none) or name.
+PROSE = {"Column": (2, "meaning"), "Field": (-1, "description")}
 
 
 def artifact_key(
@@ -37,7 +39,8 @@ def artifact_key(
 def code_digests(module: str) -> dict[str, str]:
     """Return the digest of `module` and of every module and data file of this package that it uses at run time.
 
-    Comments, docstrings, formatting and imports for type checking only do not count.
+    Comments, docstrings, formatting, imports for type checking only, the meanings of columns and the descriptions of
+    settings do not count.
     """
     found: dict[str, str] = {}
     waiting = [module]
@@ -76,7 +79,8 @@ def _canonical(node: Any) -> Any:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Removes what cannot change behaviour: docstrings and imports under `if TYPE_CHECKING`."""
+    """Removes what cannot change an artifact: docstrings, imports under `if TYPE_CHECKING`, and what is said of columns
+    and settings."""
 
     def _without_docstring(self, node: Any) -> Any:
         if ast.get_docstring(node, clean=False) is not None:
@@ -84,6 +88,14 @@ class _Stripped(ast.NodeTransformer):
         return self.generic_visit(node)
 
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        prose = PROSE.get(ast.unparse(node.func))
+        if prose is not None:
+            place, name = prose
+            node.args = [argument for at, argument in enumerate(node.args) if at != place]
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != name]
+        return self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
         # Early releases of Python 3.12 end a nested format with an empty text.

@@ -98,7 +98,7 @@ def test_joiners_stay_where_a_script_needs_them_and_nowhere_else():
 def test_the_report_stage_warns(tmp_path, fonts):
     from reporting import example_run
 
-    from pipeline.settings.config import ReportSettings
+    from pipeline.settings.decision import ReportSettings
     from pipeline.stages.report import report
     from pipeline.store.runlog import RunLog
 
@@ -111,7 +111,7 @@ def test_the_report_stage_warns(tmp_path, fonts):
 
 
 def test_where_the_fonts_are_is_no_part_of_the_settings_that_are_recorded(fonts):
-    from pipeline.settings.config import ReportSettings
+    from pipeline.settings.decision import ReportSettings
 
     assert "fonts" not in ReportSettings(title="x", fonts=fonts).model_dump(mode="json")
 

@@ -24,13 +24,16 @@ from pipeline.models.formats import export_timm, import_encoder
 from pipeline.models.training import TrainingError
 from pipeline.models.vit import EncoderSpec, build_encoder
 from pipeline.reporting.evidence import ARM_NAMES
-from pipeline.settings.config import Arm, FinetuneAugmentation
+from pipeline.settings.common import Arm
+from pipeline.settings.training import FinetuneAugmentation
 from pipeline.stages import finetune as stage
 from pipeline.store.artifacts import StoreError
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.lineage import SourceHashes
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import INDEX, SCORES, read_table, write_table
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.score import SCORES
 
 FILES = ("history.json", "model.json", "model.safetensors")
 
