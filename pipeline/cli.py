@@ -149,12 +149,12 @@ def plan(
     from dataclasses import replace
 
     from pipeline.commands import typed
-    from pipeline.orchestration import run as pipeline
+    from pipeline.orchestration.plan import plan as planned
 
     with _errors(config, overrides, store) as nameable:
         settings, card = _settings(config, overrides, store, nameable)
         secret = _known_key(settings, card)
-        steps = pipeline.plan(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
+        steps = planned(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
     if not secret:
         real = "`run` makes a new one, and with it everything anew"
         todo = real if card.identifiers == "real" else "`run` needs the public one of such data: restore it"
@@ -520,7 +520,7 @@ def ui(
         experiment = tracking.experiment_id(settings.project, settings.store, uri)
         if experiment is None:
             raise tracking.TrackingError(f"{settings.project} has no runs yet; run: maescreen run CONFIG")
-        page = tracking.comparison_fragment(experiment)
+        page = server.comparison_fragment(experiment)
         if elsewhere:
             print(f"{uri}/{page}")
             return
@@ -624,7 +624,7 @@ def _in_store(settings: Config, store: Path | None) -> Config:
 def _stages(names: list[str] | None) -> list[str]:
     import difflib
 
-    from pipeline.orchestration.run import NAMES
+    from pipeline.orchestration.graph import NAMES
 
     for name in names or []:
         if name.partition("@")[0] not in NAMES:  # whether there is such an external test set, the config says

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.commands.studies_glance import Glance, glance
-from pipeline.imaging.archive.sources import has_images
+from pipeline.imaging.archive.choice import has_images
 from pipeline.imaging.pseudonyms import patient_pseudonym
 from pipeline.labels.joining import better_spelling
 from pipeline.labels.path_rules import PathRule, join_paths

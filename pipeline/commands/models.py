@@ -17,7 +17,7 @@ STEP, FOLDER = "package", "model"
 
 def folder_of_run(config: Config, card: Card, secret: bytes | None) -> Path:
     """Return the model folder of a finished run. Raises ModelError when `package` has not been made."""
-    from pipeline.orchestration.run import plan
+    from pipeline.orchestration.plan import plan
 
     step = next(step for step in plan(config, card, secret) if step.name == STEP)
     artifact = Store(config.store).find(STEP, step.key)

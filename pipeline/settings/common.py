@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.models.arm_registry import NAMES
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0.5, lt=1)]
@@ -14,7 +16,10 @@ Spacing = Annotated[float, Field(ge=1e-3, le=1e3)]
 GreyValue = Annotated[float, Field(ge=-1e9, le=1e9)]  # single precision holds their differences
 Side = Annotated[int, Field(ge=16, le=16384)]
 Axis = Literal["horizontal", "vertical", "depth"]
-Arm = Literal["mae", "scratch", "imported", "linear_probe", "hog"]
+if TYPE_CHECKING:
+    Arm = str
+else:
+    Arm = Literal[NAMES]
 
 
 class UsageError(ValueError):

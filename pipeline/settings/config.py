@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from pipeline.models.arm_registry import ARMS
 from pipeline.settings.common import Settings
 from pipeline.settings.decision import (
     CalibrateSettings,
@@ -72,8 +73,9 @@ class Config(Settings):
             )
         if self.calibrate.arm not in self.finetune.arms:
             problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
-        if len(size) == 3 and "hog" in self.finetune.arms:
-            problems.append("finetune.arms names hog, which needs 2-D images; remove it for volumes")
+        for arm in (ARMS[name] for name in self.finetune.arms if len(size) not in ARMS[name].axes):
+            needed, given = ("2-D", "volumes") if len(size) == 3 else ("3-D", "pictures")
+            problems.append(f"finetune.arms names {arm.name}, which needs {needed} images; remove it for {given}")
         if self.ingest.axes not in (None, len(size)):
             problems.append(f"ingest.axes is {self.ingest.axes}, but preprocess.image_size has {len(size)} axes")
         if problems:

@@ -16,7 +16,7 @@ from pipeline.models.arms import finish
 from pipeline.models.baseline import HogSpec
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import EncoderSpec
-from pipeline.orchestration.run import STAGES
+from pipeline.orchestration.graph import STAGES
 from pipeline.settings.card import Card
 from pipeline.settings.decision import CalibrateSettings, EvaluateSettings
 from pipeline.settings.where import Machine

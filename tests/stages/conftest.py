@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.orchestration.run import STAGES
+from pipeline.orchestration.graph import STAGES
 from pipeline.settings.decision import CalibrateSettings, EvaluateSettings
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate

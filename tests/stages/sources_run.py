@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.orchestration.run import STAGES
+from pipeline.orchestration.graph import STAGES
 from pipeline.settings.card import Card
 from pipeline.settings.images import IngestSettings, PreprocessSettings, SplitSettings
 from pipeline.settings.where import Machine

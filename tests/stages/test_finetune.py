@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
 from pipeline.models import engine, finetuning
+from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, require_equal, save_weights
@@ -356,7 +357,9 @@ def test_public_weights_that_changed_after_the_plan_are_refused(copy, public):
 def test_every_arm_is_described_named_and_documented():
     arms = set(get_args(Arm))
     (column,) = [column for column in SCORES.columns if column.name == "arm"]
-    assert arms == set(stage.DESCRIPTIONS) == set(ARM_NAMES) == set(re.split(", | or ", column.meaning))
+    assert arms == set(ARMS) == set(re.split(", | or ", column.meaning))
+    assert {name: arm.title for name, arm in ARMS.items()} == ARM_NAMES
+    assert all(arm.description for arm in ARMS.values())
 
 
 CHANGES = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.orchestration.run import STAGES
+from pipeline.orchestration.graph import STAGES
 from pipeline.settings.decision import ScoreSettings
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.settings.where import Machine

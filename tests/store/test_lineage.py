@@ -35,7 +35,6 @@ def package(tmp_path: Path, monkeypatch) -> Path:
 
 
 def digests() -> dict[str, str]:
-    lineage._module.cache_clear()
     return lineage.code_digests("pipeline.stages.fit")
 
 
