@@ -16,10 +16,11 @@ from pipeline import cli
 from pipeline.imaging.quarantine import FLAGS, REASONS
 from pipeline.inference.result import MEANINGS, SCHEMA
 from pipeline.inference.rule import REASONS as NOT_ASSESSABLE
-from pipeline.orchestration.run import STAGES, Stage
-from pipeline.settings.config import Card, Config
-from pipeline.store import tables
+from pipeline.orchestration.graph import STAGES, Stage
+from pipeline.settings.card import Card
+from pipeline.settings.config import Config
 from pipeline.store.lineage import code_digests
+from pipeline.store.tables import catalogue as tables
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Made by `python docs/generate.py`; edit the code that it reads, not this page. -->"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pipeline.commands.failures import Nameable
     from pipeline.inference.model import Model
     from pipeline.orchestration.run import Result
-    from pipeline.settings.config import Card, Config
+    from pipeline.settings.card import Card
+    from pipeline.settings.config import Config
     from pipeline.store.registry import Registry, Version
 
 ERROR, USAGE, GATE_FAILED = 1, 2, 3
@@ -149,12 +150,12 @@ def plan(
     from dataclasses import replace
 
     from pipeline.commands import typed
-    from pipeline.orchestration import run as pipeline
+    from pipeline.orchestration.plan import plan as planned
 
     with _errors(config, overrides, store) as nameable:
         settings, card = _settings(config, overrides, store, nameable)
         secret = _known_key(settings, card)
-        steps = pipeline.plan(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
+        steps = planned(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
     if not secret:
         real = "`run` makes a new one, and with it everything anew"
         todo = real if card.identifiers == "real" else "`run` needs the public one of such data: restore it"
@@ -662,7 +663,7 @@ def ui(
         experiment = tracking.experiment_id(settings.project, settings.store, uri)
         if experiment is None:
             raise tracking.TrackingError(f"{settings.project} has no runs yet; run: maescreen run CONFIG")
-        page = tracking.comparison_fragment(experiment)
+        page = server.comparison_fragment(experiment)
         if elsewhere:
             print(f"{uri}/{page}")
             return
@@ -766,7 +767,7 @@ def _in_store(settings: Config, store: Path | None) -> Config:
 def _stages(names: list[str] | None) -> list[str]:
     import difflib
 
-    from pipeline.orchestration.run import NAMES
+    from pipeline.orchestration.graph import NAMES
 
     for name in names or []:
         if name.partition("@")[0] not in NAMES:  # whether there is such an external test set, the config says
@@ -786,7 +787,7 @@ def _errors(
     that goes on after an interruption.
     """
     from pipeline.commands import failures, typed
-    from pipeline.settings.config import UsageError
+    from pipeline.settings.common import UsageError
 
     def fail(message: str, code: int) -> NoReturn:
         _fail(typed.filled(message, config, overrides, store) if config else message, code)

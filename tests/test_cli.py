@@ -15,7 +15,7 @@ from project import DEMO
 from typer.testing import CliRunner
 
 from pipeline.cli import _sigterm_interrupts, app
-from pipeline.orchestration.run import NAMES
+from pipeline.orchestration.graph import NAMES
 from pipeline.store.artifacts import Store
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.settings.config import Config, ConfigError, Settings
+from pipeline.settings.common import ConfigError, Settings
+from pipeline.settings.config import Config
 from pipeline.settings.load import divide, flatten, load
 
 CARD = """

@@ -14,8 +14,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pypdf import PdfReader
 
 from pipeline.commands import trace
+from pipeline.orchestration.graph import NAMES
 from pipeline.orchestration.mlflow_runs import headline
-from pipeline.orchestration.run import NAMES, Result, RunError, plan, run
+from pipeline.orchestration.plan import RunError, plan
+from pipeline.orchestration.run import Result, run
 from pipeline.store.artifacts import Store
 from pipeline.store.files import read_json
 from pipeline.store.tracking import Tracker

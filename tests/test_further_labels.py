@@ -9,7 +9,8 @@ from project import Project
 from pypdf import PdfReader
 
 from pipeline.orchestration.mlflow_runs import headline
-from pipeline.orchestration.run import Result, plan, run
+from pipeline.orchestration.plan import plan
+from pipeline.orchestration.run import Result, run
 from pipeline.store.files import read_json
 
 HOSTILE = '#import "x" *b* <script>alert(1)</script> =1+1'

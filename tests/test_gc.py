@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.commands.gc import _inside, delete, examine, human
 from pipeline.commands.trace import trace, verify
-from pipeline.orchestration.run import NAMES, run
+from pipeline.orchestration.graph import NAMES
+from pipeline.orchestration.run import run
 from pipeline.store import tracking
 from pipeline.store.artifacts import Store
 from pipeline.store.run_records import remembered

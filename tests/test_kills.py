@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from project import Project, make_project
 
-from pipeline.orchestration.run import NAMES, run
+from pipeline.orchestration.graph import NAMES
+from pipeline.orchestration.run import run
 from pipeline.store.artifacts import Store
 
 

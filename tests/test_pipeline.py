@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.orchestration.run import NAMES, STAGES, RunError, plan, run
+from pipeline.orchestration.graph import NAMES, STAGES
+from pipeline.orchestration.plan import RunError, plan
+from pipeline.orchestration.run import run
 from pipeline.store import lineage
 from pipeline.store.artifacts import Store, StoreError
 from pipeline.store.files import sha256_file
@@ -89,9 +91,7 @@ def package(tmp_path, monkeypatch) -> Path:
     """A copy of the package's source that tests may edit; only its digest is taken."""
     shutil.copytree(lineage.PACKAGE_FOLDER, tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(lineage, "PACKAGE_FOLDER", tmp_path / "pipeline")
-    lineage._module.cache_clear()
-    yield tmp_path / "pipeline"
-    lineage._module.cache_clear()
+    return tmp_path / "pipeline"
 
 
 def test_an_edited_comment_runs_nothing(finished, package):
@@ -101,16 +101,15 @@ def test_an_edited_comment_runs_nothing(finished, package):
 
 
 @pytest.mark.parametrize(
-    "module", ["statistics/threshold.py", "imaging/transforms.py", "models/mae.py", "store/tables.py"]
+    "module", ["statistics/threshold.py", "imaging/transforms.py", "models/mae.py", "store/tables/io.py"]
 )
 def test_an_edited_helper_runs_exactly_the_stages_that_import_it_and_what_follows(finished, package, module):
     importers = [
         name for name in NAMES if module[:-3].replace("/", ".") in lineage.code_digests(f"pipeline.stages.{name}")
     ]
     assert importers
-    assert len(importers) < len(NAMES) or module == "store/tables.py"
+    assert len(importers) < len(NAMES) or module == "store/tables/io.py"
     (package / module).write_text((package / module).read_text() + "\nEDITED = 1 + 1\n")
-    lineage._module.cache_clear()
     changed = {name for name, why in reasons(finished).items() if "code changed" in why}
     assert changed == set(importers)
     affected = [s.name for s in STAGES if s.name in importers or set(s.reads) & set(importers)]
@@ -119,9 +118,27 @@ def test_an_edited_helper_runs_exactly_the_stages_that_import_it_and_what_follow
     assert actions(finished)[first] == ("stop" if next(s for s in STAGES if s.name == first).costly else "run")
 
 
+@pytest.mark.parametrize(
+    ("name", "making"),
+    [
+        ("evaluate", ("evaluate", "report")),
+        ("calibrate", ("calibrate", "evaluate", "package", "report")),
+        ("split", tuple(name for name in NAMES if name not in ("ingest",))),
+    ],
+)
+def test_the_tables_of_a_stage_are_in_the_code_of_those_that_write_or_read_them_alone(name, making):
+    module = f"store.tables.{name}"
+    assert {stage for stage in NAMES if module in lineage.code_digests(f"pipeline.stages.{stage}")} <= {*making}
+
+
+def test_a_reworded_meaning_of_a_column_runs_nothing(finished, package):
+    for path in (package / "store/tables").glob("*.py"):
+        path.write_text(path.read_text().replace("pseudonym of the", "keyed hash of the"))
+    assert actions(finished) == expect(())
+
+
 def test_a_costly_stage_whose_code_changed_stops_the_run_and_offers_both_ways(finished, package):
     (package / "models/mae.py").write_text((package / "models/mae.py").read_text() + "\nEDITED = 1\n")
-    lineage._module.cache_clear()
     with pytest.raises(RunError, match=r"code changed \(models.mae\).*--keep pretrain.*--rebuild pretrain"):
         run(*finished.load(), say=lambda line: None)
     kept = actions(finished, keep=["pretrain"])

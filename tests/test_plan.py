@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.orchestration import torchrun
-from pipeline.orchestration.run import ChoiceError, RunError, plan, run
+from pipeline.orchestration.plan import ChoiceError, RunError, plan
+from pipeline.orchestration.run import run
 from pipeline.store.artifacts import StoreError
 
 

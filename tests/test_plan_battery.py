@@ -14,12 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import NAMES, Toy
 
-from pipeline.orchestration import run as pipeline
+from pipeline.orchestration import run as running
+from pipeline.orchestration.plan import RunError, plan
+from pipeline.orchestration.run import run
 from pipeline.store.artifacts import StoreError
 
-HOUSE = Path(pipeline.__file__).parent
+HOUSE = Path(running.__file__).parents[1]
 FILES = {str(HOUSE / name) for name in ("orchestration/run.py", "store/artifacts.py", "store/files.py")}
-WRITERS = {"begin", "publish", "_remove", "ask_rebuild", "withdraw_rebuild"}
+WRITERS = {"begin", "publish", "remove_folder", "ask_rebuild", "withdraw_rebuild"}
 Where = Callable[[types.CodeType], bool]
 
 
@@ -106,8 +108,8 @@ class Bench:
         def work() -> int:
             choices = {"keep": keep, "rebuild": rebuild, which: step}
             try:
-                pipeline.run(*self.load(), say=lambda line: None, **choices)
-            except (pipeline.RunError, StoreError):
+                run(*self.load(), say=lambda line: None, **choices)
+            except (RunError, StoreError):
                 return REFUSED
             return DONE
 
@@ -118,13 +120,13 @@ class Bench:
         """Run to the end, making anew what the plan asks about; return the files of each step."""
         for _ in range(3):
             with self.toy.installed():
-                plan = pipeline.plan(*self.load())
-            if {step.action for step in plan} == {"reuse"}:
+                planned = plan(*self.load())
+            if {step.action for step in planned} == {"reuse"}:
                 break
-            assert self.run(rebuild=[step.name for step in plan if step.action == "stop"]) == DONE
-        assert {step.action for step in plan} == {"reuse"}
+            assert self.run(rebuild=[step.name for step in planned if step.action == "stop"]) == DONE
+        assert {step.action for step in planned} == {"reuse"}
         contents = self.toy.contents()
-        return {step.name: contents[step.stage.name, step.key] for step in plan}
+        return {step.name: contents[step.stage.name, step.key] for step in planned}
 
 
 calm: dict[str, dict[str, dict[str, str]]] = {}

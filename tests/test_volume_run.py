@@ -12,7 +12,8 @@ from project import SETTINGS, Project
 from stages.sources_run import make_card
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
-from pipeline.orchestration.run import NAMES, run
+from pipeline.orchestration.graph import NAMES
+from pipeline.orchestration.run import run
 from pipeline.store.artifacts import Store
 from pipeline.store.files import read_json
 

@@ -13,16 +13,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from pipeline.orchestration import run as pipeline
-from pipeline.settings.config import Card, Config
+from pipeline.orchestration import graph
+from pipeline.settings.card import Card
+from pipeline.settings.config import Config
 from pipeline.settings.load import load
 from pipeline.store import lineage, tracking
 from pipeline.store.artifacts import Inputs, Store
 
 STAGES = (
-    pipeline.Stage("ingest", sources=("studies", "labels"), costly=True, incremental=("studies",)),
-    pipeline.Stage("pretrain", {"ingest": ("*",)}, costly=True),
-    pipeline.Stage("score", {"ingest": ("*",), "pretrain": ("*",)}),
+    graph.Stage("ingest", sources=("studies", "labels"), costly=True, incremental=("studies",)),
+    graph.Stage("pretrain", {"ingest": ("*",)}, costly=True),
+    graph.Stage("score", {"ingest": ("*",), "pretrain": ("*",)}),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 SECRET = bytes(32)
@@ -87,6 +88,8 @@ class Toy:
         self.write_study("1")
         for stage in NAMES:
             self.write_code(stage, "1")
+        (self.code / "labels").mkdir(exist_ok=True)
+        (self.code / "labels" / "identity.py").write_text("")  # whose a file is, which the plan looks at
 
     @property
     def store(self) -> Store:
@@ -107,7 +110,6 @@ class Toy:
         path = self.code / "stages" / f"{stage}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"VERSION = {version!r}\n")
-        lineage._module.cache_clear()
 
     def stage(self, name: str) -> Callable[..., None]:
         """Return the stage: its files hold settings, code, and all that the stage read, and are kept by a resume."""
@@ -130,7 +132,7 @@ class Toy:
         """Let the toy stages take the places of the real ones."""
         with ExitStack() as stack:
             for owner, name, new in (
-                (pipeline, "STAGES", STAGES),
+                (graph, "STAGES", STAGES),
                 (lineage, "PACKAGE_FOLDER", self.code),
                 (tracking, "Tracker", tracker),
             ):

@@ -11,22 +11,27 @@ from typing import Any
 import pandas as pd
 
 from pipeline.commands.trace import artifacts_behind, read_report
-from pipeline.orchestration import run
+from pipeline.orchestration.graph import NAMES
 from pipeline.orchestration.mlflow_runs import headline, results
+from pipeline.orchestration.plan import RunError, plan
 from pipeline.reporting import pdf
 from pipeline.reporting.comparison import MOST_RUNS, Against, Run, build
-from pipeline.settings.config import Card, Config, UsageError
+from pipeline.settings.card import Card
+from pipeline.settings.common import UsageError
+from pipeline.settings.config import Config
 from pipeline.settings.load import flatten
 from pipeline.statistics.compare import delong_test
 from pipeline.statistics.errors import collect_warnings
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.files import atomic, read_json, sha256_json
-from pipeline.store.tables import CURVES, PATIENT_SCORES, read_table
+from pipeline.store.tables.calibrate import PATIENT_SCORES
+from pipeline.store.tables.evaluate import CURVES
+from pipeline.store.tables.io import read_table
 
 MEASURES = ("test_auc", "certified_recall", "test_recall", "test_specificity", "test_referral_rate")
 
 # What a report is called changes no number.
-COMPARED = tuple(name for name in run.NAMES if name != "report")
+COMPARED = tuple(name for name in NAMES if name != "report")
 
 Found = Mapping[str, Artifact]
 
@@ -44,7 +49,7 @@ class Finished:
 def of_config(name: str, config: Config, card: Card, secret: bytes | None) -> Finished:
     """Return the run of a config, as the present code plans it; with fewer artifacts when it has not been finished."""
     store = Store(config.store)
-    steps = [step for step in run.plan(config, card, secret) if step.stage.name != "report"]
+    steps = [step for step in plan(config, card, secret) if step.stage.name != "report"]
     own = {step.name: store.find(step.stage.name, step.key) for step in steps}
     settings = flatten({stage: getattr(config, stage).model_dump(mode="json") for stage in COMPARED})
     return Finished(name, card.title, settings, {step: there for step, there in own.items() if there is not None})
@@ -66,13 +71,13 @@ def compare(runs: Sequence[Finished], destination: Path, fonts: Path | None = No
     """Lay runs side by side: one entry per run in each row, in the order given; write them as one PDF, too.
 
     `destination` is the PDF's path; `fonts` is a folder, as in the settings of `report`. Returns `{runs, settings,
-    measures, gate_failures, against_first, pdf, warnings}`. Raises run.RunError naming every run that has not been
+    measures, gate_failures, against_first, pdf, warnings}`. Raises RunError naming every run that has not been
     finished.
     """
     if len(runs) > MOST_RUNS:
-        raise run.RunError(f"at most {MOST_RUNS} runs can be compared, not {len(runs)}")
+        raise RunError(f"at most {MOST_RUNS} runs can be compared, not {len(runs)}")
     if unfinished := [one.name for one in runs if {"calibrate", "evaluate"} - {*one.artifacts}]:
-        raise run.RunError(
+        raise RunError(
             f"not finished with the present code: {', '.join(unfinished)}; run: maescreen run CONFIG, or compare "
             "finished reports: a report.pdf, report.json or their folder instead of CONFIG"
         )
@@ -119,7 +124,7 @@ def _scores(found: Found) -> pd.DataFrame:
 def _shown(one: Finished) -> Run:
     evaluate, found = one.artifacts["evaluate"], results(one.artifacts)
     if found.metrics is None or found.threshold is None:
-        raise run.RunError(f"not finished: {one.name}")
+        raise RunError(f"not finished: {one.name}")
     curves = read_table(evaluate.file("curves.parquet"), CURVES)
     return Run(
         name=one.name,

@@ -16,11 +16,14 @@ from urllib.request import url2pathname
 
 from pypdf.errors import PdfReadError
 
-from pipeline.orchestration.run import NAMES, RunError, plan
+from pipeline.orchestration.graph import NAMES
+from pipeline.orchestration.plan import RunError, plan
 from pipeline.reporting.pdf import read_keys
-from pipeline.settings.config import Card, Config
+from pipeline.settings.card import Card
+from pipeline.settings.config import Config
 from pipeline.store.artifacts import Store
 from pipeline.store.files import sha256_file
+from pipeline.store.indexed import forget
 from pipeline.store.inventory import Lying, folder_bytes, inventory, remove
 from pipeline.store.run_records import FOLDER, RunRecord, every_record, record_path
 from pipeline.store.tracking import KnownRun, known_runs, registered_models, remove_run
@@ -156,6 +159,7 @@ def examine(
 def delete(config: Config, found: Found, say: Callable[[str], None]) -> list[Item]:
     """Remove what may go; return what went. What another process took meanwhile stays, and is said."""
     store, gone = Store(config.store), []
+    forget(config.store)
     for item in found.removable:
         thing = item.thing
         if isinstance(thing, KnownRun):

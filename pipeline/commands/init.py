@@ -12,13 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.commands.studies_glance import Glance, glance
-from pipeline.imaging.archive.sources import has_images
+from pipeline.imaging.archive.choice import has_images
 from pipeline.imaging.pseudonyms import patient_pseudonym
 from pipeline.labels.joining import better_spelling
 from pipeline.labels.path_rules import PathRule, join_paths
 from pipeline.labels.table_file import read_table_file
 from pipeline.labels.values import LabelsError, spelling
-from pipeline.settings.config import NOT_STATED, StudyStatements
+from pipeline.settings.card import NOT_STATED, StudyStatements
 
 NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
 POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present".split()}

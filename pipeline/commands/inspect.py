@@ -12,12 +12,15 @@ import pandas as pd
 
 from pipeline.imaging.archive.sources import find_sources
 from pipeline.imaging.quarantine import FLAGS, REASONS
-from pipeline.settings.config import Card, IngestSettings, Machine
+from pipeline.settings.card import Card
+from pipeline.settings.images import IngestSettings
+from pipeline.settings.where import Machine
 from pipeline.stages.ingest import NothingAccepted, ingest
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import IMAGES, read_table
+from pipeline.store.tables.ingest import IMAGES
+from pipeline.store.tables.io import read_table
 from pipeline.store.wording import counted
 
 COUNTED = ("format", "modality", "body_part", "view", "manufacturer", "sex")

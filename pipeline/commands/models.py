@@ -9,14 +9,15 @@ from pipeline.inference.model_folder import CONTENT, ModelError
 from pipeline.store.artifacts import Store
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Card, Config
+    from pipeline.settings.card import Card
+    from pipeline.settings.config import Config
 
 STEP, FOLDER = "package", "model"
 
 
 def folder_of_run(config: Config, card: Card, secret: bytes | None) -> Path:
     """Return the model folder of a finished run. Raises ModelError when `package` has not been made."""
-    from pipeline.orchestration.run import plan
+    from pipeline.orchestration.plan import plan
 
     step = next(step for step in plan(config, card, secret) if step.name == STEP)
     artifact = Store(config.store).find(STEP, step.key)

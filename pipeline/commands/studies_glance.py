@@ -14,7 +14,7 @@ from pipeline.imaging.image import MB, Identity, Part, Policy
 from pipeline.imaging.quarantine import Refusal
 from pipeline.imaging.read import read_image
 from pipeline.labels.path_rules import PathRule
-from pipeline.settings.config import IngestSettings
+from pipeline.settings.images import IngestSettings
 
 OPENED = 24
 NAMES_ALONE = PathRule(ignore=("folders", "suffix"))

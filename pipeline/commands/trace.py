@@ -14,11 +14,12 @@ from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import read_json, sha256_file
 from pipeline.store.ledger import Ledger, LedgerError
 from pipeline.store.lineage import SourceHashes
-from pipeline.store.tables import FILES, QUARANTINE, read_table
+from pipeline.store.tables.ingest import FILES, QUARANTINE
+from pipeline.store.tables.io import read_table
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Data
+    from pipeline.settings.where import Data
 
 
 class TraceError(RuntimeError):

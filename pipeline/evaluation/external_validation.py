@@ -26,7 +26,7 @@ from pipeline.statistics.subgroups import UNKNOWN, patient_attributes
 from pipeline.store.wording import agreeing, counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import EvaluateSettings
+    from pipeline.settings.decision import EvaluateSettings
 
 
 @dataclass(frozen=True)

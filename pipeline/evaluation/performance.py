@@ -24,7 +24,7 @@ from pipeline.statistics.threshold import min_positives, recall_bounds, verify_t
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import EvaluateSettings
+    from pipeline.settings.decision import EvaluateSettings
 
 
 # A rise of the log loss by this share is said even where chance could explain it.

@@ -14,7 +14,7 @@ from pipeline.statistics.macro import macro_averages
 from pipeline.statistics.patients import Patients, one_per_unit, patients_of
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import EvaluateSettings
+    from pipeline.settings.decision import EvaluateSettings
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from pipeline.models.training import Hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import sha256_file, write_json
 
-NETWORKS = ("mae", "scratch", "imported")  # trained by gradient steps, so that seeds differ
-
 
 @dataclass(frozen=True)
 class Start:

@@ -43,14 +43,14 @@ from pipeline.models.training import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import FinetuneSettings
+    from pipeline.settings.training import FinetuneSettings
     from pipeline.store.runlog import RunLog
 
 BETAS = (0.9, 0.999)
 
 
 def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
-    """Train one of arms.NETWORKS and leave its files in `folder`; goes on from its checkpoints there.
+    """Train one of arm_registry.NETWORKS and leave its files in `folder`; goes on from its checkpoints there.
 
     Raises TrainingError when the loss stops being finite, WeightsError when the weights to start from do not fit,
     Stopped when asked to stop.

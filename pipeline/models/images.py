@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline.store.tables import FURTHER_LABELS, INDEX, read_table
+from pipeline.store.tables.io import read_table
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.split import FURTHER_LABELS
 
 
 class ImagesError(ValueError):

@@ -13,7 +13,7 @@ from pipeline.models.randomness import derived_seed
 from pipeline.models.training import TrainingError
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import FinetuneSettings
+    from pipeline.settings.training import FinetuneSettings
 
 
 def labelled_subsets(images: Images, counts: Sequence[int], seed: int) -> dict[int, Images]:

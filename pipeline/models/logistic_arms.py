@@ -13,7 +13,7 @@ from pipeline.models.baseline import HogSpec, fit_each, logistic_tensors
 from pipeline.models.images import Images
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import FinetuneSettings
+    from pipeline.settings.training import FinetuneSettings
     from pipeline.store.runlog import RunLog
 
 

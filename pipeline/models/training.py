@@ -17,7 +17,7 @@ from pipeline.models import distributed
 from pipeline.models.randomness import order
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Machine
+    from pipeline.settings.where import Machine
 
 
 class TrainingError(RuntimeError):

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.imaging.archive.sources import has_images
+from pipeline.imaging.archive.choice import has_images
 from pipeline.store.files import sha256_json
 from pipeline.store.lineage import SourceHashes, studies_digest
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Studies
+    from pipeline.settings.where import Studies
 
 
 def chosen_digest(

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from pipeline.inference.decision import Decision, decide
 from pipeline.settings.load import flatten
+from pipeline.store import indexed
 from pipeline.store.artifacts import Artifact
 from pipeline.store.files import read_json
+from pipeline.store.server import comparison_fragment
 
 if TYPE_CHECKING:
+    from pipeline.settings.config import Config
     from pipeline.store.tracking import Tracker
 
 
@@ -57,6 +59,50 @@ ABSENT: Mapping[str, Any] = {
     "macro": None,
     "external": {},
 }
+
+
+class Index:
+    """MLflow as a run sees it: opened, which takes seconds, only when the store does not remember what is wanted."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._memory = indexed.recall(config.store, config.project, config.tracking.uri)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The database or server. Raises TrackingError when it cannot be used."""
+        from pipeline.store.tracking import Tracker
+
+        config = self._config
+        # From now on MLflow itself is asked, also by the next run if this one does not come to its end.
+        self._memory = None
+        indexed.forget(config.store)
+        return Tracker(config.project, config.store, config.tracking.uri, config.tracking.pictures)
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return whether the run for `key` is there with everything that belongs to it."""
+        if self._memory is not None and key in self._memory.keys[kind]:
+            return True
+        return key in self.tracker.indexed(kind)
+
+    def stage(self, artifact: Artifact) -> None:
+        """Make sure that the run of a finished artifact is there."""
+        if not self.has("stage", f"{artifact.stage}/{artifact.key}"):
+            index_stage(self.tracker, artifact)
+
+    def comparison(self) -> str:
+        """Return the part of the UI's address that opens the pipeline runs side by side."""
+        return comparison_fragment(self.tracker.experiment_id if self._memory is None else self._memory.experiment_id)
+
+    def remember(self) -> None:
+        """Write down in the store what MLflow has, for the next time."""
+        if self._memory is None:
+            config = self._config
+            # Looked at before it is asked: what another process writes meanwhile makes the memory void.
+            state = indexed.state(config.store, config.tracking.uri)
+            keys = {kind: self.tracker.indexed(kind) for kind in indexed.KINDS}
+            memory = indexed.Memory(state, self.tracker.experiment_id, keys)
+            indexed.note(config.store, config.project, config.tracking.uri, memory)
 
 
 @dataclass(frozen=True)
@@ -145,6 +191,8 @@ def index_pipeline(tracker: Tracker, run_id: str, artifacts: Mapping[str, Artifa
     found = results(artifacts)
     tracker.metrics(run_id, _numbers(found))
     if found.decision.usable:
+        import pyarrow.parquet as pq
+
         tracker.table(run_id, pq.read_table(artifacts["calibrate"].file("sweep.parquet")).to_pydict(), "sweep.json")
     if "report" in artifacts:
         tracker.files(run_id, artifacts["report"].path, _tracked(tracker, artifacts["report"]))

@@ -6,18 +6,18 @@ their part of every batch, and write nothing.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.orchestration.graph import call_stage
 from pipeline.store.artifacts import Inputs, Store, StoreError
 from pipeline.store.lineage import code_digests
 from pipeline.store.runlog import RunLog
 
 if TYPE_CHECKING:
-    from pipeline.orchestration.run import Step
+    from pipeline.orchestration.plan import Step
     from pipeline.settings.config import Config
 
 
@@ -88,5 +88,4 @@ def _take_part(config: Config, word: Mapping[str, Any]) -> None:
         )
     # Card, key, studies and labels are not read by what is shared.
     inputs = Inputs(None, config.machine, artifacts, word["reads"], imported_weights=weights)  # type: ignore[arg-type]
-    function = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
-    function(settings, inputs, store.partial(name, word["key"]), RunLog(name, quiet=True))
+    call_stage(name, settings, inputs, store.partial(name, word["key"]), RunLog(name, quiet=True))

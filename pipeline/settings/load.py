@@ -13,7 +13,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.settings.config import Card, Config, ConfigError, Studies
+from pipeline.settings.card import Card
+from pipeline.settings.common import ConfigError
+from pipeline.settings.config import Config
+from pipeline.settings.where import Studies
 
 MAX_BYTES = 1_000_000
 COMMAND_LINE = "command line"

@@ -31,20 +31,15 @@ from pipeline.statistics.subgroups import patient_attributes
 from pipeline.statistics.sweep import sweep_thresholds, threshold_sweep
 from pipeline.statistics.threshold import Certificate, certify_threshold, shared_confidence
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import (
-    FURTHER_SCORES,
-    IMAGES,
-    PATIENT_SCORES,
-    SCORES,
-    SPLIT,
-    SWEEP,
-    read_table,
-    write_table,
-)
+from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
+from pipeline.store.tables.ingest import IMAGES
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.score import FURTHER_SCORES, SCORES
+from pipeline.store.tables.split import SPLIT
 from pipeline.store.wording import agreeing, counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import CalibrateSettings
+    from pipeline.settings.decision import CalibrateSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -40,25 +40,15 @@ from pipeline.statistics.sequential import watching
 from pipeline.statistics.shift import assess_image_counts, assess_shift
 from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_attributes, subgroup_table
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import (
-    COMPARISON,
-    CURVES,
-    FURTHER_LABELS,
-    FURTHER_SCORES,
-    IMAGES,
-    LABEL_FRACTION_SCORES,
-    LABEL_FRACTIONS,
-    PATIENT_SCORES,
-    SCORES,
-    SPLIT,
-    SUBGROUPS,
-    SWEEP,
-    read_table,
-    write_table,
-)
+from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
+from pipeline.store.tables.evaluate import COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.ingest import IMAGES
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES
+from pipeline.store.tables.split import FURTHER_LABELS, SPLIT
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import EvaluateSettings
+    from pipeline.settings.decision import EvaluateSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

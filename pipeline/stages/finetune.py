@@ -29,7 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.arms import NETWORKS, ArmData, Start
+from pipeline.models.arm_registry import ARMS, NETWORKS
+from pipeline.models.arms import ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.distributed import from_leader, leads
 from pipeline.models.finetuning import train_network
@@ -42,17 +43,10 @@ from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import FinetuneSettings
+    from pipeline.settings.training import FinetuneSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 
-DESCRIPTIONS = {
-    "mae": "encoder pretrained as a masked autoencoder",
-    "scratch": "the same network, all layers trained from random weights",
-    "imported": "the same network, started from public weights that were trained elsewhere",
-    "linear_probe": "logistic regression on the frozen pretrained encoder's features",
-    "hog": "logistic regression on histograms of oriented gradients, no network",
-}
 CONVEX = {"linear_probe": train_probe, "hog": train_hog}
 
 
@@ -99,10 +93,10 @@ _PER_SEED = ("tune_auc", "best_epoch", "model_sha256", "encoder_tensors_loaded",
 
 def _description(arm: str, settings: FinetuneSettings, data: ArmData) -> str:
     if arm not in NETWORKS or arm not in data.starts:
-        return DESCRIPTIONS[arm]
+        return ARMS[arm].description
     blocks = settings.trainable_blocks
     trained = {None: "all layers", 0: "the head alone", 1: "the last block and the head"}
-    return f"{DESCRIPTIONS[arm]}, {trained.get(blocks, f'the last {blocks} blocks and the head')} trained"
+    return f"{ARMS[arm].description}, {trained.get(blocks, f'the last {blocks} blocks and the head')} trained"
 
 
 def _selection(arm: str, settings: FinetuneSettings) -> str:

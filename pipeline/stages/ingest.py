@@ -55,7 +55,7 @@ from pipeline.labels.identity import (
 from pipeline.labels.path_rules import PathRule, apart, check_paths
 from pipeline.labels.values import read_labels
 from pipeline.store.files import sha256_json, write_json
-from pipeline.store.tables import (
+from pipeline.store.tables.ingest import (
     ASSEMBLED,
     EXAMINED,
     FILES,
@@ -64,17 +64,12 @@ from pipeline.store.tables import (
     NEAR_DUPLICATES,
     QUALITY,
     QUARANTINE,
-    iterate,
-    merge_pages,
-    return_memory,
-    write_arrow,
-    write_rows,
-    write_table,
 )
+from pipeline.store.tables.io import iterate, merge_pages, return_memory, write_arrow, write_rows, write_table
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import IngestSettings
+    from pipeline.settings.images import IngestSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

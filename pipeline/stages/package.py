@@ -30,12 +30,15 @@ from pipeline.statistics.calibrators import PrevalenceCalibrator, calibrator_fro
 from pipeline.statistics.errors import NotEnoughData
 from pipeline.statistics.probability_band import probability_band
 from pipeline.store.files import atomic, read_json, sha256_json, write_json
-from pipeline.store.tables import IMAGES, PATIENT_SCORES, SPLIT, read_table
+from pipeline.store.tables.calibrate import PATIENT_SCORES
+from pipeline.store.tables.ingest import IMAGES
+from pipeline.store.tables.io import read_table
+from pipeline.store.tables.split import SPLIT
 from pipeline.store.versions import package_versions, runtime_versions
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import PackageSettings
+    from pipeline.settings.decision import PackageSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -22,10 +22,14 @@ from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.read import load_image
 from pipeline.imaging.transforms import Rendered, Rendering, render
 from pipeline.store.files import atomic, read_json, sha256_bytes, write_json
-from pipeline.store.tables import FILES, FURTHER_LABELS, IMAGES, INDEX, SPLIT, SPLITS, read_table, write_table
+from pipeline.store.tables.ingest import FILES, IMAGES
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.split import FURTHER_LABELS, SPLIT, SPLITS
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Machine, PreprocessSettings
+    from pipeline.settings.images import PreprocessSettings
+    from pipeline.settings.where import Machine
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -37,7 +37,7 @@ from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import atomic, sha256_file, write_json
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import PretrainSettings
+    from pipeline.settings.training import PretrainSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

@@ -19,12 +19,12 @@ from pipeline.reporting.document import Document, printable
 from pipeline.reporting.evidence import Evidence, Example
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
-from pipeline.store import tables
 from pipeline.store.files import atomic, read_json, sha256_file, write_json
+from pipeline.store.tables import catalogue as tables
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import ReportSettings
+    from pipeline.settings.decision import ReportSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

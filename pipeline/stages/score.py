@@ -14,10 +14,11 @@ from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, Model
 from pipeline.models.images import Images, read_images
 from pipeline.models.training import prepare
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES, read_table, write_table
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import ScoreSettings
+    from pipeline.settings.decision import ScoreSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

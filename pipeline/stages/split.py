@@ -19,23 +19,14 @@ from pipeline.labels.path_rules import PathRule, check_paths
 from pipeline.labels.patient_groups import linked, missed_shares, shares_of, units
 from pipeline.labels.values import LabelsError, meanings, read_labels
 from pipeline.store.files import read_json, write_json
-from pipeline.store.tables import (
-    FILES,
-    FURTHER_LABELS,
-    IMAGES,
-    NEAR_DUPLICATES,
-    QUARANTINE,
-    SPLIT,
-    SPLITS,
-    UNMATCHED,
-    iterate,
-    read_table,
-    write_table,
-)
+from pipeline.store.tables.ingest import FILES, IMAGES, NEAR_DUPLICATES, QUARANTINE
+from pipeline.store.tables.io import iterate, read_table, write_table
+from pipeline.store.tables.split import FURTHER_LABELS, SPLIT, SPLITS, UNMATCHED
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import CardLabel, SplitFractions, SplitSettings
+    from pipeline.settings.card import CardLabel
+    from pipeline.settings.images import SplitFractions, SplitSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 

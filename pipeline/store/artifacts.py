@@ -25,7 +25,8 @@ from pipeline.store.files import flush_directory, read_json, sha256_file, write_
 from pipeline.store.lineage import SourceHashes
 
 if TYPE_CHECKING:
-    from pipeline.settings.config import Card, Machine
+    from pipeline.settings.card import Card
+    from pipeline.settings.where import Machine
     from pipeline.store.ledger import Ledger
 
 RECORD = "artifact.json"

@@ -15,13 +15,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.files import sha256_file, sha256_json
+from pipeline.store.files import read_json, sha256_bytes, sha256_file, sha256_json, write_json
 
 PACKAGE = "pipeline"
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 KEY_LENGTH = 16
 HASHES_PER_COMMIT = 500
 UNREADABLE = "unreadable"
+# What is said for readers alone, by the call that says it: which argument it is, by place (none) or name.
+PROSE = {"Column": (2, "meaning"), "Field": (-1, "description")}
+
+Parsed = tuple[str, list[str]]  # the digest of a module, and what it imports
 
 
 def artifact_key(
@@ -34,23 +38,76 @@ def artifact_key(
 # ---------------------------------------------------------------- code
 
 
-def code_digests(module: str) -> dict[str, str]:
+class Code:
+    """The modules of this package as they are now, each read once.
+
+    Parsing all takes seconds, so that digest and imports are remembered by the SHA-256 of a module's text, in a JSON
+    file. Without one, or where none can be written, every module is parsed.
+    """
+
+    def __init__(self, memory: Path | None = None) -> None:
+        self._memory = memory
+        self._texts: dict[str, bytes] = {}
+        self._modules: dict[str, bool] = {}
+        self._data: dict[Path, dict[str, str]] = {}
+        self._known: dict[str, Parsed] = {}
+        self._used: dict[str, Parsed] = {}
+        # What is done here to a text is part of what is remembered.
+        self._scheme = sha256_file(Path(__file__))
+        if memory is not None:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                self._known = read_json(memory)[self._scheme]
+
+    def parsed(self, module: str) -> Parsed:
+        """Return the digest of a module, and what it imports from this package: modules, and names in them."""
+        if module not in self._texts:
+            self._texts[module] = _file(module).read_bytes()
+        text = self._texts[module]
+        sha256 = sha256_bytes(text)
+        if sha256 not in self._used:
+            self._used[sha256] = self._known[sha256] if sha256 in self._known else _parsed(text)
+        return self._used[sha256]
+
+    def is_module(self, name: str) -> bool:
+        """Return whether there is a module or a package of this name."""
+        if name not in self._modules:
+            self._modules[name] = _file(name).is_file()
+        return self._modules[name]
+
+    def data_files(self, folder: Path) -> dict[str, str]:
+        """Return the SHA-256 of each file in a folder of the package that is no module, by its path there."""
+        if folder not in self._data:
+            self._data[folder] = {
+                str(path.relative_to(PACKAGE_FOLDER)): sha256_file(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith(".")
+            }
+        return self._data[folder]
+
+    def remember(self) -> None:
+        """Write down what was used; modules of earlier code are forgotten."""
+        if self._memory is not None and self._memory.parent.is_dir() and not self._used.keys() <= self._known.keys():
+            with suppress(OSError):
+                write_json(self._memory, {self._scheme: self._used})
+
+
+def code_digests(module: str, code: Code | None = None) -> dict[str, str]:
     """Return the digest of `module` and of every module and data file of this package that it uses at run time.
 
-    Comments, docstrings, formatting and imports for type checking only do not count.
+    Comments, docstrings, formatting, imports for type checking only, the meanings of columns and the descriptions of
+    settings do not count.
     """
+    code = code or Code()
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         if name in found:
             continue
-        found[name], imported = _module(name)
-        waiting += imported
+        found[name], imported = code.parsed(name)
+        waiting += [one for one in imported if one not in found and code.is_module(one)]
     for folder in {_file(name).parent for name in found}:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
-                found[str(path.relative_to(PACKAGE_FOLDER))] = sha256_file(path)
+        found |= code.data_files(folder)
     return {name.removeprefix(f"{PACKAGE}."): found[name] for name in sorted(found)}
 
 
@@ -60,9 +117,8 @@ def _file(module: str) -> Path:
 
 
 @cache
-def _module(name: str) -> tuple[str, list[str]]:
-    tree = ast.parse(_file(name).read_text("utf-8"))
-    stripped = _Stripped().visit(tree)
+def _parsed(text: bytes) -> Parsed:
+    stripped = _Stripped().visit(ast.parse(text))
     return sha256_json(_canonical(stripped)), _imports(stripped)
 
 
@@ -76,7 +132,8 @@ def _canonical(node: Any) -> Any:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Removes what cannot change behaviour: docstrings and imports under `if TYPE_CHECKING`."""
+    """Removes what cannot change an artifact: docstrings, imports under `if TYPE_CHECKING`, and what is said of columns
+    and settings."""
 
     def _without_docstring(self, node: Any) -> Any:
         if ast.get_docstring(node, clean=False) is not None:
@@ -84,6 +141,14 @@ class _Stripped(ast.NodeTransformer):
         return self.generic_visit(node)
 
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _without_docstring
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        prose = PROSE.get(ast.unparse(node.func))
+        if prose is not None:
+            place, name = prose
+            node.args = [argument for at, argument in enumerate(node.args) if at != place]
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != name]
+        return self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
         # Early releases of Python 3.12 end a nested format with an empty text.
@@ -104,7 +169,7 @@ def _imports(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.append(node.module)
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in names if name.startswith(f"{PACKAGE}.") and _file(name).is_file()]
+    return [name for name in names if name.startswith(f"{PACKAGE}.")]
 
 
 # ---------------------------------------------------------------- sources
@@ -144,8 +209,24 @@ class SourceHashes:
         known = self._known(path)
         return self.of(path) if known is None else known[2]
 
+    def derived(self, what: Any, compute: Callable[[], str]) -> str:
+        """Return a digest that depends on nothing but `what`, plain data; `compute` is asked once."""
+        if self._memory is None:
+            return compute()
+        name = self._hashed(f"derived\0{sha256_json(what)}".encode())
+        query = "SELECT sha256 FROM hashes WHERE name = ?"
+        known = self._memory.execute(query, (name,)).fetchone()
+        if known is not None:
+            return known[0]
+        digest = compute()
+        self._new.append((name, 0, 0, digest))
+        self.remember()
+        return digest
+
     def _name(self, path: Path) -> str:
-        message = f"source\0{path}".encode("utf-8", "surrogateescape")
+        return self._hashed(f"source\0{path}".encode("utf-8", "surrogateescape"))
+
+    def _hashed(self, message: bytes) -> str:
         return hmac.new(self._secret, message, "sha256").hexdigest()[:32]
 
     def _known(self, path: Path) -> tuple[int, int, str] | None:

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from urllib.parse import quote
 
 HOST = "127.0.0.1"
 PATIENCE_S, POLL_S = 120.0, 0.1
 SECONDS_TO_END = 10.0
 STANDARD_ERROR = 2
+KIND = "maescreen.kind"  # the tag that says what a run is of
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -109,3 +111,12 @@ def _answers(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def comparison_fragment(experiment_id: str) -> str:
+    """Return the part of the UI's address that opens the pipeline runs of an experiment side by side."""
+    pipeline_runs = quote(f"tags.`{KIND}` = 'pipeline'")
+    return (
+        f"#/experiments/{experiment_id}/runs?searchFilter={pipeline_runs}"
+        "&workflowType=machine_learning&compareRunsMode=CHART"
+    )

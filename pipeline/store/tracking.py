@@ -39,13 +39,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.store import server
 from pipeline.store.files import sha256_json
+from pipeline.store.server import KIND
 
 UNUSABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
 BATCH = 1000  # metrics per request, the limit of MLflow's API
 PARAM_BATCH = 100
 LARGEST_ARTIFACT_BYTES = 8_000_000
 UNTRACKED_SUFFIXES = {".npy", ".safetensors"}  # arrays and weights stay in the store
-KIND, KEY, INDEXED = "maescreen.kind", "maescreen.key", "maescreen.indexed"
+KEY, INDEXED = "maescreen.key", "maescreen.indexed"
 # A run of another machine, or of before a restart, that has not ended is taken for dead after so long.
 FORGOTTEN_DAYS = 7
 PROCESS, BOOT = "maescreen.process", "maescreen.boot"
@@ -341,15 +342,6 @@ def _registered(client: mlflow.MlflowClient, version: Any) -> RegisteredModel:
             if name.startswith("key.")]  # fmt: skip
     own = [tags[KEY]] if KEY in tags else []
     return RegisteredModel(f"{version.name} version {version.version}", run_id, version.source or "", (*keys, *own))
-
-
-def comparison_fragment(experiment_id: str) -> str:
-    """Return the part of the UI's address that opens the pipeline runs of an experiment side by side."""
-    pipeline_runs = quote(f"tags.`{KIND}` = 'pipeline'")
-    return (
-        f"#/experiments/{experiment_id}/runs?searchFilter={pipeline_runs}"
-        "&workflowType=machine_learning&compareRunsMode=CHART"
-    )
 
 
 def serve(store: Path, uri: str | None, port: int, ready: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from measuring import Run, by_turns, machine, seconds
 from pipeline.models.classifier import Classifier
 from pipeline.models.training import autocast, usable_precision
 from pipeline.models.vit import EncoderSpec
-from pipeline.settings.config import ENCODER_SIZES
+from pipeline.settings.training import ENCODER_SIZES
 
 
 def main() -> None:

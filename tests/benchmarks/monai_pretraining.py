@@ -41,8 +41,8 @@ from pipeline.models.training import (
     steps_per_epoch,
 )
 from pipeline.models.vit import EncoderSpec, normalise
-from pipeline.settings.config import PretrainSettings
 from pipeline.settings.load import load
+from pipeline.settings.training import PretrainSettings
 from pipeline.stages.pretrain import BETAS, build, encoder_spec, hold_out, peak_rate
 from pipeline.store.runlog import RunLog
 

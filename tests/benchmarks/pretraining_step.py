@@ -34,7 +34,7 @@ from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.masking import make_mask
 from pipeline.models.training import adamw, parameter_groups
 from pipeline.models.vit import EncoderSpec, patchify
-from pipeline.settings.config import ENCODER_SIZES
+from pipeline.settings.training import ENCODER_SIZES
 
 HUGGING_FACE = ("hugging_face",) if importlib.util.find_spec("transformers") else ()
 NAMES = ("monai", "monai_fused", *HUGGING_FACE, "self_attention", "cross_attention")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reporting import example_run
 
-from pipeline.settings.config import ReportSettings
+from pipeline.settings.decision import ReportSettings
 from pipeline.stages.report import report
 from pipeline.store.runlog import RunLog
 

@@ -19,7 +19,7 @@ import torch
 from measuring import elsewhere, machine, peak_mib, seconds
 from pretraining_step import our_step
 
-from pipeline.settings.config import ENCODER_SIZES
+from pipeline.settings.training import ENCODER_SIZES
 
 
 def step(options: argparse.Namespace) -> dict[str, float] | None:

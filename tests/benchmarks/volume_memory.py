@@ -29,7 +29,7 @@ from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.masking import make_mask
 from pipeline.models.training import adamw, parameter_groups
 from pipeline.models.vit import EncoderSpec
-from pipeline.settings.config import ENCODER_SIZES
+from pipeline.settings.training import ENCODER_SIZES
 
 DECODER_WIDTH, DECODER_DEPTH, DECODER_HEADS = 256, 4, 8
 MASK_RATIO, DROP_PATH, RATE, WEIGHT_DECAY, BETAS = 0.75, 0.1, 1e-4, 0.05, (0.9, 0.95)

@@ -25,7 +25,7 @@ from pipeline.imaging.archive.sources import Source, find_sources
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.image import MB, Policy
 from pipeline.imaging.quarantine import REASONS, Refusal
-from pipeline.settings.config import IngestSettings
+from pipeline.settings.images import IngestSettings
 from pipeline.stages.ingest import _examine, _examine_series
 
 TESTS = Path(__file__).parents[1]

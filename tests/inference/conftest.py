@@ -11,7 +11,8 @@ from project import PATIENTS, Project, add_external
 
 from pipeline.inference.model import Model
 from pipeline.orchestration.run import run
-from pipeline.store.tables import SCORES, read_table
+from pipeline.store.tables.io import read_table
+from pipeline.store.tables.score import SCORES
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,8 @@ def test_a_model_whose_gate_failed_gives_scores_and_never_decisions(judged, tmp_
 
 
 def test_the_folder_holds_no_row_about_a_patient(hog, judged, finished):
-    from pipeline.store.tables import IMAGES, read_table
+    from pipeline.store.tables.ingest import IMAGES
+    from pipeline.store.tables.io import read_table
 
     project, _ = judged
     table = next(iter((project.store / "ingest").glob("*/images.parquet")))

@@ -25,7 +25,7 @@ from scipy import stats
 from pipeline.models.augmentation import AXES, COLUMNS, Augmentation, Draws
 from pipeline.models.intensity import add_noise, blur, cut_out
 from pipeline.models.resampling import resample, resample_planes
-from pipeline.settings.config import FinetuneAugmentation, PretrainAugmentation
+from pipeline.settings.training import FinetuneAugmentation, PretrainAugmentation
 
 EACH: dict[str, Any] = {
     "crop_min": 0.5, "rotate_degrees": 20.0, "shear": 0.2, "scale": 0.2, "translate": 0.1,

@@ -9,7 +9,7 @@ import pytest
 from pipeline.models.images import Images
 from pipeline.models.labelled_patients import labelled_subsets, patient_order, same_steps
 from pipeline.models.training import TrainingError
-from pipeline.settings.config import FinetuneSettings
+from pipeline.settings.training import FinetuneSettings
 
 
 def images(positives: int = 30, negatives: int = 90, each: int = 2) -> Images:

@@ -16,14 +16,16 @@ from pipeline.models.arms import finish
 from pipeline.models.baseline import HogSpec
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import EncoderSpec
-from pipeline.orchestration.run import STAGES
-from pipeline.settings.config import CalibrateSettings, Card, EvaluateSettings, Machine
+from pipeline.orchestration.graph import STAGES
+from pipeline.settings.card import Card
+from pipeline.settings.decision import CalibrateSettings, EvaluateSettings
+from pipeline.settings.where import Machine
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate
-from pipeline.store import tables
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.files import sha256_bytes, write_json
 from pipeline.store.runlog import RunLog
+from pipeline.store.tables import catalogue as tables
 
 SPLITS = {"train": 0.3, "tune": 0.1, "calibration": 0.3, "test": 0.3}
 ARMS = {"mae": 2.6, "scratch": 2.0, "linear_probe": 2.2, "hog": 2.1}  # mean shift of positive scores

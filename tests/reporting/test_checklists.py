@@ -13,7 +13,7 @@ import pytest
 from pipeline.reporting.checklists import CLAIM, FACTS, GUIDELINES, STARD_AI, TRIPOD_AI, Guideline, Item, answer
 from pipeline.reporting.content import SECTIONS
 from pipeline.reporting.evidence import Example
-from pipeline.settings.config import Card, StudyStatements
+from pipeline.settings.card import Card, StudyStatements
 
 CARD: dict[str, Any] = {
     "source": "a hospital",

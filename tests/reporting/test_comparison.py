@@ -11,7 +11,7 @@ from reporting import example_run
 
 from pipeline.commands.compare import Finished, _against, _shown, _write
 from pipeline.reporting.comparison import Against, Run, build
-from pipeline.settings.config import CalibrateSettings
+from pipeline.settings.decision import CalibrateSettings
 
 
 @pytest.fixture(scope="module")

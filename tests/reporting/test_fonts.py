@@ -10,9 +10,11 @@ from fontTools.ttLib import TTFont
 from pypdf import PdfReader
 from toy import Toy
 
-from pipeline.orchestration.run import STAGES, _sources
+from pipeline.orchestration.graph import STAGES
+from pipeline.orchestration.sources import sources
 from pipeline.reporting import pdf
 from pipeline.reporting.document import Document, Paragraph, Section, printable
+from pipeline.store.lineage import Code
 
 HAN, HINDI = "漢字", "हि"
 
@@ -98,7 +100,7 @@ def test_joiners_stay_where_a_script_needs_them_and_nowhere_else():
 def test_the_report_stage_warns(tmp_path, fonts):
     from reporting import example_run
 
-    from pipeline.settings.config import ReportSettings
+    from pipeline.settings.decision import ReportSettings
     from pipeline.stages.report import report
     from pipeline.store.runlog import RunLog
 
@@ -111,7 +113,7 @@ def test_the_report_stage_warns(tmp_path, fonts):
 
 
 def test_where_the_fonts_are_is_no_part_of_the_settings_that_are_recorded(fonts):
-    from pipeline.settings.config import ReportSettings
+    from pipeline.settings.decision import ReportSettings
 
     assert "fonts" not in ReportSettings(title="x", fonts=fonts).model_dump(mode="json")
 
@@ -122,7 +124,7 @@ def test_other_fonts_make_the_report_anew_and_another_place_does_not(tmp_path):
 
     def digest(folder: Path | None) -> str | None:
         named = config.model_copy(update={"report": config.report.model_copy(update={"fonts": folder})})
-        return _sources(named, (named.data, card), secret).get("fonts")
+        return sources(named, (named.data, card), secret, Code()).get("fonts")
 
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -12,7 +12,7 @@ from reporting import example_run
 from pipeline.reporting.content import build
 from pipeline.reporting.document import Document
 from pipeline.reporting.evidence import Evidence
-from pipeline.settings.config import CalibrateSettings, ReportSettings
+from pipeline.settings.decision import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence
 
 LABEL = {"reference_standard": "one reader", "positive": ["1"], "negative": ["0"], "definition": "seen by one reader"}

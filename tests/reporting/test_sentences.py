@@ -26,13 +26,8 @@ from pipeline.reporting.sections.operating import operating_point
 from pipeline.reporting.sections.provenance import statements
 from pipeline.reporting.sections.results import calibration
 from pipeline.reporting.sections.summary import summary
-from pipeline.settings.config import (
-    CalibrateSettings,
-    EvaluateSettings,
-    FinetuneSettings,
-    PretrainSettings,
-    ReportSettings,
-)
+from pipeline.settings.decision import CalibrateSettings, EvaluateSettings, ReportSettings
+from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.stages.report import _evidence
 from pipeline.store.wording import agreeing, counted
 

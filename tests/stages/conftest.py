@@ -10,14 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.orchestration.run import STAGES
-from pipeline.settings.config import CalibrateSettings, EvaluateSettings
+from pipeline.orchestration.graph import STAGES
+from pipeline.settings.decision import CalibrateSettings, EvaluateSettings
 from pipeline.stages.calibrate import calibrate
 from pipeline.stages.evaluate import evaluate
 from pipeline.store.artifacts import Artifact, Inputs
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import IMAGES, SCORES, SPLIT, write_table
+from pipeline.store.tables.ingest import IMAGES
+from pipeline.store.tables.io import write_table
+from pipeline.store.tables.score import SCORES
+from pipeline.store.tables.split import SPLIT
 
 READS = {stage.name: stage.reads for stage in STAGES}
 # Distance between the classes' mean logits in standard deviations: AUC = Phi(distance / sqrt 2).

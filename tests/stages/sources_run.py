@@ -10,8 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.orchestration.run import STAGES
-from pipeline.settings.config import Card, IngestSettings, Machine, PreprocessSettings, SplitSettings
+from pipeline.orchestration.graph import STAGES
+from pipeline.settings.card import Card
+from pipeline.settings.images import IngestSettings, PreprocessSettings, SplitSettings
+from pipeline.settings.where import Machine
 from pipeline.store.artifacts import Artifact, Inputs
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.lineage import SourceHashes

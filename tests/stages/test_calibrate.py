@@ -11,7 +11,9 @@ from pipeline.statistics.metrics import confusion
 from pipeline.statistics.threshold import certifiable_recall
 from pipeline.store.artifacts import StoreError
 from pipeline.store.files import sha256_file
-from pipeline.store.tables import PATIENT_SCORES, SCORES, SWEEP, read_table
+from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
+from pipeline.store.tables.io import read_table
+from pipeline.store.tables.score import SCORES
 
 FILES = (
     "calibrator.json",

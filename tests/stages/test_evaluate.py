@@ -19,17 +19,11 @@ from pipeline.statistics.metrics import Counts, at_prevalence, confusion
 from pipeline.statistics.planner import chance_of_confirmation
 from pipeline.statistics.threshold import max_misses, verify_threshold
 from pipeline.store.files import sha256_file, write_json
-from pipeline.store.tables import (
-    COMPARISON,
-    CURVES,
-    IMAGES,
-    PATIENT_SCORES,
-    SPLIT,
-    SUBGROUPS,
-    SWEEP,
-    read_table,
-    write_table,
-)
+from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
+from pipeline.store.tables.evaluate import COMPARISON, CURVES, SUBGROUPS
+from pipeline.store.tables.ingest import IMAGES
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.split import SPLIT
 
 TABLES = {
     "subgroups.parquet": SUBGROUPS,

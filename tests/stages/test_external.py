@@ -9,19 +9,22 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from stages.conftest import Cohort, make_cohort
 
-from pipeline.orchestration.run import _stages
-from pipeline.settings.config import EvaluateSettings
+from pipeline.orchestration.graph import with_external
+from pipeline.settings.decision import EvaluateSettings
 from pipeline.stages.evaluate import evaluate
 from pipeline.store.artifacts import Artifact, Inputs
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import IMAGES, SCORES, SPLIT, write_table
+from pipeline.store.tables.ingest import IMAGES
+from pipeline.store.tables.io import write_table
+from pipeline.store.tables.score import SCORES
+from pipeline.store.tables.split import SPLIT
 
 ARMS = {"mae": 2.4, "scratch": 1.7}
 TABLES = {"ingest": ("images", IMAGES), "split": ("split", SPLIT), "score": ("scores_test", SCORES)}
 # Of the four sets, the last one has the patients of the run itself.
 SETS = ("rare", "reversed", "healthy", "again")
-(EVALUATE,) = [stage for stage in _stages(SETS) if stage.name == "evaluate"]
+(EVALUATE,) = [stage for stage in with_external(SETS) if stage.name == "evaluate"]
 
 
 def published(folder: Path, name: str, prevalence: float, change: Callable) -> dict[str, Artifact]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
 from pipeline.models import engine, finetuning
+from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, require_equal, save_weights
@@ -24,13 +25,16 @@ from pipeline.models.formats import export_timm, import_encoder
 from pipeline.models.training import TrainingError
 from pipeline.models.vit import EncoderSpec, build_encoder
 from pipeline.reporting.evidence import ARM_NAMES
-from pipeline.settings.config import Arm, FinetuneAugmentation
+from pipeline.settings.common import Arm
+from pipeline.settings.training import FinetuneAugmentation
 from pipeline.stages import finetune as stage
 from pipeline.store.artifacts import StoreError
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.lineage import SourceHashes
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import INDEX, SCORES, read_table, write_table
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.score import SCORES
 
 FILES = ("history.json", "model.json", "model.safetensors")
 
@@ -353,7 +357,9 @@ def test_public_weights_that_changed_after_the_plan_are_refused(copy, public):
 def test_every_arm_is_described_named_and_documented():
     arms = set(get_args(Arm))
     (column,) = [column for column in SCORES.columns if column.name == "arm"]
-    assert arms == set(stage.DESCRIPTIONS) == set(ARM_NAMES) == set(re.split(", | or ", column.meaning))
+    assert arms == set(ARMS) == set(re.split(", | or ", column.meaning))
+    assert {name: arm.title for name, arm in ARMS.items()} == ARM_NAMES
+    assert all(arm.description for arm in ARMS.values())
 
 
 CHANGES = [

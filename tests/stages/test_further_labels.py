@@ -19,7 +19,10 @@ from pipeline.statistics.patients import patients_of
 from pipeline.statistics.threshold import certify_threshold
 from pipeline.store.artifacts import Artifact
 from pipeline.store.files import read_json
-from pipeline.store.tables import FURTHER_LABELS, FURTHER_SCORES, INDEX, SCORES, read_table, write_table
+from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.score import FURTHER_SCORES, SCORES
+from pipeline.store.tables.split import FURTHER_LABELS
 
 SPLITS = ("tune", "calibration", "test")
 FEW = {"arms": ["mae", "linear_probe", "hog"], "seeds": [1]}

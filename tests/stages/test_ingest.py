@@ -265,7 +265,7 @@ def test_killed_three_times_and_started_again(tmp_path):
 
 def test_the_same_path_under_two_roots_is_an_error_when_labels_join_by_path(archive):
     inputs = archive.inputs("ingest")
-    from pipeline.settings.config import IngestSettings
+    from pipeline.settings.images import IngestSettings
     from pipeline.stages.ingest import ingest
 
     twice = replace(inputs, studies=(archive.studies, archive.studies))

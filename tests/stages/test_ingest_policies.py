@@ -13,7 +13,7 @@ from PIL import Image
 from stages.sources_run import SECRET, Archive, make_card
 
 from pipeline.imaging.pseudonyms import path_pseudonym
-from pipeline.settings.config import IngestSettings
+from pipeline.settings.images import IngestSettings
 
 SECONDARY_CAPTURE, CT = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.2"
 SLICES = 8

@@ -18,11 +18,13 @@ from pipeline.reporting.content import raw_tables
 from pipeline.reporting.document import Figures, Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections.groups import comparison
-from pipeline.settings.config import ReportSettings
+from pipeline.settings.decision import ReportSettings
 from pipeline.stages.report import _evidence
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json, sha256_file
-from pipeline.store.tables import LABEL_FRACTION_SCORES, LABEL_FRACTIONS, read_table
+from pipeline.store.tables.evaluate import LABEL_FRACTIONS
+from pipeline.store.tables.io import read_table
+from pipeline.store.tables.score import LABEL_FRACTION_SCORES
 
 COUNTS = [8, 26]
 SETTINGS = {"labelled_patients": COUNTS, "epochs": 2, "seeds": [1, 2], "arms": ["mae", "scratch", "hog"]}

@@ -17,7 +17,7 @@ from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, r
 from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.training import TrainingError
 from pipeline.models.vit import EncoderSpec, build_encoder
-from pipeline.settings.config import PretrainAugmentation
+from pipeline.settings.training import PretrainAugmentation
 from pipeline.stages import pretrain as stage
 from pipeline.store.artifacts import StoreError
 from pipeline.store.files import read_json, sha256_file

@@ -32,7 +32,7 @@ from pipeline.reporting.sections.operating import operating_point
 from pipeline.reporting.sections.provenance import provenance
 from pipeline.reporting.sections.results import calibration
 from pipeline.reporting.sections.summary import promise, summary
-from pipeline.settings.config import CalibrateSettings, ReportSettings
+from pipeline.settings.decision import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence, _shown, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json

@@ -14,7 +14,9 @@ from pipeline.models.checkpoints import WeightsError
 from pipeline.models.classifier import read_model
 from pipeline.stages import score as stage
 from pipeline.store.files import read_json
-from pipeline.store.tables import INDEX, SCORES, read_table
+from pipeline.store.tables.io import read_table
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.score import SCORES
 
 SPLITS = ("tune", "calibration", "test")
 

@@ -10,22 +10,14 @@ from stages.sources_run import SECRET, Archive, make_card
 
 from pipeline.imaging.pseudonyms import path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.labels.values import LabelsError
-from pipeline.settings.config import Card, FurtherLabel, SplitSettings
+from pipeline.settings.card import Card, FurtherLabel
+from pipeline.settings.images import SplitSettings
 from pipeline.stages.split import split
 from pipeline.store.files import write_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import (
-    ASSEMBLED,
-    EXAMINED,
-    FILES,
-    IMAGES,
-    NEAR_DUPLICATES,
-    QUARANTINE,
-    SPLIT,
-    read_table,
-    write_rows,
-    write_table,
-)
+from pipeline.store.tables.ingest import ASSEMBLED, EXAMINED, FILES, IMAGES, NEAR_DUPLICATES, QUARANTINE
+from pipeline.store.tables.io import read_table, write_rows, write_table
+from pipeline.store.tables.split import SPLIT
 
 
 def images(patients: dict[str, int], pixels: dict[str, str] | None = None) -> pd.DataFrame:

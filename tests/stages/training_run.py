@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.orchestration.run import STAGES
-from pipeline.settings.config import FinetuneSettings, Machine, PretrainSettings, ScoreSettings
+from pipeline.orchestration.graph import STAGES
+from pipeline.settings.decision import ScoreSettings
+from pipeline.settings.training import FinetuneSettings, PretrainSettings
+from pipeline.settings.where import Machine
 from pipeline.stages.finetune import finetune
 from pipeline.stages.pretrain import pretrain
 from pipeline.stages.score import score
 from pipeline.store.artifacts import Artifact, Inputs
 from pipeline.store.files import sha256_file, write_json
 from pipeline.store.runlog import RunLog
-from pipeline.store.tables import INDEX, write_table
+from pipeline.store.tables.io import write_table
+from pipeline.store.tables.preprocess import INDEX
 
 READS = {stage.name: stage.reads for stage in STAGES}
 FUNCTIONS: dict[str, Callable[..., None]] = {"pretrain": pretrain, "finetune": finetune, "score": score}

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.evaluation.external_validation import Reference
 from pipeline.evaluation.performance import Frozen, findings_of, judge
-from pipeline.settings.config import EvaluateSettings
+from pipeline.settings.decision import EvaluateSettings
 from pipeline.statistics.calibrators import SCHEMA, calibrator_from_dict
 from pipeline.statistics.patients import Patients
 

@@ -19,6 +19,8 @@ def package(tmp_path: Path, monkeypatch) -> Path:
         "stages/fit.py": (
             "from typing import TYPE_CHECKING\nfrom pipeline.models import line\n"
             "if TYPE_CHECKING:\n    from pipeline.config import Settings\n"
+            'X = Column("x", TEXT, "position in mm", optional=True)\nY = Column("y", TEXT, meaning=f"score of {X}")\n'
+            'class Settings:\n    seed: int = Field(17, ge=0, description="of the fit")\n'
             'def fit(x):\n    """Fit."""\n    return line.slope(x)\n'
         ),
         "models/line.py": "def slope(x):\n    # first difference\n    return x[1] - x[0]\n",
@@ -33,7 +35,6 @@ def package(tmp_path: Path, monkeypatch) -> Path:
 
 
 def digests() -> dict[str, str]:
-    lineage._module.cache_clear()
     return lineage.code_digests("pipeline.stages.fit")
 
 
@@ -55,6 +56,10 @@ def test_only_what_the_stage_uses_at_run_time_counts(package):
         ("models/line.py", "x[1] - x[0]", "(x[1]  -  x[0])"),
         ("models/curve.py", "return 2", "return 3"),
         ("config.py", "pass", "seed = 1"),
+        ("stages/fit.py", "position in mm", "position along the axis, mm"),
+        ("stages/fit.py", "score of {X}", "what {X} gives"),
+        ("stages/fit.py", "of the fit", "from which all chance is drawn"),
+        ("stages/fit.py", ', description="of the fit"', ""),
     ],
 )
 def test_what_cannot_change_the_result_changes_no_digest(package, file, old, new):
@@ -68,6 +73,16 @@ def test_edited_arithmetic_changes_the_digest_of_its_module_alone(package):
     edit(package / "models/line.py", "x[1] - x[0]", "x[0] - x[1]")
     after = digests()
     assert {name for name in after if after[name] != before[name]} == {"models.line"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"x", TEXT', '"z", TEXT'), ("TEXT", "NUMBER"), (", optional=True", ""), ("17", "18"), ("ge=0", "ge=1")],
+)
+def test_all_else_of_a_column_or_a_setting_counts(package, old, new):
+    before = digests()
+    edit(package / "stages/fit.py", old, new)
+    assert digests() != before
 
 
 def test_edited_data_file_counts(package):

@@ -6,7 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from unicodedata import normalize
+
+ARRAYS_SUFFIX = ".npz"
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,8 @@ def _name(part: str) -> str:
             text += {"*": "[^/]*", "?": "[^/]"}.get(part[at], re.escape(part[at]))
         at += 1
     return text
+
+
+def has_images(labels: Path) -> bool:
+    """Say whether a label table may hold the images, too, as MedMNIST's do."""
+    return labels.suffix.lower() == ARRAYS_SUFFIX

@@ -19,12 +19,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.imaging.archive.choice import Choice
+from pipeline.imaging.archive.choice import ARRAYS_SUFFIX, Choice, has_images
 from pipeline.imaging.formats.numpy_array import array_header
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.store.wording import counted
 
-ARCHIVE_SUFFIX, ARRAYS_SUFFIX = ".zip", ".npz"
+ARCHIVE_SUFFIX = ".zip"
 ENCRYPTED = 0x1
 LOCAL_HEADER_BYTES = 30
 
@@ -109,11 +109,6 @@ def find_sources(
             "by path; give their common parent folder as the only entry, or rename"
         )
     return found
-
-
-def has_images(labels: Path) -> bool:
-    """Say whether a label table may hold the images, too, as MedMNIST's do."""
-    return labels.suffix.lower() == ARRAYS_SUFFIX
 
 
 def _under(root: Path, left_out: Path | None, links: _Links) -> Iterator[Source]:

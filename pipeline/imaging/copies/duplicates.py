@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.imaging.copies.fingerprints import BITS, SMALL_SIDE, SmallCopies, links
-from pipeline.store.tables import iterate
+from pipeline.store.tables.io import iterate
 
 HASH_BYTES, SMALL_BYTES = BITS // 8, SMALL_SIDE**2
 Hashes = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -1,0 +1,216 @@
+"""The pipeline as data: ten stages in order, what each may read, and who rests on whom.
+
+Nothing here knows how a stage works. A stage is a function `stage(settings, inputs, work, log)` that meets the
+others only through the files named in STAGES. A step is a stage at work: on the studies of the run, `ingest`, or on
+those of an external test set, `ingest@site_b`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.store.artifacts import Inputs
+from pipeline.store.runlog import RunLog
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the files of earlier stages that it may read, and the sources from outside the store.
+
+    A source that a run does not use is none of its key. When only sources in `incremental` changed, the stage may take
+    over from its previous artifact what did not. Under torchrun, all processes work on a `shared` stage. `of_external`
+    are the files that it may read of each external test set. `external` is the set it works on; empty for the studies
+    of the run.
+    """
+
+    name: str
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    costly: bool = False
+    incremental: tuple[str, ...] = ()
+    shared: bool = False
+    of_external: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    external: str = ""
+
+    @property
+    def step(self) -> str:
+        """What the plan calls it."""
+        return step_name(self.name, self.external)
+
+    def source(self, read: str) -> str:
+        """Return the step whose artifact the stage function knows as `read`: of an external set, its own."""
+        return step_name(read, self.external) if read in EXTERNAL else read
+
+    @property
+    def needs(self) -> set[str]:
+        """The steps whose artifacts it reads."""
+        return {self.source(read) for read in self.reads}
+
+
+def step_name(stage: str, external: str) -> str:
+    """Return what the plan calls a stage that works on an external test set, or on the studies of the run."""
+    return f"{stage}@{external}" if external else stage
+
+
+# The stages that an external test set goes through by itself, with the settings and models of the run.
+EXTERNAL = ("ingest", "split", "preprocess", "score")
+STAGES = (
+    Stage(
+        "ingest",
+        sources=("studies", "patients", "join", "expected", "key"),
+        costly=True,
+        incremental=("studies", "patients"),
+    ),
+    Stage(
+        "split",
+        {
+            "ingest": (
+                *("images.parquet", "files.parquet", "quarantine.parquet", "near_duplicates.parquet"),
+                *("examined.parquet", "assembled.parquet", "summary.json"),
+            )
+        },
+        sources=("labels", "label", "further_labels", "columns", "splits", "key"),
+    ),
+    Stage(
+        "preprocess",
+        {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet", "further_labels.parquet")},
+        costly=True,
+    ),
+    Stage(
+        "pretrain",
+        {"preprocess": ("summary.json", "index_train.*", "train-*", "index_pretrain.*", "pretrain-*")},
+        costly=True,
+        shared=True,
+    ),
+    Stage(
+        "finetune",
+        {
+            "pretrain": ("encoder.safetensors", "model.json"),
+            "preprocess": (
+                "summary.json",
+                *("index_train.*", "further_labels_train.*", "train-*"),
+                *("index_tune.*", "further_labels_tune.*", "tune-*"),
+            ),
+        },
+        sources=("imported_weights",),
+        costly=True,
+        shared=True,
+    ),
+    Stage(
+        "score",
+        {
+            "finetune": ("*",),
+            "preprocess": (
+                "summary.json",
+                *("index_tune.*", "tune-*", "index_calibration.*", "calibration-*", "index_test.*", "test-*"),
+                *("further_labels_tune.*", "further_labels_calibration.*", "further_labels_test.*"),
+            ),
+        },
+    ),
+    Stage(
+        "calibrate",
+        {
+            "score": ("scores_calibration.parquet", "further_scores_calibration.parquet"),
+            "finetune": ("summary.json",),
+            "ingest": ("images.parquet",),
+            "split": ("split.parquet",),
+        },
+    ),
+    Stage(
+        "evaluate",
+        {
+            "score": (
+                *("scores_calibration.parquet", "scores_test.parquet", "label_fractions_test.parquet"),
+                *("further_scores_calibration.parquet", "further_scores_test.parquet"),
+            ),
+            "finetune": ("summary.json",),
+            "calibrate": ("*",),
+            "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
+            "split": ("split.parquet", "further_labels.parquet"),
+        },
+        of_external={
+            "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
+            "split": ("split.parquet",),
+            "score": ("scores_test.parquet",),
+        },
+    ),
+    Stage(
+        "package",
+        {
+            "ingest": ("images.parquet",),
+            "split": ("split.parquet",),
+            "preprocess": (
+                "summary.json",
+                *("index_train.*", "train-*", "index_tune.*", "tune-*", "index_calibration.*", "calibration-*"),
+            ),
+            "finetune": ("summary.json", "*/seed*/model.json", "*/seed*/model.safetensors"),
+            "score": ("summary.json",),
+            "calibrate": ("*",),
+            "evaluate": ("metrics.json", "findings.json", "deployment.json"),
+        },
+        sources=("card",),
+    ),
+    Stage(
+        "report",
+        {
+            "ingest": ("*",),
+            "split": ("*",),
+            "preprocess": ("summary.json", "index_test.*", "test-*"),
+            "pretrain": ("*.json", "*.png"),
+            "finetune": ("*.json", "*.safetensors"),
+            "score": ("summary.json", "scores_test.parquet"),
+            "calibrate": ("*",),
+            "evaluate": ("*",),
+            "package": ("model/model.json", "model/SHA256SUMS"),
+        },
+        sources=("card", "fonts"),
+        of_external=dict.fromkeys(EXTERNAL, ("summary.json",)),
+    ),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+# The stages that enter into the ledger which patients they read.
+READERS = ("calibrate", "evaluate")
+
+
+def with_external(external: Sequence[str]) -> list[Stage]:
+    """Return the stages in order, those in EXTERNAL once more for each external test set.
+
+    What these leave is read by stages with `of_external` alone: nothing is trained, calibrated or chosen by it.
+    """
+    found = []
+    for stage in STAGES:
+        more = {step_name(read, name): files for name in external for read, files in stage.of_external.items()}
+        found.append(replace(stage, reads={**stage.reads, **more}))
+        found += [_of_external(stage, name) for name in external if stage.name in EXTERNAL]
+    return found
+
+
+def _of_external(stage: Stage, name: str) -> Stage:
+    # The same studies are divided otherwise as an external set, so that the artifact needs another key.
+    sources = (*stage.sources, "purpose") if stage.name == "split" else stage.sources
+    return replace(stage, external=name, sources=sources)
+
+
+def following(stages: Sequence[Stage], names: Sequence[str]) -> set[str]:
+    """Return the steps with these names and all that read what they leave, directly or not."""
+    found = set(names)
+    for stage in stages:
+        found |= {stage.step} if found & stage.needs else set()
+    return found
+
+
+def needed(stages: Sequence[Stage], name: str) -> set[str]:
+    """Return the step of this name and all that it rests on."""
+    found = {name}
+    for stage in reversed(stages):
+        found |= stage.needs if stage.step in found else set()
+    return found
+
+
+def call_stage(name: str, settings: Any, inputs: Inputs, work: Path, log: RunLog) -> None:
+    """Let a stage work in the folder `work`."""
+    getattr(importlib.import_module(f"pipeline.stages.{name}"), name)(settings, inputs, work, log)

@@ -1,0 +1,80 @@
+"""What a run reads from outside the store: studies, label tables, cards, keys, weights, fonts, as digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.imaging import pseudonyms
+from pipeline.orchestration.chosen_studies import chosen_digest
+from pipeline.settings.card import Card, CardColumns
+from pipeline.settings.config import Config
+from pipeline.settings.load import read_card
+from pipeline.settings.where import Studies
+from pipeline.store.artifacts import Store
+from pipeline.store.files import sha256_file, sha256_json
+from pipeline.store.lineage import Code, SourceHashes, code_digests, studies_digest
+from pipeline.store.runlog import RunLog
+
+
+def datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
+    """Return the studies and card of each external test set by its name, those of the run by an empty name."""
+    found: dict[str, tuple[Studies, Card]] = {"": (config.data, card)}
+    return found | {one.name: (one, read_card(one.card)) for one in config.data.external}
+
+
+def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None, code: Code) -> dict[str, str]:
+    """Return the digest of each thing from outside the store, as fine as the stages use it."""
+    (data, card), hashes = dataset, source_hashes(config, secret)
+    labels = sha256_file(data.labels)
+    used = {}
+    if "imported" in config.finetune.arms and config.data.imported_weights is not None:
+        used["imported_weights"] = hashes.of(config.data.imported_weights)
+    if config.report.fonts is not None:
+        used["fonts"] = studies_digest([config.report.fonts], hashes)
+    if card.further_labels:
+        used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
+    return {
+        **used,
+        "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),
+        "patients": _patients(data.labels, labels, card.columns, hashes, code),
+        "join": card.columns.join,
+        "labels": labels,
+        "label": sha256_json(card.label.model_dump()),
+        "columns": sha256_json(card.columns.model_dump()),
+        "expected": sha256_json(card.expected.model_dump()),
+        "splits": sha256_json(card.splits),
+        "key": _newest_key(config) if secret is None else pseudonyms.fingerprint(secret),
+        "card": sha256_json(card.model_dump()),
+        "purpose": "external test set",
+    }
+
+
+def _patients(file: Path, sha256: str, columns: CardColumns, hashes: SourceHashes, code: Code) -> str:
+    """Return the digest of whose the files are, as far as the label table says; it is read when it is new."""
+
+    def read() -> str:
+        from pipeline.labels.identity import patients_digest
+        from pipeline.labels.path_rules import PathRule
+
+        column, rule = getattr(columns, columns.join), PathRule(**columns.path_rule)
+        return patients_digest(file, columns.join, column, columns.patient_id, columns.patient_from, rule)
+
+    by = [sha256, file.suffix, columns.model_dump(), code_digests("pipeline.labels.identity", code)]
+    return hashes.derived(["patients", *by], read)
+
+
+def _newest_key(config: Config) -> str:
+    """Return the fingerprint of the key that made the newest ingest of the project, or an empty text."""
+    made = (one.record for one in Store(config.store).all("ingest"))
+    return next((record["sources"]["key"] for record in made if record["project"] == config.project), "")
+
+
+def source_hashes(config: Config, secret: bytes | None) -> SourceHashes:
+    """Return the hashes of source files that the store remembers."""
+    # Without a key, nothing may be kept that names of files could be guessed from.
+    return SourceHashes(secret, config.store / "source_hashes.sqlite") if secret else SourceHashes()
+
+
+def _track_hashing(paths: Sequence[Path]) -> Iterator[Path]:
+    return RunLog("plan").track(paths, "files hashed", total=len(paths))

@@ -1,0 +1,188 @@
+"""The dataset card: what a dataset is, what its label means, and what no file tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.settings.common import Axis, Settings
+
+JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
+SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
+NOT_STATED = "not stated"
+
+
+class CardLabel(Settings):
+    """What the label means and which values of the label column stand for it."""
+
+    name: str = Field(description="the condition, as a reader would say it")
+    definition: str = Field(description="what makes a patient positive")
+    reference_standard: str = Field(description="who decided, how, blinded to what")
+    positive: list[str] = Field(min_length=1, description="values of the label column that mean positive")
+    negative: list[str] = Field(min_length=1, description="values of the label column that mean negative")
+    unused: list[str] = Field(
+        default_factory=list, description="values that are no answer, like uncertain: as if the cell were empty"
+    )
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> CardLabel:
+        twice = [value for value, count in Counter([*self.positive, *self.negative, *self.unused]).items() if count > 1]
+        if twice:
+            raise ValueError(f"values listed more than once among positive, negative and unused: {twice}")
+        return self
+
+
+class FurtherLabel(CardLabel):
+    """Another question about the same images, answered beside the main one; other values are no answer to it."""
+
+    id: str = Field(pattern=r"^[a-z0-9_]+$", description="what tables and files call it")
+    column: str | None = Field(None, description="its column of the label table; null = that of the main label")
+
+
+class CardColumns(Settings):
+    """Columns of the label table. The finest of the first five joins a row to images."""
+
+    path: str | None = Field(None, description="path of the image inside its source")
+    patient_id: str | None = Field(None, description="patient identifier; joins when no other column does")
+    study_instance_uid: str | None = Field(None, description="Study Instance UID, as in DICOM headers")
+    series_instance_uid: str | None = Field(None, description="Series Instance UID, as in DICOM headers")
+    sop_instance_uid: str | None = Field(None, description="SOP Instance UID, as in DICOM headers")
+    label: str = Field("label", description="the values that `label` explains")
+    split: str | None = Field(None, description="split that the dataset itself names; `splits` says what is meant")
+    patient_from: Literal["table", "header"] | None = Field(
+        None, description="who is right where the table's patients and the headers' differ; null = stop when they do"
+    )
+    several_rows: Literal["any_positive"] | None = Field(
+        None,
+        description="rows of one patient, study or image with different labels: positive when any is; null = refused",
+    )
+    path_without: str = Field("", description="folders in front of the table's paths that the archive has not")
+    path_within: str = Field("", description="folders of the archive in which the table's paths begin")
+    path_ignore: list[Literal["folders", "suffix", "case", "escapes"]] = Field(
+        default_factory=list, description="what is not compared of paths; escapes: the table writes %20 for a blank"
+    )
+    id_ignore: list[Literal["leading_zeros", "decimals", "case", "punctuation"]] = Field(
+        default_factory=list, description="what is not compared of patient identifiers, when they join"
+    )
+
+    @property
+    def path_rule(self) -> dict[str, Any]:
+        """How paths of the label table lead to files."""
+        return {"without": self.path_without, "within": self.path_within, "ignore": tuple(self.path_ignore)}
+
+    @property
+    def join(self) -> str:
+        """The field that joins labels to images: the finest one named."""
+        for field in JOINS:
+            if getattr(self, field) is not None:
+                return field
+        raise ValueError("no join column")  # unreachable: validated below
+
+    @model_validator(mode="after")
+    def _joins(self) -> CardColumns:
+        if not any(getattr(self, field) for field in JOINS):
+            raise ValueError(f"name at least one of {', '.join(JOINS)}")
+        return self
+
+
+class Expected(Settings):
+    """What the dataset should consist of; an image that states something else is flagged. Empty = anything."""
+
+    modalities: list[str] = Field(default_factory=list, description="e.g. DX, CR")
+    views: list[str] = Field(default_factory=list, description="e.g. PA, AP")
+    body_parts: list[str] = Field(default_factory=list, description="e.g. CHEST")
+
+
+class IntendedUse(Settings):
+    """What the report says a model from this dataset is for, and what it is not for."""
+
+    condition: str = Field(description="what a model from this dataset looks for")
+    population: str = Field(description="in whom")
+    user: str = Field(description="who would act on its decision")
+    place: str = Field(description="place in the pathway")
+    not_for: list[str] = Field(default_factory=list, description="what it must not be used for")
+
+
+class StudyStatements(Settings):
+    """What no file tells about a study, and reporting guidelines ask for. The report lists what is not stated."""
+
+    rationale: str = Field(NOT_STATED, description="Why a model for this is wanted, and which models there are")
+    design: str = Field(NOT_STATED, description="Prospective or retrospective, and why the images were taken")
+    setting: str = Field(NOT_STATED, description="Kind, number and place of the sites")
+    dates: str = Field(NOT_STATED, description="When the images were taken")
+    eligibility: str = Field(NOT_STATED, description="Which people and which images were included and excluded")
+    sampling: str = Field(NOT_STATED, description="How people were found: a consecutive, random or convenience series")
+    treatments: str = Field(NOT_STATED, description="Treatments received, and how they were dealt with")
+    acquisition: str = Field(NOT_STATED, description="How the images were taken: equipment and protocol")
+    annotators: str = Field(NOT_STATED, description="Who set the labels: number, training, experience")
+    annotation: str = Field(NOT_STATED, description="How the labels were set: tools and procedure")
+    agreement: str = Field(NOT_STATED, description="How far annotators agreed, and how disagreement was settled")
+    blinding: str = Field(NOT_STATED, description="What annotators knew about the person and the model")
+    reference_rationale: str = Field(NOT_STATED, description="Why this reference standard was chosen")
+    interval: str = Field(NOT_STATED, description="Time and treatment between image and reference standard")
+    indeterminate: str = Field(NOT_STATED, description="How unclear reference results were dealt with")
+    severity: str = Field(NOT_STATED, description="How severe the condition was in those who have it")
+    alternatives: str = Field(NOT_STATED, description="What those without the condition had instead")
+    representativeness: str = Field(NOT_STATED, description="How like the people that the model is meant for they are")
+    inequalities: str = Field(NOT_STATED, description="Known inequalities between groups, and what fairness asks for")
+    sample_size: str = Field(NOT_STATED, description="How many people were planned for, and why")
+    adverse_events: str = Field(NOT_STATED, description="Harm done by imaging or by the reference standard")
+    ethics: str = Field(NOT_STATED, description="Ethics committee and consent, or why none was needed")
+    registration: str = Field(NOT_STATED, description="Register and number")
+    protocol: str = Field(NOT_STATED, description="Where the study protocol can be read")
+    funding: str = Field(NOT_STATED, description="Who paid, and their part in the study")
+    conflicts: str = Field(NOT_STATED, description="Commercial and other competing interests")
+    public_involvement: str = Field(NOT_STATED, description="What part patients and the public had")
+    data_availability: str = Field(NOT_STATED, description="Where the data can be had, and on what terms")
+    code_availability: str = Field(NOT_STATED, description="Where code and model can be had, and on what terms")
+
+
+class Card(Settings):
+    """A dataset: what it is, where it comes from, what its label means, what is known to be wrong with it."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="lower-case identifier")
+    title: str = Field(description="what the report calls it")
+    source: str = Field(description="where the data comes from")
+    licence: str = Field(description="on what terms it may be used")
+    attribution: str = Field(description="who is to be named")
+    label: CardLabel
+    further_labels: list[FurtherLabel] = Field(
+        default_factory=list,
+        description="learned, certified and reported beside the main label, which alone decides page one and the gate: "
+        "findings with columns of their own, or classes of one column, each against the others",
+    )
+    columns: CardColumns
+    identifiers: Literal["real", "synthetic"] = Field(
+        description="synthetic: headers are made up, so a published pseudonymisation key does no harm"
+    )
+    synthetic: str = Field("nothing", description="what in the data is made up")
+    intended_use: IntendedUse
+    expected: Expected = Field(default_factory=Expected)
+    symmetric_axes: list[Axis] = Field(
+        default_factory=list,
+        description="axes along which a mirrored image could be another patient's, with the same label: only these "
+        "may be flipped in training; empty = none, as where an organ has its side",
+    )
+    splits: dict[str, list[SplitName]] = Field(
+        default_factory=dict,
+        description="for each value of the column `split`, the splits that its patients may go to, e.g. val: [tune]",
+    )
+    known_traps: list[str] = Field(default_factory=list, description="what is known to be wrong with the data")
+    study: StudyStatements = Field(default_factory=StudyStatements)
+
+    @field_validator("further_labels")
+    @classmethod
+    def _distinct(cls, value: list[FurtherLabel]) -> list[FurtherLabel]:
+        if min(len({label.id for label in value}), len({label.name for label in value})) < len(value):
+            raise ValueError("ids and names must be distinct")
+        return value
+
+    @model_validator(mode="after")
+    def _split_is_explained(self) -> Card:
+        if (self.columns.split is None) != (not self.splits):
+            raise ValueError("columns.split and splits go together: which column, and what its values mean")
+        if any(not names for names in self.splits.values()):
+            raise ValueError("splits: every value needs at least one split")
+        return self

@@ -1,0 +1,52 @@
+"""Every table by name, for what reads them all: the report, the reference."""
+
+from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
+from pipeline.store.tables.evaluate import ARM_COLUMNS, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.ingest import (
+    ASSEMBLED,
+    EXAMINED,
+    FILES,
+    IMAGE_COLUMNS,
+    IMAGES,
+    MEASURED_COLUMNS,
+    NEAR_DUPLICATES,
+    QUALITY,
+    QUARANTINE,
+)
+from pipeline.store.tables.io import Column, Table, read_table, write_table
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, SCORES
+from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS, UNMATCHED
+
+__all__ = [
+    "ARM_COLUMNS",
+    "ASSEMBLED",
+    "COMPARISON",
+    "CURVES",
+    "EXAMINED",
+    "FILES",
+    "FURTHER_LABELS",
+    "FURTHER_SCORES",
+    "IMAGES",
+    "IMAGE_COLUMNS",
+    "INDEX",
+    "LABELLED_PATIENTS",
+    "LABEL_FRACTIONS",
+    "LABEL_FRACTION_SCORES",
+    "LABEL_ID",
+    "MEASURED_COLUMNS",
+    "NEAR_DUPLICATES",
+    "PATIENT_SCORES",
+    "QUALITY",
+    "QUARANTINE",
+    "SCORES",
+    "SPLIT",
+    "SPLITS",
+    "SUBGROUPS",
+    "SWEEP",
+    "UNMATCHED",
+    "Column",
+    "Table",
+    "read_table",
+    "write_table",
+]
