@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,49 @@ def test_running_again_changes_nothing_in_mlflow(finished):
     assert before
     run(*finished.load(), say=lambda line: None)
     assert tables() == before
+
+
+def test_a_run_with_nothing_to_do_imports_nothing_slow(finished, tmp_path):
+    project = finished.copy(tmp_path / "again")
+    heavy = ["torch", "mlflow", "monai", "pandas", "pyarrow", "matplotlib", "sklearn", "numpy"]
+    code = f"""
+import sys
+from pipeline.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit:
+    print([name for name in {heavy} if name in sys.modules])
+"""
+
+    def slow(*words: str) -> str:
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+    run(*project.load(), say=lambda line: None)  # the copy's database is another one, which MLflow is asked about
+    assert slow("plan", str(project.config)) == "[]"
+    assert slow("run", str(project.config)) == "[]"
+
+
+def test_a_run_that_mlflow_lost_is_indexed_again(finished, tmp_path):
+    from pipeline.store.tracking import Tracker
+
+    project = finished.copy(tmp_path / "lost")
+    run(*project.load(), say=lambda line: None)
+    (project.store / "mlflow.db").unlink()
+    run(*project.load(), say=lambda line: None)
+    assert len(Tracker("mini", project.store).indexed("stage")) == len(NAMES)
+
+
+def test_a_renamed_label_column_reads_no_study_again(finished, tmp_path):
+    project = finished.copy(tmp_path / "renamed")
+    first, rows = project.labels.read_text().split("\n", 1)
+    project.labels.write_text(f"{first.replace('label', 'finding')}\n{rows}")
+    card = project.folder / "card.yaml"
+    text = card.read_text()
+    card.write_text(re.sub(r"(?m)^(columns:.*\n(?:  .*\n)*?  label:).*", r"\1 finding", text))
+    assert card.read_text() != text
+    assert actions(project)["ingest"] == "reuse"
+    assert reasons(project)["split"] == "source changed (columns, labels)"
 
 
 def test_every_metric_of_the_report_carries_interval_and_n(finished):

@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.store.indexed import DATABASE, readable
 from pipeline.store.versions import package_versions
 from pipeline.store.wording import counted
 
 FREE_GB_WANTED = 5.0
+# Of the drivers of NVIDIA, Windows' Linux, AMD and Jetson: without one of them, Linux has no GPU for torch.
+GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap", "/dev/nvhost-ctrl")
 FULL_PRECISION = "leave pretrain.precision and finetune.precision at fp32"
 
 
@@ -56,13 +59,16 @@ def _versions() -> list[Check]:
 
 
 def _device() -> Check:
-    import torch
-
     cores = counted(os.cpu_count() or 1, "CPU core")
+    none = Check("device", "note", f"no GPU that torch can use; {cores}; {FULL_PRECISION}")
+    if platform.system() == "Linux" and not any(Path(node).exists() for node in GPU_NODES):
+        return none
+    import torch  # takes seconds
+
     if torch.cuda.is_available():
         bf16 = "bf16 supported" if torch.cuda.is_bf16_supported() else f"no bf16; {FULL_PRECISION}"
         return Check("device", "ok", f"{torch.cuda.get_device_name()}, {bf16}; {cores}")
-    return Check("device", "note", f"no GPU that torch can use; {cores}; {FULL_PRECISION}")
+    return none
 
 
 def _codecs() -> list[Check]:
@@ -101,10 +107,14 @@ def _artifacts(store: Path) -> int:
 
 
 def _tracking(store: Path, uri: str | None) -> Check:
-    if uri is None and not (store / "mlflow.db").exists():
+    if uri is None and not (store / DATABASE).exists():
         lost = "; that of the artifacts is lost: maescreen reindex CONFIG makes it again" if _artifacts(store) else ""
         return Check("tracking", "note", f"SQLite in the store, made by the first run{lost}")
-    from pipeline.store.tracking import reachable
-
-    problem = reachable(store, uri)
+    problem = readable(store) if uri is None else _answer(uri)
     return Check("tracking", "problem" if problem else "ok", problem or "answers; telemetry is off")
+
+
+def _answer(uri: str) -> str:
+    from pipeline.store.tracking import reachable  # takes seconds
+
+    return reachable(uri)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,16 @@ def state(store: Path, uri: str | None) -> list[int] | None:
     except FileNotFoundError:
         return None
     return None if status is None else [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def readable(store: Path) -> str:
+    """Return why the database inside the store cannot be used, or an empty text. MLflow would take seconds."""
+    try:
+        with closing(sqlite3.connect(f"{(store / DATABASE).resolve().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("SELECT count(*) FROM experiments").fetchone()
+    except sqlite3.Error as error:
+        return f"does not answer ({type(error).__name__})"
+    return ""
 
 
 def recall(store: Path, project: str, uri: str | None) -> Memory | None:

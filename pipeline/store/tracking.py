@@ -366,10 +366,10 @@ def _boot() -> str:
     return sha256_json(parts)[:16]
 
 
-def reachable(store: Path, uri: str | None) -> str:
-    """Return why the tracking server cannot be used, or an empty text."""
+def reachable(uri: str) -> str:
+    """Return why a tracking server cannot be used, or an empty text."""
     try:
-        mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).search_experiments(max_results=1)
+        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except UNUSABLE as error:
         return f"does not answer ({type(error).__name__})"
     return ""

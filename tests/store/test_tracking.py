@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.tracking import BOOT, PROCESS, Tracker, TrackingError, closing, experiment_id, reachable
+from pipeline.store.indexed import readable
+from pipeline.store.tracking import BOOT, PROCESS, Tracker, TrackingError, closing, experiment_id
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_database_and_files_stay_in_the_store_whatever_its_folder_is_called(tmp_
     tracker.files(run_id, tmp_path, ["numbers.json"])
     tracker.finish(run_id, {})
     assert Tracker("project", store).indexed("stage") == {"fit/k"}
-    assert reachable(store, None) == ""
+    assert readable(store) == ""
     assert {file.path for file in tracker.client.list_artifacts(run_id)} == {"numbers.json"}
     assert (store / "mlflow.db").is_file()
     assert len(list((store / "mlflow-artifacts").rglob("numbers.json"))) == 1
