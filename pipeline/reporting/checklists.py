@@ -85,7 +85,12 @@ def _there(need: str, e: Evidence) -> bool:
     value = e.card
     for name in need.split("."):
         value = value[name]
-    return bool(value) and (not isinstance(value, str) or value.strip().lower() not in NOT_STATED)
+    return bool(value) and (not isinstance(value, str) or stated(value))
+
+
+def stated(text: str) -> bool:
+    """Return whether a statement of the card says something."""
+    return text.strip().lower() not in NOT_STATED
 
 
 STARD_AI = Guideline(

@@ -108,7 +108,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report. `date` is ISO 8601; `keys` are the artifacts that it rests on, by stage; `numbers` all its numbers."""
+    """A report. `date` is ISO 8601; `keys` are the artifacts that it rests on, by stage; `numbers` all its numbers.
+
+    `more` are tables that no page shows: they are in report.json and beside the report as CSV.
+    """
 
     title: str
     subtitle: str
@@ -119,6 +122,7 @@ class Document:
     usable: bool
     sections: Sequence[Section]
     numbers: dict[str, Any] = field(default_factory=dict)
+    more: Sequence[Table] = ()
 
     @property
     def figures(self) -> list[Figure]:
@@ -127,8 +131,8 @@ class Document:
 
     @property
     def tables(self) -> list[Table]:
-        """All tables in order."""
-        return [b for s in self.sections for b in s.blocks if isinstance(b, Table)]
+        """All tables in order, those that no page shows last."""
+        return [*(b for s in self.sections for b in s.blocks if isinstance(b, Table)), *self.more]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json: pictures as file names, figures and tables numbered, text printable."""
