@@ -110,7 +110,7 @@ class Section:
 class Document:
     """A report. `date` is ISO 8601; `keys` are the artifacts that it rests on, by stage; `numbers` all its numbers.
 
-    `more` are tables that no page shows: they are in report.json and beside the report as CSV.
+    `more` are tables that no page shows: they are in report.json and in data/ as CSV.
     """
 
     title: str
@@ -131,8 +131,8 @@ class Document:
 
     @property
     def tables(self) -> list[Table]:
-        """All tables in order, those that no page shows last."""
-        return [*(b for s in self.sections for b in s.blocks if isinstance(b, Table)), *self.more]
+        """All tables that pages show, in order."""
+        return [b for s in self.sections for b in s.blocks if isinstance(b, Table)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document for report.json: pictures as file names, figures and tables numbered, text printable."""

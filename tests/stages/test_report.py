@@ -336,7 +336,7 @@ def test_items_of_guidelines_name_their_section_or_what_is_missing_in_the_data(g
     assert stard["38"] == "missing: the card does not state study.funding"
     assert listed(chance, "items_stard_ai")["30"] == "missing: there is no usable operating point"
     assert stard["29"] == "missing: there is no external test set with patients of its own"
-    with (good.root / "tables" / "items_stard_ai.csv").open() as stream:
+    with (good.root / "data" / "items_stard_ai.csv").open() as stream:
         assert {row["Item"]: row["Answered in"] for row in csv.DictReader(stream)} == stard
     (table,) = [b for b in good.section("crosswalk")["blocks"] if b["kind"] == "table"]
     missing = sum(text.startswith("missing: ") for text in stard.values())

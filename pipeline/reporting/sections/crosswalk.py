@@ -23,7 +23,7 @@ def crosswalk(e: Evidence) -> Section:
             "That a section speaks to an item does not say that it says enough; read the guideline itself before "
             "publishing. An item is missing when the dataset card does not state it, when the data do not hold it, or "
             "when the pipeline cannot know it. Each item with its section, or what is missing, is in report.json and "
-            "tables/items_*.csv. DECIDE-AI, about use on patients, does not apply yet."
+            "data/items_*.csv. DECIDE-AI, about use on patients, does not apply yet."
         ),
         Table("guidelines", "Reporting guidelines", ["Guideline", "About", "Items", "Missing", "Publication"], rows),
     ]

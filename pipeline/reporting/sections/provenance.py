@@ -95,7 +95,7 @@ def provenance(e: Evidence) -> Section:
         ),
         Table("hashes", "SHA-256 of model, calibrator and threshold", ["File", "SHA-256"], hashes, True),
         Paragraph(
-            "Packages with versions and every setting are in report.json, tables/packages.csv and tables/settings.csv."
+            "Packages with versions and every setting are in report.json, data/packages.csv and data/settings.csv."
         ),
     ]
     if warnings:

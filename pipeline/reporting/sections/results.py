@@ -38,7 +38,7 @@ METHODS = {
     "wald": "Wald interval of a logistic regression",
 }
 METHODS_SAID = (
-    "Limits stand in brackets behind their value. How each was computed is in report.json and tables/methods.csv."
+    "Limits stand in brackets behind their value. How each was computed is in report.json and data/methods.csv."
 )
 MEASURES = {
     "auc": "AUC",
