@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 # and the digests of what was read, from which a label table or a file could be recognised.
 REPORT_TABLES = (
     *("intended_use", "dataset", "splits", "make_up", "quarantine", "quality_flags", "duplicates"),
-    *("reference_standard", "making", "arms", "discrimination", "methods", "certificate", "verified", "two_by_two"),
+    *("reference_standard", "making", "arms", "discrimination", "certificate", "verified", "two_by_two"),
     *("measures", "targets", "sweep", "consequences", "calibration", "decision_curve", "subgroups", "comparison"),
     *("deployment", "deployment_groups"),
     *("decisions", "label_fractions", "external", "definitions", "shift", "coverage", "findings", "statements"),
-    *("stages", "packages", "settings", "warnings", "guidelines", "items_*"),
+    *("stages", "warnings", "guidelines"),
     *("further_labels", "further_certificates", "further_calibration", "further_definitions"),
 )
 # The files of each stage that MLflow gets: settings, summaries and curves of training, nothing per patient, and no

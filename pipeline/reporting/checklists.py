@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import pandas as pd
+
 from pipeline.reporting.evidence import Evidence, known_groups
 
 NOT_STATED = {"", "not stated"}
@@ -55,6 +57,11 @@ FACTS: Mapping[str, tuple[Callable[[Evidence], bool], str]] = {
     ),
     "manufacturer": (lambda e: bool((e.images["manufacturer"] != "").any()), "the studies name no manufacturer"),
     "subgroups": (lambda e: not known_groups(e.subgroups).empty, "the studies carry nothing to group patients by"),
+    "first reading": (lambda e: e.read_first, "no ledger shows that it was settled before test patients were read"),
+    "gaps": (
+        lambda e: e.point is not None and bool(e.subgroups.get("recall_gap", pd.Series(dtype=float)).notna().any()),
+        "no two groups can be compared",
+    ),
     "sites": (lambda e: e.images["site"].nunique() > 1, "the studies name no more than one site"),
     "external set": (
         lambda e: any(its["patients"] for its in e.metrics["external"].values()),
@@ -85,7 +92,12 @@ def _there(need: str, e: Evidence) -> bool:
     value = e.card
     for name in need.split("."):
         value = value[name]
-    return bool(value) and (not isinstance(value, str) or value.strip().lower() not in NOT_STATED)
+    return bool(value) and (not isinstance(value, str) or stated(value))
+
+
+def stated(text: str) -> bool:
+    """Return whether a statement of the card says something."""
+    return text.strip().lower() not in NOT_STATED
 
 
 STARD_AI = Guideline(
@@ -96,7 +108,7 @@ STARD_AI = Guideline(
         Item("1", "Recognisable as a study of an AI's accuracy, with a measure of it", "summary"),
         Item("2", "Structured summary", "summary"),
         Item("3", "Background, intended use, place in the workflow", "intended_use", ("intended_use.place",)),
-        Item("4", "Objectives and hypotheses", "summary"),
+        Item("4", "Objectives and hypotheses", "summary", ("first reading",)),
         Item("5", "Prospective or retrospective", "statements", ("study.design",)),
         Item("6", "Ethics approval, or why none was needed", "statements", ("study.ethics",)),
         Item("7", "Who and which data were included and excluded, in order", "statements", ("study.eligibility",)),
@@ -122,7 +134,7 @@ STARD_AI = Guideline(
         Item("20", "What became of missing data", "studies"),
         Item("21", "Analyses of variability, planned or not", "subgroups", ("subgroups",)),
         Item("22", "Planned sample size and its reason", "statements", ("study.sample_size",)),
-        Item("23", "Analysis of errors, bias and fairness", "subgroups", ("subgroups",)),
+        Item("23", "Analysis of errors, bias and fairness", "subgroups", ("gaps",)),
         Item("24", "Flow of participants, as a diagram", "studies"),
         Item("25", "Characteristics of each part of the data", "studies", ("demographics",)),
         Item("26a", "Severity in those with the condition", "statements", ("study.severity",)),
@@ -155,7 +167,7 @@ CLAIM = Guideline(
         Item("1", "Recognisable as AI, and of which kind", "model"),
         Item("2", "Structured summary", "summary"),
         Item("3", "Background and clinical role", "intended_use", ("intended_use.place",)),
-        Item("4", "Aims and hypotheses", "summary"),
+        Item("4", "Aims and hypotheses", "summary", ("first reading",)),
         Item("5", "Prospective or retrospective", "statements", ("study.design",)),
         Item("6", "Goal of the study", "summary"),
         Item("7", "Sources of the data", "studies", ("source",)),
@@ -177,11 +189,11 @@ CLAIM = Guideline(
         Item("23", "Software with versions", "provenance"),
         Item("24", "Initial weights", "model"),
         Item("25", "Training in detail, with every setting", "provenance"),
-        Item("26", "How the final model was chosen", "model"),
+        Item("26", "How the final model was chosen", "model", ("first reading",)),
         Item("27", "Ensembles", "model"),
         Item("28", "Measures of performance", "discrimination"),
         Item("29", "Uncertainty and tests", "discrimination"),
-        Item("30", "Robustness", "subgroups", ("subgroups",)),
+        Item("30", "Robustness", "external", ("external set",)),
         Item("31", "Methods of explaining", "examples", ("outlines",)),
         Item("32", "Testing on internal data", "discrimination"),
         Item("33", "Testing on external data", "external", ("external set",)),
@@ -230,7 +242,7 @@ TRIPOD_AI = Guideline(
         Item("12a", "How the data were used and divided", "studies"),
         Item("12b", "How predictors were handled", "model"),
         Item("12c", "Type of model, building steps, tuning", "model"),
-        Item("12d", "Heterogeneity between clusters: how handled", "subgroups", ("sites",)),
+        Item("12d", "Heterogeneity between clusters: how handled", "subgroups", ("sites", "gaps")),
         Item("12e", "Measures and plots of performance", "discrimination"),
         Item("12f", "Recalibration and other updating", "calibration"),
         Item("12g", "How predictions were calculated", "model"),
@@ -252,7 +264,7 @@ TRIPOD_AI = Guideline(
         Item("21", "Participants and outcomes in each analysis", "studies"),
         Item("22", "The full model, for use by others", "statements", ("study.code_availability",)),
         Item("23a", "Performance with intervals, by subgroup too", "subgroups", ("subgroups",)),
-        Item("23b", "Heterogeneity between clusters: results", "subgroups", ("sites",)),
+        Item("23b", "Heterogeneity between clusters: results", "subgroups", ("sites", "gaps")),
         Item("24", "Results of updating", "calibration"),
         Item("25", "Interpretation, fairness included", "statements", ("study.inequalities",)),
         Item("26", "Limitations", "intended_use", ("known_traps",)),

@@ -22,7 +22,7 @@ from pipeline.reporting.sections import (
     results,
     summary,
 )
-from pipeline.reporting.sections.crosswalk import crosswalk
+from pipeline.reporting.sections.crosswalk import crosswalk, items
 
 WITHHELD = Decision(("this label has no usable threshold",))
 SECTIONS = (
@@ -62,8 +62,9 @@ def build(e: Evidence) -> Document:
         footer=f"Report of {e.date} · model {shortened(weights, 40)} · threshold {threshold}",
         keys={step: record["key"] for step, record in e.records.items()},
         usable=usable,
-        sections=[*sections, crosswalk(e, sections)],
+        sections=[*sections, crosswalk(e)],
         numbers=_numbers(e),
+        more=[results.methods(e), *provenance.more(e), *items(e, sections)],
     )
 
 

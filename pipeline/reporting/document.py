@@ -108,7 +108,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report. `date` is ISO 8601; `keys` are the artifacts that it rests on, by stage; `numbers` all its numbers."""
+    """A report. `date` is ISO 8601; `keys` are the artifacts that it rests on, by stage; `numbers` all its numbers.
+
+    `more` are tables that no page shows: they are in report.json and in data/ as CSV.
+    """
 
     title: str
     subtitle: str
@@ -119,6 +122,7 @@ class Document:
     usable: bool
     sections: Sequence[Section]
     numbers: dict[str, Any] = field(default_factory=dict)
+    more: Sequence[Table] = ()
 
     @property
     def figures(self) -> list[Figure]:
@@ -127,7 +131,7 @@ class Document:
 
     @property
     def tables(self) -> list[Table]:
-        """All tables in order."""
+        """All tables that pages show, in order."""
         return [b for s in self.sections for b in s.blocks if isinstance(b, Table)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def _families(wanted: frozenset[int], fonts: Path | None) -> list[tuple[str, fro
 
 
 def _shown(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name != "numbers"}
+    return {name: value for name, value in content.items() if name not in ("numbers", "more")}
 
 
 def _foreign(content: dict[str, Any]) -> frozenset[int]:

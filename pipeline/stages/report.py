@@ -194,10 +194,11 @@ def _shown(image: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:
-    """Write each table as shown to tables/, and the full ones with unrounded numbers to data/."""
-    for table in document.tables:
-        rows = printable([table.columns, *table.rows])
-        _write(work / "tables" / f"{table.name}.csv", csv_text(rows[0], rows[1:]).encode())
+    """Write each table as shown to tables/; those that no page shows, and the unrounded ones, to data/."""
+    for folder, shown in (("tables", document.tables), ("data", document.more)):
+        for table in shown:
+            rows = printable([table.columns, *table.rows])
+            _write(work / folder / f"{table.name}.csv", csv_text(rows[0], rows[1:]).encode())
     for name, frame in raw.items():
         rows = frame.astype(object).where(frame.notna(), "").itertuples(index=False)
         _write(work / "data" / f"{name}.csv", csv_text(list(frame.columns), rows).encode())

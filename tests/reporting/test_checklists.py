@@ -36,6 +36,7 @@ def evidence(**changes: Any) -> Any:
             "misses": [],
             "false_alarms": [],
             "metrics": {"external": {}},
+            "read_first": False,
         }
         | changes
     )
@@ -87,12 +88,15 @@ def test_an_item_is_missing_until_the_data_hold_it():
         "demographics": {},
         "manufacturer": {"images": images.assign(manufacturer="GE")},
         "subgroups": {"subgroups": pd.DataFrame({"attribute": ["sex", "site"], "group": ["F", "unknown"]})},
+        "first reading": {"read_first": True},
+        "gaps": {"point": {"threshold": 1}, "subgroups": pd.DataFrame({"recall_gap": [0.1, np.nan]})},
         "sites": {"images": images.assign(site=["a", "b"])},
         "operating point": {"point": {"threshold": 1}},
         "external set": {"metrics": {"external": {"b": {"patients": 3}}}},
         "outlines": {"misses": [replace(example, outlined=None), example]},
     }
     without = {
+        "gaps": {"point": {"threshold": 1}, "subgroups": pd.DataFrame({"recall_gap": [np.nan]})},
         "demographics": {"images": images.assign(sex="")},
         "subgroups": {"subgroups": pd.DataFrame({"attribute": ["sex", "site"], "group": ["unknown", "unknown"]})},
         "external set": {"metrics": {"external": {"b": {"patients": 0}}}},

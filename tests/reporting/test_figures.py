@@ -70,7 +70,7 @@ def test_every_figure_is_well_formed_and_the_same_each_time():
         "decision": lambda: decision(
             {"model": curve([0.1, 0.9], [0.3, 0.0]), "all": curve([0.1, 0.9], [0.2, -5])}, 0.2
         ),
-        "decision of no use": lambda: decision({"model": curve([0.1, 0.9], [-0.1, -0.2])}),
+        "decision of no use": lambda: decision({"model": curve([0.1, 0.9], [-0.1, -0.2])}, 0.2),
         "forest": lambda: forest(groups, {"recall": "Sensitivity", "auc": "AUC"}, {"recall": 0.9, "auc": float("nan")}),
         "arms": lambda: arms(compared, ["one", "two"]),
         "label curve": lambda: label_curve(dict.fromkeys(("one", "two", "three", "four", "five"), fractions)),

@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pipeline.reporting.checklists import GUIDELINES, Answer, Guideline, answer
-from pipeline.reporting.document import Block, Heading, Paragraph, Section, Table
+from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count
 
 
-def crosswalk(e: Evidence, before: Sequence[Section]) -> Section:
-    """Return each guideline item by item; `before` are the sections of the report that items lead to, in order."""
-    titles = {section.name: f"{at} {section.title}" for at, section in enumerate(before, 1)}
+def crosswalk(e: Evidence) -> Section:
+    """Return how many items of each guideline this report speaks to; which ones is in the data."""
     answers = {guideline.name: [answer(item, e) for item in guideline.items] for guideline in GUIDELINES}
     rows = [
         [g.name, g.title, count(len(g.items)), count(sum(not a.section for a in answers[g.name])), g.publication]
@@ -21,16 +20,20 @@ def crosswalk(e: Evidence, before: Sequence[Section]) -> Section:
     ]
     blocks: list[Block] = [
         Paragraph(
-            "Each item of three reporting guidelines, in our own words, and the section that speaks to it. That a "
-            "section speaks to an item does not say that it says enough; read the guideline itself before publishing. "
-            "An item is missing when the dataset card does not state it, when the data do not hold it, or when the "
-            "pipeline cannot know it."
+            "That a section speaks to an item does not say that it says enough; read the guideline itself before "
+            "publishing. An item is missing when the dataset card does not state it, when the data do not hold it, or "
+            "when the pipeline cannot know it. Each item with its section, or what is missing, is in report.json and "
+            "data/items_*.csv. DECIDE-AI, about use on patients, does not apply yet."
         ),
         Table("guidelines", "Reporting guidelines", ["Guideline", "About", "Items", "Missing", "Publication"], rows),
     ]
-    for guideline in GUIDELINES:
-        blocks += [Heading(guideline.name), _items(guideline, answers[guideline.name], titles)]
-    return Section("crosswalk", "Reporting guidelines, item by item", blocks)
+    return Section("crosswalk", "Reporting guidelines", blocks)
+
+
+def items(e: Evidence, before: Sequence[Section]) -> list[Table]:
+    """Return each guideline item by item; `before` are the sections of the report that items lead to, in order."""
+    titles = {section.name: f"{at} {section.title}" for at, section in enumerate(before, 1)}
+    return [_items(guideline, [answer(item, e) for item in guideline.items], titles) for guideline in GUIDELINES]
 
 
 def _items(guideline: Guideline, answers: Sequence[Answer], titles: Mapping[str, str]) -> Table:
@@ -44,5 +47,4 @@ def _items(guideline: Guideline, answers: Sequence[Answer], titles: Mapping[str,
         f"{guideline.name}: where each item is answered",
         ["Item", "What it asks for", "Answered in"],
         rows,
-        leads_to=[a.section for a in answers],
     )

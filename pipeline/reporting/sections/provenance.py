@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.reporting.checklists import stated
 from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count
@@ -20,7 +21,10 @@ TRAINING = ("preprocess", "pretrain", "finetune")
 
 def statements(e: Evidence) -> Section:
     """Return what the card says about the study beyond the data themselves, and where the data come from."""
-    said = [[words, e.card["study"][name]] for name, words in e.statements.items()]
+    made = {name: words for name, words in e.statements.items() if stated(e.card["study"][name])}
+    said = [[words, e.card["study"][name]] for name, words in made.items()]
+    without = [words[0].lower() + words[1:] for name, words in e.statements.items() if name not in made]
+    silent = f"The dataset card says nothing of: {'; '.join(without)}."
     ingest, split = e.records["ingest"], e.records["split"]
     # An artifact that was kept may be older than the setting.
     burned_in = BURNED_IN[ingest["settings"].get("burned_in_annotation", "quarantine")]
@@ -41,7 +45,12 @@ def statements(e: Evidence) -> Section:
         "statements",
         "Statements and data provenance",
         [
-            Table("statements", "What the dataset card states", ["About", "Statement"], said, True),
+            *(
+                [Table("statements", "What the dataset card states", ["About", "Statement"], said, True)]
+                if said
+                else []
+            ),
+            *([Paragraph(silent)] if without else []),
             Table("data_provenance", "Where the data come from", ["What", "Value"], data, True),
         ],
     )
@@ -85,14 +94,23 @@ def provenance(e: Evidence) -> Section:
             "every source file."
         ),
         Table("hashes", "SHA-256 of model, calibrator and threshold", ["File", "SHA-256"], hashes, True),
-        Table("packages", "Packages", ["Package", "Version"], _packages(e)),
-        Table("settings", "Every setting of preprocessing and training", ["Setting", "Value"], _settings(e), True),
+        Paragraph(
+            "Packages with versions and every setting are in report.json, data/packages.csv and data/settings.csv."
+        ),
     ]
     if warnings:
         blocks.append(Table("warnings", "Warnings of the stages", ["Stage", "Warning"], warnings))
     else:
         blocks.append(Paragraph("No stage gave a warning."))
     return Section("provenance", "Versions and provenance", blocks)
+
+
+def more(e: Evidence) -> list[Table]:
+    """Return what only programs read of it: packages and settings."""
+    return [
+        Table("packages", "Packages", ["Package", "Version"], _packages(e)),
+        Table("settings", "Every setting of preprocessing and training", ["Setting", "Value"], _settings(e), True),
+    ]
 
 
 def _settings(e: Evidence) -> list[list[str]]:

@@ -37,6 +37,9 @@ METHODS = {
     "patient_bootstrap_norm": "bootstrap of patients, limits of a norm",
     "wald": "Wald interval of a logistic regression",
 }
+METHODS_SAID = (
+    "Limits stand in brackets behind their value. How each was computed is in report.json and data/methods.csv."
+)
 MEASURES = {
     "auc": "AUC",
     "recall": "sensitivity",
@@ -90,11 +93,11 @@ def discrimination(e: Evidence) -> Section:
     ]
     table = Table("discrimination", caption, ["Measure", "Result", "Without skill"], rows)
     scores = e.scores[e.scores["arm"] == arm]
-    blocks = [table, Figures(curves), Figures([_histogram(e, scores)]), _methods(e)]
+    blocks = [table, Figures(curves), Figures([_histogram(e, scores)]), Paragraph(METHODS_SAID)]
     return Section("discrimination", "Discrimination", blocks)
 
 
-def _methods(e: Evidence) -> Table:
+def methods(e: Evidence) -> Table:
     """Say how the limits of each measure of the report were computed, from the results themselves."""
     m = e.metrics
     measured = {**m["discrimination"], **(e.point or {}), **m["calibration"]["after"], "prevalence": m["prevalence"]}

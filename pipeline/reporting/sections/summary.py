@@ -103,7 +103,7 @@ def _verdict(e: Evidence, point: Json) -> tuple[Level, str, str]:
         needed = f"At least {count(point['positives_to_confirm'])} with the condition are needed."
         return "caution", "There are too few test patients to confirm the promise", f"{needed} {read}"
     chance = round(100 * point["chance_of_confirmation"])
-    usual = f"So many confirm a promise that is kept in {chance} of 100 cases."
+    usual = f"So many confirm a kept promise in {chance} of 100 cases."
     return "caution", "The promise was neither confirmed nor contradicted", f"{usual} {read}"
 
 
@@ -183,13 +183,13 @@ def _limits(e: Evidence) -> Bullets:
     traps = e.card["known_traps"]
     items = ["“No refer” does not rule out the condition."]
     if usable:
-        items.append("It speaks of independent people like the calibration patients.")
+        items.append("The promise is about independent people like the calibration patients.")
         items += _shared(e)
-    items.append(f"{_tested_where(e)} Truth: {short(_truth(e), 45)}.")
+    items.append(f"{_tested_where(e)} Truth: {short(_truth(e), 60)}.")
     if use["not_for"]:
         items.append(f"Not for: {short('; '.join(use['not_for']), 90)}.")
     if traps:
-        items.append(f"{counted(len(traps), 'known trap')} in these data: section 2.")
+        items.append(f"{counted(len(traps), 'known trap')}: section 2.")
     if usable:
         items += _external(e)
         items += _remarks(e)
@@ -197,7 +197,7 @@ def _limits(e: Evidence) -> Bullets:
 
 
 def _truth(e: Evidence) -> str:
-    return e.card["label"]["reference_standard"].strip().rstrip(".")
+    return e.card["label"]["reference_standard"].partition(";")[0].strip().rstrip(".")
 
 
 def _tested_where(e: Evidence) -> str:
