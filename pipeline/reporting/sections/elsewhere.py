@@ -229,7 +229,7 @@ def _coverage(e: Evidence) -> Table:
         for g, tail in zip(e.metrics["shift"]["groups"], tails, strict=True)
     ]
     target, confidence = plain_percent(e.threshold["recall_target"]), plain_percent(e.threshold["confidence"])
-    several = ", the verdicts shared out over all groups (Holm)" if len(rows) > 1 else ""
+    several = ", shared out where several sites are asked (Holm)" if len(rows) > 2 else ""
     caption = (
         f"Each group against the certificate: at least {target} found, with {confidence} confidence{several}. Missed / "
         "expected when nothing differs, with the probability of as many misses or more. Noticed: in how many of 100 "

@@ -113,7 +113,9 @@ def _making(e: Evidence) -> Table:
 def _chosen(e: Evidence) -> str:
     """Say how the reported arm was chosen, as far as that is known."""
     if e.read_first:
-        return "before calibration, in the configuration; no other was calibrated or tested on these patients"
+        return (
+            "before calibration, in the configuration; the ledger knows of no other model calibrated on these patients"
+        )
     return f"in the configuration. {how_often_read(e)}"
 
 
