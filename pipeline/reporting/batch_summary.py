@@ -11,6 +11,7 @@ from pipeline.reporting import pdf
 from pipeline.reporting.document import printable, shortened
 from pipeline.reporting.numbers import count, missing, number, probability, share
 from pipeline.reporting.study_page import ELSEWHERE, NO_DECISION, RESEARCH_ONLY, VERDICTS, Verdict, moment, tail
+from pipeline.store.wording import counted
 
 HIGHEST_SCORES, NOT_ASSESSABLE = 30, 10  # rows of the two tables
 REFUSALS = 12  # reasons of refused files
@@ -161,7 +162,7 @@ def _counted(studies: int) -> str:
 
 def _files(batch: Batch) -> str:
     refused = sum(batch.refused.values())
-    return f"{count(batch.files_read + refused)} files: {count(batch.files_read)} read, {count(refused)} refused."
+    return f"{counted(batch.files_read + refused, 'file')}: {count(batch.files_read)} read, {count(refused)} refused."
 
 
 def _refused(refused: Mapping[str, int]) -> list[list[str]]:
@@ -169,7 +170,9 @@ def _refused(refused: Mapping[str, int]) -> list[list[str]]:
     ordered = sorted(refused.items(), key=lambda one: (-one[1], one[0]))
     rows = [[shortened(reason, CELL), count(number)] for reason, number in ordered[:REFUSALS]]
     if rest := ordered[REFUSALS:]:
-        rows.append([f"{len(rest)} other reasons, in quarantine.csv", count(sum(number for _, number in rest))])
+        rows.append(
+            [f"{counted(len(rest), 'other reason')}, in quarantine.csv", count(sum(number for _, number in rest))]
+        )
     return rows
 
 
