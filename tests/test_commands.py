@@ -48,7 +48,7 @@ def test_proposed_commands_get_the_words_of_this_one():
 def test_under_torchrun_its_own_words_come_first(tmp_path):
     """A parent of that name stands for torchrun, which takes seconds to start."""
     torchrun = tmp_path / "torchrun"
-    child = "from pipeline.commands import command, program; print(command('run', program=program()))"
+    child = "from pipeline.commands.typed import command, program; print(command('run', program=program()))"
     torchrun.write_text(
         "import os, subprocess, sys\n"
         f"words = [sys.executable, '-c', {child!r}, *sys.argv[5:]]\n"

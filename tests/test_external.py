@@ -87,9 +87,9 @@ def test_it_is_part_of_the_plan_and_of_no_key_that_leads_to_the_threshold(projec
     alone, beside = keys(project), keys(project, override)
     assert list(beside) == [
         "ingest", "ingest@site_b", "split", "split@site_b", "preprocess", "preprocess@site_b", "pretrain", "finetune",
-        "score", "score@site_b", "calibrate", "evaluate", "report",
+        "score", "score@site_b", "calibrate", "evaluate", "package", "report",
     ]  # fmt: skip
-    assert [name for name in NAMES if alone[name] != beside[name]] == ["evaluate", "report"]
+    assert [name for name in NAMES if alone[name] != beside[name]] == ["evaluate", "package", "report"]
     labels = project.folder / "site_b" / "labels.csv"
     before = labels.read_text()
     labels.write_text(before.replace(",normal", ",pneumonia", 1))
@@ -97,7 +97,7 @@ def test_it_is_part_of_the_plan_and_of_no_key_that_leads_to_the_threshold(projec
         corrected = keys(project, override)
     finally:
         labels.write_text(before)
-    changed = ["split@site_b", "preprocess@site_b", "score@site_b", "evaluate", "report"]
+    changed = ["split@site_b", "preprocess@site_b", "score@site_b", "evaluate", "package", "report"]
     assert [name for name in beside if beside[name] != corrected[name]] == changed
 
 
@@ -112,7 +112,14 @@ def test_what_is_trained_is_reused_and_the_run_s_own_numbers_stay(result, metric
     before = {name: artifact for name in NAMES for artifact in Store(finished.store).all(name)}
     assert {name: result.artifacts[name].key for name in TRAINED} == {name: before[name].key for name in TRAINED}
     own = read_json(before["evaluate"].file("metrics.json"))
-    for name in set(own) - {"external", "shift"}:
+    points = [dict(one["operating_point"]) for one in (own, metrics)]
+    # The sites and sets that were asked are listed, those from elsewhere behind the run's own.
+    held = [point.pop("held_against_certificate") for point in points]
+    assert held[1][: len(held[0])] == held[0]
+    assert points[0] == points[1]
+    # These test patients have now been read twice.
+    assert (own["readings"]["times"], metrics["readings"]["times"]) == (1, 2)
+    for name in set(own) - {"external", "shift", "readings", "operating_point"}:
         assert metrics[name] == own[name]
     assert [*result.failures] == [
         f for f in read_json(before["evaluate"].file("findings.json")) if f["level"] == "fail"

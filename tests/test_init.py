@@ -148,10 +148,10 @@ def initialise(tmp_path):
 def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     generator = np.random.default_rng(0)
     (tmp_path / "studies").mkdir()
-    for n in range(60):
+    for n in range(200):
         pixels = generator.integers(0, 255, (28, 28, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "studies" / f"{n:03d}.png")
-    rows = "".join(f"{n:03d}.png;p{n};{'yes' if n % 2 else 'no'}\n" for n in range(60))
+    rows = "".join(f"{n:03d}.png;p{n};{'yes' if n % 2 else 'no'}\n" for n in range(200))
     table(tmp_path, "image;patient;referable\n" + rows)
     config, said = initialise(tmp_path)
     assert "pictures in colour" in said
@@ -160,7 +160,7 @@ def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
     run = call("run", config, "--until", "split", *where)
     assert run.exit_code == 0, run.stderr
-    assert "60 images of 60 patients accepted" in run.stderr
+    assert "200 images of 200 patients accepted" in run.stderr
 
 
 def test_images_are_those_of_the_file_that_has_their_labels_whatever_lies_beside_it(tmp_path):

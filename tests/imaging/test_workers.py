@@ -84,7 +84,7 @@ def test_the_same_on_a_dask_cluster(tmp_path):
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     """The parent is killed while its workers are idle; nothing else would tell them."""
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.imaging.workers import Pool, each_batch\n"
+        "import sys, time; from pathlib import Path; from pipeline.imaging.archive.workers import Pool, each_batch\n"
         "from imaging.files import process_id\n"
         "done = each_batch(process_id, {0: [0], 1: [1]}, Pool(2, 30.0), Path(sys.argv[1]))\n"
         "print(*{pid for _, pids in done for pid in pids}, flush=True); time.sleep(60)"

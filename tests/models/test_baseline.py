@@ -59,7 +59,8 @@ def test_hog_round_trip_through_the_files(tmp_path):
     sha256 = sha256_file(tmp_path / "model.safetensors")
     write_json(tmp_path / "model.json", {"arm": "hog", "hog": HOG.to_json(), "sha256": sha256})
     whole = read_model(tmp_path / "model.json", tmp_path / "model.safetensors", torch.device("cpu"))
-    assert np.array_equal(whole(pixels)[:, 0], model.logits(HOG.features(pixels)))
+    # Whole blocks of rows are multiplied, so that the last bit may differ from that of these rows alone.
+    np.testing.assert_allclose(whole(pixels)[:, 0], model.logits(HOG.features(pixels)), rtol=1e-12)
 
 
 def test_models_of_several_labels_come_back_from_one_file_in_their_order(tmp_path):

@@ -30,7 +30,8 @@ def test_a_finished_model_gives_the_same_logits(tmp_path, head):
     model, pixels = Classifier(SPEC, head).eval(), torch.rand(3, 2, 8, 16, 16)
     logits = read_model(*saved(tmp_path, model, head))(pixels)
     assert logits.dtype == np.float64
-    assert np.array_equal(logits, model(pixels).detach().double().numpy())
+    # Whole blocks of rows are multiplied, so that the last bits may differ from those of these rows alone.
+    np.testing.assert_allclose(logits, model(pixels).detach().double().numpy(), atol=1e-6)
     assert logits.shape == (3, 1)
     assert len(set(logits[:, 0])) == 3
 

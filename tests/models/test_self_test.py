@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.masking import Mask, make_mask, mask_draws
 from pipeline.models.self_test import self_test
 from pipeline.models.training import TrainingError
-from pipeline.models.vit import EncoderSpec
+from pipeline.models.vit import EncoderSpec, embed
 
 FLAT = EncoderSpec((16, 24), (4, 4), 2, 24, 2, 2, (0.5, 0.4), (0.25, 0.2))
 VOLUME = EncoderSpec((8, 12, 16), (4, 6, 4), 1, 26, 2, 2, (0.5,), (0.25,), positions="learned")
@@ -81,12 +83,12 @@ def test_predictions_in_the_wrong_order_are_found(decoder, monkeypatch):
 
 def test_visible_patches_with_the_positions_of_others_are_found(monkeypatch):
     model, mask = model_and_mask(FLAT, "self_attention")
-    right = self_test.embed
+    right = embed
 
     def turned(encoder, patches, places=None):
         return right(encoder, patches, None if places is None else places.roll(1, dims=1))
 
-    monkeypatch.setattr("pipeline.models.self_test.embed", turned)
+    monkeypatch.setattr(sys.modules["pipeline.models.self_test"], "embed", turned)
     with pytest.raises(TrainingError, match="position of their own place"):
         self_test(model, mask)
 

@@ -24,7 +24,8 @@ def some(found: int, missed: int, negatives: int = 200) -> Patients:
 def frozen(target: float, confidence: float) -> Frozen:
     certificate = {
         "certified": True, "threshold": 0.0, "threshold_hex": 0.0.hex(), "recall_target": target,
-        "confidence": confidence, "local_prevalence": None, "probability_prevalence": 0.5, "other_operating_points": [],
+        "positives": 200, "misses_allowed": 5, "confidence": confidence,
+        "local_prevalence": None, "probability_prevalence": 0.5, "other_operating_points": [],
     }  # fmt: skip
     return Frozen(certificate, calibrator_from_dict(CALIBRATOR))
 
@@ -41,7 +42,7 @@ def frozen(target: float, confidence: float) -> Frozen:
 )
 def test_target_and_confidence_are_not_confused(target, confidence, verdict):
     settings, patients = EvaluateSettings(), some(184, 16)
-    reference = Reference(settings, frozen(target, confidence), some(195, 5), pd.DataFrame())
+    reference = Reference(settings, frozen(target, confidence), some(195, 5), pd.DataFrame(), pd.DataFrame())
     assert reference.shift("external set b", patients, set()).verification == verdict
     metrics = judge(settings, patients, reference.frozen)
     point = metrics["operating_point"]
