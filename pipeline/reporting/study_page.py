@@ -34,7 +34,7 @@ VERDICTS: dict[str, tuple[str, str, str]] = {
     "not assessable": (
         "open",
         "◆ NOT ASSESSABLE",
-        "This study was not scored and counts as referred: somebody has to look at it.",
+        "This study could not be judged and counts as referred: somebody has to look at it.",
     ),
 }
 NO_DECISION = ("withheld", "✕ NO DECISION", "This model may not be used to refer anyone. It gives a score, no more.")
