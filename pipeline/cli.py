@@ -230,6 +230,7 @@ def predict(
                 workers=workers,
                 pages=pages,
                 identified=identified,
+                say=_say,
             )
     if as_json:
         _print_json(

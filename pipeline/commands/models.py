@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.inference.model_folder import CONTENT, ModelError
+from pipeline.inference.model_folder import ModelError
 from pipeline.store.artifacts import Store
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ def folder_of_run(config: Config, card: Card, secret: bytes | None) -> Path:
 
 
 def is_folder(reference: str) -> bool:
-    """Say whether a reference is a folder with a model, or was meant to be one."""
-    path = Path(reference)
-    return path.is_dir() or (path / CONTENT).is_file()
+    """Say whether a reference is a folder, so that a model was meant to be in it."""
+    return Path(reference).is_dir()
 
 
 def info(content: dict[str, Any], sha256: str) -> dict[str, Any]:

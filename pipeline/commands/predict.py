@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.delivery.results import Written, write_results
@@ -40,12 +41,21 @@ def predict(
     workers: int = 2,
     pages: bool = True,
     identified: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Written:
-    """Judge all studies and write the results; see `Model.predict` for what is raised."""
+    """Judge all studies and write the results; see `Model.predict` for what is raised. `say` is told of progress."""
     log = RunLog("predict", progress_only=True)
 
     def track(results: Iterable[Result], done: int, total: int) -> Iterable[Result]:
         return log.track(results, "studies", total, done)
+
+    said = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= log.interval_s:
+            said = time.monotonic()
+            say(f"predict: {what}: {done} of {total}")
 
     predictions = model.predict(
         paths,
@@ -54,6 +64,7 @@ def predict(
         prevalence=prevalence,
         workers=workers,
         pictures=pages,
+        progress=progress,
     )
     return write_results(predictions, out, identified=identified, track=track)
 

@@ -10,16 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy.stats import kstest
 
 from pipeline import __version__
 from pipeline.imaging.quarantine import REASONS as REFUSALS
-from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.model import Model, Predictions
-from pipeline.inference.result import Picture, Result
+from pipeline.inference.outline import shown
+from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS
-from pipeline.models.attention import half_of, most_attended, on_pixels
+from pipeline.models.attention import half_of
 from pipeline.reporting.batch_summary import Batch, SummaryRow, render_summary
 from pipeline.reporting.study_page import StudyPage, render_page
 from pipeline.store.files import atomic
@@ -45,7 +44,8 @@ def file_name(study: str) -> str:
 def page(result: Result, predictions: Predictions, predicted_at: str) -> bytes:
     """Return the page of a study as a PDF of one sheet."""
     model, judged = predictions.model, result.judgement
-    image, outlined, share = _shown(result.picture)
+    picture = result.picture
+    image, outlined = shown(picture.array, picture.shares) if picture else (None, None)
     local = judged.local_probability
     carried = {} if local is None or predictions.prevalence is None else _carried(model, judged, predictions.prevalence)
     calibrated = {
@@ -67,15 +67,15 @@ def page(result: Result, predictions: Predictions, predicted_at: str) -> bytes:
             reasons=[*(REASONS[reason] for reason in judged.reasons), *_refusals(result)],
             image=image,
             outlined=outlined,
-            outlined_share=share,
-            volume=result.picture is not None and result.picture.array.ndim == 3,
+            outlined_share=float(half_of(picture.shares).mean()) if picture and picture.shares is not None else None,
+            volume=picture is not None and picture.array.ndim == 3,
             score=judged.score,
             **{**calibrated, **carried},
             interval_level=BAND_LEVEL,
             prevalence_is_local=bool(carried),
             condition=model.content["labels"][0]["name"],
             threshold=_threshold(model),
-            certificate=" ".join(model.content["scope"]),
+            certificate=" ".join(model.scope),
             typical=None if result.typicality is None else not result.typicality.flagged,
             typicality=_typicality(result),
             remarks=list(result.unusual),
@@ -115,22 +115,6 @@ def _typicality(result: Result) -> str:
     return f"As usual as others: at most {share} of people like those of the calibration are as unusual."
 
 
-def _shown(picture: Picture | None) -> tuple[np.ndarray | None, np.ndarray | None, float | None]:
-    """Return the picture (h, w), the outlined area in it and its share; a volume by three planes."""
-    if picture is None:
-        return None, None, None
-    array, shares = picture.array, picture.shares
-    if shares is None:
-        return (array if array.ndim == 2 else three_planes(array)), None, None
-    patch = tuple(side // patches for side, patches in zip(array.shape, shares.shape, strict=True))
-    half = half_of(shares)
-    outlined = on_pixels(half, patch)
-    if array.ndim == 3:
-        centre = most_attended(shares, patch)
-        array, outlined = three_planes(array, centre), three_planes(outlined, centre)
-    return array, outlined, float(half.mean())
-
-
 def summary(
     rows: Iterable[Mapping[str, Any]], quarantine: Iterable[Mapping[str, str]], predictions: Predictions, at: str
 ) -> bytes:
@@ -147,7 +131,7 @@ def summary(
         files_read=len(predictions.sources) - sum(refused.values()),
         refused=refused,
         threshold=_threshold(model),
-        certificate=" ".join(model.content["scope"]),
+        certificate=" ".join(model.scope),
         shift=shift([row["typicality"] for row in rows]),
         not_for=model.content["not_for"],
     )

@@ -132,7 +132,7 @@ def _write(
             "sha256": model.sha256,
             "usable": model.usable,
             "not_usable_because": list(model.rule.decision.reasons),
-            "scope": model.content["scope"],
+            "scope": model.scope,
             "not_for": model.content["not_for"],
         },
         "prevalence": {"calibration": model.content["prevalence"], "local": predictions.prevalence},

@@ -17,6 +17,16 @@ LARGEST_SPACING_MM = 100.0
 MB = 1_000_000
 
 
+def as_json(one: Any) -> dict[str, Any]:
+    """Return the fields of a flat dataclass as plain values."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(one).items()}
+
+
+def from_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that `as_json` gave, tuples again."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+
+
 @dataclass(frozen=True)
 class Policy:
     """What is accepted, in bytes and pixels and kinds.
@@ -66,13 +76,12 @@ class Policy:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for a model's JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Policy:
         """Return the policy kept in a model's JSON."""
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
-        return cls(**values)
+        return cls(**from_json(content))
 
 
 @dataclass(frozen=True)

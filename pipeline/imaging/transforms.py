@@ -6,14 +6,14 @@ Clip to a window → resize with physical proportions kept → centre in the wan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Resize, ResizeWithPadOrCrop, ScaleIntensityRange
 
-from pipeline.imaging.image import Image
+from pipeline.imaging.image import Image, as_json
 from pipeline.imaging.quarantine import Refused
 
 # From so many pixels on, percentiles are taken from a part of them: a 2,000 x 2,000 image would spend most time here.
@@ -50,7 +50,7 @@ class Rendering:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for a model's JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Rendering:

@@ -21,7 +21,7 @@ from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.transforms import Rendering, render
-from pipeline.inference.grouping import Glance, glance, stem
+from pipeline.inference.grouping import Glance, glance, own_key, stem
 from pipeline.inference.study import read_study
 from pipeline.store.files import sha256_json
 
@@ -92,7 +92,9 @@ def sort_files(
     done = 0
     for start, results in each_batch(partial(_glance, task.policy, named), batches, pool, scratch):
         for at, result in enumerate(results, start):
-            glances[at] = result if isinstance(result, Glance) else _died(sources[at], result)
+            # A file at which a worker died is still somebody's study.
+            known = isinstance(result, Glance)
+            glances[at] = result if known else Glance("", own_key(sources[at], named), refusal=result)
         done += len(results)
         progress("files looked at", done, len(sources))
     members: dict[str, list[int]] = defaultdict(list)
@@ -107,11 +109,6 @@ def sort_files(
 
 def _glance(policy: Policy, named: Mapping[str, str], item: tuple[Source, ...]) -> Glance:
     return glance(item[0], policy, named)
-
-
-def _died(source: Source, refusal: Refusal) -> Glance:
-    """Return a study of its own for a file at which a worker died: whoever it is of must not be lost."""
-    return Glance("", f"path\0{source.root}\0{stem(normal_path(source.path))}", refusal=refusal)
 
 
 def _groups(

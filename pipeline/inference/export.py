@@ -13,11 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.imaging.image import About, Image
-from pipeline.imaging.transforms import (
-    Rendering,
-    render,
-    window_of,  # under a public name, every `preprocess` would have to run again: names are part of its key
-)
+from pipeline.imaging.transforms import Rendering, render, window_of
 from pipeline.inference.model import Model
 from pipeline.inference.model_folder import GOLDEN, verified
 from pipeline.store.files import sha256_file, write_json

@@ -43,7 +43,7 @@ def glance(source: Source, policy: Policy, named: Mapping[str, str]) -> Glance:
     """
     path = normal_path(source.path)
     given = named.get(path, "")
-    own = f"table\0{given}" if given else f"path\0{source.root}\0{stem(path)}"
+    own = own_key(source, named)
     try:
         data = read_bytes(source, policy.max_file_bytes)
     except Refused as refused:
@@ -56,6 +56,12 @@ def glance(source: Source, policy: Policy, named: Mapping[str, str]) -> Glance:
     if given or any(one.sniff(data) for one in FORMATS) or IMAGE_NAME.search(path) or data[:2] == b"\x1f\x8b":
         return Glance(sha256, own)
     return Glance(sha256, "", refusal=Refusal("unknown_format"))
+
+
+def own_key(source: Source, named: Mapping[str, str]) -> str:
+    """Return the key of the study that a file is of whatever its content: by the table, else by its name."""
+    path = normal_path(source.path)
+    return f"table\0{named[path]}" if named.get(path) else f"path\0{source.root}\0{stem(path)}"
 
 
 def stem(path: str) -> str:

@@ -1,4 +1,4 @@
-"""A packaged model in Python: `Model.load(folder)`, `model.predict(paths)`, `results.write(folder)`."""
+"""A packaged model in Python: `Model.load(folder)`, `model.predict(paths)`; `write_results` takes what it returns."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipeline.inference.batch import Group, Progress, Seen, Sorted, Task, read_g
 from pipeline.inference.ensemble import Ensemble, load_networks, member_files, to_pixels
 from pipeline.inference.header_remarks import header_remarks
 from pipeline.inference.model_folder import MEMBERS, TYPICALITY, check_golden, verified
+from pipeline.inference.outline import attention
 from pipeline.inference.result import HARMLESS, Picture, Result
 from pipeline.inference.rule import Rule
 from pipeline.inference.study import Study, read_study
 from pipeline.inference.typicality import Reference, Typicality, describe
-from pipeline.models.attention import rollout
 from pipeline.models.training import prepare
 from pipeline.store.files import sha256_json
 
@@ -75,6 +75,11 @@ class Model:
     def usable(self) -> bool:
         """Whether the model may decide; otherwise it gives scores alone."""
         return self.rule.decision.usable and bool(self.rule.points)
+
+    @property
+    def scope(self) -> list[str]:
+        """Of whom the certificate of the operating point in use speaks, in sentences; why there is none otherwise."""
+        return self.rule.scope(self.content["card"]["intended_use"]["population"])
 
     @property
     def rendering(self) -> Rendering:
@@ -181,7 +186,8 @@ class Predictions:
         with _scratch() as folder:
             for pair in read_groups(left, self.model.task, self._pool, Path(folder)):
                 waiting.append(pair)
-                if sum(len(seen.arrays) for _, seen in waiting) >= IMAGES_PER_BATCH:
+                # Studies without an image count as well, so that their results do not wait for those of others.
+                if sum(max(1, len(seen.arrays)) for _, seen in waiting) >= IMAGES_PER_BATCH:
                     yield from self._judged(waiting)
                     waiting = []
             yield from self._judged(waiting)
@@ -210,7 +216,7 @@ class Predictions:
             images=len(seen.arrays),
             judgement=judged,
             further=further,
-            threshold=_threshold(model.rule) if model.usable else _threshold(None),
+            threshold=_threshold(model),
             typicality=typicality,
             unusual=tuple(dict.fromkeys(r for f in seen.facts for r in header_remarks(f.stated, model.stated))),
             remarks=_remarks(seen),
@@ -230,9 +236,7 @@ class Predictions:
     def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
         """Return the most suspicious image, the first of equals, and where the networks looked in it."""
         array = seen.arrays[int(np.argmax(logits))]
-        pixels = to_pixels(array[None]).to(self.model.device)
-        shares = [rollout(network, pixels)[0] for network in self.model.networks]
-        return Picture(array[0], np.mean(shares, axis=0) if shares else None)
+        return Picture(array[0], attention(self.model.networks, to_pixels(array[None]).to(self.model.device)))
 
     @property
     def _pool(self) -> Pool:
@@ -245,11 +249,9 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="maescreen-")
 
 
-def _threshold(rule: Rule | None) -> dict[str, Any]:
-    if rule is None:
-        return {"threshold": None, "threshold_hex": None, "recall_target": None, "confidence": None}
-    point = rule.points[0].to_json()
-    return {name: point[name] for name in ("threshold", "threshold_hex", "recall_target", "confidence")}
+def _threshold(model: Model) -> dict[str, Any]:
+    point = model.rule.points[0].to_json() if model.usable else {}
+    return {name: point.get(name) for name in ("threshold", "threshold_hex", "recall_target", "confidence")}
 
 
 def _remarks(seen: Seen) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pipeline.inference.decision import Decision
 from pipeline.statistics.calibration import displayed_probability, shift_prior
 from pipeline.statistics.calibrators import Calibrator, calibrator_from_dict
 from pipeline.statistics.patients import Aggregation, aggregate_scores
+from pipeline.store.wording import counted
 
 Referral: TypeAlias = Literal["refer", "no refer", "not assessable"]
 # Why a study gets no decision of its own; each is referred.
@@ -94,11 +95,12 @@ class Rule:
             return Judgement("not assessable", ("no_image",))
         _, scores = aggregate_scores(np.asarray(logits, np.float64), np.zeros(len(logits)), self.aggregation)
         score = float(scores[0])
+        probability = float(displayed_probability(self.calibrator, [score])[0])
         shown = {
             "score": score,
-            "probability": float(displayed_probability(self.calibrator, [score])[0]),
+            "probability": probability,
             **self._limits(score),
-            "local_probability": self._local(score, prevalence),
+            "local_probability": None if prevalence is None else self.carried(probability, prevalence),
         }
         if not self.decision.usable or not self.points:
             return Judgement("not assessable", ("not_usable",), **shown)
@@ -115,10 +117,21 @@ class Rule:
             "probability_high": float(np.interp(score, scores, high)),
         }
 
-    def _local(self, score: float, prevalence: float | None) -> float | None:
-        if prevalence is None:
-            return None
-        return float(displayed_probability(self.calibrator, [score], prevalence)[0])
+    def scope(self, population: str) -> list[str]:
+        """Return of whom the certificate of the first operating point speaks, in sentences; why there is none if so.
+
+        `population` says in words who the calibration patients were.
+        """
+        if not self.decision.usable:
+            return list(self.decision.reasons)
+        point = self.points[0]
+        return [
+            f"With {100 * point.confidence:g} % confidence at least {100 * point.recall_target:g} % of people with the "
+            f"condition who are like the {counted(point.positives, 'person', 'people')} who had it among the "
+            f"{point.source} are referred.",
+            f"These came from: {population.strip()}.",
+            "Nothing is promised of other people, equipment or ways of taking and storing images.",
+        ]
 
     def carried(self, probability: float, prevalence: float) -> float:
         """Return a probability of this model carried to another prevalence."""

@@ -35,7 +35,6 @@ from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table
 from pipeline.store.tables.split import SPLIT
 from pipeline.store.versions import package_versions, runtime_versions
-from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.decision import PackageSettings
@@ -116,7 +115,7 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
         "further_rules": {one["id"]: _further(inputs, decision, metrics, one) for one in card["further_labels"]},
         "prevalence": rule.calibrator.prevalence,
         "certificate": decision.threshold(threshold) | {"other_operating_points": []},
-        "scope": _scope(rule, decision, card),
+        "scope": rule.scope(card["intended_use"]["population"]),
         "test": _test(decision.metrics(metrics)),
         "population": _population(inputs),
         "not_for": [*card["intended_use"]["not_for"], *settings.not_for],
@@ -181,20 +180,6 @@ def _further(
     refused = () if threshold["certified"] else (threshold["message"],)
     own = Decision((*decision.reasons, *problems, *refused))
     return _rule(inputs, folder, own, threshold, label["name"]).to_json()
-
-
-def _scope(rule: Rule, decision: Decision, card: Mapping[str, Any]) -> list[str]:
-    """Return in sentences of whom the certificate speaks; why there is none where there is none."""
-    if not decision.usable:
-        return list(decision.reasons)
-    point = rule.points[0]
-    return [
-        f"With {100 * point.confidence:g} % confidence at least {100 * point.recall_target:g} % of people with the "
-        f"condition who are like the {counted(point.positives, 'person', 'people')} who had it among the "
-        f"{point.source} are referred.",
-        f"These came from: {card['intended_use']['population'].strip()}.",
-        "Nothing is promised of other people, equipment or ways of taking and storing images.",
-    ]
 
 
 def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline.imaging.volumes.orthogonal_planes import three_planes
-from pipeline.models.attention import half_of, most_attended, on_pixels, rollout
-from pipeline.models.classifier import read_network
+from pipeline.inference.ensemble import RECORD, WEIGHTS, load_networks
+from pipeline.inference.outline import attention, shown
+from pipeline.models.attention import half_of
 from pipeline.models.images import Images
 from pipeline.models.training import prepare
 from pipeline.reporting import html, pdf
@@ -133,19 +133,19 @@ def _examples(
         return []
     own = index[index["patient_id"].isin(chosen["patient_id"])].sort_values("image_id")
     counts = own.groupby("patient_id").size()
-    shown = own.set_index("image_id").loc[deciding[chosen["patient_id"]]].reset_index()
+    deciders = own.set_index("image_id").loc[deciding[chosen["patient_id"]]].reset_index()
     shards = {
         name: np.load(inputs.file("preprocess", name), mmap_mode="r", allow_pickle=False)
-        for name in shown["shard"].unique()
+        for name in deciders["shard"].unique()
     }
-    pictures = Images(shown, shards)
-    attention = _attention(inputs, metrics, pictures)
+    pictures = Images(deciders, shards)
+    attentions = _attention(inputs, metrics, pictures)
     known = images.set_index("image_id")
     examples = []
     for at, row in enumerate(chosen.to_dict("records")):
-        facts = known.loc[shown.loc[at, "image_id"]].to_dict()
-        shares = None if attention is None else attention[at]
-        image, outlined = _shown(pictures.raw([at])[0, 0].numpy(), shares)
+        facts = known.loc[deciders.loc[at, "image_id"]].to_dict()
+        shares = attentions[at]
+        image, outlined = shown(pictures.raw([at])[0, 0].numpy(), shares)
         examples.append(
             Example(
                 patient=row["patient_id"][:12],
@@ -162,41 +162,22 @@ def _examples(
     return examples
 
 
-def _attention(inputs: Inputs, metrics: dict[str, Any], pictures: Images) -> list[np.ndarray] | None:
+def _attention(inputs: Inputs, metrics: dict[str, Any], pictures: Images) -> list[np.ndarray | None]:
     """Return each image's attention by patch, the mean over the reported arm's seeds; None when it has no attention."""
     device = prepare(inputs.machine.device, inputs.machine.threads)
-    seeds = [f"{metrics['arm']}/seed{seed}" for seed in metrics["seeds"]]
-    files = [[inputs.file("finetune", f"{seed}/model.{kind}") for kind in ("json", "safetensors")] for seed in seeds]
-    networks = [read_network(record, weights, device) for record, weights in files]
-    trained = [network for network in networks if network is not None]
-    if not trained:
-        return None
-    # One image at a time: attention grows with the square of the patches.
-    return [
-        np.mean([rollout(network, pictures.pixels([at], device))[0] for network in trained], axis=0)
-        for at in range(len(pictures))
-    ]
 
+    def files(seed: int) -> tuple[Path, Path]:
+        place = f"{metrics['arm']}/seed{seed}"
+        return inputs.file("finetune", f"{place}/{RECORD}"), inputs.file("finetune", f"{place}/{WEIGHTS}")
 
-def _shown(image: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the picture of an image, (h, w), and the outlined area in it.
-
-    A volume is shown by three planes, through the patch with most attention where that is known, else the middle.
-    """
-    if shares is None:
-        return (image if image.ndim == 2 else three_planes(image)), None
-    patch = tuple(side // patches for side, patches in zip(image.shape, shares.shape, strict=True))
-    outlined = on_pixels(half_of(shares), patch)
-    if image.ndim == 2:
-        return image, outlined
-    centre = most_attended(shares, patch)
-    return three_planes(image, centre), three_planes(outlined, centre)
+    networks = load_networks({seed: files(seed) for seed in metrics["seeds"]}, device)
+    return [attention(networks, pictures.pixels([at], device)) for at in range(len(pictures))]
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:
     """Write each table as shown to tables/; those that no page shows, and the unrounded ones, to data/."""
-    for folder, shown in (("tables", document.tables), ("data", document.more)):
-        for table in shown:
+    for folder, tables_of in (("tables", document.tables), ("data", document.more)):
+        for table in tables_of:
             rows = printable([table.columns, *table.rows])
             _write(work / folder / f"{table.name}.csv", csv_text(rows[0], rows[1:]).encode())
     for name, frame in raw.items():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.imaging.image import Image
+from pipeline.imaging.image import Image, as_json, from_json
 
 FEWEST_GREY_LEVELS = 32
 SAMPLED_PIXELS = 1 << 16
@@ -48,13 +48,12 @@ class Limits:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for a model's JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return as_json(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Limits:
         """Return the limits kept in a model's JSON."""
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in content.items()}
-        return cls(**values)
+        return cls(**from_json(content))
 
 
 @dataclass(frozen=True)

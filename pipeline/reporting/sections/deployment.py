@@ -79,7 +79,9 @@ def packaged(e: Evidence) -> str:
     """Say which threshold the packaged model has, by its bits, and how the model is known again."""
     if e.packaged is None:
         return "No model was packaged with this run."
-    known = f"`maescreen predict` uses the packaged model with SHA-256 {e.model_sha256} (that of its SHA256SUMS)."
+    known = (
+        f"The command maescreen predict uses the packaged model with SHA-256 {e.model_sha256} (that of its SHA256SUMS)."
+    )
     points = e.packaged["rule"]["operating_points"]
     if not points:
         return f"{known} It has no threshold and refers by none."
