@@ -66,15 +66,16 @@ def test_no_finding_that_closes_the_gate_gives_the_threshold_away():
 
 
 @pytest.mark.slow
-def test_before_the_test_patients_were_read_no_threshold_leaves_the_store(finished):
+def test_before_the_test_patients_were_read_no_threshold_leaves_the_store(finished, tmp_path):
     """They may still contradict it; a run that ends with calibrate closes no gate, and opens none."""
-    result = CliRunner().invoke(app, ["run", str(finished.config), "--until", "calibrate", "--json"])
+    project = finished.copy(tmp_path / "stopped")
+    result = CliRunner().invoke(app, ["run", str(project.config), "--until", "calibrate", "--json"])
     assert result.exit_code == 0, result.output
     assert not {"threshold", "certified_recall", "misses_seen"} & set(json.loads(result.stdout)["headline"])
-    (run,) = [one for one in Tracker("mini", finished.store).pipeline_runs() if one["key"].startswith("calibrate/")]
+    (run,) = [one for one in Tracker("mini", project.store).pipeline_runs() if one["key"].startswith("calibrate/")]
     assert not {"threshold", "certified_recall"} & set(run["metrics"])
     assert "sweep.json" not in {
-        file.path for file in Tracker("mini", finished.store).client.list_artifacts(run["run_id"])
+        file.path for file in Tracker("mini", project.store).client.list_artifacts(run["run_id"])
     }
 
 

@@ -192,6 +192,11 @@ def _printable(character: str) -> str:
     return "�" if unicodedata.category(character) in _UNPRINTABLE else character
 
 
+def ended(text: str) -> str:
+    """Return `text` with a full stop, unless it ends a sentence already or was cut."""
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
 def shortened(text: str, length: int = 160) -> str:
     """Return `text` cut to about `length` characters: after a sentence, else after a word with an ellipsis."""
     text = " ".join(text.split())

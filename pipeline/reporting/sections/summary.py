@@ -19,6 +19,7 @@ from pipeline.reporting.document import (
     Level,
     Paragraph,
     Section,
+    ended,
 )
 from pipeline.reporting.document import shortened as short
 from pipeline.reporting.evidence import Evidence
@@ -44,7 +45,7 @@ REASONS = 2  # that page one gives for a stop
 def summary(e: Evidence) -> Section:
     """Return page one. Without a usable operating point, a box says why, and no threshold is shown."""
     condition, population = e.card["label"]["name"], e.card["intended_use"]["population"]
-    asked = f"Whom should a reader look at? Condition: {short(condition, 60)}. People: {short(population, 100)}."
+    asked = f"Whom should a reader look at? Condition: {ended(short(condition, 60))} People: {ended(short(population, 100))}"
     blocks: list[Block] = [Paragraph(asked)]
     if e.point is None:
         blocks.append(_stopped(e))
@@ -185,9 +186,9 @@ def _limits(e: Evidence) -> Bullets:
     if usable:
         items.append("The promise is about independent people like the calibration patients.")
         items += _shared(e)
-    items.append(f"{_tested_where(e)} Truth: {short(_truth(e), 60)}.")
+    items.append(f"{_tested_where(e)} Truth: {ended(short(_truth(e), 60))}")
     if use["not_for"]:
-        items.append(f"Not for: {short('; '.join(use['not_for']), 90)}.")
+        items.append(f"Not for: {ended(short('; '.join(use['not_for']), 90))}")
     if traps:
         items.append(f"{counted(len(traps), 'known trap')}: section 2.")
     if usable:
