@@ -16,7 +16,7 @@ from pipeline.models.training import prepare
 from pipeline.reporting import html, pdf
 from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
-from pipeline.reporting.evidence import Evidence, Example
+from pipeline.reporting.evidence import Evidence, Example, Pretraining
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
 from pipeline.store.files import atomic, read_json, sha256_file, write_json
@@ -82,10 +82,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         images=images,
         split=content("split", "summary.json"),
         assignment=table("split", "split.parquet", tables.SPLIT),
-        encoder=content("pretrain", "model.json"),
-        pretrain=content("pretrain", "summary.json"),
-        history=content("pretrain", "history.json"),
-        reconstructions=inputs.file("pretrain", "reconstructions.png").read_bytes(),
+        pretraining=_pretraining(inputs),
         finetune=content("finetune", "summary.json"),
         calibrator=content("calibrate", "calibrator.json"),
         threshold=content("calibrate", "threshold.json"),
@@ -110,6 +107,15 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         model_sha256=sha256_file(inputs.file("package", "model/SHA256SUMS")) if packaged else "",
         label_fractions=tables.read_table(fractions[0], tables.LABEL_FRACTIONS) if fractions else None,
     )
+
+
+def _pretraining(inputs: Inputs) -> Pretraining | None:
+    if "pretrain" not in inputs.artifacts:
+        return None
+    encoder, summary, history = (
+        read_json(inputs.file("pretrain", f"{name}.json")) for name in ("model", "summary", "history")
+    )
+    return Pretraining(encoder, summary, history, inputs.file("pretrain", "reconstructions.png").read_bytes())
 
 
 def _most_confident_errors(scores: pd.DataFrame, most: int) -> pd.DataFrame:
