@@ -68,6 +68,7 @@ def page(result: Result, predictions: Predictions, predicted_at: str) -> bytes:
             image=image,
             outlined=outlined,
             outlined_share=float(half_of(picture.shares).mean()) if picture and picture.shares is not None else None,
+            outline=picture.outline if picture else "attention",
             volume=picture is not None and picture.array.ndim == 3,
             score=judged.score,
             **{**calibrated, **carried},

@@ -23,7 +23,7 @@ from pipeline.inference.batch import Group, Progress, Seen, Sorted, Task, read_g
 from pipeline.inference.ensemble import Ensemble, load_networks, member_files, to_pixels
 from pipeline.inference.header_remarks import header_remarks
 from pipeline.inference.model_folder import MEMBERS, TYPICALITY, check_golden, verified
-from pipeline.inference.outline import attention
+from pipeline.inference.outline import attention, kind_of
 from pipeline.inference.result import HARMLESS, Picture, Result
 from pipeline.inference.rule import Rule
 from pipeline.inference.study import Study, read_study
@@ -236,7 +236,9 @@ class Predictions:
     def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
         """Return the most suspicious image, the first of equals, and where the networks looked in it."""
         array = seen.arrays[int(np.argmax(logits))]
-        return Picture(array[0], attention(self.model.networks, to_pixels(array[None]).to(self.model.device)))
+        networks = self.model.networks
+        shares = attention(networks, to_pixels(array[None]).to(self.model.device))
+        return Picture(array[0], shares, kind_of(networks))
 
     @property
     def _pool(self) -> Pool:

@@ -50,10 +50,12 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and its attention by patch."""
+    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and where networks looked in it,
+    by cell of a grid; `outline` says how that is known."""
 
     array: np.ndarray
     shares: np.ndarray | None
+    outline: str = "attention"
 
 
 @dataclass(frozen=True)
