@@ -63,7 +63,7 @@ STAGES = (
         "ingest",
         sources=("studies", "patients", "join", "expected", "key"),
         costly=True,
-        incremental=("studies", "patients"),
+        incremental=("studies", "patients", "expected"),
     ),
     Stage(
         "split",

@@ -45,7 +45,8 @@ REASONS = 2  # that page one gives for a stop
 def summary(e: Evidence) -> Section:
     """Return page one. Without a usable operating point, a box says why, and no threshold is shown."""
     condition, population = e.card["label"]["name"], e.card["intended_use"]["population"]
-    asked = f"Whom should a reader look at? Condition: {ended(short(condition, 60))} People: {ended(short(population, 100))}"
+    about = f"Condition: {ended(short(condition, 60))} People: {ended(short(population, 100))}"
+    asked = f"Whom should a reader look at? {about}"
     blocks: list[Block] = [Paragraph(asked)]
     if e.point is None:
         blocks.append(_stopped(e))
