@@ -14,7 +14,7 @@ from pipeline.store.tables.ingest import (
     QUARANTINE,
 )
 from pipeline.store.tables.io import Column, Table, read_table, write_table
-from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.preprocess import CONTENTS, INDEX
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, SCORES
 from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS, UNMATCHED
 
@@ -22,6 +22,7 @@ __all__ = [
     "ARM_COLUMNS",
     "ASSEMBLED",
     "COMPARISON",
+    "CONTENTS",
     "CURVES",
     "EXAMINED",
     "FILES",
