@@ -1,5 +1,7 @@
 """`maescreen init`, as a new user meets it: a folder, a table, a card and a config that lead to a split."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from imaging.files import make_dicom
@@ -15,6 +17,14 @@ from pipeline.settings.load import load
 NOTHING_SEEN = Glance(files=[])
 NOTHING_SAID = Answers()
 CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def fixed_key(folder: Path) -> Path:
+    """Return a key that is the same each time, so that the split is."""
+    key = folder / "own.key"
+    key.write_text("5e" * 32)
+    key.chmod(0o600)
+    return key
 
 
 def call(*arguments):
@@ -157,7 +167,7 @@ def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     assert "pictures in colour" in said
     assert "small pictures" in said
     assert (load(config)[0].ingest.colour, load(config)[0].ingest.min_side) == ("luminance", 16)
-    where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
+    where = (f"data.key_file={fixed_key(tmp_path)}", "machine.workers=1", "--store", tmp_path / "store")
     run = call("run", config, "--until", "split", *where)
     assert run.exit_code == 0, run.stderr
     assert "200 images of 200 patients accepted" in run.stderr
@@ -178,7 +188,7 @@ def test_images_are_those_of_the_file_that_has_their_labels_whatever_lies_beside
     assert "data.studies names it alone" in done.stderr
     config = tmp_path / "out" / "configs" / "own.yaml"
     assert load(config)[0].data.studies == [labels]
-    where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
+    where = (f"data.key_file={fixed_key(tmp_path)}", "machine.workers=1", "--store", tmp_path / "store")
     run = call("run", config, "--until", "split", *where)
     assert run.exit_code == 0, run.stderr
     assert "80 of 80 labelled rows of the label table matched 80 of 80 images" in run.stderr
