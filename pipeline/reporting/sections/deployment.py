@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.reporting.document import Block, Heading, Paragraph, Section, Table
+from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.numbers import count, interval, number, people_interval, percent, plain_percent
 from pipeline.store.wording import counted
@@ -20,9 +20,8 @@ def deployment(e: Evidence) -> Section | None:
     if e.point is None or d is None or not d["usable"]:
         return None
     blocks: list[Block] = [Paragraph(_meaning(e, d)), _certificates(e, d), Paragraph(packaged(e))]
-    if d["subgroups"]:
-        blocks += [Heading("By group"), _groups(e, d)]
-    return Section("deployment", "The threshold to use", blocks)
+    groups = [_groups(e, d)] if d["subgroups"] else []
+    return Section("deployment", "The threshold to use", blocks, groups)
 
 
 def _meaning(e: Evidence, d: Json) -> str:
