@@ -93,10 +93,11 @@ def packaged(e: Evidence) -> str:
 
 
 def _groups(e: Evidence, d: Json) -> Table:
-    rows = [_group(row) for row in d["subgroups"]]
+    rows, lowest = [_group(row) for row in d["subgroups"]], d["subgroup_threshold"] == "minimum"
     caption = (
         f"Promises by group, all of which hold at once with {plain_percent(e.threshold['confidence'])} confidence. "
-        f"Rule of the configuration: {d['subgroup_threshold']}. Where a group is too small, what can be promised of it"
+        f"The threshold to use is {'the lowest of these groups' if lowest else 'everybody'}'s. Where a group is too "
+        "small, what can be promised of it"
     )
     columns = ["Group", "With the condition", "Needed", "Promised: at least, %", "Highest that can be promised, %"]
     return Table("deployment_groups", caption, columns, rows)
