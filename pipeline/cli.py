@@ -555,6 +555,7 @@ def power(
         int | None, typer.Option(min=1, help="patients with the condition for calibration and test together")
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="groups that are to be certified one by one")] = 1,
+    figure: Annotated[Path | None, typer.Option(dir_okay=False, help="also draw the answer, as this SVG file")] = None,
     as_json: Json = False,
 ) -> None:
     """Say how many patients it takes to certify and to confirm a recall, and what that costs in referrals."""
@@ -562,7 +563,12 @@ def power(
 
     if not (0 < recall < 1 and 0 < confidence < 1 and 0 < prevalence < 1 and 0.5 <= auc < 1):
         _fail("recall, confidence and prevalence lie strictly between 0 and 1, the AUC from 0.5 to below 1", USAGE)
-    found = planning.answer(planning.Question(recall, confidence, auc, prevalence, positives, groups))
+    asked = planning.Question(recall, confidence, auc, prevalence, positives, groups)
+    found = planning.answer(asked)
+    if figure is not None:
+        with _errors() as nameable:
+            nameable.add(figure)
+            figure.write_bytes(planning.figure(asked))
     if as_json:
         _print_json(found)
     else:

@@ -305,13 +305,17 @@ def reindex(config: Config) -> tuple[int, int]:
     return len(artifacts), len(whole)
 
 
+# The report's other files, such as the key to its sites, stay in the store.
+LEAVING = ("report.pdf", "report.html", "report.json", "appendix.pdf", "model_card.md")
+
+
 def _deliver(config: Config, report: Artifact | None) -> Path | None:
     """Copy the finished report and its data beside the other reports of the project; return the PDF's path."""
     if report is None:
         return None
     folder = config.reports / f"{config.project}-{report.key[:8]}"
     for name in report.record["files"]:
-        if name.startswith(("report.", "data/")):
+        if name in LEAVING or name.startswith("data/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(report.file(name), folder / name)
     return folder / "report.pdf"

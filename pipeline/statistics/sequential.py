@@ -118,9 +118,18 @@ def watching(recall: float, referral: tuple[float, float] | None, alpha: float =
     if referral is None or not 0 < referral[0] < referral[1] < 1:
         return found
     low, high = referral
-    outside = {round(low / 2, 3), round((high + 1) / 2, 3), round(min(high * 1.25, (high + 1) / 2), 3)}
-    people = {f"{rate:g}": people_to_notice(rate, low, high, alpha=alpha) for rate in sorted(outside)}
+    people = {f"{rate:g}": people_to_notice(rate, low, high, alpha=alpha) for rate in _outside(low, high)}
     return found | {"referral_band": {"low": low, "high": high}, "people_to_notice": people}
+
+
+def _outside(low: float, high: float) -> list[float]:
+    """Return shares outside a band, in whole per cents where these lie outside: half, a quarter more, halfway to all.
+
+    A quarter more is left out where that is about halfway to all.
+    """
+    halfway = (high + 1) / 2
+    shares = [low / 2, *([1.25 * high] if 1.25 * high < halfway - 0.05 else []), halfway]
+    return [whole if 0 < (whole := round(share, 2)) < low or high < whole < 1 else round(share, 3) for share in shares]
 
 
 # ---------------------------------------------------------------- a rate within a declared band

@@ -14,7 +14,7 @@ from pipeline.reporting.numbers import count, number, plain_percent
 from pipeline.reporting.sections.readings import how_often_read
 from pipeline.store.wording import agreeing, counted
 
-FIGURE_CM, MAX_HEIGHT_CM = 7.6, 9.0
+FIGURE_CM, MAX_HEIGHT_CM = 8.0, 9.0
 DECODERS = {"self_attention": "He et al. 2021", "cross_attention": "He et al. 2021; decoder of Fu et al. 2024"}
 LOSSES = {
     "bce": "cross-entropy",
@@ -38,7 +38,7 @@ MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but fo
 
 
 def model(e: Evidence) -> Section:
-    """Return architecture, pretraining, training of each arm, loss curve and reconstructions."""
+    """Return architecture, pretraining, training of each arm, loss curve and reconstructions, all in the appendix."""
     trained = e.finetune["arms"].items()
     blocks: list[Block] = [
         _making(e),
@@ -47,7 +47,7 @@ def model(e: Evidence) -> Section:
         Paragraph(_scored(e)),
         Figures([_loss(e), _reconstructions(e)]),
     ]
-    return Section("model", "Model and training", blocks)
+    return Section("model", "Model and training", [], blocks)
 
 
 def _scored(e: Evidence) -> str:

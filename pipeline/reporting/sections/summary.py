@@ -53,7 +53,7 @@ def summary(e: Evidence) -> Section:
     else:
         row = headline_row(e)
         blocks += [_consequence(e, row), Figures([_icons(row)]), promise(e, e.point)]
-    return Section("summary", "Summary", [*blocks, Heading("Limits"), _limits(e)])
+    return Section("summary", "Summary", [*blocks, Heading("Limits"), limits(e)])
 
 
 def stop(e: Evidence) -> Box:
@@ -179,7 +179,7 @@ def _shared(e: Evidence) -> list[str]:
     return [f"The confidence is shared out over {labels}: one can be {confidence} sure of all promises at once."]
 
 
-def _limits(e: Evidence) -> Bullets:
+def limits(e: Evidence) -> Bullets:
     """Return who the numbers are about and what they do not say, the general limits first."""
     use, usable = e.card["intended_use"], e.point is not None
     traps = e.card["known_traps"]

@@ -1,7 +1,14 @@
 """Every table by name, for what reads them all: the report, the reference."""
 
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
-from pipeline.store.tables.evaluate import ARM_COLUMNS, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.evaluate import (
+    ARM_COLUMNS,
+    CALIBRATION_CURVE,
+    COMPARISON,
+    CURVES,
+    LABEL_FRACTIONS,
+    SUBGROUPS,
+)
 from pipeline.store.tables.ingest import (
     ASSEMBLED,
     EXAMINED,
@@ -21,6 +28,7 @@ from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS,
 __all__ = [
     "ARM_COLUMNS",
     "ASSEMBLED",
+    "CALIBRATION_CURVE",
     "COMPARISON",
     "CONTENTS",
     "CURVES",
