@@ -8,16 +8,16 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
-from pipeline.models.attention import half_of, most_attended, on_pixels, rollout
-from pipeline.models.classifier import Classifier
+from pipeline.models.attention import half_of, most_attended, on_pixels
+from pipeline.models.finished import Network
 
 
-def attention(networks: Sequence[Classifier], pixels: Tensor) -> np.ndarray | None:
+def attention(networks: Sequence[Network], pixels: Tensor) -> np.ndarray | None:
     """Return the attention by patch in one image, (*grid), the mean over the networks; None without any.
 
     `pixels` (1, C, ...) are in [0, 1]. One image at a time: attention grows with the square of the patches.
     """
-    return np.mean([rollout(network, pixels)[0] for network in networks], axis=0) if networks else None
+    return np.mean([network.shares(pixels)[0] for network in networks], axis=0) if networks else None
 
 
 def shown(image: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

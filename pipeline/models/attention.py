@@ -10,12 +10,16 @@ Shapes: B images, L patches, T = 1 + L tokens, N heads.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.classifier import Classifier
 from pipeline.models.vit import attention_blocks
+
+if TYPE_CHECKING:
+    from pipeline.models.classifier import Classifier
 
 
 @torch.no_grad()

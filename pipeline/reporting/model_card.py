@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from pipeline.reporting.document import RESEARCH_USE, Block, Box, ended, shortened
-from pipeline.reporting.evidence import Evidence, arm_name
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, interval
 from pipeline.reporting.sections.deployment import packaged
 from pipeline.reporting.sections.readings import how_often_read
@@ -77,7 +77,7 @@ def _rest(n: int) -> list[str]:
 def _model(e: Evidence) -> str:
     arm = e.finetune["arms"][e.reported_arm]
     return (
-        f"{arm_name(e.reported_arm)}: {arm['description']}; {counted(len(e.metrics['seeds']), 'network')} of "
+        f"{e.arm_name(e.reported_arm)}: {arm['description']}; {counted(len(e.metrics['seeds']), 'network')} of "
         f"{counted(arm['parameters'], 'parameter')}"
     )
 

@@ -6,11 +6,12 @@ paths under `data` are not: they say where and how fast, not what.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from pipeline.models.arm_registry import ARMS
+from pipeline.models.arm_registry import ARMS, pretrained
 from pipeline.settings.common import Settings
 from pipeline.settings.decision import (
     CalibrateSettings,
@@ -47,15 +48,9 @@ class Config(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         problems = []
-        size, patch = self.preprocess.image_size, self.pretrain.encoder.patch_size
-        if len(size) != len(patch):
-            problems.append(f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}")
-        elif any(s % p for s, p in zip(size, patch, strict=True)):
-            problems.append(f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}")
-        elif size == patch:
-            problems.append(
-                f"pretrain.encoder.patch_size {patch} makes the image one patch, of which none can be hidden"
-            )
+        size = self.preprocess.image_size
+        if pretrained(self.finetune.arms):
+            problems += _of_encoder(size, self.pretrain.encoder.patch_size)
         if len(size) == 2:
             for stage in ("pretrain", "finetune"):
                 if "depth" in getattr(self, stage).augmentation.flips:
@@ -83,3 +78,14 @@ class Config(Settings):
         if self.ingest.axes is None:  # spelt out, so that what ingest does is in its key
             object.__setattr__(self, "ingest", self.ingest.model_copy(update={"axes": len(size)}))
         return self
+
+
+def _of_encoder(size: Sequence[int], patch: Sequence[int]) -> list[str]:
+    """Return how patches do not fit the images."""
+    if len(size) != len(patch):
+        return [f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}"]
+    if any(s % p for s, p in zip(size, patch, strict=True)):
+        return [f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}"]
+    if size == patch:
+        return [f"pretrain.encoder.patch_size {patch} makes the image one patch, of which none can be hidden"]
+    return []

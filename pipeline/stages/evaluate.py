@@ -15,7 +15,7 @@ from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalen
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
 from pipeline.inference.decision import Decision, decide
-from pipeline.statistics.arms import comparison_table, matched_decisions, pretraining_benefit, seed_aucs
+from pipeline.statistics.arms import comparators, comparison_table, matched_decisions, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import calibrator_from_dict
 from pipeline.statistics.curves import curve_table
@@ -93,7 +93,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     with collect_warnings() as warned:
         matched = _matched(settings, scores["calibration"], arms, frozen, units)
         comparison = comparison_table(arms, seed_aucs(scores["test"], arms, how), arm, settings.level, matched)
-        sentence = pretraining_benefit(arms, settings.level)
+        trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
+        sentence = pretraining_benefit(arms, settings.level, comparators(trained))
         fractions = _label_fractions(inputs, scores["test"], how, settings.level)
         counts = {name: images_per_patient(scores[name], arm) for name in JUDGED}
         reference = Reference(settings, frozen, calibration, of_calibration, counts["calibration"])
@@ -105,6 +106,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         elsewhere = [one.shift for one in external.values() if one.shift]
         metrics: dict[str, Any] = {
             "arm": arm,
+            "arm_title": trained[arm].get("title", arm),
             "seeds": list(test.seeds),
             "aggregation": how,
             **judge(settings, test, frozen, first and one_per_unit(first, units)),

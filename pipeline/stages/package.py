@@ -23,7 +23,7 @@ from pipeline.inference.header_remarks import header_values
 from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, TYPICALITY, seal, write_golden
 from pipeline.inference.rule import OperatingPoint, Rule
 from pipeline.inference.typicality import Cohort, Reference, TypicalityError, describe, fit
-from pipeline.models.classifier import Classifier
+from pipeline.models.finished import Network
 from pipeline.models.images import read_images
 from pipeline.models.training import prepare
 from pipeline.statistics.calibrators import PrevalenceCalibrator, calibrator_from_dict
@@ -204,7 +204,7 @@ def _population(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _typicality(settings: PackageSettings, inputs: Inputs, networks: Sequence[Classifier]) -> Reference:
+def _typicality(settings: PackageSettings, inputs: Inputs, networks: Sequence[Network]) -> Reference:
     """Return what new studies are compared with, by the first seed's network where there is one.
 
     Raises TypicalityError when patients are too few.

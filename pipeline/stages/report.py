@@ -16,7 +16,7 @@ from pipeline.models.training import prepare
 from pipeline.reporting import html, model_card, pdf
 from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
-from pipeline.reporting.evidence import Evidence, Example
+from pipeline.reporting.evidence import Evidence, Example, Pretraining
 from pipeline.reporting.sites import Sites
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
@@ -92,10 +92,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         images=images,
         split=content("split", "summary.json"),
         assignment=table("split", "split.parquet", tables.SPLIT),
-        encoder=content("pretrain", "model.json"),
-        pretrain=content("pretrain", "summary.json"),
-        history=content("pretrain", "history.json"),
-        reconstructions=inputs.file("pretrain", "reconstructions.png").read_bytes(),
+        pretraining=_pretraining(inputs),
         finetune=content("finetune", "summary.json"),
         calibrator=content("calibrate", "calibrator.json"),
         threshold=content("calibrate", "threshold.json"),
@@ -126,6 +123,15 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
 def sites_of(inputs: Inputs) -> Sites:
     """Return the letters of the sites of a run."""
     return Sites(tables.read_table(inputs.file("ingest", "images.parquet"), tables.IMAGES)["site"])
+
+
+def _pretraining(inputs: Inputs) -> Pretraining | None:
+    if "pretrain" not in inputs.artifacts:
+        return None
+    encoder, summary, history = (
+        read_json(inputs.file("pretrain", f"{name}.json")) for name in ("model", "summary", "history")
+    )
+    return Pretraining(encoder, summary, history, inputs.file("pretrain", "reconstructions.png").read_bytes())
 
 
 def _most_confident_errors(scores: pd.DataFrame, most: int) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from pipeline.models.baseline import (
     logistics,
 )
 from pipeline.models.checkpoints import read_weights, save_weights
-from pipeline.models.classifier import read_model
+from pipeline.models.reading import read_model
 from pipeline.store.files import sha256_file, write_json
 
 HOG = HogSpec((32, 24))
@@ -58,7 +58,7 @@ def test_hog_round_trip_through_the_files(tmp_path):
     assert np.array_equal(restored.logits(HOG.features(pixels)), model.logits(HOG.features(pixels)))
     sha256 = sha256_file(tmp_path / "model.safetensors")
     write_json(tmp_path / "model.json", {"arm": "hog", "hog": HOG.to_json(), "sha256": sha256})
-    whole = read_model(tmp_path / "model.json", tmp_path / "model.safetensors", torch.device("cpu"))
+    whole = read_model(tmp_path / "model.json", tmp_path / "model.safetensors", torch.device("cpu")).logits
     # Whole blocks of rows are multiplied, so that the last bit may differ from that of these rows alone.
     np.testing.assert_allclose(whole(pixels)[:, 0], model.logits(HOG.features(pixels)), rtol=1e-12)
 

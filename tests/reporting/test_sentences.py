@@ -15,7 +15,7 @@ from pipeline.reporting.comparison import Against, Run
 from pipeline.reporting.comparison import build as compared
 from pipeline.reporting.content import build
 from pipeline.reporting.document import Section
-from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.evidence import Evidence, Pretraining
 from pipeline.reporting.sections.background import studies
 from pipeline.reporting.sections.elsewhere import shift
 from pipeline.reporting.sections.examples import examples
@@ -250,8 +250,12 @@ def plurals(text: str) -> list[str]:
 
 def of_one(e: Evidence) -> Evidence:
     """Return the run as if there had been one of everything."""
-    names = ("ingest", "split", "encoder", "pretrain", "finetune", "calibrator", "threshold", "metrics")
+    names = ("ingest", "split", "finetune", "calibrator", "threshold", "metrics")
     ones = {name: everything_one(getattr(e, name)) for name in names}
+    made = e.pretraining
+    pretraining = Pretraining(
+        everything_one(made.encoder), everything_one(made.summary), made.history[:1], made.reconstructions
+    )
     ones["metrics"]["external"] = {
         "b": {**ones["metrics"], "group": "external set b", "excluded": {"patients": 1, "images": {"same image": 1}}},
         "c": {"group": "external set c", "patients": 0, "excluded": {"patients": 1, "images": {"same image": 1}}},
@@ -261,7 +265,7 @@ def of_one(e: Evidence) -> Evidence:
     shift["groups"] = [*shift["groups"], {**shift["groups"][0], "group": "external set c"}]
     frames = {"subgroups": e.subgroups.head(1), "comparison": e.comparison.assign(patients=1, positives=1, seeds=1)}
     return replace(
-        e, **ones, **frames, history=e.history[:1], external={"b": e.card, "c": e.card},
+        e, **ones, **frames, pretraining=pretraining, external={"b": e.card, "c": e.card},
         misses=e.misses[:1], false_alarms=e.false_alarms[:1], sweep=e.sweep[e.sweep["operating_point"]],
         further_thresholds={name: everything_one(t) for name, t in e.further_thresholds.items()},
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table, shortened
-from pipeline.reporting.evidence import Evidence, Json, arm_name, known_groups
+from pipeline.reporting.evidence import Evidence, Json, known_groups
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -150,7 +150,7 @@ def comparison(e: Evidence) -> Section:
     frame = e.comparison.sort_values("reported", ascending=False, kind="stable")
     rows = [
         [
-            arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
+            e.arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
             count(r["seeds"]),
             short_interval(r["auc"], r["auc_low"], r["auc_high"]),
             limits(r["auc_seed_min"], r["auc_seed_max"]) if r["seeds"] > 1 else "—",
@@ -168,7 +168,7 @@ def comparison(e: Evidence) -> Section:
     blocks: list[Block] = [Paragraph(e.metrics["comparison_sentence"])]
     drawn = frame[frame["auc"].notna()]
     if len(drawn):
-        names = [arm_name(arm) for arm in drawn["arm"]]
+        names = [e.arm_name(arm) for arm in drawn["arm"]]
         alt = "; ".join(f"{name}: AUC {number(auc)}" for name, auc in zip(names, drawn["auc"], strict=True))
         words = "AUC of each arm with its interval. Grey marks are single training seeds."
         blocks.append(Figures([Figure("arms", f"{alt}.", words, 16, arms(drawn, names))]))
@@ -189,7 +189,7 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
 
     rows = [
         [
-            arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
+            e.arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
             *cells(r, "recall"),
             *cells(r, "specificity"),
         ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from pipeline.reporting.document import Block, Figure, Figures, Heading, Paragraph, Table
-from pipeline.reporting.evidence import ARM_NAMES, Evidence, arm_name
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.figures import label_curve
 from pipeline.reporting.numbers import count, limits, number, p_value, percent, plain_percent, short_interval
 from pipeline.store.wording import counted
@@ -23,12 +23,12 @@ def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
     frame = e.label_fractions
     level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
     everyone = frame["labelled_patients"].max()
-    arms = sorted(set(frame["arm"]), key=list(ARM_NAMES).index)
+    arms = sorted(set(frame["arm"]), key=e.arms.index)
     rows = [
         [
             f"{count(r['labelled_patients'])} ({percent(r['labelled_patients'] / everyone)})",
             count(r["labelled_positives"]),
-            arm_name(r["arm"]),
+            e.arm_name(r["arm"]),
             short_interval(r["auc"], r["auc_low"], r["auc_high"]),
             limits(r["auc_seed_min"], r["auc_seed_max"]),
             "—" if r["arm"] == "mae" else short_interval(r["difference"], r["difference_low"], r["difference_high"]),
@@ -42,7 +42,7 @@ def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
         f"Arms trained with fewer and with all labelled patients, on the same test patients, with {level} intervals; "
         "differences are paired (DeLong)"
     )
-    curves = {arm_name(arm): frame[frame["arm"] == arm] for arm in arms}
+    curves = {e.arm_name(arm): frame[frame["arm"] == arm] for arm in arms}
     figure = Figure(
         "label_fractions",
         f"AUC on the test patients against the number of labelled training patients. {_ends(curves)}",
