@@ -146,16 +146,18 @@ def plan(
     rebuild: Rebuild = None,
     as_json: Json = False,
 ) -> None:
-    """Say which stages would run and why; run nothing."""
+    """Say which stages would run and why, and how much time, memory and disk they will take; run nothing."""
     from dataclasses import replace
 
     from pipeline.commands import typed
+    from pipeline.orchestration import estimate
     from pipeline.orchestration.plan import plan as planned
 
     with _errors(config, overrides, store) as nameable:
         settings, card = _settings(config, overrides, store, nameable)
         secret = _known_key(settings, card)
         steps = planned(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
+        expected = estimate.estimates(settings, steps)
     if not secret:
         real = "`run` makes a new one, and with it everything anew"
         todo = real if card.identifiers == "real" else "`run` needs the public one of such data: restore it"
@@ -163,9 +165,13 @@ def plan(
         steps = [replace(step, key=NO_KEY) for step in steps]
     if as_json:
         rows = [{"stage": s.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps]
+        figures = {name: one.to_dict() for name, one in expected.items()}
+        rows = [row | {"estimate": figures.get(row["stage"])} for row in rows]
         _print_json([row | {"key": None if row["key"] == NO_KEY else row["key"]} for row in rows])
     else:
         print("\n".join(step.line() for step in steps))
+        for line in estimate.lines(expected, settings.store):
+            print(line)
     if stopped := [step.name for step in steps if step.action == "stop"]:
         kept = typed.command("run", config, overrides, store=store, keep=[*(keep or ()), *stopped], rebuild=rebuild)
         _say(f"to use what earlier code made: {kept}")
@@ -578,27 +584,42 @@ def power(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, help="folder or zip of studies")],
-    labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet table of labels")],
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet table of labels")
+    ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="no table: DIR holds a folder for each class, e.g. normal/ and sick/")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="project name; default: the folder's")] = None,
     label: Annotated[str | None, typer.Option(help="label column")] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="column that names the patients; that of the paths if each image is another's")
+    ] = None,
     positive: Annotated[list[str] | None, typer.Option(help="value that means positive; may be repeated")] = None,
     negative: Annotated[
         list[str] | None, typer.Option(help="value that means negative; default: all others that look like an answer")
     ] = None,
     unused: Annotated[list[str] | None, typer.Option(help="value that is no answer, like unclear")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="how long the run may take on this machine")] = 60,
     output: Annotated[Path, typer.Option(help="where configs/ and data_manifests/ are")] = Path(),
+    as_json: Json = False,
 ) -> None:
-    """Write a card and a config for your own folder of studies."""
+    """Look at your own studies, labels and machine, and write a card and a config, with a reason for each setting."""
+    if (labels is None) != classes:
+        _fail("say where the labels are: --labels FILE for a table, or --classes for a folder per class", USAGE)
     from pipeline.commands import init as initialisation
     from pipeline.commands import typed
 
     with _errors() as nameable:
         nameable.add(folder, labels, output)
-        answers = initialisation.Answers(label, positive or (), negative or (), unused or ())
-        (card, config), lines = initialisation.write(folder, labels, output, name, answers)
-    _say("\n".join(lines))
-    print(f"fill in   {card}")
-    print(f"then run  {typed.command('run', config)}")
+        answers = initialisation.Answers(label, patient, positive or (), negative or (), unused or ())
+        written = initialisation.write(folder, labels, output, name, answers, minutes)
+    _say("\n".join(written.lines))
+    if as_json:
+        _print_json(written.to_dict())
+        return
+    print(f"fill in   {written.card}")
+    print(f"then run  {typed.command('run', written.config)}")
 
 
 @app.command()
