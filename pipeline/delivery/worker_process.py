@@ -128,6 +128,13 @@ class WorkerProcess:
 
 def _work(root: Path, options: Options, sender: Connection) -> None:
     """Judge whatever waits until SIGTERM, or until the parent is gone."""
+    _judge_on(root, options, sender)
+    sender.close()
+    # multiprocessing would wait for the idle workers that read studies; they end by themselves when this process does.
+    os._exit(0)
+
+
+def _judge_on(root: Path, options: Options, sender: Connection) -> None:
     warnings.simplefilter("ignore")  # they quote header values
     logging.disable(logging.CRITICAL)
     stop = threading.Event()

@@ -28,6 +28,8 @@ from pipeline.store.files import read_json
 
 LOOK_S = 1.0
 RESULT = "result.json"
+# FastAPI would hand requests, with what is in them, to OpenTelemetry, which MLflow brings.
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 State = Literal["receiving", "incoming", "processing", "finished", "failed"]
 StudyId = Annotated[str, Path(description="the id that POST /studies gave", examples=[examples.ID])]
 
@@ -98,6 +100,7 @@ def create_app(service: Service) -> Guard:
         docs_url=None,  # they fetch scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
         responses={status: {"model": Problem, "description": text} for status, text in examples.ERRORS.items()},
     )
     word_errors(app)
