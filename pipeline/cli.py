@@ -18,6 +18,8 @@ import typer
 from pipeline import __version__
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from pipeline.commands.failures import Nameable
     from pipeline.inference.model import Model
     from pipeline.orchestration.run import Result
@@ -311,6 +313,69 @@ def serve(
                 _say,
                 lambda address: print(address, flush=True),
             )
+
+
+@app.command()
+def monitor(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SITE=]DIR…", help="folders that predict wrote, and queues; SITE names where they are from"
+        ),
+    ],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="the model that judged them, as in predict")],
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="table: study, outcome, and date, study_date, site if known"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of monitor.pdf and monitor.json")] = Path(
+        "monitor"
+    ),
+    prevalence: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for referrals to expect"),
+    ] = None,
+    audited: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1.0, help="share of studies not referred that is audited, fixed beforehand"),
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="DATE", help="watch anew from this day: 2026-11-29")] = None,
+    store: StoreOption = None,
+    config: RegistryConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Watch a model in use: referrals, scores, typicality, quality, and recall where outcomes allow it."""
+    from pipeline.commands import monitor as watching
+
+    with _errors() as nameable:
+        nameable.add(out, outcomes, *(Path(place.partition("=")[2] or place) for place in places))
+        nameable.folders.add(out.resolve())
+        with _opened(model, store, config, nameable) as (folder, _, _):
+            found = watching.watch(
+                folder,
+                places,
+                out,
+                outcomes=outcomes,
+                prevalence=prevalence,
+                audited=audited,
+                since=None if since is None else _date(since),
+            )
+    if as_json:
+        _print_json(found.content)
+    else:
+        for line in watching.lines(found.lights):
+            _say(line)
+        print(out / watching.PDF)
+    raise typer.Exit(GATE_FAILED if found.alarm else 0)
+
+
+def _date(text: str) -> date:
+    from datetime import date
+
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        _fail("a date is written as 2026-11-29", USAGE)
 
 
 def _loaded(folder: Path, nameable: Nameable, device: str = "cpu", threads: int | None = None) -> Model:

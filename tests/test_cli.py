@@ -27,7 +27,8 @@ def test_every_command_has_help():
     from typer.main import get_command
 
     commands = get_command(app).commands
-    others = {"run", "plan", "compare", "trace", "doctor", "power", "init", "reindex", "ui", "gc", "predict", "model"}
+    others = {"run", "plan", "compare", "trace", "doctor", "power", "init", "reindex", "ui", "gc", "predict", "model",
+              "monitor"}  # fmt: skip
     assert set(NAMES) | others == set(commands)
     for name, command in commands.items():
         assert command.help, name

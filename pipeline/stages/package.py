@@ -29,6 +29,7 @@ from pipeline.models.training import prepare
 from pipeline.statistics.calibrators import PrevalenceCalibrator, calibrator_from_dict
 from pipeline.statistics.errors import NotEnoughData
 from pipeline.statistics.probability_band import probability_band
+from pipeline.statistics.score_bins import score_bins
 from pipeline.store.files import atomic, read_json, sha256_json, write_json
 from pipeline.store.tables.calibrate import PATIENT_SCORES
 from pipeline.store.tables.ingest import IMAGES
@@ -114,9 +115,9 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
         "rule": rule.to_json(),
         "further_rules": {one["id"]: _further(inputs, decision, metrics, one) for one in card["further_labels"]},
         "prevalence": rule.calibrator.prevalence,
-        "certificate": decision.threshold(threshold) | {"other_operating_points": []},
         "scope": rule.scope(card["intended_use"]["population"]),
         "test": _test(decision.metrics(metrics)),
+        "watch": _watch(inputs, deployed if decision.usable else None),
         "population": _population(inputs),
         "not_for": [*card["intended_use"]["not_for"], *settings.not_for],
         "made_by": {
@@ -188,6 +189,18 @@ def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
     shown = {name: point.get(name) for name in ("recall", "specificity", "referral_rate", "verification")}
     numbers = {name: metrics[name] for name in ("patients", "positives", "images")}
     return {**numbers, "auc": metrics["discrimination"]["auc"], **shown}
+
+
+def _watch(inputs: Inputs, deployed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what `monitor` holds new studies against: bins of calibration scores, and what referral to expect.
+
+    The bins are of patients without the condition, whose scores do not depend on how frequent it is.
+    """
+    scores = read_table(inputs.file("calibrate", "patient_scores.parquet"), PATIENT_SCORES)
+    edges, gaps = score_bins(scores.loc[scores["label"] == 0, "score"].to_numpy())
+    kept = ("prevalence", "expected_recall", "specificity")
+    expected = None if deployed is None else {name: deployed[name] for name in kept}
+    return {"scores_without": {"edges": edges.tolist(), "gaps": gaps.tolist()}, "expected": expected}
 
 
 def _population(inputs: Inputs) -> dict[str, Any]:

@@ -46,12 +46,15 @@ def log_e_value(ones: int, n: int, at_most: float) -> float:
     """
     if not (0 <= ones <= n and 0 < at_most < 1):
         raise ValueError(f"needs 0 <= ones <= n and a rate in (0, 1), not {ones}, {n} and {at_most:g}")
+    return float(log_e_values(np.asarray(ones), np.asarray(n), at_most))
+
+
+def log_e_values(ones: np.ndarray, n: np.ndarray, at_most: float) -> np.ndarray:
+    """Return `log_e_value` for arrays of any one shape, whose values are not checked."""
     a, b = _prior(at_most)
-    tail, start = betaincc(a + ones, b + n - ones, at_most), betaincc(a, b, at_most)
-    if tail <= 0:
-        return -math.inf
-    grown = betaln(a + ones, b + n - ones) - betaln(a, b) + math.log(tail) - math.log(start)
-    return float(grown - xlogy(ones, at_most) - xlog1py(n - ones, -at_most))
+    with np.errstate(divide="ignore"):  # no bet above `at_most` has anything left: minus infinity
+        tail = np.log(betaincc(a + ones, b + n - ones, at_most) / betaincc(a, b, at_most))
+    return betaln(a + ones, b + n - ones) - betaln(a, b) + tail - xlogy(ones, at_most) - xlog1py(n - ones, -at_most)
 
 
 def alarm_counts(longest: int, at_most: float, alpha: float = ALPHA) -> np.ndarray:
