@@ -247,6 +247,70 @@ def predict(
     raise typer.Exit(0 if loaded.usable else GATE_FAILED)
 
 
+@app.command()
+def serve(
+    model: ModelRef,
+    queue: Annotated[
+        Path, typer.Option("--queue", metavar="DIR", help="folder of received studies and results; patients' data")
+    ],
+    token_file: Annotated[
+        Path, typer.Option("--token-file", metavar="FILE", help="token that requests must have; readable by you alone")
+    ],
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    certificate: Annotated[
+        Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="certificate for https, PEM")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--ssl-keyfile", metavar="FILE", help="its private key, PEM")] = None,
+    target: Annotated[
+        float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
+    ] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
+    ] = None,
+    upload_mb: Annotated[int, typer.Option(min=1, help="MB that one study may have as it is sent")] = 1024,
+    upload_seconds: Annotated[float, typer.Option(min=1, help="seconds in which it must have arrived")] = 600.0,
+    unpacked_mb: Annotated[int, typer.Option(min=1, help="MB that one study may have unpacked")] = 4096,
+    most_waiting: Annotated[int, typer.Option(min=1, help="studies that may wait before others are put off")] = 1000,
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="keep what was received of a finished study, too")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="processes that read studies")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    store: StoreOption = None,
+    config: RegistryConfig = None,
+) -> None:
+    """Judge studies that come over HTTP, and show them as a reading list in the browser."""
+    from pipeline.commands import serve as serving
+    from pipeline.delivery.http.receiving import Limits
+    from pipeline.delivery.worker_process import Options
+
+    with _errors() as nameable:
+        nameable.add(queue, token_file, certificate, key)
+        nameable.folders.add(queue.resolve())
+        with _opened(model, store, config, nameable) as (folder, _, _):
+            nameable.folders.add(folder.resolve())
+            options = Options(
+                model=folder,
+                device=device,
+                threads=threads,
+                recall_target=target,
+                prevalence=prevalence,
+                workers=workers,
+                most_mb=unpacked_mb,
+                keep_files=keep_images,
+            )
+            serving.serve(
+                serving.Place(host=host, port=port, token_file=token_file, certificate=certificate, key=key),
+                queue,
+                options,
+                Limits(upload_mb=upload_mb, upload_s=upload_seconds, most_waiting=most_waiting),
+                _say,
+                lambda address: print(address, flush=True),
+            )
+
+
 def _loaded(folder: Path, nameable: Nameable, device: str = "cpu", threads: int | None = None) -> Model:
     from pipeline.inference.model import Model
 
