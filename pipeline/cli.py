@@ -213,6 +213,9 @@ def predict(
     identified: Annotated[
         bool, typer.Option("--identified", help="write the headers' patient identifiers, too; DIR becomes private")
     ] = False,
+    dicom: Annotated[
+        str, typer.Option("--dicom", metavar="KINDS", help="sr,pdf,sc: objects for the archive; DIR becomes private")
+    ] = "",
     store: StoreOption = None,
     config: RegistryConfig = None,
     as_json: Json = False,
@@ -238,6 +241,7 @@ def predict(
                 workers=workers,
                 pages=pages,
                 identified=identified,
+                dicom=prediction.kinds(dicom),
                 say=_say,
             )
     if as_json:

@@ -235,8 +235,10 @@ class Predictions:
 
     def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
         """Return the most suspicious image, the first of equals, and where the networks looked in it."""
-        array = seen.arrays[int(np.argmax(logits))]
-        return Picture(array[0], attention(self.model.networks, to_pixels(array[None]).to(self.model.device)))
+        place = int(np.argmax(logits))
+        array = seen.arrays[place]
+        shares = attention(self.model.networks, to_pixels(array[None]).to(self.model.device))
+        return Picture(array[0], shares, seen.facts[place].files)
 
     @property
     def _pool(self) -> Pool:

@@ -45,15 +45,25 @@ MEANINGS = {
     "further_labels": "the same of each further label, by its id",
     "model_sha256": "SHA-256 of the model folder's SHA256SUMS",
     "threshold_sha256": "SHA-256 of the operating points",
+    "dicom": "with --dicom: the objects made about the study, relative to the folder",
+    "dicom_missing": "with --dicom: why an object that was asked for was not made",
+    "supersedes": "with --dicom: the objects about fewer or other files of the study that these replace",
+    "superseded_by": "of a row under `superseded`: the objects that hold instead",
 }
+# Fields that a row has only when they were asked for.
+ON_REQUEST = frozenset({"patient", "dicom", "dicom_missing", "supersedes", "superseded_by"})
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and its attention by patch."""
+    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and its attention by patch.
+
+    `files` are the paths of its files.
+    """
 
     array: np.ndarray
     shares: np.ndarray | None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

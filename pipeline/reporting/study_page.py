@@ -24,6 +24,7 @@ from pipeline.reporting.page_pictures import PER, grey_picture, outline, people_
 Verdict = Literal["refer", "no refer", "not assessable"]
 RESEARCH_ONLY = "Research use only; no medical device"
 ELSEWHERE = "results.json"
+PREDICTED_AT = "Predicted at"
 NAME = 110  # characters of a name that has a line of its own
 UNLIKE = "This study is unlike those that the model was made and certified on."
 NOT_MADE_FOR = "The certificate does not speak for it."
@@ -51,8 +52,8 @@ class StudyPage:
     `study` is the study as the user named it, `image` (h, w) uint8 what the network saw, of a volume its three planes,
     `outlined` (h, w) where half of the attention lay, which is `outlined_share` of the image. The probability is at
     `prevalence`, its limits of confidence `interval_level`. `typical` is None when nobody asked. `predicted_at` is
-    ISO 8601. When the model is not `usable`, `why_not` says why, and the decision and all that rests on a threshold
-    are left out whatever they hold.
+    ISO 8601, `time_is` the name under which it is shown. When the model is not `usable`, `why_not` says why, and the
+    decision and all that rests on a threshold are left out whatever they hold.
     """
 
     study: str
@@ -83,6 +84,7 @@ class StudyPage:
     remarks: Sequence[str] = ()
     quality: Sequence[str] = ()
     not_for: Sequence[str] = ()
+    time_is: str = PREDICTED_AT
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _content(page: StudyPage) -> dict[str, Any]:
                 ("Model", page.model_title),
                 ("Model hash", page.model_hash),
                 ("maescreen", page.version),
-                ("Predicted at", page.predicted_at),
+                (page.time_is, page.predicted_at),
             )
         ],
         "research_only": RESEARCH_ONLY,

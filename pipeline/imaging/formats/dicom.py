@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image as pillow
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -116,21 +117,33 @@ def parse(data: bytes, policy: Policy) -> Dataset:
 
     Raises Refused when the header cannot be read or the file is a program, document or archive as well.
     """
-    config.settings.reading_validation_mode = config.IGNORE
-    if data.startswith(EXECUTABLE_PREAMBLES):
-        raise Refused("suspicious_preamble")
-    _check_inflated_size(data, policy)
-    try:
-        dataset = dcmread(io.BytesIO(data), specific_tags=[*TAG_OF.values(), MOSAIC_TAG], force=is_bare(data))
-    except MemoryError:
-        raise Refused("too_large", "no memory to read") from None
-    except Exception as error:
-        raise Refused("damaged_header", type(error).__name__) from None
+    dataset = _elements(data, policy, [*TAG_OF.values(), MOSAIC_TAG])
     if "TransferSyntaxUID" not in dataset.file_meta and is_bare(data):
         implicit, little = dataset.original_encoding
         little_endian = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = little_endian if little else ExplicitVRBigEndian
     return dataset
+
+
+def read_header(data: bytes, policy: Policy, keywords: Sequence[str]) -> Dataset:
+    """Return these elements of a file, for what goes back to where the file came from: identity stays in them.
+
+    Raises Refused as `parse` does.
+    """
+    return _elements(data, policy, [Tag(keyword) for keyword in keywords])
+
+
+def _elements(data: bytes, policy: Policy, tags: Sequence[BaseTag]) -> FileDataset:
+    config.settings.reading_validation_mode = config.IGNORE
+    if data.startswith(EXECUTABLE_PREAMBLES):
+        raise Refused("suspicious_preamble")
+    _check_inflated_size(data, policy)
+    try:
+        return dcmread(io.BytesIO(data), specific_tags=list(tags), force=is_bare(data))
+    except MemoryError:
+        raise Refused("too_large", "no memory to read") from None
+    except Exception as error:
+        raise Refused("damaged_header", type(error).__name__) from None
 
 
 def _check_inflated_size(data: bytes, policy: Policy) -> None:
