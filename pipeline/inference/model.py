@@ -236,7 +236,7 @@ class Predictions:
     def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
         """Return the most suspicious image, the first of equals, and where the networks looked in it."""
         array = seen.arrays[int(np.argmax(logits))]
-        return Picture(array[0], attention(self.model.networks, to_pixels(array[None]).to(self.model.device)))
+        return Picture(array, attention(self.model.networks, to_pixels(array[None]).to(self.model.device)))
 
     @property
     def _pool(self) -> Pool:

@@ -50,7 +50,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and its attention by patch."""
+    """The image that made the score, for its page: (C, H, W) or (1, D, H, W) uint8, and its attention by patch."""
 
     array: np.ndarray
     shares: np.ndarray | None

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import ImageFile, ImageOps
 
-from pipeline.imaging.colour import grey_of
+from pipeline.imaging.colour import Planes, planes_of
 from pipeline.imaging.image import BYTES_PER_PIXEL, About, Image, Policy
 from pipeline.imaging.quarantine import Refused
 
@@ -84,16 +84,16 @@ def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
         bits, values = values.dtype.itemsize * 8, TURNS[turn](values) if turn in TURNS else values
     else:
         values = _values(ImageOps.exif_transpose(picture) if turn in TURNS else picture)
-    pixels, flags = _grey(values, mode, policy)
-    if inverted:
-        pixels = np.float32(2**16 - 1) - pixels
+    planes = _planes(values, mode, policy)
+    pixels = np.float32(2**16 - 1) - planes.pixels if inverted else planes.pixels
     if not np.isfinite(pixels).all():
         raise Refused("bad_values", "pixels are not finite")
     return Image(
         pixels=pixels,
         about=About(format="raster", bits_stored=bits),
         polarity_fixed=inverted,
-        flags=("spacing_unknown", *flags, *(("rotated",) if turn in TURNS else ())),
+        flags=("spacing_unknown", *planes.flags, *(("rotated",) if turn in TURNS else ())),
+        colour=planes.colour,
     )
 
 
@@ -131,12 +131,12 @@ def _values(picture: pillow.Image) -> np.ndarray:
     return np.asarray(picture if picture.mode in ("L", "I", "F", *SIXTEEN_BIT) else picture.convert("RGBA"))
 
 
-def _grey(values: np.ndarray, mode: str, policy: Policy) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return float32 values of shape (H, W), and flags. Of two or four channels, the last is opacity."""
+def _planes(values: np.ndarray, mode: str, policy: Policy) -> Planes:
+    """Return the planes of values (H, W) or (H, W, C). Of two or four channels, the last is opacity."""
     if values.ndim == 2 or values.shape[2] == 1:
-        return values.reshape(values.shape[:2]).astype(np.float32), ()
+        return Planes(values.reshape(values.shape[:2]).astype(np.float32))
     if values.shape[2] in (2, 4):
         if (values[..., -1] != np.iinfo(values.dtype).max).any():
             raise Refused("colour", "transparent pixels")
         values = values[..., :-1]
-    return grey_of(values, f"mode {mode}", policy)
+    return planes_of(values, f"mode {mode}", policy)

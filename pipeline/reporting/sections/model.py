@@ -74,7 +74,8 @@ def _making(e: Evidence) -> Table:
     images, pre = e.records["preprocess"]["settings"], e.records["pretrain"]["settings"]
     encoder = pre["encoder"]
     spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
-    shown = f"{_by(images['image_size'])} pixels{spacing}; {_grey_values(images)} stretched to 0–255"
+    colour = " in three channels" if images.get("channels") == "colour" else ""
+    shown = f"{_by(images['image_size'])} pixels{colour}{spacing}; {_grey_values(images)} stretched to 0–255"
     network = (
         f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
         f"{encoder['depth']}, {counted(encoder['heads'], 'head')}, {counted(e.encoder['parameters'], 'parameter')}"
@@ -122,7 +123,8 @@ def _chosen(e: Evidence) -> str:
 def _grey_values(images: Json) -> str:
     if images.get("window"):  # absent from an artifact that was kept and is older than the setting
         return f"values from {images['window'][0]:g} to {images['window'][1]:g}"
-    return f"grey values between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
+    what = "values of all channels" if images.get("channels") == "colour" else "grey values"
+    return f"{what} between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
 
 
 def _changes(augmentation: Json | None) -> str:
