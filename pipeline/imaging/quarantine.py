@@ -67,6 +67,11 @@ FLAGS = {
     "spacing_implausible": "physical pixel size outside the limits of the config",
     "slices_refused": "other slices of the series were refused; the volume may not cover all that was scanned",
     "colour_reduced": "a colour image, reduced to its luminance",
+    "transparent_on_black": "a picture with transparent pixels, taken as it looks on black",
+    "profile_converted": "colours converted to sRGB from the colour space that the file names",
+    "profile_ignored": "the file's colour profile cannot be used; its colours are taken for sRGB",
+    "photometric_contradicts": "code stream and header contradict each other in how colours are stored; the code "
+    "stream was followed",
     "grey_repeated": "a grey image in a colour task; its values are taken for each of the three channels",
     "unexpected_modality": "a modality that the dataset card does not expect",
     "unexpected_view": "a view that the dataset card does not expect",

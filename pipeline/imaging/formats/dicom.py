@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 
 from pipeline.imaging import vocabulary
-from pipeline.imaging.colour import Planes, planes_of
+from pipeline.imaging.colour import Planes, planes_of, to_srgb
 from pipeline.imaging.display import Display, display
-from pipeline.imaging.formats.decoding import COLOUR, GREY, check_size, decode, frame_count, integer
+from pipeline.imaging.formats.decoding import COLOUR, GREY, check_size, contradicts, decode, frame_count, integer
 from pipeline.imaging.formats.dicom_geometry import GEOMETRY_ELEMENTS
 from pipeline.imaging.image import LARGEST_SPACING_MM, About, Identity, Image, Part, Policy
 from pipeline.imaging.quarantine import Refused
@@ -48,7 +48,7 @@ IMAGE_ELEMENTS = tuple(
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData "
-    "PixelData FloatPixelData DoubleFloatPixelData".split()
+    "ICCProfile PixelData FloatPixelData DoubleFloatPixelData".split()
 )
 ELEMENTS = tuple(dict.fromkeys((*IMAGE_ELEMENTS, *GEOMETRY_ELEMENTS)))
 # Siemens writes the number of slices of a mosaic here; nothing else is known by a private element.
@@ -264,8 +264,11 @@ def _listed_photometric(dataset: Dataset) -> str:
 def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -> Image:
     spacing_mm, flags = pixel_spacing(dataset)
     if stored.ndim == 3:
+        converted: tuple[str, ...] = ()
+        if policy.keep_colour and "ICCProfile" in dataset:
+            stored, converted = to_srgb(stored, bytes(dataset.ICCProfile))
         planes = planes_of(stored, about.photometric, policy)
-        shown = Display(planes.pixels, None, False, planes.flags)
+        shown = Display(planes.pixels, None, False, (*planes.flags, *converted))
     else:
         shown = display(stored, dataset)
         planes = Planes(shown.values)
@@ -277,6 +280,8 @@ def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -
         flags = (*flags, "aspect_corrected")
     if isinstance(dataset, FileDataset) and dataset.preamble is None:
         flags = (*flags, "no_preamble")
+    if colour is not None and contradicts(dataset):
+        flags = (*flags, "photometric_contradicts")
     return Image(
         pixels=values,
         about=about,
