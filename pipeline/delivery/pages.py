@@ -71,7 +71,7 @@ def page(result: Result, predictions: Predictions, at: str, time_is: str = PREDI
             image=image,
             outlined=outlined,
             outlined_share=float(half_of(picture.shares).mean()) if picture and picture.shares is not None else None,
-            volume=picture is not None and picture.array.ndim == 3,
+            volume=picture is not None and picture.array.ndim == 4,
             score=judged.score,
             **{**calibrated, **carried},
             interval_level=BAND_LEVEL,

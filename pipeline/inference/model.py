@@ -238,7 +238,7 @@ class Predictions:
         place = int(np.argmax(logits))
         array = seen.arrays[place]
         shares = attention(self.model.networks, to_pixels(array[None]).to(self.model.device))
-        return Picture(array[0], shares, seen.facts[place].files)
+        return Picture(array, shares, seen.facts[place].files)
 
     @property
     def _pool(self) -> Pool:

@@ -20,16 +20,18 @@ def attention(networks: Sequence[Network], pixels: Tensor) -> np.ndarray | None:
     return np.mean([network.shares(pixels)[0] for network in networks], axis=0) if networks else None
 
 
-def shown(image: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the picture of an image (H, W) or (D, H, W), as (h, w), and the outlined area in it.
+def shown(array: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the picture of an array (C, H, W) or (1, D, H, W), as (h, w) or (h, w, 3), and the outlined area in it.
 
     A volume is shown by three planes, through the patch with most attention where that is known, else the middle.
     """
+    picture = np.moveaxis(array, 0, -1) if len(array) > 1 else array[0]
+    volume = array.ndim == 4
     if shares is None:
-        return (image if image.ndim == 2 else three_planes(image)), None
-    patch = tuple(side // patches for side, patches in zip(image.shape, shares.shape, strict=True))
+        return (three_planes(picture) if volume else picture), None
+    patch = tuple(side // patches for side, patches in zip(array.shape[1:], shares.shape, strict=True))
     outlined = on_pixels(half_of(shares), patch)
-    if image.ndim == 2:
-        return image, outlined
+    if not volume:
+        return picture, outlined
     centre = most_attended(shares, patch)
-    return three_planes(image, centre), three_planes(outlined, centre)
+    return three_planes(picture, centre), three_planes(outlined, centre)

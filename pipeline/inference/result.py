@@ -56,7 +56,7 @@ ON_REQUEST = frozenset({"patient", "dicom", "dicom_missing", "supersedes", "supe
 
 @dataclass(frozen=True)
 class Picture:
-    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and its attention by patch.
+    """The image that made the score, for the study's page: (C, H, W) or (1, D, H, W) uint8, and its attention by patch.
 
     `files` are the paths of its files.
     """

@@ -90,7 +90,7 @@ def flow(
 def gallery(
     figure: Figure, images: Sequence[np.ndarray], outlined: Sequence[np.ndarray | None], titles: Sequence[str]
 ) -> None:
-    """Grey images (h, w), values 0–255, four in a row, untouched.
+    """Images, grey (h, w) or in colour (h, w, 3), values 0–255, four in a row, untouched.
 
     Where `outlined` (h, w) is given, the same image follows beside it with an outline around what is true in it.
     """

@@ -23,7 +23,7 @@ EARLIER_NAMES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it.
+    """A test patient whom the model got wrong: an image (h, w) or (h, w, 3) uint8 as it saw it, and what is known.
 
     A volume is shown by three planes, see imaging/volumes/orthogonal_planes.py. `outlined` (h, w) is true where half of
     the model's attention lay, `outlined_share` its share of the whole image or volume; None for a model without

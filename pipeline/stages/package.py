@@ -245,5 +245,7 @@ def _golden(inputs: Inputs) -> np.ndarray:
     waves = 127 + 120 * np.sin(np.linspace(0, 9, width))[None] * np.cos(np.linspace(0, 7, height))[:, None]
     grains = rng.uniform(0, 255, (height, width))
     planes = np.stack([falling, waves, grains]).astype(np.uint8)
+    if images.shape[0] > 1:  # each channel another picture, so that a swap of them would be seen
+        return np.stack([np.roll(planes, shift, axis=0) for shift in range(len(planes))])
     extra = (1,) * (len(images.shape) - 2)
     return np.broadcast_to(planes.reshape(3, *extra, height, width), (3, *images.shape)).copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -22,7 +22,7 @@ from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import path_pseudonym
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.read import load_image
-from pipeline.imaging.transforms import Rendered, Rendering, render
+from pipeline.imaging.transforms import CHANNELS, Rendered, Rendering, render
 from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_json, write_json
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
@@ -67,7 +67,7 @@ class Shard:
 
 
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, 1, H, W) or (N, 1, D, H, W), their indices, a summary.
+    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary.
 
     Further labels, if there are any, are divided by split, so that later stages see those of their own images alone.
     Finished shards are kept when a killed run goes on, and images that an earlier artifact has are copied: other labels
@@ -200,7 +200,7 @@ def _write_shard(
     problems: dict[str, list[str]] = {}
     pool = Pool(machine.workers, TIMEOUT_S, machine.backend, machine.scheduler)
     with atomic(work / shard.name) as temporary:
-        shape = (len(items), 1, *how.image_size)
+        shape = (len(items), how.channel_count, *how.image_size)
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         for name, pad in _copy(before, ids, array):
             padding[name] = pad
@@ -228,7 +228,8 @@ def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
     contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source, _ in parts]
     if any(sha256_bytes(data) != sha256 for data, (_, sha256) in zip(contents, parts, strict=True)):
         raise Refused("unreadable", "changed since ingest")
-    return render(load_image(contents, axes, pixel_hash, NO_LIMITS), how)
+    policy = replace(NO_LIMITS, keep_colour=how.channel_count > 1)
+    return render(load_image(contents, axes, pixel_hash, policy), how)
 
 
 def _problem(refusal: Refusal) -> str:
@@ -260,7 +261,7 @@ def _summary(settings: PreprocessSettings, rows: pd.DataFrame, padding: dict[str
     counts = rows["split"].value_counts()
     return {
         "image_size": list(settings.image_size),
-        "channels": 1,
+        "channels": CHANNELS[settings.channels],
         "dtype": "uint8",
         "range": [0, 255],
         "window": settings.window,

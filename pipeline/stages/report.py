@@ -167,7 +167,7 @@ def _examples(
     for at, row in enumerate(chosen.to_dict("records")):
         facts = known.loc[deciders.loc[at, "image_id"]].to_dict()
         shares = attentions[at]
-        image, outlined = shown(pictures.raw([at])[0, 0].numpy(), shares)
+        image, outlined = shown(pictures.raw([at])[0].numpy(), shares)
         examples.append(
             Example(
                 patient=row["patient_id"],

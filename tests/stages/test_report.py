@@ -749,7 +749,7 @@ def test_an_outline_is_cut_from_the_volume_like_the_picture():
     volume = np.arange(4 * 6 * 4).reshape(4, 6, 4)
     shares = np.full((2, 3, 2), 0.02)
     shares[1, 0, 1] = 0.78
-    picture, outlined = shown(volume, shares)
+    picture, outlined = shown(volume[None], shares)
     patch = volume[2:4, 0:2, 2:4]
     assert outlined is not None
     assert set(picture[outlined]) <= set(patch.ravel())
@@ -766,7 +766,7 @@ def test_a_model_without_attention_has_no_outline_and_volumes_planes_through_the
     assert "plane" not in text, "these images have but one"
     assert "Right: the same image" not in made.text
     volume = np.arange(6 * 8 * 4).reshape(6, 8, 4)
-    picture, outlined = shown(volume, None)
+    picture, outlined = shown(volume[None], None)
     assert np.array_equal(picture, three_planes(volume))
     assert outlined is None
     records = {"preprocess": {"settings": {"image_size": [6, 8, 4]}}}

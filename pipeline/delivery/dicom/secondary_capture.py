@@ -34,10 +34,10 @@ def draw(picture: Picture, verdict: str) -> np.ndarray:
     No word covers a pixel of the image, which is enlarged by a whole number, so that no value of it is invented.
     """
     image, outlined = shown(picture.array, picture.shares)
-    factor = max(1, math.ceil(SMALLEST_SIDE / max(image.shape)))
+    factor = max(1, math.ceil(SMALLEST_SIDE / max(image.shape[:2])))
     large = np.repeat(np.repeat(image, factor, 0), factor, 1)
-    colour = np.repeat(large[..., None], 3, 2)
-    side = max(large.shape)
+    colour = large if large.ndim == 3 else np.repeat(large[..., None], 3, 2)
+    side = max(large.shape[:2])
     if outlined is not None:
         inside = np.repeat(np.repeat(outlined, factor, 0), factor, 1)
         width = max(1, round(LINE_SHARE * side))

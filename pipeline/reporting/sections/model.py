@@ -74,7 +74,8 @@ def _aggregation(e: Evidence) -> str:
 def _making(e: Evidence) -> Table:
     images = e.records["preprocess"]["settings"]
     spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
-    shown = f"{_by(images['image_size'])} pixels{spacing}; {_grey_values(images)} stretched to 0–255"
+    colour = " in three channels" if images.get("channels") == "colour" else ""
+    shown = f"{_by(images['image_size'])} pixels{colour}{spacing}; {_grey_values(images)} stretched to 0–255"
     training = e.records["finetune"]["settings"]
     rows = [
         ["Reported model", e.arm_name(e.reported_arm)],
@@ -131,7 +132,8 @@ def _chosen(e: Evidence) -> str:
 def _grey_values(images: Json) -> str:
     if images.get("window"):  # absent from an artifact that was kept and is older than the setting
         return f"values from {images['window'][0]:g} to {images['window'][1]:g}"
-    return f"grey values between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
+    what = "values of all channels" if images.get("channels") == "colour" else "grey values"
+    return f"{what} between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
 
 
 def _changes(augmentation: Json | None) -> str:
