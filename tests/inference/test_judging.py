@@ -69,11 +69,11 @@ def test_results_are_those_of_predict_bit_for_bit(mae, model, films, tmp_path):
     for uid, files in some.items():
         content = files[0] if len(files) == 1 else zipped({f"{n}.dcm": data for n, data in enumerate(files)})
         sent[uid] = send(queue, content)
-    again = send(queue, zipped({f"{n}.dcm": data for n, data in enumerate([*some.values()][0])}))  # sent twice
+    again = send(queue, zipped({f"{n}.dcm": data for n, data in enumerate(next(iter(some.values())))}))  # sent twice
     assert judge(queue, model, ONE) == 8
     expected = {one.study: one.to_row() for one in model.predict([mae.studies], workers=1) if one.study in some}
     apart = {"study", "path"}
-    for uid, entry_id in [*sent.items(), ([*some][0], again)]:
+    for uid, entry_id in [*sent.items(), (next(iter(some)), again)]:
         row = result(queue, entry_id)["result"]
         assert {k: v for k, v in row.items() if k not in apart} == {
             k: v for k, v in expected[uid].items() if k not in apart
@@ -144,7 +144,7 @@ def test_a_study_that_crashes_its_decoder_is_not_assessable_and_the_others_are_j
     model, films, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(batch, "_see", service.see_or_die)
-    queue, good = Queue(tmp_path), [*films.values()][0][0]
+    queue, good = Queue(tmp_path), next(iter(films.values()))[0]
     ids = [send(queue, content) for content in (good, good[:-100] + b"crash the decoder" + good[-83:], good)]
     judge(queue, model, ONE)
     found = [result(queue, entry_id) for entry_id in ids]
@@ -154,7 +154,7 @@ def test_a_study_that_crashes_its_decoder_is_not_assessable_and_the_others_are_j
 
 
 def test_a_study_that_breaks_the_pass_is_given_up_alone(model, films, tmp_path, monkeypatch):
-    queue, good = Queue(tmp_path), [*films.values()][0][0]
+    queue, good = Queue(tmp_path), next(iter(films.values()))[0]
     ids = [send(queue, good) for _ in range(3)]
     real = worker.Predictions._result
 
@@ -170,7 +170,7 @@ def test_a_study_that_breaks_the_pass_is_given_up_alone(model, films, tmp_path, 
 
 
 def test_without_room_on_the_disk_every_study_waits(model, films, tmp_path, monkeypatch):
-    queue, good = Queue(tmp_path), [*films.values()][0][0]
+    queue, good = Queue(tmp_path), next(iter(films.values()))[0]
     ids = [send(queue, good) for _ in range(2)]
     with monkeypatch.context() as full:
         full.setattr(Queue, "finish", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -188,7 +188,7 @@ def test_what_cannot_be_written_beside_a_result_is_named_and_costs_no_result(mod
         raise ValueError("DOE^JANE")
 
     queue = Queue(tmp_path)
-    entry_id = send(queue, [*films.values()][0][0])
+    entry_id = send(queue, next(iter(films.values()))[0])
     judge(queue, model, Judging(workers=1, keep_files=True, writers={"page": worker.page_files, "dicom": broken}))
     assert result(queue, entry_id)["not_written"] == ["dicom"]
     assert (queue.find(entry_id).files / "upload").is_file()
@@ -200,7 +200,7 @@ def test_the_process_that_judges_is_started_again_and_ends_when_asked(mae, films
     process.start()
     assert process.wait_until_ready().state == "ready"
     process._process.kill()
-    entry_id = send(queue, [*films.values()][0][0])
+    entry_id = send(queue, next(iter(films.values()))[0])
     until = time.monotonic() + 120
     while queue.find(entry_id).state != "finished" and time.monotonic() < until:
         process.look()

@@ -29,7 +29,7 @@ BUCKETS_S = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 LET_ARRIVE_S, LET_ARRIVE_BYTES = 2.0, 64 * 1024**2
 HEADERS = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer, browsers would not say where a form comes from
     "cross-origin-resource-policy": "same-origin",
     "x-frame-options": "DENY",
     "cache-control": "no-store",  # results of patients stay in no cache
