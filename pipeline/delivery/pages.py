@@ -71,6 +71,7 @@ def page(result: Result, predictions: Predictions, at: str, time_is: str = PREDI
             image=image,
             outlined=outlined,
             outlined_share=float(half_of(picture.shares).mean()) if picture and picture.shares is not None else None,
+            outline=picture.outline if picture else "attention",
             volume=picture is not None and picture.array.ndim == 4,
             score=judged.score,
             **{**calibrated, **carried},

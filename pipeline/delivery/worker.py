@@ -191,6 +191,7 @@ def _content(entry: Entry, result: Result, predictions: Predictions, at: str) ->
             "not_for": model.content["not_for"],
         },
         "why": [*(REASONS[name] for name in result.judgement.reasons), *(REFUSALS[name] for name in refused)],
+        "outline": result.picture.outline if result.picture else None,
         "result": result.to_row(),
         "quarantine": result.quarantine(),
     }

@@ -16,6 +16,7 @@ from pipeline.imaging.image import About, Image
 from pipeline.imaging.transforms import Rendering, render, window_of
 from pipeline.inference.model import Model
 from pipeline.inference.model_folder import GOLDEN, verified
+from pipeline.models.arm_registry import ARMS
 from pipeline.store.files import sha256_file, write_json
 
 MODEL, GRAPH, NOTE = "model", "model.onnx", "onnx.json"
@@ -78,6 +79,8 @@ def _export_graph(work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     from pipeline.inference.onnx_graph import OPSET, build
 
     model = Model.load(work / MODEL, device="cpu", say=say)
+    if not ARMS[arm := model.content["network"]["arm"]].graph:
+        raise ExportError(f"arm {arm} is not made of ONNX operators: {ARMS[arm].description}; export without --onnx")
     notes = {
         "model_sha256": model.sha256,
         "labels": ", ".join(label["name"] for label in model.content["labels"]),

@@ -13,11 +13,16 @@ from pipeline.models.finished import Network
 
 
 def attention(networks: Sequence[Network], pixels: Tensor) -> np.ndarray | None:
-    """Return the attention by patch in one image, (*grid), the mean over the networks; None without any.
+    """Return where networks of one kind looked in one image, (*grid), the mean over them; None without any.
 
     `pixels` (1, C, ...) are in [0, 1]. One image at a time: attention grows with the square of the patches.
     """
     return np.mean([network.shares(pixels)[0] for network in networks], axis=0) if networks else None
+
+
+def kind_of(networks: Sequence[Network]) -> str:
+    """Return how it is known where networks looked; `attention` where there are none, and nothing is outlined."""
+    return networks[0].outline if networks else "attention"
 
 
 def shown(array: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -29,9 +34,9 @@ def shown(array: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.
     volume = array.ndim == 4
     if shares is None:
         return (three_planes(picture) if volume else picture), None
-    patch = tuple(side // patches for side, patches in zip(array.shape[1:], shares.shape, strict=True))
-    outlined = on_pixels(half_of(shares), patch)
+    size = array.shape[1:]
+    outlined = on_pixels(half_of(shares), size)
     if not volume:
         return picture, outlined
-    centre = most_attended(shares, patch)
+    centre = most_attended(shares, size)
     return three_planes(picture, centre), three_planes(outlined, centre)

@@ -99,6 +99,17 @@ ARMS = {
             compared_as="the same network started from public weights",
         ),
         ArmKind(
+            "cnn",
+            "residual network, from scratch",
+            "a residual network (ResNet), all layers trained from random weights",
+            trained_by="pipeline.models.resnet:train_resnet",
+            read_by="pipeline.models.resnet:read_resnet",
+            network=True,
+            role="rival",
+            compared_as="a residual network trained from scratch",
+            graph=True,
+        ),
+        ArmKind(
             "linear_probe",
             "pretrained, frozen (linear probe)",
             "logistic regression on the frozen pretrained encoder's features",

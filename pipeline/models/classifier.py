@@ -29,6 +29,7 @@ class Classifier(Network):
         super().__init__()
         self.spec = spec
         self.depth = spec.depth
+        self.channels = spec.channels
         self.encoder = build_encoder(spec)
         self.head_norm = nn.LayerNorm(spec.width, eps=spec.eps) if head == "norm_linear" else nn.Identity()
         self.head = nn.Linear(spec.width, labels)

@@ -26,6 +26,7 @@ class Network(nn.Module, ABC):
 
     head: nn.Linear
     outline: ClassVar[Outline]
+    channels: int
     # Residual branches, two to a block, that may be dropped at random while it is trained.
     depth: int = 0
 

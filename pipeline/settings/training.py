@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from pipeline.settings.common import Arm, Axis, Seed, Settings, Side
 
@@ -138,13 +138,24 @@ class PretrainSettings(Settings):
         return self
 
 
+class ResNetSettings(Settings):
+    """The residual network of arm cnn."""
+
+    depth: Literal[10, 18, 34] = Field(18, description="layers of the residual network of arm cnn")
+    width: int = Field(64, ge=8, description="channels of its first stage; each of the three others has twice as many")
+
+
+# Sections that are the business of one arm, and part of no key of a run without it.
+OF_ARM = {"cnn": "cnn"}
+
+
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
     arms: list[Arm] = Field(
         ["mae", "scratch", "linear_probe", "hog"],
         min_length=1,
-        description="imported as well: the same network started from data.imported_weights",
+        description="imported as well: the same network started from data.imported_weights; cnn: a residual network",
     )
     seeds: list[Seed] = Field(
         [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
@@ -183,11 +194,20 @@ class FinetuneSettings(Settings):
         description="of each training; the schedule is shortened to them; null = all epochs",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
+    cnn: ResNetSettings = Field(default_factory=ResNetSettings)
     hog_image_size: list[Side] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
     labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
         default_factory=list,
         description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
     )
+
+    @model_serializer(mode="wrap")
+    def _of_trained_arms(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = serialise(self)
+        for name, arm in OF_ARM.items():
+            if arm not in self.arms:
+                values.pop(name, None)
+        return values
 
     @field_validator("arms", "seeds", "labelled_patients")
     @classmethod

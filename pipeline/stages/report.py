@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.inference.ensemble import RECORD, WEIGHTS, load_networks
-from pipeline.inference.outline import attention, shown
+from pipeline.inference.outline import attention, kind_of, shown
 from pipeline.models.attention import half_of
+from pipeline.models.finished import Network
 from pipeline.models.images import Images
 from pipeline.models.training import prepare
 from pipeline.reporting import html, model_card, pdf
@@ -80,7 +82,8 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     wrong = _most_confident_errors(reported, settings.examples)
     deciding = deciding_images(table("score", "scores_test.parquet", tables.SCORES), metrics["arm"])
     index = table("preprocess", "index_test.parquet", tables.INDEX)
-    examples = _examples(wrong, index, deciding, images, inputs, metrics)
+    networks = _networks(inputs, metrics)
+    examples = _examples(wrong, index, deciding, images, inputs, networks)
     packaged = "package" in inputs.artifacts
     return Evidence(
         title=settings.title,
@@ -93,6 +96,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         split=content("split", "summary.json"),
         assignment=table("split", "split.parquet", tables.SPLIT),
         pretraining=_pretraining(inputs),
+        outline=kind_of(networks),
         finetune=content("finetune", "summary.json"),
         calibrator=content("calibrate", "calibrator.json"),
         threshold=content("calibrate", "threshold.json"),
@@ -148,7 +152,7 @@ def _examples(
     deciding: pd.Series,
     images: pd.DataFrame,
     inputs: Inputs,
-    metrics: dict[str, Any],
+    networks: Sequence[Network],
 ) -> list[Example]:
     """Return each chosen patient's deciding image, where the model's attention lay, and what the tables say of it."""
     if chosen.empty:
@@ -161,7 +165,8 @@ def _examples(
         for name in deciders["shard"].unique()
     }
     pictures = Images(deciders, shards)
-    attentions = _attention(inputs, metrics, pictures)
+    device = prepare(inputs.machine.device, inputs.machine.threads)
+    attentions = [attention(networks, pictures.pixels([at], device)) for at in range(len(pictures))]
     known = images.set_index("image_id")
     examples = []
     for at, row in enumerate(chosen.to_dict("records")):
@@ -184,16 +189,15 @@ def _examples(
     return examples
 
 
-def _attention(inputs: Inputs, metrics: dict[str, Any], pictures: Images) -> list[np.ndarray | None]:
-    """Return each image's attention by patch, the mean over the reported arm's seeds; None when it has no attention."""
+def _networks(inputs: Inputs, metrics: dict[str, Any]) -> list[Network]:
+    """Return the networks behind the reported arm, of all its seeds; none when it has no network."""
     device = prepare(inputs.machine.device, inputs.machine.threads)
 
     def files(seed: int) -> tuple[Path, Path]:
         place = f"{metrics['arm']}/seed{seed}"
         return inputs.file("finetune", f"{place}/{RECORD}"), inputs.file("finetune", f"{place}/{WEIGHTS}")
 
-    networks = load_networks({seed: files(seed) for seed in metrics["seeds"]}, device)
-    return [attention(networks, pictures.pixels([at], device)) for at in range(len(pictures))]
+    return load_networks({seed: files(seed) for seed in metrics["seeds"]}, device)
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:

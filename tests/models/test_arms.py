@@ -19,7 +19,7 @@ from pipeline.models.images import Images
 from pipeline.models.reading import read_model
 from pipeline.models.training import Hardware
 from pipeline.models.vit import EncoderSpec, build_encoder
-from pipeline.settings.training import FinetuneSettings
+from pipeline.settings.training import FinetuneSettings, ResNetSettings
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.runlog import RunLog
 
@@ -68,7 +68,7 @@ def settings_of(axes: int) -> FinetuneSettings:
     """Settings that train every arm of as many axes in seconds."""
     arms = [arm.name for arm in ARMS.values() if axes in arm.axes]
     return FinetuneSettings(arms=arms, seeds=[1, 2], epochs=2, batch_size=16, warmup_epochs=0.5, learning_rate=3e-3,
-                            hog_image_size=[16, 16])  # fmt: skip
+                            hog_image_size=[16, 16], cnn=ResNetSettings(depth=10, width=8))  # fmt: skip
 
 
 def data_of(axes: int) -> ArmData:

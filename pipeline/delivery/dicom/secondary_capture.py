@@ -18,11 +18,11 @@ from pipeline.delivery.dicom.equipment import coded
 from pipeline.delivery.dicom.source import SourceStudy, copy_lossy
 from pipeline.inference.outline import shown
 from pipeline.inference.result import Picture
+from pipeline.reporting.outlines import WORDS
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 RESEARCH_ONLY = "RESEARCH USE ONLY - no medical device"
-NO_FINDING = "Outline: half of the network's attention. It is no finding."
-NO_OUTLINE = "No outline of attention is available."
+NO_OUTLINE = "No outline is available."
 SMALLEST_SIDE = 512  # pixels of the longer side, below which a picture is enlarged
 LINE_SHARE, LARGEST_TEXT, MARGIN = 0.004, 0.035, 0.012  # of the longer side
 ORANGE, WHITE, BLACK = (255, 165, 0), (255, 255, 255), (0, 0, 0)
@@ -42,9 +42,13 @@ def draw(picture: Picture, verdict: str) -> np.ndarray:
         inside = np.repeat(np.repeat(outlined, factor, 0), factor, 1)
         width = max(1, round(LINE_SHARE * side))
         colour[inside & ~binary_erosion(inside, iterations=width, border_value=0)] = ORANGE
-    below = [verdict, NO_FINDING if outlined is not None else NO_OUTLINE]
+    below = [verdict, _outlined(picture) if outlined is not None else NO_OUTLINE]
     top, bottom = (_band(lines, large.shape[1], side) for lines in ([RESEARCH_ONLY], below))
     return np.concatenate([top, colour, bottom])
+
+
+def _outlined(picture: Picture) -> str:
+    return f"Outline: {WORDS[picture.outline].half}. It is no finding."
 
 
 def _band(lines: list[str], width: int, side: int) -> np.ndarray:

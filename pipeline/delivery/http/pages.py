@@ -24,7 +24,8 @@ from pipeline.delivery.queue import FAILED, FINISHED, Entry
 from pipeline.delivery.reading_list import ReadingList, Row, chosen
 from pipeline.imaging.quarantine import REASONS as REFUSALS
 from pipeline.reporting.numbers import number, probability
-from pipeline.reporting.study_page import ATTENTION, NO_DECISION, NOT_MADE_FOR, RESEARCH_ONLY, UNLIKE, VERDICTS
+from pipeline.reporting.outlines import WORDS
+from pipeline.reporting.study_page import NO_DECISION, NO_FINDING, NOT_MADE_FOR, RESEARCH_ONLY, UNLIKE, VERDICTS
 from pipeline.store.files import read_json
 
 if TYPE_CHECKING:
@@ -230,7 +231,8 @@ def _study(entry: Entry, content: Mapping[str, Any]) -> dict[str, Any]:
         "refused": [(REFUSALS[reason], n) for reason, n in sorted(refused.items())],
         "pictures": {name.removesuffix(".svg"): (entry.folder / name).is_file() for name in PICTURES},
         "page": (entry.folder / "page.pdf").is_file(),
-        "attention": ATTENTION,
+        "outline": WORDS[content["outline"] or "attention"],
+        "no_finding": NO_FINDING,
     }
 
 

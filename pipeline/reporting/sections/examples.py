@@ -8,17 +8,11 @@ from pipeline.reporting.diagrams import gallery
 from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Example, prevalence_assumed
 from pipeline.reporting.numbers import count, number, percent, probability
+from pipeline.reporting.outlines import WORDS
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.store.wording import agreeing, counted
 
 ON_PAGE = 2  # of either kind; the others are in the appendix
-OUTLINE = (
-    "About the outlines: they enclose the fewest patches of the image that together hold half of the network's "
-    "attention (attention rollout, Abnar and Zuidema 2020, mean over the seeds); attention spread evenly would give "
-    "half of the image, and an outline near that tells nothing. An outline says where the network took its "
-    "information from. It does not explain the decision, marks no lesion, and is no evidence that the answer is right "
-    "or wrong. Judge the image without it first."
-)
 KEY = "cases.csv of the report's artifact, which is not delivered with the report"
 NO_OUTLINE = "No outline of attention is shown: the reported model has no attention."
 
@@ -43,7 +37,7 @@ def examples(e: Evidence) -> Section:
         else:
             blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
     if shown := [*e.misses, *e.false_alarms]:
-        blocks.append(Paragraph(NO_OUTLINE if shown[0].outlined is None else OUTLINE))
+        blocks.append(Paragraph(NO_OUTLINE if shown[0].outlined is None else WORDS[e.outline].about))
         appendix.append(Paragraph(f"Probabilities are {prevalence_assumed(e)}. Whose the images are is in {KEY}."))
     return Section("examples", "Examples of errors", blocks, appendix)
 
@@ -79,8 +73,8 @@ def _figure(e: Evidence, name: str, words: str, found: Sequence[Example], first:
         beside = agreeing(len(found), "it", "each")
         alt += f" Beside {beside} the same image with an outline, around {', '.join(percent(s, 0) for s in shares)}."
         caption += (
-            " Left: untouched. Right: the same image, with an outline around half of the network's attention: "
-            f"{_range(shares)} % of the {'volume' if e.volumes else 'image'}."
+            " Left: untouched. Right: the same image, with an outline around "
+            f"{WORDS[e.outline].half}: {_range(shares)} % of the {'volume' if e.volumes else 'image'}."
         )
     picture = gallery([x.image for x in found], [x.outlined for x in found], titles)
     return Figure(name, alt, caption, 16, picture)
@@ -90,7 +84,7 @@ def _planes(e: Evidence, found: Sequence[Example]) -> str:
     """Say which planes of a volume are shown; nothing of images that have but one."""
     if not e.volumes:
         return ""
-    through = "the middle" if found[0].outlined is None else "the middle of the patch with most attention"
+    through = "the middle" if found[0].outlined is None else f"the middle of {WORDS[e.outline].most}"
     return f", by its coronal, sagittal and axial plane through {through}"
 
 
