@@ -18,6 +18,8 @@ import typer
 from pipeline import __version__
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from pipeline.commands.failures import Nameable
     from pipeline.inference.model import Model
     from pipeline.orchestration.run import Result
@@ -146,16 +148,18 @@ def plan(
     rebuild: Rebuild = None,
     as_json: Json = False,
 ) -> None:
-    """Say which stages would run and why; run nothing."""
+    """Say which stages would run and why, and how much time, memory and disk they will take; run nothing."""
     from dataclasses import replace
 
     from pipeline.commands import typed
+    from pipeline.orchestration import estimate
     from pipeline.orchestration.plan import plan as planned
 
     with _errors(config, overrides, store) as nameable:
         settings, card = _settings(config, overrides, store, nameable)
         secret = _known_key(settings, card)
         steps = planned(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
+        expected = estimate.estimates(settings, steps)
     if not secret:
         real = "`run` makes a new one, and with it everything anew"
         todo = real if card.identifiers == "real" else "`run` needs the public one of such data: restore it"
@@ -163,9 +167,13 @@ def plan(
         steps = [replace(step, key=NO_KEY) for step in steps]
     if as_json:
         rows = [{"stage": s.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps]
+        figures = {name: one.to_dict() for name, one in expected.items()}
+        rows = [row | {"estimate": figures.get(row["stage"])} for row in rows]
         _print_json([row | {"key": None if row["key"] == NO_KEY else row["key"]} for row in rows])
     else:
         print("\n".join(step.line() for step in steps))
+        for line in estimate.lines(expected, settings.store):
+            print(line)
     if stopped := [step.name for step in steps if step.action == "stop"]:
         kept = typed.command("run", config, overrides, store=store, keep=[*(keep or ()), *stopped], rebuild=rebuild)
         _say(f"to use what earlier code made: {kept}")
@@ -205,6 +213,9 @@ def predict(
     identified: Annotated[
         bool, typer.Option("--identified", help="write the headers' patient identifiers, too; DIR becomes private")
     ] = False,
+    dicom: Annotated[
+        str, typer.Option("--dicom", metavar="KINDS", help="sr,pdf,sc: objects for the archive; DIR becomes private")
+    ] = "",
     store: StoreOption = None,
     config: RegistryConfig = None,
     as_json: Json = False,
@@ -230,6 +241,7 @@ def predict(
                 workers=workers,
                 pages=pages,
                 identified=identified,
+                dicom=prediction.kinds(dicom),
                 say=_say,
             )
     if as_json:
@@ -241,6 +253,133 @@ def predict(
             _say(line)
         print(out / "results.json")
     raise typer.Exit(0 if loaded.usable else GATE_FAILED)
+
+
+@app.command()
+def serve(
+    model: ModelRef,
+    queue: Annotated[
+        Path, typer.Option("--queue", metavar="DIR", help="folder of received studies and results; patients' data")
+    ],
+    token_file: Annotated[
+        Path, typer.Option("--token-file", metavar="FILE", help="token that requests must have; readable by you alone")
+    ],
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    certificate: Annotated[
+        Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="certificate for https, PEM")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--ssl-keyfile", metavar="FILE", help="its private key, PEM")] = None,
+    target: Annotated[
+        float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
+    ] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
+    ] = None,
+    upload_mb: Annotated[int, typer.Option(min=1, help="MB that one study may have as it is sent")] = 1024,
+    upload_seconds: Annotated[float, typer.Option(min=1, help="seconds in which it must have arrived")] = 600.0,
+    unpacked_mb: Annotated[int, typer.Option(min=1, help="MB that one study may have unpacked")] = 4096,
+    most_waiting: Annotated[int, typer.Option(min=1, help="studies that may wait before others are put off")] = 1000,
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="keep what was received of a finished study, too")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="processes that read studies")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    store: StoreOption = None,
+    config: RegistryConfig = None,
+) -> None:
+    """Judge studies that come over HTTP, and show them as a reading list in the browser."""
+    from pipeline.commands import serve as serving
+    from pipeline.delivery.http.receiving import Limits
+    from pipeline.delivery.worker_process import Options
+
+    with _errors() as nameable:
+        nameable.add(queue, token_file, certificate, key)
+        nameable.folders.add(queue.resolve())
+        with _opened(model, store, config, nameable) as (folder, _, _):
+            nameable.folders.add(folder.resolve())
+            options = Options(
+                model=folder,
+                device=device,
+                threads=threads,
+                recall_target=target,
+                prevalence=prevalence,
+                workers=workers,
+                most_mb=unpacked_mb,
+                keep_files=keep_images,
+            )
+            serving.serve(
+                serving.Place(host=host, port=port, token_file=token_file, certificate=certificate, key=key),
+                queue,
+                options,
+                Limits(upload_mb=upload_mb, upload_s=upload_seconds, most_waiting=most_waiting),
+                _say,
+                lambda address: print(address, flush=True),
+            )
+
+
+@app.command()
+def monitor(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SITE=]DIR…", help="folders that predict wrote, and queues; SITE names where they are from"
+        ),
+    ],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="the model that judged them, as in predict")],
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="table: study, outcome, and date, study_date, site if known"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of monitor.pdf and monitor.json")] = Path(
+        "monitor"
+    ),
+    prevalence: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for referrals to expect"),
+    ] = None,
+    audited: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1.0, help="share of studies not referred that is audited, fixed beforehand"),
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="DATE", help="watch anew from this day: 2026-11-29")] = None,
+    store: StoreOption = None,
+    config: RegistryConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Watch a model in use: referrals, scores, typicality, quality, and recall where outcomes allow it."""
+    from pipeline.commands import monitor as watching
+
+    with _errors() as nameable:
+        nameable.add(out, outcomes, *(Path(place.partition("=")[2] or place) for place in places))
+        nameable.folders.add(out.resolve())
+        with _opened(model, store, config, nameable) as (folder, _, _):
+            found = watching.watch(
+                folder,
+                places,
+                out,
+                outcomes=outcomes,
+                prevalence=prevalence,
+                audited=audited,
+                since=None if since is None else _date(since),
+            )
+    if as_json:
+        _print_json(found.content)
+    else:
+        for line in watching.lines(found.lights):
+            _say(line)
+        print(out / watching.PDF)
+    raise typer.Exit(GATE_FAILED if found.alarm else 0)
+
+
+def _date(text: str) -> date:
+    from datetime import date
+
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        _fail("a date is written as 2026-11-29", USAGE)
 
 
 def _loaded(folder: Path, nameable: Nameable, device: str = "cpu", threads: int | None = None) -> Model:
@@ -555,6 +694,7 @@ def power(
         int | None, typer.Option(min=1, help="patients with the condition for calibration and test together")
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="groups that are to be certified one by one")] = 1,
+    figure: Annotated[Path | None, typer.Option(dir_okay=False, help="also draw the answer, as this SVG file")] = None,
     as_json: Json = False,
 ) -> None:
     """Say how many patients it takes to certify and to confirm a recall, and what that costs in referrals."""
@@ -562,7 +702,12 @@ def power(
 
     if not (0 < recall < 1 and 0 < confidence < 1 and 0 < prevalence < 1 and 0.5 <= auc < 1):
         _fail("recall, confidence and prevalence lie strictly between 0 and 1, the AUC from 0.5 to below 1", USAGE)
-    found = planning.answer(planning.Question(recall, confidence, auc, prevalence, positives, groups))
+    asked = planning.Question(recall, confidence, auc, prevalence, positives, groups)
+    found = planning.answer(asked)
+    if figure is not None:
+        with _errors() as nameable:
+            nameable.add(figure)
+            figure.write_bytes(planning.figure(asked))
     if as_json:
         _print_json(found)
     else:
@@ -572,27 +717,42 @@ def power(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, help="folder or zip of studies")],
-    labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet table of labels")],
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet table of labels")
+    ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="no table: DIR holds a folder for each class, e.g. normal/ and sick/")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="project name; default: the folder's")] = None,
     label: Annotated[str | None, typer.Option(help="label column")] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="column that names the patients; that of the paths if each image is another's")
+    ] = None,
     positive: Annotated[list[str] | None, typer.Option(help="value that means positive; may be repeated")] = None,
     negative: Annotated[
         list[str] | None, typer.Option(help="value that means negative; default: all others that look like an answer")
     ] = None,
     unused: Annotated[list[str] | None, typer.Option(help="value that is no answer, like unclear")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="how long the run may take on this machine")] = 60,
     output: Annotated[Path, typer.Option(help="where configs/ and data_manifests/ are")] = Path(),
+    as_json: Json = False,
 ) -> None:
-    """Write a card and a config for your own folder of studies."""
+    """Look at your own studies, labels and machine, and write a card and a config, with a reason for each setting."""
+    if (labels is None) != classes:
+        _fail("say where the labels are: --labels FILE for a table, or --classes for a folder per class", USAGE)
     from pipeline.commands import init as initialisation
     from pipeline.commands import typed
 
     with _errors() as nameable:
         nameable.add(folder, labels, output)
-        answers = initialisation.Answers(label, positive or (), negative or (), unused or ())
-        (card, config), lines = initialisation.write(folder, labels, output, name, answers)
-    _say("\n".join(lines))
-    print(f"fill in   {card}")
-    print(f"then run  {typed.command('run', config)}")
+        answers = initialisation.Answers(label, patient, positive or (), negative or (), unused or ())
+        written = initialisation.write(folder, labels, output, name, answers, minutes)
+    _say("\n".join(written.lines))
+    if as_json:
+        _print_json(written.to_dict())
+        return
+    print(f"fill in   {written.card}")
+    print(f"then run  {typed.command('run', written.config)}")
 
 
 @app.command()

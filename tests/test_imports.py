@@ -15,7 +15,8 @@ ONLY_IN = {
     "typer": ("cli.py",),
     "torch.distributed": ("models/distributed.py",),
     "typst": ("reporting/",),
-    "pydicom": ("imaging/", "commands/doctor.py"),
+    "pydicom": ("imaging/", "delivery/dicom/", "commands/doctor.py"),
+    "highdicom": ("imaging/", "delivery/dicom/"),
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
 # What a library may know of the store: tables and files, never artifacts or where they lie.

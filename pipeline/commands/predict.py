@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from pipeline.delivery.dicom import KINDS
 from pipeline.delivery.results import Written, write_results
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.result import Result
 from pipeline.labels.table_file import read_table_file
 from pipeline.store.runlog import RunLog
 from pipeline.store.wording import counted
+
+DRAWN = ("pdf", "sc")
 
 
 def read_studies(table: Path) -> dict[str, str]:
@@ -41,9 +44,15 @@ def predict(
     workers: int = 2,
     pages: bool = True,
     identified: bool = False,
+    dicom: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Written:
-    """Judge all studies and write the results; see `Model.predict` for what is raised. `say` is told of progress."""
+    """Judge all studies and write the results; see `Model.predict` for what is raised. `say` is told of progress.
+
+    `dicom` names the kinds of objects to write. Raises StudiesError for a kind that needs the pages that are left out.
+    """
+    if not pages and (drawn := [kind for kind in dicom if kind in DRAWN]):
+        raise StudiesError(f"--dicom {','.join(drawn)} shows what the pages show; leave out --no-pages")
     log = RunLog("predict", progress_only=True)
 
     def track(results: Iterable[Result], done: int, total: int) -> Iterable[Result]:
@@ -66,7 +75,7 @@ def predict(
         pictures=pages,
         progress=progress,
     )
-    return write_results(predictions, out, identified=identified, track=track)
+    return write_results(predictions, out, identified=identified, dicom=dicom, track=track)
 
 
 def lines(model: Model, written: Written, out: Path) -> list[str]:
@@ -79,6 +88,19 @@ def lines(model: Model, written: Written, out: Path) -> list[str]:
         )
     if written.quarantined:
         said.append(f"{counted(written.quarantined, 'file')} not used; {out / 'quarantine.csv'} says why")
+    if any("dicom" in row for row in written.rows):
+        made = sum(bool(row["dicom"]) for row in written.rows)
+        said.append(f"DICOM objects for {made} of {len(written.rows)} studies in {out / 'dicom'}; they hold identities")
     if not model.usable:
         said.append("the model is not usable: " + "; ".join(model.rule.decision.reasons))
     return said
+
+
+def kinds(asked: str) -> tuple[str, ...]:
+    """Return kinds of DICOM objects from a list with commas, in the order of KINDS. Raises StudiesError."""
+    named = {one.strip() for one in asked.split(",") if one.strip()}
+    if unknown := named - KINDS.keys():
+        raise StudiesError(
+            f"--dicom takes {', '.join(KINDS)}, with commas between; {len(unknown)} named are none of them"
+        )
+    return tuple(kind for kind in KINDS if kind in named)

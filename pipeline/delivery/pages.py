@@ -13,6 +13,7 @@ from typing import Any
 from scipy.stats import kstest
 
 from pipeline import __version__
+from pipeline.delivery import sentences
 from pipeline.imaging.quarantine import REASONS as REFUSALS
 from pipeline.inference.model import Model, Predictions
 from pipeline.inference.outline import shown
@@ -20,11 +21,12 @@ from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS
 from pipeline.models.attention import half_of
 from pipeline.reporting.batch_summary import Batch, SummaryRow, render_summary
-from pipeline.reporting.study_page import StudyPage, render_page
+from pipeline.reporting.study_page import PREDICTED_AT, StudyPage, render_page
 from pipeline.store.files import atomic
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 LONGEST_NAME = 80
+LATEST_IMAGE = "Latest image"
 BAND_LEVEL = 0.95
 # A batch of fewer studies says nothing of a shift; of a hundred that are checked, one in a thousand cries wolf.
 LEAST_STUDIES, SHIFT_LEVEL = 30, 0.001
@@ -41,8 +43,8 @@ def file_name(study: str) -> str:
     return f"{UNSAFE.sub('_', study).strip('._')[-LONGEST_NAME:]}-{digest}.pdf"
 
 
-def page(result: Result, predictions: Predictions, predicted_at: str) -> bytes:
-    """Return the page of a study as a PDF of one sheet."""
+def page(result: Result, predictions: Predictions, at: str, time_is: str = PREDICTED_AT) -> bytes:
+    """Return the page of a study as a PDF of one sheet; `time_is` says of what `at` is the time."""
     model, judged = predictions.model, result.judgement
     picture = result.picture
     image, outlined = shown(picture.array, picture.shares) if picture else (None, None)
@@ -62,23 +64,24 @@ def page(result: Result, predictions: Predictions, predicted_at: str) -> bytes:
             model_title=model.content["title"],
             version=__version__,
             model_hash=model.sha256,
-            predicted_at=predicted_at,
+            predicted_at=at,
+            time_is=time_is,
             why_not="; ".join(model.rule.decision.reasons),
-            reasons=[*(REASONS[reason] for reason in judged.reasons), *_refusals(result)],
+            reasons=sentences.reasons(result),
             image=image,
             outlined=outlined,
             outlined_share=float(half_of(picture.shares).mean()) if picture and picture.shares is not None else None,
             outline=picture.outline if picture else "attention",
-            volume=picture is not None and picture.array.ndim == 3,
+            volume=picture is not None and picture.array.ndim == 4,
             score=judged.score,
             **{**calibrated, **carried},
             interval_level=BAND_LEVEL,
             prevalence_is_local=bool(carried),
             condition=model.content["labels"][0]["name"],
-            threshold=_threshold(model),
+            threshold=sentences.threshold(model),
             certificate=" ".join(model.scope),
             typical=None if result.typicality is None else not result.typicality.flagged,
-            typicality=_typicality(result),
+            typicality=sentences.typicality(result),
             remarks=list(result.unusual),
             quality=list(result.remarks),
             not_for=model.content["not_for"],
@@ -90,30 +93,6 @@ def _carried(model: Model, judged: Any, prevalence: float) -> dict[str, float | 
     limits = {name: getattr(judged, name) for name in ("probability_low", "probability_high")}
     moved = {name: None if value is None else model.rule.carried(value, prevalence) for name, value in limits.items()}
     return {"probability": judged.local_probability, "prevalence": prevalence, **moved}
-
-
-def _refusals(result: Result) -> list[str]:
-    counts = Counter(refusal.reason for _, refusal in result.refused)
-    return [f"{n} of its files: {REFUSALS[reason]}" for reason, n in sorted(counts.items())]
-
-
-def _threshold(model: Model) -> str:
-    if not model.usable:
-        return ""
-    point = model.rule.points[0]
-    return (
-        f"A study is referred from a score of {point.threshold:.2f} on, certified for a recall of "
-        f"{100 * point.recall_target:g} % with {100 * point.confidence:g} % confidence."
-    )
-
-
-def _typicality(result: Result) -> str:
-    if result.typicality is None:
-        return "Whether this study is like those of the certificate is not known."
-    share = f"{100 * result.typicality.p_value:.2g} %"
-    if result.typicality.flagged:
-        return f"At most {share} of people like those of the calibration are as unusual: {result.typicality.largest}."
-    return f"As usual as others: at most {share} of people like those of the calibration are as unusual."
 
 
 def summary(
@@ -131,7 +110,7 @@ def summary(
         why_not="; ".join(model.rule.decision.reasons),
         files_read=len(predictions.sources) - sum(refused.values()),
         refused=refused,
-        threshold=_threshold(model),
+        threshold=sentences.threshold(model),
         certificate=" ".join(model.scope),
         shift=shift([row["typicality"] for row in rows]),
         not_for=model.content["not_for"],

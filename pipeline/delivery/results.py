@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.delivery import pages
+from pipeline.delivery.dicom.archive import Archive
 from pipeline.inference.result import MEANINGS, SCHEMA, Result, refused_row
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.store.files import atomic, finite, write_json
@@ -50,18 +51,29 @@ def plainly(results: Iterable[Result], _done: int, _total: int) -> Iterable[Resu
 
 
 def write_results(
-    predictions: Predictions, folder: Path, *, identified: bool = False, track: Track = plainly
+    predictions: Predictions,
+    folder: Path,
+    *,
+    identified: bool = False,
+    dicom: Sequence[str] = (),
+    track: Track = plainly,
 ) -> Written:
     """Write the results of all studies into `folder`, taking up what an interrupted command left there.
 
-    With `identified`, rows hold the patient's identifier of the header, and nobody else may look into the folder.
-    Raises FolderError when `folder` holds something else than results.
+    With `identified`, rows hold the patient's identifier of the header. `dicom` names kinds of `delivery.dicom.KINDS`:
+    objects beside the images, which hold the patient's identity as an archive needs it. With either, nobody else may
+    look into the folder. Raises FolderError when `folder` holds something else than results.
     """
-    _prepare(folder, identified)
+    _prepare(folder, private=identified or bool(dicom))
     settings, groups = predictions.settings_sha256, predictions.found.groups
-    wanted = {group.identity for group in groups}
+    by_identity = {group.identity: group for group in groups}
     kept = _read_journal(folder / JOURNAL, settings, identified)
-    done = {name: line for name, line in kept.items() if name in wanted and _has_page(folder, line, predictions)}
+    archive = Archive(folder, predictions, tuple(dicom), kept)
+    done = {
+        name: line
+        for name, line in kept.items()
+        if name in by_identity and _has_page(folder, line, predictions) and archive.has(line)
+    }
     at = pages.now()
     with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
         for result in track(predictions.of(groups, done), len(done), len(groups)):
@@ -69,16 +81,17 @@ def write_results(
                 pages.write_page(folder, result, predictions, at)
             line = {"settings": settings, "identity": result.identity, "identified": identified}
             line |= {"row": finite(result.to_row(identified)), "quarantine": result.quarantine()}
+            line |= archive.add(result, by_identity[result.identity])
             journal.write(json.dumps(line, ensure_ascii=False) + "\n")
             journal.flush()
-            done[result.identity] = line
+            done[result.identity] = kept[result.identity] = line
         os.fsync(journal.fileno())
     # The name is as it is now: the same files can be another study when others stand beside them.
     lines = [(group.name, done[group.identity]) for group in groups]
-    rows = [{**line["row"], "study": name} for name, line in lines]
+    rows = [{**line["row"], "study": name, **archive.fields(line)} for name, line in lines]
     quarantine = [{**row, "study": name} for name, line in lines for row in line["quarantine"]]
     quarantine += [refused_row(path, refusal) for path, refusal in predictions.found.alone]
-    _write(folder, predictions, rows, quarantine)
+    _write(folder, predictions, rows, quarantine, archive.superseded(lines))
     if predictions.pictures:
         (folder / SUMMARY).write_bytes(pages.summary(rows, quarantine, predictions, at))
     return Written(rows, len(quarantine))
@@ -88,13 +101,13 @@ def _has_page(folder: Path, line: dict[str, Any], predictions: Predictions) -> b
     return not predictions.pictures or (folder / "pages" / pages.file_name(line["row"]["study"])).is_file()
 
 
-def _prepare(folder: Path, identified: bool) -> None:
+def _prepare(folder: Path, private: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FolderError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL).is_file():
         raise FolderError(f"{folder} holds other files; name a new or empty folder, or one that predict has begun")
     folder.mkdir(parents=True, exist_ok=True)
-    if identified:
+    if private:
         folder.chmod(0o700)
 
 
@@ -119,14 +132,18 @@ def _line(text: str) -> dict[str, Any] | None:
 
 
 def _write(
-    folder: Path, predictions: Predictions, rows: list[dict[str, Any]], quarantine: list[dict[str, str]]
+    folder: Path,
+    predictions: Predictions,
+    rows: list[dict[str, Any]],
+    quarantine: list[dict[str, str]],
+    superseded: list[dict[str, Any]],
 ) -> None:
     quarantine = sorted(quarantine, key=lambda row: (row["path"], row["study"]))
     columns = [name for name in MEANINGS if not rows or name in rows[0]]
     model = predictions.model
     content = {
         "schema": SCHEMA,
-        "meaning": {name: MEANINGS[name] for name in columns},
+        "meaning": {name: MEANINGS[name] for name in (*columns, *(["superseded_by"] if superseded else []))},
         "model": {
             "title": model.content["title"],
             "sha256": model.sha256,
@@ -142,6 +159,7 @@ def _write(
             "quarantined": len(quarantine),
         },
         "results": rows,
+        **({"superseded": superseded} if superseded else {}),
     }
     write_json(folder / RESULTS, content)
     shown = [[_cell(row.get(name)) for name in columns] for row in rows]

@@ -18,6 +18,7 @@ from pipeline.imaging.quarantine import Refused
 
 # From so many pixels on, percentiles are taken from a part of them: a 2,000 x 2,000 image would spend most time here.
 SAMPLED_PIXELS = 1 << 18
+CHANNELS = {"grey": 1, "colour": 3}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Rendering:
     With `spacing_mm`, images are resampled to it and then padded or cropped around their centre, so that a
     structure keeps its size in mm; without, they are scaled to fit inside `image_size`, so that nothing is lost.
     `window`, lowest and highest value shown, is for images whose values mean the same everywhere (CT, in Hounsfield
-    units); without, each image is shown between two of its own percentiles.
+    units); without, each image is shown between two of its own percentiles, of all its channels together, so that hue
+    stays. `channels`: grey, or colour, in which grey images are repeated.
     """
 
     image_size: tuple[int, ...]
@@ -35,6 +37,16 @@ class Rendering:
     lower_percentile: float
     upper_percentile: float
     window: tuple[float, float] | None = None
+    channels: str = "grey"
+
+    @property
+    def channel_count(self) -> int:
+        """Channels of an array, C."""
+        return CHANNELS[self.channels]
+
+    def no_arrays(self) -> np.ndarray:
+        """Return the arrays of no image, (0, C, ...) uint8."""
+        return np.empty((0, self.channel_count, *self.image_size), np.uint8)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Rendering:
@@ -46,6 +58,7 @@ class Rendering:
             lower_percentile=settings["lower_percentile"],
             upper_percentile=settings["upper_percentile"],
             window=(window[0], window[1]) if window else None,
+            channels=settings.get("channels", "grey"),  # artifacts and models of before there was a choice
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +73,7 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Rendered:
-    """uint8 `pixels` of shape (1, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0).
+    """uint8 `pixels` of shape (C, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0).
 
     `size` is the image's own, `resized` what it was scaled to before `padding`, both per axis.
     """
@@ -105,7 +118,7 @@ def render(image: Image, how: Rendering) -> Rendered:
         raise Refused("bad_geometry", f"{image.pixels.ndim}-D image, but preprocess.image_size has another number")
     low, high = how.window or window_of(image, how)
     # Clipping comes first, so that a bright speck does not colour its surroundings; scaling last, on fewer pixels.
-    clipped = torch.from_numpy(np.clip(image.pixels, low, high))[None]
+    clipped = torch.from_numpy(np.clip(_channels(image, how), low, high))
     resized = _resized(clipped, _size_inside(image, how))
     if high > low:
         scaled = torch.as_tensor(ScaleIntensityRange(low, high, 0.0, 255.0, clip=True)(resized))
@@ -114,19 +127,27 @@ def render(image: Image, how: Rendering) -> Rendered:
     fitted = ResizeWithPadOrCrop(how.image_size, mode="constant")(scaled)
     array = torch.as_tensor(fitted).round_().clamp_(0, 255).to(torch.uint8).numpy()
     size = tuple(resized.shape[1:])
+    if len(array) < how.channel_count:
+        array = np.repeat(array, how.channel_count, axis=0)
     return Rendered(np.ascontiguousarray(array), _padding(size, how.image_size), image.pixels.shape, size)
 
 
 def window_of(image: Image, how: Rendering) -> tuple[float, float]:
     """Return the percentiles of the valid pixels, of a regular grid of them when there are many; else the extremes."""
+    channels = _channels(image, how)
     step = max(1, int((image.pixels.size / SAMPLED_PIXELS) ** (1 / image.pixels.ndim)))
     grid = (slice(None, None, step),) * image.pixels.ndim
-    values = image.pixels[grid] if image.valid is None else image.pixels[grid][image.valid[grid]]
+    values = channels[:, *grid] if image.valid is None else channels[:, *grid][:, image.valid[grid]]
     if values.size:
         low, high = np.percentile(values, (how.lower_percentile, how.upper_percentile))
         if low < high:
             return float(low), float(high)
-    return float(image.pixels.min()), float(image.pixels.max())
+    return float(channels.min()), float(channels.max())
+
+
+def _channels(image: Image, how: Rendering) -> np.ndarray:
+    """Return what is shown of an image: in a colour task its channels (C, H, W), else grey values (1, ...)."""
+    return image.channels if how.channel_count > 1 else image.pixels[None]
 
 
 def _size_inside(image: Image, how: Rendering) -> tuple[int, ...]:

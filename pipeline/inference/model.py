@@ -235,10 +235,10 @@ class Predictions:
 
     def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
         """Return the most suspicious image, the first of equals, and where the networks looked in it."""
-        array = seen.arrays[int(np.argmax(logits))]
-        networks = self.model.networks
+        place, networks = int(np.argmax(logits)), self.model.networks
+        array = seen.arrays[place]
         shares = attention(networks, to_pixels(array[None]).to(self.model.device))
-        return Picture(array[0], shares, kind_of(networks))
+        return Picture(array, shares, kind_of(networks), seen.facts[place].files)
 
     @property
     def _pool(self) -> Pool:

@@ -10,13 +10,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.inference.ensemble import Ensemble
 from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_file
 from pipeline.store.versions import package_versions, runtime_versions
+
+if TYPE_CHECKING:
+    from pipeline.inference.ensemble import Ensemble
 
 SCHEMA = "model/1"
 CONTENT, SUMS, MEMBERS, GOLDEN, CARD = "model.json", "SHA256SUMS", "members", "golden", "MODEL_CARD.md"

@@ -83,11 +83,11 @@ class _Graph:
 def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes: dict[str, str]) -> onnx.ModelProto:
     """Return the graph of all networks of a model; `notes` are kept in it as text.
 
-    Inputs: `pixels` float32 (H, W) or (D, H, W) of any size, `low` and `high` float64, the window's ends or the
-    image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (1, ...) as the networks see
-    it, `logits` float64 (L,), the mean over the networks, the main label's first.
+    Inputs: `pixels` float32 (H, W), in colour (3, H, W), or (D, H, W), of any size, `low` and `high` float64, the
+    window's ends or the image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
+    the networks see it, `logits` float64 (L,), the mean over the networks, the main label's first.
 
-    Raises GraphError when there is no network, it takes several channels, or the file would be too large.
+    Raises GraphError when there is no network, or the file would be too large.
     """
     if not networks:
         raise GraphError(
@@ -95,10 +95,9 @@ def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes:
         )
     if unknown := {type(one).__name__ for one in networks if type(one) not in LOGITS}:
         raise GraphError(f"no ONNX graph can be made here of {', '.join(sorted(unknown))}; export without")
-    if networks[0].channels != 1:
-        raise GraphError(f"the network takes {networks[0].channels} channels, the graph one")
     graph = _Graph()
-    array = _rendered(graph, rendering)
+    planes = [_rendered(graph, rendering, plane) for plane in _planes(graph, rendering.channel_count)]
+    array = planes[0] if len(planes) == 1 else graph.add("Concat", *planes, axis=0)
     graph.name(array, "array")
     pixels = graph.add("Div", graph.cast(graph.add("Unsqueeze", array, graph.whole(0)), F32), graph.floats(FULL_SCALE))
     each = [_over_flips(graph, network, pixels, len(rendering.image_size), flips) for network in networks]
@@ -110,14 +109,15 @@ def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes:
 def _finished(graph: _Graph, rendering: Rendering, labels: int, notes: dict[str, str]) -> onnx.ModelProto:
     axes = len(rendering.image_size)
     sides = ["depth", "height", "width"][-axes:]
+    channels = rendering.channel_count
     inputs = [
-        helper.make_tensor_value_info("pixels", F32, sides),
+        helper.make_tensor_value_info("pixels", F32, [channels, *sides] if channels > 1 else sides),
         helper.make_tensor_value_info("low", F64, []),
         helper.make_tensor_value_info("high", F64, []),
         helper.make_tensor_value_info("spacing_mm", F64, [axes]),
     ]
     outputs = [
-        helper.make_tensor_value_info("array", U8, [1, *rendering.image_size]),
+        helper.make_tensor_value_info("array", U8, [channels, *rendering.image_size]),
         helper.make_tensor_value_info("logits", F64, [labels]),
     ]
     constants = list(graph.constants.values())
@@ -134,12 +134,19 @@ def _finished(graph: _Graph, rendering: Rendering, labels: int, notes: dict[str,
 # ---------------------------------------------------------------- from display pixels to the array
 
 
-def _rendered(graph: _Graph, how: Rendering) -> str:
-    """Return what `imaging.transforms.render` makes of `pixels` between `low` and `high`: uint8 (1, ...)."""
+def _planes(graph: _Graph, channels: int) -> list[str]:
+    """Return each channel of `pixels`, (H, W) or (D, H, W)."""
+    if channels == 1:
+        return ["pixels"]
+    return [graph.add("Gather", "pixels", graph.constant(n, np.int64), axis=0) for n in range(channels)]
+
+
+def _rendered(graph: _Graph, how: Rendering, pixels: str) -> str:
+    """Return what `imaging.transforms.render` makes of one channel between `low` and `high`: uint8 (1, ...)."""
     axes = len(how.image_size)
     low, high = graph.cast("low", F32), graph.cast("high", F32)
-    value = graph.cast(graph.add("Clip", "pixels", low, high), F64)
-    shape = graph.add("Shape", "pixels")
+    value = graph.cast(graph.add("Clip", pixels, low, high), F64)
+    shape = graph.add("Shape", pixels)
     sizes = _sizes(graph, shape, how)
     kept = graph.add("Min", shape, sizes)
     counts = []
@@ -251,7 +258,7 @@ def _over_flips(graph: _Graph, network: Network, pixels: str, axes: int, flips: 
 
 
 def _normalised(graph: _Graph, pixels: str, spec: EncoderSpec | ResNetSpec) -> str:
-    mean, std = graph.floats(spec.pixel_mean[0]), graph.floats(spec.pixel_std[0])
+    mean, std = (_per_channel(graph, values, spec) for values in (spec.pixel_mean, spec.pixel_std))
     return graph.add("Div", graph.add("Sub", pixels, mean), std)
 
 
@@ -272,6 +279,12 @@ def _of_transformer(graph: _Graph, network: Classifier, pixels: str) -> str:
     if isinstance(network.head_norm, nn.LayerNorm):
         features = _norm(graph, features, network.head_norm)
     return graph.cast(_affine(graph, features, network.head.weight, network.head.bias), F64)
+
+
+def _per_channel(graph: _Graph, values: Sequence[float], spec: EncoderSpec | ResNetSpec) -> str:
+    if len(values) == 1:
+        return graph.floats(values[0])
+    return graph.constant(np.reshape(values, (1, -1, *(1 for _ in spec.image_size))), np.float32)
 
 
 def _patches(graph: _Graph, pixels: str, spec: EncoderSpec) -> str:

@@ -25,15 +25,18 @@ def kind_of(networks: Sequence[Network]) -> str:
     return networks[0].outline if networks else "attention"
 
 
-def shown(image: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the picture of an image (H, W) or (D, H, W), as (h, w), and the outlined area in it.
+def shown(array: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the picture of an array (C, H, W) or (1, D, H, W), as (h, w) or (h, w, 3), and the outlined area in it.
 
     A volume is shown by three planes, through the patch with most attention where that is known, else the middle.
     """
+    picture = np.moveaxis(array, 0, -1) if len(array) > 1 else array[0]
+    volume = array.ndim == 4
     if shares is None:
-        return (image if image.ndim == 2 else three_planes(image)), None
-    outlined = on_pixels(half_of(shares), image.shape)
-    if image.ndim == 2:
-        return image, outlined
-    centre = most_attended(shares, image.shape)
-    return three_planes(image, centre), three_planes(outlined, centre)
+        return (three_planes(picture) if volume else picture), None
+    size = array.shape[1:]
+    outlined = on_pixels(half_of(shares), size)
+    if not volume:
+        return picture, outlined
+    centre = most_attended(shares, size)
+    return three_planes(picture, centre), three_planes(outlined, centre)

@@ -45,17 +45,26 @@ MEANINGS = {
     "further_labels": "the same of each further label, by its id",
     "model_sha256": "SHA-256 of the model folder's SHA256SUMS",
     "threshold_sha256": "SHA-256 of the operating points",
+    "dicom": "with --dicom: the objects made about the study, relative to the folder",
+    "dicom_missing": "with --dicom: why an object that was asked for was not made",
+    "supersedes": "with --dicom: the objects about fewer or other files of the study that these replace",
+    "superseded_by": "of a row under `superseded`: the objects that hold instead",
 }
+# Fields that a row has only when they were asked for.
+ON_REQUEST = frozenset({"patient", "dicom", "dicom_missing", "supersedes", "superseded_by"})
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and where networks looked in it,
-    by cell of a grid; `outline` says how that is known."""
+    """The image that made the score, for the study's page: (C, H, W) or (1, D, H, W) uint8, and where networks looked.
+
+    `shares` are by cell of a grid, `outline` says how they are known, `files` are the paths of the image's files.
+    """
 
     array: np.ndarray
     shares: np.ndarray | None
     outline: str = "attention"
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.imaging.archive.sources import find_sources
 from pipeline.imaging.pseudonyms import normal_path
 from pipeline.inference.model import Model
-from pipeline.inference.result import MEANINGS
+from pipeline.inference.result import MEANINGS, ON_REQUEST
 
 # What each field of a row is, for the signature of a registered model.
 KINDS = {
@@ -31,7 +31,7 @@ KINDS = {
 def columns() -> dict[str, str]:
     """Return the fields of a row, and the kind of each: text, texts, number, count, truth or object."""
     known = {name: kind for kind, names in KINDS.items() for name in names}
-    return {name: known.get(name, "text") for name in MEANINGS if name != "patient"}
+    return {name: known.get(name, "text") for name in MEANINGS if name not in ON_REQUEST}
 
 
 def judge_table(

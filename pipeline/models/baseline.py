@@ -45,18 +45,19 @@ class HogSpec:
         return cls(**values)
 
     def features(self, pixels: Tensor) -> np.ndarray:
-        """Return features (B, F) float64 of 2-D images (B, C, H, W) in [0, 1]; channels are averaged.
+        """Return features (B, F) float64 of 2-D images (B, C, H, W) in [0, 1].
+
+        Of several channels, each pixel's gradient is that of the channel where it is largest.
 
         Raises ValueError for volumes.
         """
         if pixels.ndim != 4:
             raise ValueError("arm hog needs 2-D images; remove it from finetune.arms")
-        grey = pixels.cpu().mean(dim=1, keepdim=True)
-        resized = F.interpolate(grey, self.image_size, mode="bilinear", antialias=True, align_corners=False)
+        resized = F.interpolate(pixels.cpu(), self.image_size, mode="bilinear", antialias=True, align_corners=False)
         cell, block = (self.pixels_per_cell,) * 2, (self.cells_per_block,) * 2
         described = [
-            hog(image, orientations=self.orientations, pixels_per_cell=cell, cells_per_block=block)
-            for image in resized[:, 0].numpy().astype(np.float64)
+            hog(image, self.orientations, pixels_per_cell=cell, cells_per_block=block, channel_axis=0)
+            for image in resized.numpy().astype(np.float64)
         ]
         return np.stack(described)
 

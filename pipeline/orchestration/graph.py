@@ -21,10 +21,10 @@ from pipeline.store.runlog import RunLog
 class Stage:
     """A stage: the files of earlier stages that it may read, and the sources from outside the store.
 
-    A source that a run does not use is none of its key. When only sources in `incremental` changed, the stage may take
-    over from its previous artifact what did not. Under torchrun, all processes work on a `shared` stage. `of_external`
-    are the files that it may read of each external test set. `external` is the set it works on; empty for the studies
-    of the run.
+    A source that a run does not use is none of its key. When nothing changed but sources and inputs in `incremental`,
+    the stage may take over from its previous artifact what did not. Under torchrun, all processes work on a `shared`
+    stage. `of_external` are the files that it may read of each external test set. `external` is the set it works on;
+    empty for the studies of the run.
     """
 
     name: str
@@ -63,7 +63,7 @@ STAGES = (
         "ingest",
         sources=("studies", "patients", "join", "expected", "key"),
         costly=True,
-        incremental=("studies", "patients"),
+        incremental=("studies", "patients", "expected"),
     ),
     Stage(
         "split",
@@ -79,6 +79,7 @@ STAGES = (
         "preprocess",
         {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet", "further_labels.parquet")},
         costly=True,
+        incremental=("ingest", "split"),
     ),
     Stage(
         "pretrain",

@@ -49,7 +49,10 @@ TRACKED = {
 # These show single patients, in pictures or in rows.
 OF_PATIENTS = {
     "pretrain": ("reconstructions.png",),
-    "report": ("report.json", "report.pdf", "report.html", "figures/*", "tables/*.csv"),
+    "report": (
+        *("report.json", "report.pdf", "appendix.pdf", "report.html", "model_card.md"),
+        *("figures/*", "tables/*.csv"),
+    ),
 }
 # What metrics.json of earlier code may lack.
 ABSENT: Mapping[str, Any] = {

@@ -177,11 +177,11 @@ def _earlier(step: Step, store: Store) -> list[Artifact]:
 
 
 def previous(step: Step, store: Store) -> Artifact | None:
-    """Return the newest artifact that differs in nothing but sources that the stage takes in piecemeal, or None."""
+    """Return the newest artifact that differs in nothing but what the stage takes in piecemeal, or None."""
     for artifact in _earlier(step, store) if step.stage.incremental and not step.anew else ():
         record = artifact.record
-        sources = {*_different(record["sources"], step.sources)}
-        if sources <= {*step.stage.incremental} and {*_changes(step, record)} <= {"source"}:
+        changed = {*_different(record["sources"], step.sources), *_different(record["inputs"], step.inputs)}
+        if changed <= {*step.stage.incremental} and {*_changes(step, record)} <= {"source", "input"}:
             return artifact
     return None
 

@@ -23,7 +23,7 @@ EARLIER_NAMES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it.
+    """A test patient whom the model got wrong: an image (h, w) or (h, w, 3) uint8 as it saw it, and what is known.
 
     A volume is shown by three planes, see imaging/volumes/orthogonal_planes.py. `outlined` (h, w) is true where half of
     the model's attention lay, `outlined_share` its share of the whole image or volume; None for a model without
@@ -58,7 +58,8 @@ class Evidence:
 
     `statements` says in words what each statement of `card["study"]` is about. `scores` are the test patients' scores;
     `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
-    `label_fractions` is None when no arm was trained with fewer labelled patients. `further_thresholds` has the
+    Sites are letters in all of it. `label_fractions` is None when no arm was trained with fewer labelled patients,
+    `calibration_curves` when patients are too few, or in artifacts without them. `further_thresholds` has the
     threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `certified_groups`
     subgroups.json of calibrate; None in artifacts without them. `packaged` is model.json of the packaged model, and
     `model_sha256` its hash (that of its SHA256SUMS); None and empty where none was packaged. `pretraining` is None when
@@ -89,6 +90,7 @@ class Evidence:
     false_alarms: Sequence[Example]
     records: Mapping[str, Json]
     label_fractions: pd.DataFrame | None = None
+    calibration_curves: pd.DataFrame | None = None
     external: Mapping[str, Json] = field(default_factory=dict)
     further_thresholds: Mapping[str, Json] = field(default_factory=dict)
     deployment: Json | None = None

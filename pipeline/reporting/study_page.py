@@ -20,11 +20,12 @@ from pipeline.reporting import pdf
 from pipeline.reporting.document import printable, shortened
 from pipeline.reporting.numbers import limits, missing, number, people, percent, plain_percent
 from pipeline.reporting.outlines import WORDS
-from pipeline.reporting.page_pictures import PER, grey_picture, outline, people_bar
+from pipeline.reporting.page_pictures import PER, as_seen, outline, people_bar
 
 Verdict = Literal["refer", "no refer", "not assessable"]
 RESEARCH_ONLY = "Research use only; no medical device"
 ELSEWHERE = "results.json"
+PREDICTED_AT = "Predicted at"
 NAME = 110  # characters of a name that has a line of its own
 UNLIKE = "This study is unlike those that the model was made and certified on."
 NOT_MADE_FOR = "The certificate does not speak for it."
@@ -46,11 +47,11 @@ NO_FINDING = "It is no finding, and no evidence that the answer is right. Judge 
 class StudyPage:
     """What the page of a study says. Texts are plain; those of the lists are whole sentences.
 
-    `study` is the study as the user named it, `image` (h, w) uint8 what the network saw, of a volume its three planes,
-    `outlined` (h, w) where half of the attention lay, or of what `outline` says instead (see outlines.py), which is
-    `outlined_share` of the image. The probability is at
-    `prevalence`, its limits of confidence `interval_level`. `typical` is None when nobody asked. `predicted_at` is
-    ISO 8601. When the model is not `usable`, `why_not` says why, and the decision and all that rests on a threshold
+    `study` is the study as the user named it, `image` (h, w) or (h, w, 3) uint8 what the network saw, of a volume its
+    three planes, `outlined` (h, w) where half of the attention lay, or of what `outline` says instead (see
+    outlines.py), which is `outlined_share` of the image. The probability is at `prevalence`, its limits of confidence
+    `interval_level`. `typical` is None when nobody asked. `predicted_at` is ISO 8601, `time_is` the name under which it
+    is shown. When the model is not `usable`, `why_not` says why, and the decision and all that rests on a threshold
     are left out whatever they hold.
     """
 
@@ -83,6 +84,7 @@ class StudyPage:
     remarks: Sequence[str] = ()
     quality: Sequence[str] = ()
     not_for: Sequence[str] = ()
+    time_is: str = PREDICTED_AT
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _content(page: StudyPage) -> dict[str, Any]:
                 ("Model", page.model_title),
                 ("Model hash", page.model_hash),
                 ("maescreen", page.version),
-                ("Predicted at", page.predicted_at),
+                (page.time_is, page.predicted_at),
             )
         ],
         "research_only": RESEARCH_ONLY,
@@ -285,9 +287,9 @@ def _pictures(page: StudyPage) -> dict[str, str]:
     """Return the pictures as SVG, empty where there is none."""
     shown = {"image": "", "outline": "", "bar": ""}
     if page.image is not None:
-        shown["image"] = grey_picture(page.image)
+        shown["image"] = as_seen(page.image)
         if page.outlined is not None:
-            if page.outlined.shape != page.image.shape:
+            if page.outlined.shape != page.image.shape[:2]:
                 raise ValueError(f"an outline {page.outlined.shape} does not fit an image {page.image.shape}")
             shown["outline"] = outline(page.outlined)
     if (probability := _probability(page)) is not None:

@@ -73,10 +73,17 @@ class Config(Settings):
             problems.append(f"finetune.arms names {arm.name}, which needs {needed} images; remove it for {given}")
         if self.ingest.axes not in (None, len(size)):
             problems.append(f"ingest.axes is {self.ingest.axes}, but preprocess.image_size has {len(size)} axes")
+        in_colour = self.preprocess.channels == "colour"
+        if in_colour and len(size) == 3:
+            problems.append("preprocess.channels colour is for pictures; preprocess.image_size has 3 axes")
+        if in_colour and self.ingest.colour == "luminance":
+            problems.append("ingest.colour luminance takes the colours that preprocess.channels: colour is to keep")
+        if not in_colour and self.ingest.colour == "keep":
+            problems.append("ingest.colour keep needs preprocess.channels: colour")
         if problems:
             raise ValueError("; ".join(problems))
-        if self.ingest.axes is None:  # spelt out, so that what ingest does is in its key
-            object.__setattr__(self, "ingest", self.ingest.model_copy(update={"axes": len(size)}))
+        spelt_out = {"axes": len(size)} | ({"colour": "keep"} if in_colour else {})  # what ingest does is in its key
+        object.__setattr__(self, "ingest", self.ingest.model_copy(update=spelt_out))
         return self
 
 

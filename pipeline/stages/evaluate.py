@@ -28,6 +28,7 @@ from pipeline.statistics.label_fractions import (
     label_fraction_sentence,
     label_fraction_table,
 )
+from pipeline.statistics.local_regression import calibration_curves
 from pipeline.statistics.patients import (
     Patients,
     one_per_unit,
@@ -41,7 +42,7 @@ from pipeline.statistics.shift import assess_image_counts, assess_shift
 from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_attributes, subgroup_table
 from pipeline.store.files import read_json, write_json
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
-from pipeline.store.tables.evaluate import COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.evaluate import CALIBRATION_CURVE, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
 from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table, write_table
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES
@@ -70,9 +71,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
 
     Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet,
     findings.json (those of the calibration patients first), deployment.json (the threshold to use from now on, by the
-    rule that calibrate recorded) and, when arms were also trained with fewer labelled patients,
-    label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when scores are not
-    finite or not complete, or when the arms were not scored on the same patients.
+    rule that calibrate recorded), calibration_curve.parquet where patients are enough for it and, when arms were also
+    trained with fewer labelled patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two
+    splits, when scores are not finite or not complete, or when the arms were not scored on the same patients.
     """
     scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
@@ -123,6 +124,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         at = settings.headline_prevalence
         there = displayed_probability(frozen.calibrator, test.s, at)
         curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, frozen.threshold, (at, there))
+        smooth = calibration_curves(test.y, expit(test.s), calibrated, settings.level, settings.seed)
         subgroups = _subgroups(settings, test, of_test, frozen.threshold)
         if point := metrics["operating_point"]:
             point["lowest_groups"] = lowest_groups(subgroups, settings.level)
@@ -156,6 +158,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     if not decision.usable:
         curves = curves[curves["curve"] != "screening_benefit_operating_point"]
     write_table(work / "curves.parquet", curves, CURVES)
+    if smooth is not None:
+        write_table(work / "calibration_curve.parquet", smooth, CALIBRATION_CURVE)
     if fractions is not None:
         write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)

@@ -121,7 +121,7 @@ def test_every_setting_that_changes_images_has_its_words(evidence):
     for stage, settings in (("pretrain", PretrainSettings()), ("finetune", FinetuneSettings())):
         names = type(settings.augmentation).model_fields
         every = {name: ["horizontal"] if name == "flips" else 0.5 for name in names}
-        (table,) = [b for b in model(with_settings(evidence, stage, augmentation=every)).blocks
+        (table,) = [b for b in model(with_settings(evidence, stage, augmentation=every)).appendix
                     if getattr(b, "name", "") == "making"]  # fmt: skip
         where = {"pretrain": "pretraining", "finetune": "training networks"}[stage]
         (changes,) = [value for what, value in table.rows if what == f"Images changed at random for {where}"]
@@ -197,15 +197,15 @@ def test_the_level_of_every_interval_is_that_of_the_setting(tmp_path_factory):
     )
     e = _evidence(ReportSettings(title="x"), made)
     assert e.point is not None
-    blocks = [block for section in build(e).sections for block in section.blocks]
-    text = said([block for block in blocks if getattr(block, "name", "") not in ("certificate", "sweep")])
+    of_calibrate = ("certificate", "certificate_more", "sweep", "thresholds")
+    text = said([block for block in build(e).blocks if getattr(block, "name", "") not in of_calibrate])
     assert "90 % interval" in text
     assert not re.search(r"95 % (sure|confidence|interval)", text)
 
 
 def test_demographics_count_patients_and_equipment_counts_images(evidence):
     """There are more images than patients in every part; each share has its own whole."""
-    (table,) = [b for b in studies(evidence).blocks if getattr(b, "name", "") == "make_up"]
+    (table,) = [b for b in studies(evidence).appendix if getattr(b, "name", "") == "make_up"]
     parts = [part for part in evidence.split["splits"].values() if part["patients"]]
     assert all(part["images"] > part["patients"] for part in parts)
     first = evidence.assignment.merge(evidence.images, on="image_id").sort_values("image_id")

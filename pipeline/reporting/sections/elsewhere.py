@@ -36,7 +36,7 @@ def external(e: Evidence) -> Section:
     )
     verdicts = [_verdict(e, name) for name in sets]
     definitions = [_definitions(e)] if any(_differs(e, name) for name in sets) else []
-    return Section("external", title, [said, *verdicts, _beside(e), *definitions])
+    return Section("external", title, [said, *verdicts, _beside(e)], definitions)
 
 
 def _verdict(e: Evidence, name: str) -> Box | Paragraph:
@@ -162,19 +162,18 @@ def _definitions(e: Evidence) -> Table:
 def shift(e: Evidence) -> Section:
     """Return who differs from the calibration patients, whom the certificate does not cover, and all findings."""
     s = e.metrics["shift"]
-    findings = [[LEVELS[f["level"]], f["on"], f["code"], f["message"]] for f in e.findings]
-    blocks: list[Block] = [_distributions(e), Paragraph(HOW_TO_READ)]
-    blocks += [_coverage(e)] if e.point is not None else [Paragraph(WITHHELD)]
+    findings = [[LEVELS[f["level"]], f["on"], f["message"]] for f in e.findings]
+    blocks: list[Block] = [_coverage(e) if e.point is not None else Paragraph(WITHHELD)]
     uncovered = [_group_name(g) for g in s["groups"] if not g["covered"]]
     if e.point is not None and uncovered:
         title = "The certificate may not speak of everyone tested"
         blocks.append(Box("caution", title, [f"These differ from the calibration patients: {'; '.join(uncovered)}."]))
     if findings:
-        columns = ["Level", "Patients", "Code", "Finding"]
+        columns = ["Level", "Patients", "Finding"]
         blocks.append(Table("findings", "What the automatic checks found", columns, findings))
     else:
         blocks.append(Paragraph("The automatic checks found nothing to remark."))
-    return Section("shift", "Shift and automatic checks", blocks)
+    return Section("shift", "Shift and automatic checks", blocks, [_distributions(e), Paragraph(HOW_TO_READ)])
 
 
 HOW_TO_READ = (

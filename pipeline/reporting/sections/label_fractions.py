@@ -13,10 +13,13 @@ from pipeline.reporting.numbers import count, limits, number, p_value, percent, 
 from pipeline.store.wording import counted
 
 
-def label_fractions(e: Evidence) -> Sequence[Block]:
-    """Return sentence, curve and table of the arms with fewer labelled patients; nothing when none was trained."""
+def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
+    """Return sentence and curve of the arms with fewer labelled patients, and, for the appendix, their numbers.
+
+    Nothing when none was trained.
+    """
     if e.label_fractions is None:
-        return []
+        return [], []
     frame = e.label_fractions
     level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
     everyone = frame["labelled_patients"].max()
@@ -44,17 +47,16 @@ def label_fractions(e: Evidence) -> Sequence[Block]:
         "label_fractions",
         f"AUC on the test patients against the number of labelled training patients. {_ends(curves)}",
         f"AUC by the number of labelled training patients (logarithmic). Bands are {level} intervals of the first two "
-        "arms; those of all are in the table.",
-        15.5,
+        "arms; those of all are in the appendix.",
+        16,
         label_curve(curves),
     )
-    return [
+    read = [
         Heading("With fewer labelled patients"),
         Paragraph(e.metrics["label_fractions"]["sentence"]),
         Figures([figure]),
-        Table("label_fractions", caption, columns, rows),
-        Paragraph(_how(e)),
     ]
+    return read, [Table("label_fractions", caption, columns, rows), Paragraph(_how(e))]
 
 
 def _ends(curves: Mapping[str, pd.DataFrame]) -> str:

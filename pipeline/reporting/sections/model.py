@@ -14,7 +14,7 @@ from pipeline.reporting.numbers import count, number, plain_percent
 from pipeline.reporting.sections.readings import how_often_read
 from pipeline.store.wording import agreeing, counted
 
-FIGURE_CM, MAX_HEIGHT_CM = 7.6, 9.0
+FIGURE_CM, MAX_HEIGHT_CM = 8.0, 9.0
 DECODERS = {"self_attention": "He et al. 2021", "cross_attention": "He et al. 2021; decoder of Fu et al. 2024"}
 LOSSES = {
     "bce": "cross-entropy",
@@ -39,7 +39,7 @@ MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but fo
 
 
 def model(e: Evidence) -> Section:
-    """Return architecture, pretraining, training of each arm, loss curve and reconstructions."""
+    """Return architecture, pretraining, training of each arm, loss curve and reconstructions, all in the appendix."""
     trained = e.finetune["arms"].items()
     blocks: list[Block] = [
         _making(e),
@@ -48,7 +48,7 @@ def model(e: Evidence) -> Section:
         Paragraph(_scored(e)),
         *([Figures([_loss(e, e.pretraining), _reconstructions(e, e.pretraining)])] if e.pretraining else []),
     ]
-    return Section("model", "Model and training", blocks)
+    return Section("model", "Model and training", [], blocks)
 
 
 def _scored(e: Evidence) -> str:
@@ -74,7 +74,8 @@ def _aggregation(e: Evidence) -> str:
 def _making(e: Evidence) -> Table:
     images = e.records["preprocess"]["settings"]
     spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
-    shown = f"{_by(images['image_size'])} pixels{spacing}; {_grey_values(images)} stretched to 0–255"
+    colour = " in three channels" if images.get("channels") == "colour" else ""
+    shown = f"{_by(images['image_size'])} pixels{colour}{spacing}; {_grey_values(images)} stretched to 0–255"
     training = e.records["finetune"]["settings"]
     rows = [
         ["Reported model", e.arm_name(e.reported_arm)],
@@ -131,7 +132,8 @@ def _chosen(e: Evidence) -> str:
 def _grey_values(images: Json) -> str:
     if images.get("window"):  # absent from an artifact that was kept and is older than the setting
         return f"values from {images['window'][0]:g} to {images['window'][1]:g}"
-    return f"grey values between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
+    what = "values of all channels" if images.get("channels") == "colour" else "grey values"
+    return f"{what} between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
 
 
 def _changes(augmentation: Json | None) -> str:

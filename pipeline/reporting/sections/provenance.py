@@ -43,7 +43,7 @@ def statements(e: Evidence) -> Section:
     ]
     return Section(
         "statements",
-        "Statements and data provenance",
+        "Statements",
         [
             *(
                 [Table("statements", "What the dataset card states", ["About", "Statement"], said, True)]
@@ -51,8 +51,8 @@ def statements(e: Evidence) -> Section:
                 else []
             ),
             *([Paragraph(silent)] if without else []),
-            Table("data_provenance", "Where the data come from", ["What", "Value"], data, True),
         ],
+        [Table("data_provenance", "Where the data come from", ["What", "Value"], data, True)],
     )
 
 
@@ -102,7 +102,7 @@ def provenance(e: Evidence) -> Section:
         blocks.append(Table("warnings", "Warnings of the stages", ["Stage", "Warning"], warnings))
     else:
         blocks.append(Paragraph("No stage gave a warning."))
-    return Section("provenance", "Versions and provenance", blocks)
+    return Section("provenance", "Versions and provenance", [], blocks)
 
 
 def more(e: Evidence) -> list[Table]:
