@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pypdf import PdfReader
 
 from pipeline.reporting.page_pictures import as_seen, outline
-from pipeline.reporting.study_page import NOT_MADE_FOR, RESEARCH_ONLY, StudyPage, render_page
+from pipeline.reporting.study_page import NO_FINDING, NOT_MADE_FOR, RESEARCH_ONLY, StudyPage, render_page
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (96, 80), dtype=np.uint8)
 AREA = np.zeros((96, 80), bool)
