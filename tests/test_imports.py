@@ -15,6 +15,7 @@ ONLY_IN = {
     "typer": ("cli.py",),
     "torch.distributed": ("models/distributed.py",),
     "typst": ("reporting/",),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("delivery/http/",)),
     "pydicom": ("imaging/", "commands/doctor.py"),
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
