@@ -17,6 +17,7 @@ ONLY_IN = {
     "typst": ("reporting/",),
     "pydicom": ("imaging/", "delivery/dicom/", "commands/doctor.py"),
     "highdicom": ("imaging/", "delivery/dicom/"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("delivery/http/",)),
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
 # What a library may know of the store: tables and files, never artifacts or where they lie.

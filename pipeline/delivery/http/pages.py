@@ -124,7 +124,7 @@ def _add_list(app: FastAPI, service: Service, studies: ReadingList) -> None:
             "found": len(rows),
             "finished": len(finished),
             "counts": Counter(row.decision for row in finished.values()),
-            "verdicts": VERDICTS,
+            "none_yet": NO_NUMBER,
             "asked": asked,
             "page": page,
             "pages": pages,
