@@ -15,7 +15,8 @@ ONLY_IN = {
     "typer": ("cli.py",),
     "torch.distributed": ("models/distributed.py",),
     "typst": ("reporting/",),
-    "pydicom": ("imaging/", "delivery/dicom/", "commands/doctor.py"),
+    "pydicom": ("imaging/", "delivery/dicom/", "delivery/node/", "commands/doctor.py"),
+    "pynetdicom": ("delivery/node/",),
     "highdicom": ("imaging/", "delivery/dicom/"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("delivery/http/",)),
 }
