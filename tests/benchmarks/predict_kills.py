@@ -4,9 +4,10 @@
     python tests/benchmarks/predict_kills.py MODEL IMAGES --studies 60 --kills 2 --no-pages        a look
 
 MODEL is a packaged model, IMAGES a folder of images that it takes; each file is a study. An undisturbed run is timed
-first: its start (the model is loaded, files are looked at), and the work from the first finished study on. Then, for each
-kill, a new run gets SIGKILL, its whole process group, at a random share from 0.05 to 0.95 of the time of that work, and the
-same command goes on. Compared are the bytes of results.json, results.csv and quarantine.csv, and the names of the pages.
+first: its start (the model is loaded, files are looked at), and the work from the first finished study on. Then, for
+each kill, a new run gets SIGKILL, its whole process group, at a random share from 0.05 to 0.95 of the time of that
+work, and the same command goes on. Compared are the bytes of results.json, results.csv and quarantine.csv, and the
+names of the pages.
 """
 
 from __future__ import annotations
