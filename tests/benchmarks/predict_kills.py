@@ -5,9 +5,10 @@
 
 MODEL is a packaged model, IMAGES a folder of images that it takes; each file is a study. An undisturbed run is timed
 first: its start (the model is loaded, files are looked at), and the work from the first finished study on. Then, for
-each kill, a new run gets SIGKILL, its whole process group, at a random share from 0.05 to 0.95 of the time of that
-work, and the same command goes on. Compared are the bytes of results.json, results.csv and quarantine.csv, and the
-names of the pages.
+each kill, a new run gets SIGKILL, its whole process group, when a random share from 0.05 to 0.95 of the studies is
+finished, less one pass of the network (64 studies), and a random part of the time that a pass takes has gone by: by the
+clock alone, a run on a busy machine would be killed too late. The same command goes on. Compared are the bytes of
+results.json, results.csv and quarantine.csv, and the names of the pages.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 FILES = ("results.json", "results.csv", "quarantine.csv")
 JOURNAL = "journal.jsonl"
+PASS = 64
 
 
 def main() -> None:
@@ -52,8 +54,8 @@ def main() -> None:
         begun, ended = undisturbed(words, folder / "whole")
         kills = []
         for at in range(options.kills):
-            share = draw.uniform(0.05, 0.95)
-            kills.append(killed(words, folder / f"kill{at}", share * (ended - begun), share, options.studies))
+            share, wait = draw.uniform(0.05, 0.95), draw.random() * (ended - begun) * PASS / options.studies
+            kills.append(killed(words, folder / f"kill{at}", share, wait, options.studies))
             kills[-1]["same_bytes"] = digest(folder / f"kill{at}") == digest(folder / "whole")
             print(json.dumps(kills[-1]), file=sys.stderr, flush=True)
             shutil.rmtree(folder / f"kill{at}")
@@ -89,12 +91,12 @@ def undisturbed(words: Sequence[str], out: Path) -> tuple[float, float]:
     return begun, time.perf_counter() - start
 
 
-def killed(words: Sequence[str], out: Path, seconds: float, share: float, studies: int) -> dict[str, Any]:
-    """Kill so many seconds after the first study, go on, and return what was there in between."""
+def killed(words: Sequence[str], out: Path, share: float, wait: float, studies: int) -> dict[str, Any]:
+    """Kill `wait` seconds after such a share was finished, go on, and return what was there in between."""
     process = started(words, out)
-    while process.poll() is None and not lines(out):
+    while process.poll() is None and lines(out) < max(1, share * studies - PASS):
         time.sleep(0.02)
-    time.sleep(seconds)
+    time.sleep(wait)
     ended_before = process.poll() is not None
     if not ended_before:
         os.killpg(process.pid, signal.SIGKILL)
@@ -106,6 +108,7 @@ def killed(words: Sequence[str], out: Path, seconds: float, share: float, studie
     again = round(time.perf_counter() - start, 1)
     return {
         "share_of_work": round(share, 3),
+        "then_after_s": round(wait, 2),
         "studies_done": done,
         "of": studies,
         "ended_before_the_kill": ended_before,
