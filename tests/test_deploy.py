@@ -20,7 +20,7 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 OURS = [name for name, one in COMPOSE["services"].items() if one["image"] == "maescreen"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
 # Their commands arrive with other branches; whoever merges takes them out of here.
-COMING = {"serve", "listen"}
+COMING = {"listen"}
 
 
 def settings(unit: Path) -> list[tuple[str, str, str]]:
