@@ -85,11 +85,15 @@ def build(networks: Sequence[Classifier], rendering: Rendering, flips: bool, not
     window's ends or the image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
     the networks see it, `logits` float64 (L,), the mean over the networks, the main label's first.
 
-    Raises GraphError when there is no network, or the file would be too large.
+    Raises GraphError when there is no network, the field of view has to be found, or the file would be too large.
     """
     if not networks:
         raise GraphError(
             "this model has no network: features of arm hog are not made of ONNX operators; export without"
+        )
+    if rendering.crop != "none":
+        raise GraphError(
+            "this model looks for the field of view (preprocess.crop), which ONNX operators do not; export without"
         )
     graph = _Graph()
     planes = [_rendered(graph, rendering, plane) for plane in _planes(graph, rendering.channel_count)]

@@ -22,6 +22,7 @@ from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.read import load_image
 from pipeline.imaging.transforms import CHANNELS, Rendered, Rendering, render
 from pipeline.store.files import atomic, read_json, sha256_bytes, write_json
+from pipeline.store.tables.field_of_view import FIELD_OF_VIEW
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
 from pipeline.store.tables.preprocess import INDEX
@@ -62,7 +63,8 @@ class Shard:
 
 
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary.
+    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary,
+    and with `crop` a table of what was cut out of each image.
 
     Further labels, if there are any, are divided by split, so that later stages see those of their own images alone.
     Finished shards are kept when a killed run goes on. Memory holds one shard at a time, on disk.
@@ -94,11 +96,20 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     written = (None for shard in todo for _ in _write_shard(shard, parts, how, work, inputs.machine))
     for _ in log.track(written, "images", total=len(rows), start=start):
         pass
-    padding = {image: pad for shard in shards for image, pad in read_json(_page(scratch, shard)).items()}
+    pages = [read_json(_page(scratch, shard)) for shard in shards]
+    padding = {image: pad for page in pages for image, pad in page["padding"].items()}
     _write_indices(shards, padding, work)
     for path in inputs.files("split", "further_labels.parquet"):
         _write_further_labels(read_table(path, FURTHER_LABELS), rows, work)
     summary = _summary(settings, rows, padding)
+    if settings.crop == "field_of_view":
+        fields = {image: field for page in pages for image, field in page["fields"].items()}
+        summary["field_of_view"] = _write_fields(fields, work)
+        if lost := summary["field_of_view"]["not_found"]:
+            log.warn(
+                f"in {lost} of {len(rows)} images no field of view was found; they were taken whole "
+                "(field_of_view.parquet)"
+            )
     if summary["cropped_images"]:
         log.warn(f"{summary['cropped_images']} images reach beyond image_size at this spacing and were cropped")
     log.info(", ".join(f"{name} {count}" for name, count in summary["counts"].items()) + " images")
@@ -153,6 +164,7 @@ def _write_shard(
     batches = {start: items[start : start + IMAGES_PER_TASK] for start in range(0, len(items), IMAGES_PER_TASK)}
     ids = list(shard.rows["image_id"])
     padding: dict[str, list[int]] = {}
+    fields: dict[str, list[int]] = {}
     problems: dict[str, list[str]] = {}
     pool = Pool(machine.workers, TIMEOUT_S, machine.backend, machine.scheduler)
     with atomic(work / shard.name) as temporary:
@@ -163,6 +175,7 @@ def _write_shard(
                 if isinstance(result, Rendered):
                     array[row] = result.pixels
                     padding[ids[row]] = list(result.padding)
+                    fields[ids[row]] = [int(result.cropped), *result.box]
                 else:
                     problems.setdefault(_problem(result), []).append(ids[row])
                 yield
@@ -171,7 +184,7 @@ def _write_shard(
         if problems:
             listed = (f"{len(images)} images: {text} (first: {min(images)})" for text, images in problems.items())
             raise ValueError("; ".join(sorted(listed)))
-    write_json(_page(work / SCRATCH, shard), {image: padding[image] for image in ids})
+    write_json(_page(work / SCRATCH, shard), {"padding": padding, "fields": fields})
 
 
 def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
@@ -202,6 +215,14 @@ def _write_indices(shards: Sequence[Shard], padding: dict[str, list[int]], work:
             index = pd.concat(parts, ignore_index=True)
             index["padding"] = [[float(pixels) for pixels in padding[image]] for image in index["image_id"]]
             write_table(work / f"index_{name}.parquet", index, INDEX)
+
+
+def _write_fields(fields: Mapping[str, Sequence[int]], work: Path) -> dict[str, int]:
+    """Write what was cut out of each image; return in how many the field of view was found, and in how many not."""
+    names = [column.name for column in FIELD_OF_VIEW.columns]
+    table = pd.DataFrame([[image, bool(found), *box] for image, (found, *box) in fields.items()], columns=names)
+    write_table(work / "field_of_view.parquet", table.sort_values("image_id", ignore_index=True), FIELD_OF_VIEW)
+    return {"found": int(table["found"].sum()), "not_found": int((~table["found"]).sum())}
 
 
 def _write_further_labels(further: pd.DataFrame, rows: pd.DataFrame, work: Path) -> None:

@@ -153,3 +153,13 @@ def test_real_volumes(tmp_path):
         added = np.reshape(row.padding, (3, 2)).sum(axis=1)
         assert (before + added == (48, 64, 48)).all()
         assert array[row.row].max() == 255
+
+
+def test_what_was_cut_out_is_recorded_for_each_image_and_where_nothing_was(archive):
+    archive.run("preprocess", **SETTINGS, crop="field_of_view")
+    fields = archive.table("preprocess", "field_of_view")
+    images = archive.table("ingest", "images").set_index("image_id")
+    assert archive.summary("preprocess")["field_of_view"] == {"found": 0, "not_found": len(images)}
+    assert not fields["found"].any(), "these are noise"
+    assert list(fields["bottom"]) == list(images.loc[fields["image_id"], "rows"])
+    assert not (archive.work("preprocess") / "scratch").exists()

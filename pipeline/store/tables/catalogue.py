@@ -2,6 +2,7 @@
 
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
 from pipeline.store.tables.evaluate import ARM_COLUMNS, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.field_of_view import FIELD_OF_VIEW
 from pipeline.store.tables.ingest import (
     ASSEMBLED,
     EXAMINED,
@@ -24,6 +25,7 @@ __all__ = [
     "COMPARISON",
     "CURVES",
     "EXAMINED",
+    "FIELD_OF_VIEW",
     "FILES",
     "FURTHER_LABELS",
     "FURTHER_SCORES",
