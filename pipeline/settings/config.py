@@ -76,6 +76,8 @@ class Config(Settings):
         in_colour = self.preprocess.channels == "colour"
         if in_colour and len(size) == 3:
             problems.append("preprocess.channels colour is for pictures; preprocess.image_size has 3 axes")
+        if self.preprocess.crop != "none" and len(size) == 3:
+            problems.append("preprocess.crop field_of_view is for pictures; preprocess.image_size has 3 axes")
         if in_colour and self.ingest.colour == "luminance":
             problems.append("ingest.colour luminance takes the colours that preprocess.channels: colour is to keep")
         if not in_colour and self.ingest.colour == "keep":
