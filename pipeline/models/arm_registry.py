@@ -128,6 +128,15 @@ ARMS = {
             role="classical",
             compared_as="the classical baseline (HOG and logistic regression)",
         ),
+        ArmKind(
+            "classical",
+            "strongest classical baseline (logistic regression)",
+            "logistic regression on the strongest of four kinds of features on the tuning images, no network",
+            trained_by="pipeline.models.classical:train_classical",
+            read_by="pipeline.models.classical:read_classical",
+            role="classical",
+            compared_as="the classical baseline (the strongest of four kinds of features, logistic regression)",
+        ),
     )
 }
 NAMES = tuple(ARMS)

@@ -99,7 +99,8 @@ def _named(arm: str, result: Mapping[str, Any]) -> dict[str, Any]:
     An arm that is one of several kinds says in its result which it became.
     """
     kind = ARMS[arm]
-    return {"title": kind.title, "role": kind.role, "compared_as": result.get("compared_as") or kind.compared_as}
+    own = {name: result.get(name) or getattr(kind, name) for name in ("title", "compared_as")}
+    return {**own, "role": kind.role, **{name: result[name] for name in ("kinds",) if name in result}}
 
 
 def _description(arm: str, settings: FinetuneSettings, data: ArmData, result: Mapping[str, Any]) -> str:

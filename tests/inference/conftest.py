@@ -43,7 +43,7 @@ def judged(finished, tmp_path_factory) -> tuple[Project, str]:
 
 
 # Arms that the finished run does not train, with settings for seconds.
-FURTHER = ("finetune.arms=[cnn]", "finetune.cnn={depth: 10, width: 8}", "finetune.seeds=[1, 2]")
+FURTHER = ("finetune.arms=[cnn, classical]", "finetune.cnn={depth: 10, width: 8}", "finetune.seeds=[1, 2]")
 
 
 def _packaged(judged: tuple[Project, str], arm: str, *overrides: str) -> Packaged:
@@ -70,3 +70,8 @@ def mae(judged) -> Packaged:
 @pytest.fixture(scope="session")
 def cnn(judged) -> Packaged:
     return _packaged(judged, "cnn", *FURTHER)
+
+
+@pytest.fixture(scope="session")
+def classical(judged) -> Packaged:
+    return _packaged(judged, "classical", *FURTHER)
