@@ -2,7 +2,8 @@
 
 `work` says how many seconds a stage takes on its reference machine. What this machine takes is a factor of that: the
 median over the newest artifacts of the stage that were made on such a device, since their records hold seconds and
-settings; for trainings without any, the factor of the step that `maescreen init` timed; otherwise 1.
+settings; for trainings without any, the factor of the step that `maescreen init` timed; otherwise 1. The last two are
+those of an idle machine, and are multiplied by how busy it has been with other programs in the last quarter of an hour.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ TRAININGS = ("pretrain", "finetune", "score")
 LOOKED_AT = 5
 # Shorter ones say more about starting than about working, and a resumed one holds its last leg alone.
 LEAST_S = 1.0
+BUSY = 1.5
 GB = 1e9
 
 
@@ -126,7 +128,18 @@ def _factor(stage: str, job: Job, config: Config, store: Store, speed: Mapping[s
     learnt = _learnt(stage, config, store)
     if learnt:
         return median(learnt), f"{len(learnt)} earlier {'artifact' if len(learnt) == 1 else 'artifacts'}"
-    return timed_factor(stage, job, speed)
+    factor, basis = timed_factor(stage, job, speed)
+    return factor * busyness(job.threads), basis
+
+
+def busyness(threads: int = 1) -> float:
+    """Return how many times longer work takes beside other programs, if they go on as in the last 15 minutes."""
+    return max(1.0, (load() + threads) / cores())
+
+
+def load() -> float:
+    """Return the mean number of processes that wanted a core in the last 15 minutes."""
+    return os.getloadavg()[2]
 
 
 def timed_factor(stage: str, job: Job, speed: Mapping[str, Any]) -> tuple[float, str]:
@@ -213,6 +226,11 @@ def lines(found: Mapping[str, Estimate], store: Path) -> list[str]:
     everything = list(found.values())
     total, most = sum(one.seconds for one in everything), max(one.memory_mb for one in everything)
     rows.append(f"{'all':<22}{duration(total):>10}{size(most):>10}{size(sum(one.disk_mb for one in everything)):>10}")
+    if busyness() >= BUSY:
+        rows.append(
+            f"other programs keep this machine busy (load {load():.0f} on {cores()} cores): what is not learnt from "
+            f"earlier artifacts is multiplied by {busyness():.1f}"
+        )
     return rows + warnings(found, store)
 
 
