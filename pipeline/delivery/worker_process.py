@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from joblib.externals.loky import get_reusable_executor
+
 from pipeline.delivery.queue import Queue
 
 if TYPE_CHECKING:
@@ -135,10 +137,12 @@ class WorkerProcess:
 
 def _work(root: Path, options: Options, sender: Connection) -> None:
     """Judge whatever waits until SIGTERM, or until the parent is gone."""
-    _judge_on(root, options, sender)
-    sender.close()
-    # multiprocessing would wait for the idle workers that read studies; they end by themselves when this process does.
-    os._exit(0)
+    try:
+        _judge_on(root, options, sender)
+    finally:
+        sender.close()
+        # Idle readers are kept for later studies: multiprocessing would wait for them to end, and they for work.
+        get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
 def _judge_on(root: Path, options: Options, sender: Connection) -> None:

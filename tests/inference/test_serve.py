@@ -103,5 +103,5 @@ def test_what_cannot_be_served_is_said_in_one_line(mae, tmp_path):
     assert "holds other files" in said(queue=other)
     assert "needs both --ssl-certfile and --ssl-keyfile" in said("--ssl-certfile", str(token))
     assert "is in use, or" in said("--host", "192.0.2.7")
-    assert "no model" in said(model=other)
+    assert "it is no finished model" in said(model=other)
     assert "no such file" in said("--token-file", str(tmp_path / "none"))

@@ -72,12 +72,6 @@ class Study(BaseModel):
     result: dict[str, Any] | None
 
 
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
 def create_app(service: Service) -> Guard:
     """Return the service as an ASGI application."""
     studies, answered, receiver = ReadingList(service.queue), Answered(), Receiver(service.queue, service.limits)
@@ -101,7 +95,7 @@ def create_app(service: Service) -> Guard:
         redoc_url=None,
         redirect_slashes=False,
         telemetry=NO_TELEMETRY,
-        responses={status: {"model": Problem, "description": text} for status, text in examples.ERRORS.items()},
+        responses=examples.ERRORS,
     )
     word_errors(app)
     app.add_exception_handler(Exception, lambda _request, _found: error(500, "the service made an error"))
@@ -189,7 +183,13 @@ def _add_state(app: FastAPI, service: Service, studies: ReadingList, answered: A
         """Say that the service answers. Needs no token."""
         return "ok\n"
 
-    @app.get("/readyz", tags=["service"], dependencies=[Depends(takes())], response_class=PlainTextResponse)
+    @app.get(
+        "/readyz",
+        tags=["service"],
+        dependencies=[Depends(takes())],
+        response_class=PlainTextResponse,
+        responses={503: examples.problem("studies only wait", headers=examples.RETRY)},
+    )
     def ready() -> str:
         """Say whether studies are judged; 503 with the reason when they only wait."""
         if (state := service.judging()) != "ready":
@@ -200,7 +200,8 @@ def _add_state(app: FastAPI, service: Service, studies: ReadingList, answered: A
         "/metrics",
         tags=["service"],
         dependencies=[Depends(takes())],
-        response_class=PlainTextResponse,
+        response_class=Response,
+        responses={200: {"content": {metrics.MEDIA_TYPE: {}}, "description": "counts and states"}},
     )
     def measured() -> Response:
         """Return what Prometheus reads."""
