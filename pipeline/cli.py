@@ -855,12 +855,20 @@ def init(
 
 @app.command()
 def reindex(config: ConfigPath, overrides: Overrides = None, store: StoreOption = None) -> None:
-    """Index the artifacts and runs of the store in MLflow again, as after a lost database or a move to a server."""
+    """Fill MLflow from the store again, as after a lost database or a move to a server: runs and registered models."""
     from pipeline.orchestration import run as pipeline
     from pipeline.store.wording import counted
 
     with _errors(config, overrides, store) as nameable:
-        artifacts, runs = pipeline.reindex(_settings(config, overrides, store, nameable)[0])
+        settings, _ = _settings(config, overrides, store, nameable)
+        artifacts, runs = pipeline.reindex(settings)
+        from pipeline.commands import registry as registered
+        from pipeline.store.registry import Registry
+
+        folders = sorted(settings.store.glob("package/*/model"))
+        restored = registered.restore(Registry(settings.store, settings.tracking.uri), folders)
+    for line in registered.restored_lines(*restored):
+        _say(line)
     print(f"{counted(artifacts, 'artifact')} {'is' if artifacts == 1 else 'are'} indexed")
     _say(f"and {counted(runs, 'pipeline run')}, which `maescreen ui` compares")
 

@@ -9,7 +9,7 @@ import pytest
 from tests.architecture import ROOT, arrows_up, circles, imported, modules, ours
 
 ONLY_IN = {
-    "mlflow": ("store/tracking.py", "store/registry.py", "inference/mlflow_model.py"),
+    "mlflow": ("store/tracking.py", "store/registry.py", "store/served_model.py", "inference/mlflow_model.py"),
     "onnx": ("inference/onnx_graph.py", "inference/export.py"),
     "onnxruntime": ("inference/export.py",),
     "typer": ("cli.py",),
