@@ -407,6 +407,7 @@ def test_a_colour_task_keeps_colour_and_leaves_the_keys_of_grey_ones(folder):
             ["preprocess.channels=colour", "preprocess.image_size=[32,32,32]"],
             "preprocess.channels colour is for pictures",
         ),
+        (["finetune.augmentation.hue=0.1"], "finetune.augmentation.hue needs preprocess.channels: colour"),
     ],
 )
 def test_channels_and_colour_that_contradict_each_other(folder, overrides, message):
