@@ -21,6 +21,7 @@ from pipeline.delivery.http.access import Access
 from pipeline.delivery.http.app import Service, create_app
 from pipeline.delivery.http.receiving import Limits
 from pipeline.delivery.http.server import bound, configured
+from pipeline.delivery.lights import StandingLights
 from pipeline.delivery.queue import Queue
 from pipeline.inference import batch
 
@@ -105,7 +106,9 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, model: Mapping[str, Any] = MODEL, **limits: Any) -> Iterator[Running]:
+def running(
+    folder: Path, model: Mapping[str, Any] = MODEL, lights: StandingLights | None = None, **limits: Any
+) -> Iterator[Running]:
     errors: list[Exception] = []
     judging = ["ready"]
     queue = Queue(folder)
@@ -116,6 +119,7 @@ def running(folder: Path, model: Mapping[str, Any] = MODEL, **limits: Any) -> It
         limits=Limits(**{"free_mb": 1, **limits}),
         judging=lambda: judging[0],
         watch=lambda: None,
+        lights=lights or StandingLights(queue.root, None, "Nothing is watched here."),
         report=errors.append,
     )
     listener = bound("127.0.0.1", 0)
