@@ -137,6 +137,16 @@ ARMS = {
             role="classical",
             compared_as="the classical baseline (the strongest of four kinds of features, logistic regression)",
         ),
+        ArmKind(
+            "ensemble",
+            "ensemble of arms",
+            "the mean of the logits of several arms, each standardised on the tuning images",
+            trained_by="pipeline.models.combination:train_ensemble",
+            read_by="pipeline.models.combination:read_ensemble",
+            of_others=True,
+            role="rival",
+            compared_as="the ensemble of several arms",
+        ),
     )
 }
 NAMES = tuple(ARMS)

@@ -155,16 +155,17 @@ def train_classical(arm: str, seed: int, settings: FinetuneSettings, data: ArmDa
     """Fit each kind of features, keep the one with the highest AUC on the tuning images, the earlier of equals."""
     height, width = settings.hog_image_size
     models: dict[str, list[Logistic]] = {}
-    history = []
+    tried: dict[str, dict[str, float]] = {}
     for name, kind in KINDS.items():
         train, tune = ((_all(kind, part, (height, width)), part.targets) for part in (data.train, data.tune))
-        models[name], aucs = _fit(kind, train, tune)
-        history += [{"kind": name, "regularisation": float(c), "tune_auc": value} for c, value in aucs.items()]
-    best = {name: max(one["tune_auc"] for one in history if one["kind"] == name) for name in KINDS}
+        models[name], tried[name] = _fit(kind, train, tune)
+    best = {name: max(aucs.values()) for name, aucs in tried.items()}
     chosen = max(best, key=lambda name: best[name])
     fitted, words = models[chosen], KINDS[chosen].words
     each = ", ".join(f"{KINDS[name].words} (AUC {auc:.3f})" for name, auc in best.items())
     log.info(f"{arm}: {words}, tune AUC {best[chosen]:.4f}; {each}")
+    history = [{"regularisation": float(c), **{f"{name}_tune_auc": aucs[c] for name, aucs in tried.items()}}
+               for c in tried[chosen]]  # fmt: skip
     parameters = sum(len(one.weight) + 1 for one in fitted)
     content = {"classical": {"kind": chosen, "hog_image_size": [height, width]}, "further_labels": data.further}
     finish(folder, arm, logistic_tensors(fitted, data.further), history, content, {

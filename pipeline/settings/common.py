@@ -42,6 +42,9 @@ class Settings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        left_out = {name for name in self.LATER if getattr(self, name) == fields[name].get_default()}
+        left_out = self._left_out()
         return {name: value for name, value in dump(self).items() if name not in left_out}
+
+    def _left_out(self) -> set[str]:
+        fields = type(self).model_fields
+        return {name for name in self.LATER if getattr(self, name) == fields[name].get_default()}

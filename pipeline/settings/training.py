@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings.common import Arm, Axis, Seed, Settings, Side
 
@@ -151,8 +151,8 @@ class ResNetSettings(Settings):
     width: int = Field(64, ge=8, description="channels of its first stage; each of the three others has twice as many")
 
 
-# Sections that are the business of one arm, and part of no key of a run without it.
-OF_ARM = {"cnn": "cnn"}
+# Settings that are the business of one arm, and part of no key of a run without it.
+OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
 
 
 class FinetuneSettings(Settings):
@@ -161,7 +161,8 @@ class FinetuneSettings(Settings):
     arms: list[Arm] = Field(
         ["mae", "scratch", "linear_probe", "hog"],
         min_length=1,
-        description="imported as well: the same network started from data.imported_weights; cnn: a residual network",
+        description="imported as well: the same network started from data.imported_weights; "
+        "cnn: a residual network; classical: the strongest of four kinds of features; ensemble: the mean of others",
     )
     seeds: list[Seed] = Field(
         [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
@@ -201,21 +202,19 @@ class FinetuneSettings(Settings):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
     cnn: ResNetSettings = Field(default_factory=ResNetSettings)
+    ensemble: list[Arm] = Field(
+        ["mae", "hog"], min_length=2, description="arms whose standardised logits arm ensemble takes the mean of"
+    )
     hog_image_size: list[Side] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
     labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
         default_factory=list,
         description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
     )
 
-    @model_serializer(mode="wrap")
-    def _of_trained_arms(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values = serialise(self)
-        for name, arm in OF_ARM.items():
-            if arm not in self.arms:
-                values.pop(name, None)
-        return values
+    def _left_out(self) -> set[str]:
+        return super()._left_out() | {name for name, arm in OF_ARM.items() if arm not in self.arms}
 
-    @field_validator("arms", "seeds", "labelled_patients")
+    @field_validator("arms", "seeds", "labelled_patients", "ensemble")
     @classmethod
     def _distinct(cls, value: list) -> list:
         if len(set(value)) != len(value):
@@ -229,6 +228,10 @@ class FinetuneSettings(Settings):
             problems.append("loss weighted and sampling balanced correct for imbalance twice; choose one")
         if self.early_stopping_epochs is not None and self.early_stopping_epochs >= self.epochs:
             problems.append(f"early_stopping_epochs {self.early_stopping_epochs} must be below epochs {self.epochs}")
+        if "ensemble" in self.arms and (others := [arm for arm in self.ensemble if arm not in self.arms]):
+            problems.append(f"ensemble names {', '.join(others)}, which arms does not; add to arms, or name others")
+        if "ensemble" in self.ensemble:
+            problems.append("ensemble cannot be one of its own arms; remove it from ensemble")
         if self.labelled_patients and "mae" not in self.arms:
             problems.append("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
         if problems:

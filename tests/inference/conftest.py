@@ -43,7 +43,12 @@ def judged(finished, tmp_path_factory) -> tuple[Project, str]:
 
 
 # Arms that the finished run does not train, with settings for seconds.
-FURTHER = ("finetune.arms=[cnn, classical]", "finetune.cnn={depth: 10, width: 8}", "finetune.seeds=[1, 2]")
+FURTHER = (
+    "finetune.arms=[cnn, classical, ensemble]",
+    "finetune.ensemble=[cnn, classical]",
+    "finetune.cnn={depth: 10, width: 8}",
+    "finetune.seeds=[1, 2]",
+)
 
 
 def _packaged(judged: tuple[Project, str], arm: str, *overrides: str) -> Packaged:
@@ -75,3 +80,8 @@ def cnn(judged) -> Packaged:
 @pytest.fixture(scope="session")
 def classical(judged) -> Packaged:
     return _packaged(judged, "classical", *FURTHER)
+
+
+@pytest.fixture(scope="session")
+def ensemble(judged) -> Packaged:
+    return _packaged(judged, "ensemble", *FURTHER)

@@ -68,7 +68,8 @@ def settings_of(axes: int) -> FinetuneSettings:
     """Settings that train every arm of as many axes in seconds."""
     arms = [arm.name for arm in ARMS.values() if axes in arm.axes]
     return FinetuneSettings(arms=arms, seeds=[1, 2], epochs=2, batch_size=16, warmup_epochs=0.5, learning_rate=3e-3,
-                            hog_image_size=[16, 16], cnn=ResNetSettings(depth=10, width=8))  # fmt: skip
+                            hog_image_size=[16, 16], ensemble=["mae", "classical"],
+                            cnn=ResNetSettings(depth=10, width=8))  # fmt: skip
 
 
 def data_of(axes: int) -> ArmData:
@@ -124,6 +125,8 @@ def test_what_is_read_back_is_what_training_judged(trained: Trained):
     logits = trained.read().logits(trained.pixels())[:, 0]
     record = read_json(trained.folder / "model.json")
     assert record["arm"] == trained.arm
+    history = read_json(trained.folder / "history.json")
+    assert all(isinstance(value, int | float) for row in history for value in row.values()), "MLflow takes numbers"
     # The gap of two logits may be smaller than rounding.
     assert auc(trained.data.tune.labels, logits) == pytest.approx(record["tune_auc"], abs=0.01)
 
