@@ -20,7 +20,7 @@ import psutil
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from inference.test_serve import started  # noqa: E402
+from service import started  # noqa: E402
 
 from pipeline.delivery.queue import Queue  # noqa: E402
 
@@ -113,10 +113,9 @@ def main() -> None:
             said(f"POST /studies, {options.clients} clients", took)
             print(f"answers {dict(answers)}, judged meanwhile {judged}", flush=True)
         print(f"memory: server {memory.server:.0f} MB, judging {memory.children:.0f} MB", flush=True)
-        process.kill()
+        process.terminate()
         process.wait()
         print((Path(folder) / "said.txt").read_text() or "nothing was said", flush=True)
-    begun = None
     from pipeline import Model, write_results
 
     model = Model.load(options.model, device="cpu", threads=1, say=print)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -13,25 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from service import TOKEN, Client
+from service import TOKEN, started
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.delivery.queue import STATES, Queue
-
-
-def started(folder: Path, model: Path) -> tuple[subprocess.Popen, Client]:
-    token = folder / "token"
-    token.write_text(TOKEN)
-    token.chmod(0o600)
-    options = ["--queue", str(folder / "queue"), "--token-file", str(token), "--port", "0"]
-    options += ["--workers", "1", "--threads", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(model), *options]
-    with (folder / "said.txt").open("a") as said:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
-    address = process.stdout.readline().strip()
-    assert address.startswith("http://127.0.0.1:"), (folder / "said.txt").read_text()
-    return process, Client(int(address.rstrip("/").rpartition(":")[2]), {"Authorization": f"Bearer {TOKEN}"})
 
 
 def everywhere(queue: Queue) -> list[str]:
