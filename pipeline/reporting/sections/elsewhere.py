@@ -37,7 +37,7 @@ def external(e: Evidence) -> Section:
     verdicts = [_verdict(e, name) for name in sets]
     definitions = [_definitions(e)] if any(_differs(e, name) for name in sets) else []
     beside, calibrated = _beside(e)
-    return Section("external", title, [said, *verdicts, beside], [calibrated, *definitions])
+    return Section("external", title, [said, *verdicts, beside, *definitions], [calibrated])
 
 
 def _verdict(e: Evidence, name: str) -> Box | Paragraph:
