@@ -40,7 +40,7 @@ $(VENV)/.docs: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check 'uv>=0.8,<1'
-	$(TORCH_SOURCE) $(VENV)/bin/uv pip install -q --python $(PY) -c constraints.txt -e '.[dev,cluster,onnx]'
+	$(TORCH_SOURCE) $(VENV)/bin/uv pip install -q --python $(PY) -c constraints.txt -e '.[dev,cluster,onnx,dicom-node]'
 	touch $@
 
 # Pins that fit every platform: packages of one torch build are left out, so that any build can be taken.

@@ -382,6 +382,104 @@ def _date(text: str) -> date:
         _fail("a date is written as 2026-11-29", USAGE)
 
 
+@app.command()
+def listen(
+    model: ModelRef,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="queue of received studies and results; patients' data")
+    ],
+    send: Annotated[
+        str | None, typer.Option(metavar="TITLE@HOST:PORT", help="archive that takes results by C-STORE")
+    ] = None,
+    stow: Annotated[str | None, typer.Option(metavar="URL", help="archive that takes results by STOW-RS")] = None,
+    stow_token_file: Annotated[
+        Path | None, typer.Option("--stow-token-file", metavar="FILE", help="bearer token for it")
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option("--ca-file", metavar="FILE", help="certificates to trust, PEM, beside the system's")
+    ] = None,
+    dicom: Annotated[str, typer.Option("--dicom", metavar="KINDS", help="objects to send")] = "sr,pdf,sc",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 11112,
+    title: Annotated[str, typer.Option("--aet", metavar="TITLE", help="application entity title of this node")] = (
+        "MAESCREEN"
+    ),
+    allow_title: Annotated[
+        list[str] | None, typer.Option("--allow-aet", metavar="TITLE", help="who may send, by title; default: anybody")
+    ] = None,
+    allow_address: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-address", metavar="ADDRESS", help="who may send, by address or network; default: anybody"
+        ),
+    ] = None,
+    quiet_seconds: Annotated[
+        float, typer.Option(min=0, help="a study is whole after so long without a new image")
+    ] = 60.0,
+    keep_hours: Annotated[float, typer.Option(min=0, help="how long images are kept for a late one")] = 24.0,
+    file_mb: Annotated[int, typer.Option(min=1, help="MB that one image may have")] = 512,
+    memory_mb: Annotated[int, typer.Option(min=64, help="MB that the receiving process may take")] = 1024,
+    connections: Annotated[int, typer.Option(min=1, help="peers at once")] = 20,
+    idle_seconds: Annotated[float, typer.Option(min=1, help="seconds that a peer may say nothing")] = 30.0,
+    target: Annotated[
+        float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
+    ] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes that read studies")] = 2,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    store: StoreOption = None,
+    config: RegistryConfig = None,
+) -> None:
+    """Judge studies that come by DICOM, and send results as DICOM objects to the archive."""
+    from pipeline.commands import listen as listening
+    from pipeline.commands import predict as prediction
+    from pipeline.delivery.node.c_store import Archive
+    from pipeline.delivery.node.receiver import Receiving
+    from pipeline.delivery.node.stow import Stow
+    from pipeline.delivery.worker_process import Options
+
+    if (send is None) == (stow is None):
+        _fail("name the archive that takes the results: either --send TITLE@HOST:PORT or --stow URL", USAGE)
+    with _errors() as nameable:
+        nameable.add(out, stow_token_file, ca_file)
+        nameable.folders.add(out.resolve())
+        with _opened(model, store, config, nameable) as (folder, _, _):
+            nameable.folders.add(folder.resolve())
+            listening.listen(
+                out,
+                Options(
+                    model=folder,
+                    device=device,
+                    threads=threads,
+                    recall_target=target,
+                    prevalence=prevalence,
+                    workers=workers,
+                    keep_files=True,
+                    dicom=prediction.kinds(dicom),
+                ),
+                Receiving(
+                    host=host,
+                    port=port,
+                    title=title,
+                    calling=tuple(allow_title or ()),
+                    addresses=tuple(allow_address or ()),
+                    most_file_mb=file_mb,
+                    most_memory_mb=memory_mb,
+                    connections=connections,
+                    idle_s=idle_seconds,
+                ),
+                listening.Waiting(quiet_s=quiet_seconds, keep_hours=keep_hours),
+                Archive.parse(send, title)
+                if send
+                else Stow(stow or "", listening.read_token(stow_token_file), ca_file),
+                _say,
+                lambda where: print(where, flush=True),
+            )
+
+
 def _loaded(folder: Path, nameable: Nameable, device: str = "cpu", threads: int | None = None) -> Model:
     from pipeline.inference.model import Model
 
@@ -757,12 +855,20 @@ def init(
 
 @app.command()
 def reindex(config: ConfigPath, overrides: Overrides = None, store: StoreOption = None) -> None:
-    """Index the artifacts and runs of the store in MLflow again, as after a lost database or a move to a server."""
+    """Fill MLflow from the store again, as after a lost database or a move to a server: runs and registered models."""
     from pipeline.orchestration import run as pipeline
     from pipeline.store.wording import counted
 
     with _errors(config, overrides, store) as nameable:
-        artifacts, runs = pipeline.reindex(_settings(config, overrides, store, nameable)[0])
+        settings, _ = _settings(config, overrides, store, nameable)
+        artifacts, runs = pipeline.reindex(settings)
+        from pipeline.commands import registry as registered
+        from pipeline.store.registry import Registry
+
+        folders = sorted(settings.store.glob("package/*/model"))
+        restored = registered.restore(Registry(settings.store, settings.tracking.uri), folders)
+    for line in registered.restored_lines(*restored):
+        _say(line)
     print(f"{counted(artifacts, 'artifact')} {'is' if artifacts == 1 else 'are'} indexed")
     _say(f"and {counted(runs, 'pipeline run')}, which `maescreen ui` compares")
 

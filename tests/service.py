@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +24,7 @@ from pipeline.delivery.http.access import Access
 from pipeline.delivery.http.app import Service, create_app
 from pipeline.delivery.http.receiving import Limits
 from pipeline.delivery.http.server import bound, configured
+from pipeline.delivery.lights import StandingLights
 from pipeline.delivery.queue import Queue
 from pipeline.inference import batch
 
@@ -31,6 +35,22 @@ MODEL = {
     "title": "Shadows & <lights>",
     "scope": ["At least 80 % are referred."],
     "rule": {"usable": True, "not_usable_because": []},
+}
+ROW = {
+    "study": "",
+    "images": 1,
+    "decision": "refer",
+    "reasons": [],
+    "score": 1.25,
+    "probability": 0.8,
+    "probability_low": 0.7,
+    "probability_high": 0.9,
+    "threshold": 0.5,
+    "typical": False,
+    "most_unusual": "size",
+    "remarks": [],
+    "header_unlike_training": [],
+    "model_sha256": MODEL["sha256"],
 }
 see = batch._see
 
@@ -105,7 +125,9 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, model: Mapping[str, Any] = MODEL, **limits: Any) -> Iterator[Running]:
+def running(
+    folder: Path, model: Mapping[str, Any] = MODEL, lights: StandingLights | None = None, **limits: Any
+) -> Iterator[Running]:
     errors: list[Exception] = []
     judging = ["ready"]
     queue = Queue(folder)
@@ -116,6 +138,7 @@ def running(folder: Path, model: Mapping[str, Any] = MODEL, **limits: Any) -> It
         limits=Limits(**{"free_mb": 1, **limits}),
         judging=lambda: judging[0],
         watch=lambda: None,
+        lights=lights or StandingLights(queue.root, None, "Nothing is watched here."),
         report=errors.append,
     )
     listener = bound("127.0.0.1", 0)
@@ -131,6 +154,44 @@ def running(folder: Path, model: Mapping[str, Any] = MODEL, **limits: Any) -> It
         server.should_exit = True
         thread.join(20)
         listener.close()
+
+
+def judged(up: Running, name: str = "", **row) -> str:
+    """Put a finished study into the queue, as the process that judges does."""
+    entry = up.queue.receive("http", name)
+    up.queue.submit(entry)
+    for taken in up.queue.take(99):
+        model = {"title": MODEL["title"], "sha256": MODEL["sha256"], "usable": True}
+        content = {"id": taken.id, "name": taken.name, "received": taken.received, "judged": taken.received}
+        content |= {"model": model, "why": [], "quarantine": [], "result": {**ROW, "study": taken.id, **row}}
+        picture = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8" viewBox="0 0 8 8"></svg>'
+        results = {"result.json": json.dumps(content).encode(), "page.pdf": b"%PDF-1.7", "image.svg": picture}
+        up.queue.finish(taken, results)
+    return entry.id
+
+
+def browser(up: Running):
+    """Return a client that has logged in as a browser does, and what its forms hold."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = up.client.with_headers().ask("POST", "/login", f"token={TOKEN}", form)
+    assert (answer.status, answer.headers["location"]) == (303, "/")
+    client = up.client.with_headers(Cookie=answer.headers["set-cookie"].partition(";")[0])
+    return client, re.search(r'name="form" value="([^"]+)"', client.get("/").text)[1]
+
+
+def started(folder: Path, model: Path) -> tuple[subprocess.Popen, Client]:
+    """Start `maescreen serve` as a process, and wait until it answers."""
+    token = folder / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    options = ["--queue", str(folder / "queue"), "--token-file", str(token), "--port", "0"]
+    options += ["--workers", "1", "--threads", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "pipeline.cli", "serve", str(model), *options]
+    with (folder / "said.txt").open("a") as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+    address = process.stdout.readline().strip()
+    assert address.startswith("http://127.0.0.1:"), (folder / "said.txt").read_text()
+    return process, Client(int(address.rstrip("/").rpartition(":")[2]), BEARER)
 
 
 def see_or_die(task: batch.Task, group: batch.Group) -> batch.Seen:

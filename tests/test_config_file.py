@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from pipeline.settings.common import ConfigError, Settings
 from pipeline.settings.config import Config
-from pipeline.settings.load import divide, flatten, load
+from pipeline.settings.load import divide, flatten, later_defaults, load
 
 CARD = """
 name: tiny
@@ -396,6 +396,10 @@ def test_a_colour_task_keeps_colour_and_leaves_the_keys_of_grey_ones(folder):
     colour, _ = load(folder / "run.yaml", ["preprocess.channels=colour"])
     assert colour.preprocess.model_dump()["channels"] == "colour"
     assert colour.ingest.colour == "keep"
+    assert later_defaults()["preprocess.channels"] == "grey", "where a dump is shown, what it leaves out is there"
+    assert {
+        name: value for name, value in flatten(grey.model_dump(mode="json")).items() if name in later_defaults()
+    } == {}
 
 
 @pytest.mark.parametrize(
@@ -407,6 +411,7 @@ def test_a_colour_task_keeps_colour_and_leaves_the_keys_of_grey_ones(folder):
             ["preprocess.channels=colour", "preprocess.image_size=[32,32,32]"],
             "preprocess.channels colour is for pictures",
         ),
+        (["finetune.augmentation.hue=0.1"], "finetune.augmentation.hue needs preprocess.channels: colour"),
     ],
 )
 def test_channels_and_colour_that_contradict_each_other(folder, overrides, message):

@@ -8,7 +8,7 @@ import pytest
 from toy import Toy
 
 from pipeline.orchestration import estimate
-from pipeline.orchestration.estimate import estimates, job_of, timed_factor, warnings
+from pipeline.orchestration.estimate import estimates, job_of, lines, timed_factor, warnings
 from pipeline.orchestration.items import counted_items
 from pipeline.orchestration.plan import plan
 from pipeline.orchestration.run import run
@@ -128,6 +128,18 @@ def test_the_network_of_the_nearest_size_that_was_timed_counts(toy):
     ]  # fmt: skip
     large = replace(job, image_size=[224, 224], pretrain=PretrainSettings(), finetune=FinetuneSettings())
     assert timed_factor("pretrain", large, speed)[0] == 7.0
+
+
+def test_other_programs_lengthen_what_was_not_seen_on_this_machine(toy, monkeypatch):
+    made_in(toy, "pretrain", 400.0)
+    config, card, secret = toy.load(pretrain={"seed": 5})
+    found = {}
+    for load in (0.0, 15.0):
+        monkeypatch.setattr(estimate, "load", lambda load=load: load)
+        monkeypatch.setattr(estimate, "cores", lambda: 2)
+        found[load] = estimates(config, plan(config, card, secret))
+    assert found[15.0]["score"].seconds > 4 * found[0.0]["score"].seconds
+    assert "other programs keep this machine busy (load 15 on 2 cores)" in "\n".join(lines(found[15.0], config.store))
 
 
 def test_long_runs_and_small_machines_are_told_before_the_run_starts(toy, monkeypatch):

@@ -1,6 +1,7 @@
 """`maescreen init`, as a new user meets it: a folder, a table, a card and a config that lead to a split."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.commands.fingerprint import Fingerprint, sample
 from pipeline.commands.label_capacity import FRACTIONS, TARGETS, capacity
-from pipeline.commands.label_table import Answers, InitError, describe
+from pipeline.commands.label_table import Answers, InitError, counts, describe
 from pipeline.commands.machine_speed import MachineSpeed, TimedStep
 from pipeline.commands.proposal import propose
 from pipeline.commands.studies_glance import Glance
@@ -214,7 +215,9 @@ def test_pictures_of_ct_get_a_window_proposed_that_can_be_taken_as_it_stands(tmp
         content = make_dicom(SOPClassUID=CT, Modality="CT", PatientID=f"P{n}", SOPInstanceUID=f"2.25.1{n}", **place)
         (tmp_path / "studies" / f"{n}.dcm").write_bytes(content)
     table(tmp_path, "PatientID,label\nP0,1\nP1,0\nP2,0\n")
-    config, _ = initialise(tmp_path)
+    config, said = initialise(tmp_path)
+    assert "modality: CT 3" in said
+    assert load(config)[1].expected.modalities == ["CT"]
     assert load(config)[0].preprocess.window is None
     text = config.read_text().replace("# preprocess:", "preprocess:").replace("#  window", "  window")
     config.write_text(text)
@@ -241,6 +244,25 @@ def test_series_with_labels_by_patient_get_a_config_of_three_axes(tmp_path):
     assert (settings.preprocess.image_size, settings.preprocess.spacing_mm) == ([16, 40, 48], [1.0, 1.0, 1.0])
     assert settings.pretrain.encoder.patch_size == [8, 8, 8]
     assert "hog" not in settings.finetune.arms
+
+
+@pytest.mark.parametrize("first", ["0.png,1", "who,1.0", "x/scan,sick"])
+def test_a_row_where_the_names_of_columns_should_be_is_refused_and_not_quoted(tmp_path, first):
+    path = table(tmp_path, f"{first}\n1.png,0\n")
+    with pytest.raises(InitError, match="line 1 of the label table looks like a row") as refused:
+        describe(path, Answers(), Glance(files=["x/scan", "1.png"]))
+    assert first.partition(",")[0] not in str(refused.value)
+
+
+def test_a_table_as_a_spreadsheet_writes_it_is_read_right(tmp_path):
+    """With a mark in front, semicolons, decimal commas, words for yes and no, and identifiers that lost their zeros."""
+    path = tmp_path / "labels.csv"
+    path.write_bytes("\ufeffid;volume;large\r\n7;2948,5;True\r\n8;3001,0;yes\r\n9;12,5;0,0\r\n".encode())
+    seen = Glance(files=["a.dcm"], identities=[Identity(patient=f"000{n}") for n in (7, 8, 9)])
+    found = describe(path, Answers(), seen)
+    assert (found.joins, found.rules) == ({"patient_id": "id"}, {"id_ignore": "[leading_zeros]"})
+    assert (found.label, found.positive, found.negative) == ("large", ["True", "yes"], ["0,0"])
+    assert (counts(path, found).positive, counts(path, found).negative) == (2, 1)
 
 
 # ---------------------------------------------------------------- folders by class
@@ -338,7 +360,7 @@ def studies_like(images=1000, **values):
 
 def speed_of(factor):
     steps = [TimedStep([64, 64], 96, 4, 6.4e7, 0.0, 0.0, factor, factor)]
-    return MachineSpeed(2, 8.0, "", steps, {"ingest": factor})
+    return MachineSpeed(2, 8.0, "", 1.0, steps, {"ingest": factor})
 
 
 @pytest.mark.parametrize("volumes", [False, True])
@@ -365,6 +387,15 @@ def test_a_slow_machine_gets_a_smaller_plan_and_is_told_what_was_given_up():
     assert quick.given_up == []
     assert any("arms scratch" in one or "seeds" in one for one in slow.given_up)
     assert slow.lines()[1].startswith("given up to fit: ")
+
+
+def test_a_busy_machine_is_allowed_more_time_for_less():
+    items = Items(1000, 100, 1000, 500, 100, 200, 200)
+    idle = speed_of(2.0)
+    found = [propose(studies_like(), capacity(400, 400), items, s, 30) for s in (idle, replace(idle, busy=8.0))]
+    first, second = ({one.key: one.value for one in proposal.settings} for proposal in found)
+    assert second["preprocess.image_size"] < first["preprocess.image_size"]
+    assert "the plan allows 8.0 times as long" in replace(idle, busy=8.0).lines()[-1]
 
 
 def test_of_a_large_archive_whole_series_are_opened():

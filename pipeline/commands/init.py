@@ -23,7 +23,7 @@ from pipeline.commands.proposal import Proposal, propose
 from pipeline.commands.studies_glance import glance
 from pipeline.imaging.archive.choice import has_images
 from pipeline.labels.values import LabelsError
-from pipeline.orchestration.estimate import cores
+from pipeline.orchestration.estimate import busyness, cores
 from pipeline.orchestration.work import Items, Job, seconds
 from pipeline.settings.load import load
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
@@ -164,4 +164,4 @@ def _timed(studies: Fingerprint, items: Items) -> MachineSpeed:
     share = studies.examined / max(studies.files, 1)
     looked = Items(studies.examined, studies.megabytes * share, studies.images, 0, 0, 0, 0)
     examined = Job(looked, (64, 64), PretrainSettings(), FinetuneSettings(), workers=min(cores(), 8))
-    return measure(candidates, {"ingest": studies.seconds / seconds("ingest", examined)})
+    return measure(candidates, {"ingest": studies.seconds / busyness() / seconds("ingest", examined)})

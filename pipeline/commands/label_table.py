@@ -17,7 +17,7 @@ from pipeline.imaging.pseudonyms import patient_pseudonym
 from pipeline.labels.joining import better_spelling
 from pipeline.labels.path_rules import PathRule, join_paths
 from pipeline.labels.table_file import read_table_file
-from pipeline.labels.values import meanings, spelling
+from pipeline.labels.values import NUMBER, meanings, spelling
 
 NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
 POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present".split()}
@@ -40,6 +40,7 @@ OPEN_NAMES = "id imageid dicomid caseid case scanid scan studyid study name exam
 LABEL_NAMES = "label target class diagnosis finding findings findinglabels pathology outcome result groundtruth gt y"
 MOST_LABEL_VALUES = 20
 SHOWN_VALUES = 12
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".nii", ".nii.gz", ".npy")
 # A column joins when at least this share of its values is found among the studies.
 SHARE_FOUND = 0.5
 
@@ -99,6 +100,7 @@ def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
     file is no table.
     """
     table = read_table_file(labels)
+    _refuse_row_for_header(table, seen)
     joins = _joins(table, seen)
     if answers.patient is not None:
         joins["patient_id"] = _named(table, answers.patient)
@@ -113,6 +115,17 @@ def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
 
 
 # ---------------------------------------------------------------- columns
+
+
+def _refuse_row_for_header(table: pd.DataFrame, seen: Glance) -> None:
+    """Raise InitError when the first line names a file or is a number, and so is no line of names; it is not quoted."""
+    names = [str(name) for name in table.columns]
+    if any(NUMBER.fullmatch(name) or name.lower().endswith(ENDINGS) for name in names) or {*names} & {*seen.files}:
+        raise InitError(
+            "line 1 of the label table looks like a row, not like the names of its columns: it holds a number or the "
+            "name "
+            "of a file. Write the names above it, such as path,patient_id,label"
+        )
 
 
 def _named(table: pd.DataFrame, column: str) -> str:

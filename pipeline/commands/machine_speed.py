@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.orchestration.estimate import SPEED_FILE, cores, memory_gb
+from pipeline.orchestration.estimate import BUSY, SPEED_FILE, busyness, cores, memory_gb
 from pipeline.orchestration.work import Items, Job, forward_flops, step_seconds
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.store.files import write_json
@@ -35,11 +35,16 @@ class TimedStep:
 
 @dataclass(frozen=True)
 class MachineSpeed:
-    """What was measured; `factors` are of stages timed as a whole, by what the reference machine takes."""
+    """What was measured; `factors` are of stages timed as a whole, by what the reference machine takes.
+
+    Steps and factors are those of the machine without other programs; `busy` is how many times longer it takes beside
+    those that there were.
+    """
 
     cores: int
     memory_gb: float
     gpu: str
+    busy: float
     steps: Sequence[TimedStep]
     factors: dict[str, float]
 
@@ -55,7 +60,14 @@ class MachineSpeed:
             f"{one.pretrain_ms:.2g} ms per image to pretrain, {one.finetune_ms:.2g} ms to fine-tune"
             for one in self.steps
         ]
-        return [f"machine: {self.cores} CPU cores, {self.memory_gb:.0f} GB of memory, {device}", *timed]
+        said = [f"machine: {self.cores} CPU cores, {self.memory_gb:.0f} GB of memory, {device}", *timed]
+        if self.busy >= BUSY:
+            said.append(
+                f"other programs keep the machine busy: the plan allows {self.busy:.1f} times as long for "
+                "everything; run "
+                "init again when it is idle for a larger one"
+            )
+        return said
 
 
 def measure(candidates: Sequence[tuple[Sequence[int], PretrainSettings]], factors: dict[str, float]) -> MachineSpeed:
@@ -64,7 +76,7 @@ def measure(candidates: Sequence[tuple[Sequence[int], PretrainSettings]], factor
 
     gpu = str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
     steps = [_timed(size, settings, "cuda" if gpu else "cpu") for size, settings in candidates]
-    return MachineSpeed(cores(), round(memory_gb(), 1), gpu, steps, factors)
+    return MachineSpeed(cores(), round(memory_gb(), 1), gpu, round(busyness(), 2), steps, factors)
 
 
 def remember(speed: MachineSpeed, store: Path) -> None:
@@ -112,7 +124,7 @@ def _timed(image_size: Sequence[int], settings: PretrainSettings, device: str) -
             if device == "cuda":
                 torch.cuda.synchronize()
 
-        return 1000 * _fastest(step) / len(rows)
+        return 1000 * _fastest(step, 0 if device == "cuda" else torch.get_num_threads()) / len(rows)
 
     with torch.random.fork_rng(devices=[]):
         pretrain_ms = ms_per_image(build(settings, spec), masked)
@@ -131,12 +143,18 @@ def _timed(image_size: Sequence[int], settings: PretrainSettings, device: str) -
     )
 
 
-def _fastest(step: Callable[[], None]) -> float:
-    """Return the seconds of the fastest of a few passes, fewer where one takes long."""
+def _fastest(step: Callable[[], None], threads: int) -> float:
+    """Return the seconds of the fastest of a few passes, fewer where one takes long, without the wait for a core.
+
+    On a busy machine the processor time tells what a pass takes by itself; on an idle one, threads that wait for each
+    other count, too.
+    """
     step()
     taken: list[float] = []
-    while len(taken) < TIMED_PASSES and sum(taken) < MOST_S:
-        started = time.perf_counter()
+    busy, begun = busyness(), time.perf_counter()
+    while len(taken) < TIMED_PASSES and time.perf_counter() - begun < MOST_S:
+        wall, processor = time.perf_counter(), time.process_time()
         step()
-        taken.append(time.perf_counter() - started)
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        taken.append(min(wall, max(processor / threads, wall / busy)) if threads else wall)
     return min(taken)

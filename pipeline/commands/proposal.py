@@ -131,7 +131,7 @@ def job(plan: _Plan, items: Items, speed: MachineSpeed) -> Job:
 
 def _seconds(plan: _Plan, items: Items, speed: MachineSpeed) -> dict[str, float]:
     own, known = job(plan, items, speed), speed.to_dict()
-    return {name: timed_factor(name, own, known)[0] * seconds(name, own) for name in NAMES}
+    return {name: speed.busy * timed_factor(name, own, known)[0] * seconds(name, own) for name in NAMES}
 
 
 def _batches(plan: _Plan, items: Items, speed: MachineSpeed) -> tuple[int, int]:

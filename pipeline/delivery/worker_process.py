@@ -9,14 +9,19 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from joblib.externals.loky import get_reusable_executor
 
 from pipeline.delivery.queue import Queue
+
+if TYPE_CHECKING:
+    from pipeline.delivery.worker import Writer
 
 POLL_S, PARENT_CHECK_S = 0.1, 1.0
 PAUSES_S = (1.0, 5.0, 20.0, 60.0)
@@ -26,7 +31,10 @@ State = Literal["loading", "ready", "stalled", "ended"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the process is started with: the model's folder, and the fields of `worker.Judging` and `Model.load`."""
+    """What the process is started with: the model's folder, and the fields of `worker.Judging` and `Model.load`.
+
+    `dicom` names the kinds of DICOM objects to write beside each result.
+    """
 
     model: Path
     device: str = "auto"
@@ -38,6 +46,7 @@ class Options:
     most_files: int = 5000
     most_mb: int = 4096
     keep_files: bool = False
+    dicom: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,10 +137,12 @@ class WorkerProcess:
 
 def _work(root: Path, options: Options, sender: Connection) -> None:
     """Judge whatever waits until SIGTERM, or until the parent is gone."""
-    _judge_on(root, options, sender)
-    sender.close()
-    # multiprocessing would wait for the idle workers that read studies; they end by themselves when this process does.
-    os._exit(0)
+    try:
+        _judge_on(root, options, sender)
+    finally:
+        sender.close()
+        # Idle readers are kept for later studies: multiprocessing would wait for them to end, and they for work.
+        get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
 def _judge_on(root: Path, options: Options, sender: Connection) -> None:
@@ -168,6 +179,7 @@ def _judge_on(root: Path, options: Options, sender: Connection) -> None:
         most_files=options.most_files,
         most_mb=options.most_mb,
         keep_files=options.keep_files,
+        writers=_writers(options.dicom),
     )
     queue = Queue(root)
     queue.requeue_interrupted()
@@ -187,6 +199,16 @@ def _judge_on(root: Path, options: Options, sender: Connection) -> None:
             tell("stalled", what)
             stop.wait(PAUSES_S[min(failed, len(PAUSES_S) - 1)])
             failed += 1
+
+
+def _writers(dicom: Sequence[str]) -> dict[str, Writer]:
+    from pipeline.delivery.worker import page_files
+
+    if not dicom:
+        return {"page": page_files}
+    from pipeline.delivery.dicom.queued import dicom_files
+
+    return {"page": page_files, "dicom": dicom_files(dicom)}
 
 
 def _end_with_parent(parent: int, stop: threading.Event) -> None:

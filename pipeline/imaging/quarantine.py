@@ -87,11 +87,13 @@ FLAGS = {
     "orientation_assumed": "the file does not say how it lies; indices taken to rise towards left, anterior, superior",
     "orientation_contradicts": "the file says in two ways how it lies, and they differ; its sform was taken",
     "padding_of_maker": "more pixels at the lowest value than in another maker's CT (padding?); see preprocess.window",
+    "no_field_of_view": "no disc in a dark surround was found; the whole image was taken (preprocess.crop)",
     "duplicate_across_patients": "the same pixels as an image of another patient",
     "near_duplicate_across_patients": "nearly the same picture as an image of another patient",
 }
-# Decided by comparison with other images, when none can be refused any more.
+# Decided by comparison with other images, or when arrays are made, when none can be refused any more.
 COMPARED_FLAGS = (
+    "no_field_of_view",
     "inversion_suspected",
     "padding_of_maker",
     "duplicate_across_patients",

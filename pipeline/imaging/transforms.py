@@ -1,18 +1,20 @@
 """From a decoded image to the array a model sees: one definition, in MONAI's transforms, for training and prediction.
 
-Clip to a window → resize with physical proportions kept → centre in the wanted size → scale the window to uint8.
+Cut out the field of view, if asked to → clip to a window → resize with physical proportions kept → centre in the wanted
+size → scale the window to uint8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Resize, ResizeWithPadOrCrop, ScaleIntensityRange
 
+from pipeline.imaging.field_of_view import field_of_view
 from pipeline.imaging.image import Image, as_json
 from pipeline.imaging.quarantine import Refused
 
@@ -29,7 +31,8 @@ class Rendering:
     structure keeps its size in mm; without, they are scaled to fit inside `image_size`, so that nothing is lost.
     `window`, lowest and highest value shown, is for images whose values mean the same everywhere (CT, in Hounsfield
     units); without, each image is shown between two of its own percentiles, of all its channels together, so that hue
-    stays. `channels`: grey, or colour, in which grey images are repeated.
+    stays. `channels`: grey, or colour, in which grey images are repeated. `crop`: none, or field_of_view, by which the
+    disc of a fundus photograph is cut out first; see `field_of_view`.
     """
 
     image_size: tuple[int, ...]
@@ -38,6 +41,7 @@ class Rendering:
     upper_percentile: float
     window: tuple[float, float] | None = None
     channels: str = "grey"
+    crop: str = "none"
 
     @property
     def channel_count(self) -> int:
@@ -58,7 +62,9 @@ class Rendering:
             lower_percentile=settings["lower_percentile"],
             upper_percentile=settings["upper_percentile"],
             window=(window[0], window[1]) if window else None,
-            channels=settings.get("channels", "grey"),  # artifacts and models of before there was a choice
+            # Artifacts and models can be of before there was a choice.
+            channels=settings.get("channels", "grey"),
+            crop=settings.get("crop", "none"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,20 +81,24 @@ class Rendering:
 class Rendered:
     """uint8 `pixels` of shape (C, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0).
 
-    `size` is the image's own, `resized` what it was scaled to before `padding`, both per axis.
+    `size` is the image's own, `resized` what it was scaled to before `padding`, both per axis. `box` is what was cut
+    out of the image before, first and behind the last place of each axis: all of it unless `cropped`.
     """
 
     pixels: np.ndarray
     padding: tuple[int, ...]
     size: tuple[int, ...] = ()
     resized: tuple[int, ...] = ()
+    box: tuple[int, ...] = ()
+    cropped: bool = False
 
     @property
     def matrix(self) -> np.ndarray:
         """The matrix (n + 1, n + 1) from indices of the array to those of the image; whole numbers are centres."""
-        scale = np.array(self.size) / np.array(self.resized)
+        starts, ends = np.reshape(self.box or [end for side in self.size for end in (0, side)], (-1, 2)).T
+        scale = (ends - starts) / np.array(self.resized)
         matrix = np.diag([*scale, 1.0])
-        matrix[:-1, -1] = (0.5 - np.array(self.padding[::2])) * scale - 0.5
+        matrix[:-1, -1] = starts + (0.5 - np.array(self.padding[::2])) * scale - 0.5
         return matrix
 
     def to_image(self, values: np.ndarray) -> np.ndarray:
@@ -116,6 +126,10 @@ def render(image: Image, how: Rendering) -> Rendered:
     """
     if image.pixels.ndim != len(how.image_size):
         raise Refused("bad_geometry", f"{image.pixels.ndim}-D image, but preprocess.image_size has another number")
+    whole = image.pixels.shape
+    box = field_of_view(image.channels) if how.crop == "field_of_view" else None
+    if box is not None:
+        image = _cut(image, box)
     low, high = how.window or window_of(image, how)
     # Clipping comes first, so that a bright speck does not colour its surroundings; scaling last, on fewer pixels.
     clipped = torch.from_numpy(np.clip(_channels(image, how), low, high))
@@ -129,7 +143,16 @@ def render(image: Image, how: Rendering) -> Rendered:
     size = tuple(resized.shape[1:])
     if len(array) < how.channel_count:
         array = np.repeat(array, how.channel_count, axis=0)
-    return Rendered(np.ascontiguousarray(array), _padding(size, how.image_size), image.pixels.shape, size)
+    taken = box or tuple(end for side in whole for end in (0, side))
+    padding = _padding(size, how.image_size)
+    return Rendered(np.ascontiguousarray(array), padding, whole, size, taken, box is not None)
+
+
+def _cut(image: Image, box: tuple[int, int, int, int]) -> Image:
+    """Return the part of a picture in a box: top, bottom, left and right."""
+    part = (..., slice(*box[:2]), slice(*box[2:]))
+    valid, colour = (None if one is None else one[part] for one in (image.valid, image.colour))
+    return replace(image, pixels=image.pixels[part], valid=valid, colour=colour)
 
 
 def window_of(image: Image, how: Rendering) -> tuple[float, float]:

@@ -156,11 +156,14 @@ def _see(task: Task, group: Group) -> Seen:
     for one in study.images:
         about = one.image.about
         try:
-            arrays.append(render(one.image, task.rendering).pixels)
+            rendered = render(one.image, task.rendering)
         except Refused as error:
             refused |= dict.fromkeys(one.files, error.refusal)
             continue
+        arrays.append(rendered.pixels)
+        whole = task.rendering.crop != "none" and not rendered.cropped
+        flags = (*one.flags, *(("no_field_of_view",) if whole else ()))
         stated = {name: getattr(about, name) for name in ("modality", "view", "body_part", "age_years")}
-        facts.append(Facts(one.files, one.flags, {**stated, "spacing_mm": one.image.spacing_mm}))
+        facts.append(Facts(one.files, flags, {**stated, "spacing_mm": one.image.spacing_mm}))
     stacked = np.stack(arrays) if arrays else task.rendering.no_arrays()
     return Seen(stacked, tuple(facts), tuple(sorted(refused.items())))

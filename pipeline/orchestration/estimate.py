@@ -2,7 +2,8 @@
 
 `work` says how many seconds a stage takes on its reference machine. What this machine takes is a factor of that: the
 median over the newest artifacts of the stage that were made on such a device, since their records hold seconds and
-settings; for trainings without any, the factor of the step that `maescreen init` timed; otherwise 1.
+settings; for trainings without any, the factor of the step that `maescreen init` timed; otherwise 1. The last two are
+those of an idle machine, and are multiplied by how busy it has been with other programs in the last quarter of an hour.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.orchestration.plan import Step
 from pipeline.orchestration.work import Items, Job, disk_mb, forward_flops, memory_mb, seconds
 from pipeline.settings.config import Config
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
-from pipeline.settings.where import Machine
+from pipeline.settings.where import Machine, Studies
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import read_json
 
@@ -31,6 +32,7 @@ TRAININGS = ("pretrain", "finetune", "score")
 LOOKED_AT = 5
 # Shorter ones say more about starting than about working, and a resumed one holds its last leg alone.
 LEAST_S = 1.0
+BUSY = 1.5
 GB = 1e9
 
 
@@ -60,14 +62,15 @@ def estimates(config: Config, steps: Sequence[Step]) -> dict[str, Estimate]:
         return {}
     store = Store(config.store)
     try:
-        items = {name: _items(config, name, steps, store) for name in {step.stage.external for step in due}}
+        counted = {name: counted_items(config, data, bool(name)) for name, data in _datasets(config).items()}
+        items = {name: _items(counted[name], name, steps, store) for name in {step.stage.external for step in due}}
     except OSError:
         return {}
     speed = read_speed(config.store)
     found = {}
     for step in due:
         job = job_of(config, items[step.stage.external])
-        own, basis = _factor(step.stage.name, job, config, store, speed)
+        own, basis = _factor(step.stage.name, job, _Known(config, store, counted), speed)
         name = step.stage.name
         found[step.name] = Estimate(
             step.name, own * seconds(name, job), memory_mb(name, job), disk_mb(name, job), basis
@@ -98,18 +101,31 @@ def threads_of(machine: Mapping[str, Any]) -> int:
     return min(machine.get("threads") or cores(), cores())
 
 
-def _items(config: Config, external: str, steps: Sequence[Step], store: Store) -> Items:
+def _datasets(config: Config) -> dict[str, Studies]:
+    """Return the studies of each external test set by its name, those of the run by an empty name."""
+    return {"": config.data, **{one.name: one for one in config.data.external}}
+
+
+def _items(counted: Items, external: str, steps: Sequence[Step], store: Store) -> Items:
     """Return what there is to do for the studies of the run, or of the external test set of this name."""
-    data = next((one for one in config.data.external if one.name == external), config.data)
     made = {
         step.stage.name: store.find(step.stage.name, step.key)
         for step in steps
         if step.stage.external == external and step.action == "reuse"
     }
-    return items_of(counted_items(config, data, bool(external)), made.get("ingest"), made.get("split"))
+    return items_of(counted, made.get("ingest"), made.get("split"))
 
 
 # ---------------------------------------------------------------- what this machine takes
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What earlier artifacts are looked at with: the config, its store, and the files counted by dataset."""
+
+    config: Config
+    store: Store
+    counted: Mapping[str, Items]
 
 
 def read_speed(store: Path) -> Mapping[str, Any]:
@@ -121,12 +137,23 @@ def read_speed(store: Path) -> Mapping[str, Any]:
     return found if found.get("cores") == cores() else {}
 
 
-def _factor(stage: str, job: Job, config: Config, store: Store, speed: Mapping[str, Any]) -> tuple[float, str]:
+def _factor(stage: str, job: Job, known: _Known, speed: Mapping[str, Any]) -> tuple[float, str]:
     """Return how many seconds this machine takes for one of the reference machine, and where that is known from."""
-    learnt = _learnt(stage, config, store)
+    learnt = _learnt(stage, known)
     if learnt:
         return median(learnt), f"{len(learnt)} earlier {'artifact' if len(learnt) == 1 else 'artifacts'}"
-    return timed_factor(stage, job, speed)
+    factor, basis = timed_factor(stage, job, speed)
+    return factor * busyness(job.threads), basis
+
+
+def busyness(threads: int = 1) -> float:
+    """Return how many times longer work takes beside other programs, if they go on as in the last 15 minutes."""
+    return max(1.0, (load() + threads) / cores())
+
+
+def load() -> float:
+    """Return the mean number of processes that wanted a core in the last 15 minutes."""
+    return os.getloadavg()[2]
 
 
 def timed_factor(stage: str, job: Job, speed: Mapping[str, Any]) -> tuple[float, str]:
@@ -141,11 +168,11 @@ def timed_factor(stage: str, job: Job, speed: Mapping[str, Any]) -> tuple[float,
     return float(nearest["pretrain" if stage == "pretrain" else "finetune"]), "a step timed by init"
 
 
-def _learnt(stage: str, config: Config, store: Store) -> list[float]:
+def _learnt(stage: str, known: _Known) -> list[float]:
     """Return the factors of earlier artifacts of a stage on such a device, those of the project if it has any."""
-    usable = [one for one in store.all(stage)[: 4 * LOOKED_AT] if _is_of_here(one, config.machine)]
-    own = [one for one in usable if one.record.get("project") == config.project]
-    found = [_factor_of(one, config, store) for one in (own or usable)[:LOOKED_AT]]
+    usable = [one for one in known.store.all(stage)[: 4 * LOOKED_AT] if _is_of_here(one, known.config.machine)]
+    own = [one for one in usable if one.record.get("project") == known.config.project]
+    found = [_factor_of(one, known) for one in (own or usable)[:LOOKED_AT]]
     return [factor for factor in found if factor is not None]
 
 
@@ -162,22 +189,22 @@ def _has_gpu() -> bool:
     return any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap"))
 
 
-def _factor_of(artifact: Artifact, config: Config, store: Store) -> float | None:
+def _factor_of(artifact: Artifact, known: _Known) -> float | None:
     """Return the seconds that an artifact took over those of the reference machine; None where that is not known."""
     try:
-        job = _job_of(artifact, config, store)
+        job = _job_of(artifact, known)
     except (StoreError, OSError, ValueError, KeyError, TypeError):  # made by code that counted otherwise
         return None
     return float(artifact.record["seconds"]) / seconds(artifact.stage, job)
 
 
-def _job_of(artifact: Artifact, config: Config, store: Store) -> Job:
-    line = _ancestors(artifact, store)
+def _job_of(artifact: Artifact, known: _Known) -> Job:
+    line, config = _ancestors(artifact, known.store), known.config
     settings = {stage: one.record["settings"] for stage, one in line.items()}
     made = artifact.record.get("machine", {})
     external = artifact.record.get("step", artifact.stage).partition("@")[2]
-    data = next((one for one in config.data.external if one.name == external), config.data)
-    job = job_of(config, items_of(counted_items(config, data, bool(external)), line.get("ingest"), line.get("split")))
+    counted = known.counted.get(external, known.counted[""])
+    job = job_of(config, items_of(counted, line.get("ingest"), line.get("split")))
     return replace(
         job,
         image_size=settings.get("preprocess", {}).get("image_size", job.image_size),
@@ -213,6 +240,11 @@ def lines(found: Mapping[str, Estimate], store: Path) -> list[str]:
     everything = list(found.values())
     total, most = sum(one.seconds for one in everything), max(one.memory_mb for one in everything)
     rows.append(f"{'all':<22}{duration(total):>10}{size(most):>10}{size(sum(one.disk_mb for one in everything)):>10}")
+    if busyness() >= BUSY:
+        rows.append(
+            f"other programs keep this machine busy (load {load():.0f} on {cores()} cores): what is not learnt from "
+            f"earlier artifacts is multiplied by {busyness():.1f}"
+        )
     return rows + warnings(found, store)
 
 

@@ -169,7 +169,7 @@ def _finetune(job: Job) -> float:
     _, step = step_seconds(job)
     epoch = EPOCH_S + step * (items.train + items.tune / STEP_PASSES)
     runs = 1 + len(own.labelled_patients)  # fewer patients train for as many steps
-    classical = sum(not ARMS[arm].network for arm in own.arms)
+    classical = sum(not (ARMS[arm].network or ARMS[arm].of_others) for arm in own.arms)
     features = CLASSICAL_S + (items.train + items.tune) * (CLASSICAL_IMAGE_S + step / STEP_PASSES)
     return TORCH_S + runs * (job.networks * epochs * epoch + classical * features)
 

@@ -24,6 +24,8 @@ from pipeline.settings.images import IngestSettings, PreprocessSettings, SplitSe
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.settings.where import Data, Machine, Tracking
 
+OF_COLOUR = ("saturation", "hue", "channel_brightness")
+
 
 class Config(Settings):
     """A complete run."""
@@ -76,6 +78,12 @@ class Config(Settings):
         in_colour = self.preprocess.channels == "colour"
         if in_colour and len(size) == 3:
             problems.append("preprocess.channels colour is for pictures; preprocess.image_size has 3 axes")
+        coloured = [name for name in OF_COLOUR if getattr(self.finetune.augmentation, name)]
+        if coloured and not in_colour:
+            names = ", ".join(f"finetune.augmentation.{name}" for name in coloured)
+            problems.append(f"{names} {'needs' if len(coloured) == 1 else 'need'} preprocess.channels: colour")
+        if self.preprocess.crop != "none" and len(size) == 3:
+            problems.append("preprocess.crop field_of_view is for pictures; preprocess.image_size has 3 axes")
         if in_colour and self.ingest.colour == "luminance":
             problems.append("ingest.colour luminance takes the colours that preprocess.channels: colour is to keep")
         if not in_colour and self.ingest.colour == "keep":

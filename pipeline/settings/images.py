@@ -149,7 +149,12 @@ class PreprocessSettings(Settings):
     channels: Literal["grey", "colour"] = Field(
         "grey", description="colour: red, green and blue of pictures; grey ones are repeated and flagged"
     )
-    LATER: ClassVar[frozenset[str]] = frozenset({"channels"})
+    crop: Literal["none", "field_of_view"] = Field(
+        "none",
+        description="field_of_view: cut the disc of a fundus photograph out of its dark surround; where there is none, "
+        "the whole image is taken and flagged",
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"channels", "crop"})
 
     @field_validator("window")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -91,6 +91,12 @@ class FinetuneAugmentation(Mirroring):
     cutout: float = Field(
         0.0, ge=0, le=0.9, description="side of a box made black, share of the image's; half of the images"
     )
+    saturation: float = Field(0.0, ge=0, le=1, description="of colour images, relative change")
+    hue: float = Field(0.0, ge=0, le=0.5, description="of colour images, turn either way, share of the circle")
+    channel_brightness: float = Field(
+        0.0, ge=0, le=0.5, description="of colour images, each channel by itself, share of the range"
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"saturation", "hue", "channel_brightness"})
 
 
 class PretrainSettings(Settings):

@@ -26,7 +26,8 @@ from pipeline.imaging.transforms import CHANNELS, Rendered, Rendering, render
 from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_json, write_json
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
-from pipeline.store.tables.preprocess import CONTENTS, INDEX
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.split import FURTHER_LABELS, SPLIT, SPLITS
 from pipeline.store.wording import counted
 
@@ -53,8 +54,8 @@ NO_LIMITS = Policy(
 )
 # The files of one image, in order, each with its SHA-256.
 Parts = tuple[tuple[Source, str], ...]
-# Array file, row in it, and padding of a rendered image.
-Place = tuple[Path, int, Sequence[float]]
+# Array file, row in it, padding, and what was cut out of a rendered image.
+Place = tuple[Path, int, Sequence[float], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Shard:
 
 
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary.
+    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary,
+    and with `crop` a table of what was cut out of each image.
 
     Further labels, if there are any, are divided by split, so that later stages see those of their own images alone.
     Finished shards are kept when a killed run goes on, and images that an earlier artifact has are copied: other labels
@@ -104,13 +106,22 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     written = (None for shard in todo for _ in _write_shard(shard, parts, before, how, work, inputs.machine))
     for _ in log.track(written, "images", total=len(rows), start=start):
         pass
-    padding = {image: pad for shard in shards for image, pad in read_json(_page(scratch, shard)).items()}
+    pages = [read_json(_page(scratch, shard)) for shard in shards]
+    padding = {image: pad for page in pages for image, pad in page["padding"].items()}
     _write_indices(shards, padding, work)
     table = pd.DataFrame({"image_id": contents.keys(), "content": contents.values()})
     write_table(work / "contents.parquet", table, CONTENTS)
     for path in inputs.files("split", "further_labels.parquet"):
         _write_further_labels(read_table(path, FURTHER_LABELS), rows, work)
     summary = _summary(settings, rows, padding)
+    if settings.crop == "field_of_view":
+        fields = {image: field for page in pages for image, field in page["fields"].items()}
+        summary["field_of_view"] = _write_fields(fields, work)
+        if lost := summary["field_of_view"]["not_found"]:
+            log.warn(
+                f"in {lost} of {len(rows)} images no field of view was found; they were taken whole "
+                "(field_of_view.parquet)"
+            )
     if summary["cropped_images"]:
         log.warn(f"{summary['cropped_images']} images reach beyond image_size at this spacing and were cropped")
     log.info(", ".join(f"{name} {count}" for name, count in summary["counts"].items()) + " images")
@@ -172,18 +183,23 @@ def _before(artifact: Artifact | None, contents: Mapping[str, str]) -> dict[str,
     index = pd.concat([read_table(artifact.file(name), INDEX) for name in indices])
     index = index[index["image_id"].isin(same)]
     files = {shard: artifact.file(shard) for shard in index["shard"].unique()}
-    places = zip(index["shard"].map(files), index["row"], index["padding"], strict=True)
+    fields: dict[str, Sequence[int]] = {}
+    if "field_of_view.parquet" in artifact.record["files"]:
+        table = read_table(artifact.file("field_of_view.parquet"), FIELD_OF_VIEW)
+        fields = {name: [int(value) for value in row] for name, *row in table.itertuples(index=False)}
+    cut = [fields.get(name, []) for name in index["image_id"]]
+    places = zip(index["shard"].map(files), index["row"], index["padding"], cut, strict=True)
     return dict(zip(index["image_id"], places, strict=True))
 
 
-def _copy(before: Mapping[str, Place], ids: Sequence[str], array: np.ndarray) -> Iterator[tuple[str, list[int]]]:
-    """Fill the rows of those images that were there before; yield each with its padding."""
+def _copy(before: Mapping[str, Place], ids: Sequence[str], array: np.ndarray) -> Iterator[str]:
+    """Fill the rows of those images that were there before; yield each."""
     wanted = [(str(before[name][0]), row, name) for row, name in enumerate(ids) if name in before]
     for file, group in groupby(sorted(wanted), key=itemgetter(0)):
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
         for _, row, name in group:
             array[row] = pixels[before[name][1]]
-            yield name, [int(side) for side in before[name][2]]
+            yield name
 
 
 def _write_shard(
@@ -197,19 +213,21 @@ def _write_shard(
     batches = {start: left[start : start + IMAGES_PER_TASK] for start in range(0, len(left), IMAGES_PER_TASK)}
     tasks = {start: [items[n] for n in batch] for start, batch in batches.items()}
     padding: dict[str, list[int]] = {}
+    fields: dict[str, list[int]] = {}
     problems: dict[str, list[str]] = {}
     pool = Pool(machine.workers, TIMEOUT_S, machine.backend, machine.scheduler)
     with atomic(work / shard.name) as temporary:
         shape = (len(items), how.channel_count, *how.image_size)
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        for name, pad in _copy(before, ids, array):
-            padding[name] = pad
+        for name in _copy(before, ids, array):
+            padding[name], fields[name] = [int(side) for side in before[name][2]], list(before[name][3])
             yield
         for start, results in each_batch(partial(_render, how), tasks, pool, work / SCRATCH):
             for row, result in zip(batches[start], results, strict=True):
                 if isinstance(result, Rendered):
                     array[row] = result.pixels
                     padding[ids[row]] = list(result.padding)
+                    fields[ids[row]] = [int(result.cropped), *result.box]
                 else:
                     problems.setdefault(_problem(result), []).append(ids[row])
                 yield
@@ -218,7 +236,7 @@ def _write_shard(
         if problems:
             listed = (f"{len(images)} images: {text} (first: {min(images)})" for text, images in problems.items())
             raise ValueError("; ".join(sorted(listed)))
-    write_json(_page(work / SCRATCH, shard), {image: padding[image] for image in ids})
+    write_json(_page(work / SCRATCH, shard), {"padding": padding, "fields": fields})
 
 
 def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
@@ -249,6 +267,14 @@ def _write_indices(shards: Sequence[Shard], padding: dict[str, list[int]], work:
             index = pd.concat(parts, ignore_index=True)
             index["padding"] = [[float(pixels) for pixels in padding[image]] for image in index["image_id"]]
             write_table(work / f"index_{name}.parquet", index, INDEX)
+
+
+def _write_fields(fields: Mapping[str, Sequence[int]], work: Path) -> dict[str, int]:
+    """Write what was cut out of each image; return in how many the field of view was found, and in how many not."""
+    names = [column.name for column in FIELD_OF_VIEW.columns]
+    table = pd.DataFrame([[image, bool(found), *box] for image, (found, *box) in fields.items()], columns=names)
+    write_table(work / "field_of_view.parquet", table.sort_values("image_id", ignore_index=True), FIELD_OF_VIEW)
+    return {"found": int(table["found"].sum()), "not_found": int((~table["found"]).sum())}
 
 
 def _write_further_labels(further: pd.DataFrame, rows: pd.DataFrame, work: Path) -> None:

@@ -6,8 +6,7 @@ import json
 
 import pytest
 from browser import CHROMIUM, browser
-from delivery.test_http import judged
-from service import TOKEN, running
+from service import TOKEN, judged, running
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 

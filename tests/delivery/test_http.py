@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import threading
@@ -12,29 +13,12 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from service import BEARER, MODEL, TOKEN, Running, running
+from service import BEARER, TOKEN, Running, judged, running
 
-from pipeline.delivery.http import answers, pages, server
-from pipeline.delivery.http.access import Access, TokenError, read_token
+from pipeline.delivery.http import answers, server
 
 SECRET = "DOE^JANE"
 MB = 1024**2
-ROW = {
-    "study": "",
-    "images": 1,
-    "decision": "refer",
-    "reasons": [],
-    "score": 1.25,
-    "probability": 0.8,
-    "probability_low": 0.7,
-    "probability_high": 0.9,
-    "threshold": 0.5,
-    "typical": False,
-    "most_unusual": "size",
-    "remarks": [],
-    "header_unlike_training": [],
-    "model_sha256": MODEL["sha256"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,61 +28,7 @@ def service(tmp_path_factory) -> Running:
         assert up.errors == []
 
 
-def judged(up: Running, name: str = "", **row) -> str:
-    """Put a finished study into the queue, as the process that judges does."""
-    entry = up.queue.receive("http", name)
-    up.queue.submit(entry)
-    for taken in up.queue.take(99):
-        model = {"title": MODEL["title"], "sha256": MODEL["sha256"], "usable": True}
-        content = {"id": taken.id, "name": taken.name, "received": taken.received, "judged": taken.received}
-        content |= {"model": model, "why": [], "quarantine": [], "result": {**ROW, "study": taken.id, **row}}
-        picture = b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8" viewBox="0 0 8 8"></svg>'
-        results = {"result.json": json.dumps(content).encode(), "page.pdf": b"%PDF-1.7", "image.svg": picture}
-        up.queue.finish(taken, results)
-    return entry.id
-
-
-def browser(up: Running):
-    """Return a client that has logged in as a browser does, and what its forms hold."""
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = up.client.with_headers().ask("POST", "/login", f"token={TOKEN}", form)
-    assert (answer.status, answer.headers["location"]) == (303, "/")
-    client = up.client.with_headers(Cookie=answer.headers["set-cookie"].partition(";")[0])
-    return client, re.search(r'name="form" value="([^"]+)"', client.get("/").text)[1]
-
-
 # ---------------------------------------------------------------- who may ask
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o601])
-def test_a_token_that_others_can_read_or_write_is_refused(tmp_path, mode):
-    file = tmp_path / "token"
-    file.write_text(TOKEN)
-    file.chmod(mode)
-    with pytest.raises(TokenError, match="read or changed by others"):
-        read_token(file)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"short", "32 characters or more"),
-        (b"", "32 characters"),
-        (b"x" * 2000, "one line"),
-        (b"a b" * 20, "spaces"),
-        (("ä" * 40).encode(), "ASCII"),
-        (b"x" * 40 + b"\n" + b"y" * 40, "one line"),
-    ],
-)
-def test_what_is_no_token_is_refused_without_being_shown(tmp_path, content, message):
-    file = tmp_path / "token"
-    file.write_bytes(content)
-    file.chmod(0o600)
-    with pytest.raises(TokenError, match=message) as refused:
-        read_token(file)
-    assert not content or content.decode() not in str(refused.value)
-    with pytest.raises(TokenError, match="no such file"):
-        read_token(tmp_path / "elsewhere")
 
 
 def test_every_address_but_healthz_needs_the_token(service):
@@ -124,16 +54,6 @@ def test_every_address_but_healthz_needs_the_token(service):
             assert TOKEN not in answer.text
     assert stranger.get("/", Accept="text/html").headers["location"] == "/login"
     assert described["paths"]["/healthz"]["get"]["security"] == []
-
-
-def test_the_token_is_compared_in_constant_time(monkeypatch):
-    from pipeline.delivery.http import access
-
-    compared = []
-    monkeypatch.setattr(access.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
-    known = Access(TOKEN)
-    assert (known.allows(TOKEN), known.allows("x"), known.allows("")) == (True, False, False)
-    assert [(len(a), len(b)) for a, b in compared] == [(32, 32)] * 3
 
 
 # ---------------------------------------------------------------- studies in
@@ -183,6 +103,14 @@ def test_a_name_is_shown_and_never_a_path(service, name):
     assert "\u202e" not in page
 
 
+def settled(service: Running, before: list[str]) -> bool:
+    """Whether nothing of a refused study stays, within a moment: the sender is answered first."""
+    until = time.monotonic() + 10
+    while service.files != before and time.monotonic() < until:
+        time.sleep(0.01)
+    return service.files == before
+
+
 def test_too_much_is_refused_while_it_arrives_and_leaves_nothing(service, monkeypatch):
     before = service.files
     stated = service.client.raw(
@@ -199,13 +127,13 @@ def test_too_much_is_refused_while_it_arrives_and_leaves_nothing(service, monkey
         nonlocal sent
         while True:
             sent += 65536
-            yield bytes(65536)
+            yield b"10000\r\n" + bytes(65536) + b"\r\n"
 
     with pytest.raises((BrokenPipeError, ConnectionResetError)):  # who never ends cannot be told
         service.client.ask("POST", "/studies", endless(), {"Transfer-Encoding": "chunked"})
-    assert sent < 40 * MB
+    assert 2 * MB < sent < 40 * MB
     assert service.client.ask("POST", "/studies", bytes(2 * MB + 1)).why.startswith("a study has at most 2 MB")
-    assert service.files == before
+    assert settled(service, before)
 
 
 def test_an_empty_body_and_one_that_breaks_off_leave_nothing(service):
@@ -215,10 +143,7 @@ def test_an_empty_body_and_one_that_breaks_off_leave_nothing(service):
         head = f"POST /studies HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n"
         stream.sendall(head.encode() + b"half of it")
         time.sleep(0.1)
-    until = time.monotonic() + 5
-    while service.files != before and time.monotonic() < until:
-        time.sleep(0.01)
-    assert service.files == before
+    assert settled(service, before)
 
 
 def test_slow_senders_are_let_go(tmp_path, monkeypatch):
@@ -281,8 +206,6 @@ def test_uploads_that_nobody_finished_go_when_the_service_starts(tmp_path):
     before = Queue(tmp_path / "queue")
     entry, dicom = before.receive("http"), before.receive("dicom")
     for descriptor in before._held.values():
-        import os
-
         os.close(descriptor)
     with running(tmp_path / "queue") as up:
         assert up.client.get("/healthz").status == 200
@@ -458,130 +381,3 @@ def test_many_clients_at_once_each_get_their_own_study(service):
         thread.join()
     contents = {(service.queue.find(id_).files / "upload").read_bytes() for id_ in ids}
     assert (len({*ids}), len(contents)) == (36, 36)
-
-
-# ---------------------------------------------------------------- people
-
-
-def test_a_browser_logs_in_and_out_without_ever_keeping_the_token(service):
-    stranger = service.client.with_headers()
-    assert 'type="password"' in stranger.get("/login").text
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    wrong = stranger.ask("POST", "/login", "token=wrong-wrong-wrong", form)
-    assert (wrong.status, "set-cookie" in wrong.headers, "wrong-wrong" in wrong.text) == (403, False, False)
-    right = stranger.ask("POST", "/login", f"token={TOKEN}", form).headers["set-cookie"]
-    assert TOKEN not in right
-    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {part.strip() for part in right.split(";")}
-    assert "Secure" not in right
-    proxied = stranger.ask("POST", "/login", f"token={TOKEN}", {**form, "X-Forwarded-Proto": "https"})
-    assert "Secure" in proxied.headers["set-cookie"]
-    client, hidden = browser(service)
-    assert client.get("/").status == client.get("/info").status == 200
-    assert client.ask("POST", "/studies", b"x").status == 401  # a page of another site could send one
-    assert client.ask("POST", "/logout", "form=other", form).status == 403
-    assert client.ask("POST", "/logout", f"form={hidden}", form).headers["location"] == "/login"
-    assert client.get("/").status == 401
-
-
-@pytest.mark.parametrize(
-    "body", ["", "token", f"token={TOKEN}&more=1", f"token={TOKEN}&token={TOKEN}", "x" * 5000, "&" * 90]
-)
-def test_a_form_with_other_fields_is_refused(service, body):
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert service.client.ask("POST", "/login", body, form).status in (413, 422)
-    multipart = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert service.client.ask("POST", "/login", body, multipart).status == 415
-
-
-def test_an_outcome_is_recorded_from_the_page_of_the_study_alone(service):
-    id_ = judged(service, "ankle")
-    client, hidden = browser(service)
-    table, where = service.queue.root / "outcomes.jsonl", f"/reading-list/{id_}/outcome"
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    body = f"form={hidden}&outcome=condition+found"
-    for refused in (
-        client.ask("POST", where, "outcome=condition+found", form),
-        client.ask("POST", where, "form=guess&outcome=condition+found", form),
-        client.ask("POST", where, f"form={hidden}&outcome=maybe", form),
-        client.ask("POST", where, body, {**form, "Origin": "https://elsewhere.example"}),
-        client.ask("POST", where, body, {**form, "Sec-Fetch-Site": "cross-site"}),
-        client.ask("POST", where, body, {"Content-Type": "text/plain"}),
-        service.client.ask("POST", where, body, form),  # a program with the token, and no page
-        client.ask("POST", "/reading-list/20260101T000000000Z-0123456789abcdef/outcome", body, form),
-    ):
-        assert refused.status in (403, 404, 415, 422)
-    assert not table.exists()
-    origin = {**form, "Origin": f"http://127.0.0.1:{client.port}", "Sec-Fetch-Site": "same-origin"}
-    assert client.ask("POST", where, body, origin).headers["location"] == f"/reading-list/{id_}#outcome"
-    assert client.ask("POST", where, f"form={hidden}&outcome=unknown", origin).status == 303
-    lines = [json.loads(line) for line in table.read_text().splitlines()]
-    assert [line["outcome"] for line in lines] == ["condition found", "unknown"]
-    assert lines[0] | {"time": ""} == {
-        "study": id_,
-        "outcome": "condition found",
-        "time": "",
-        "score": 1.25,
-        "model_hash": MODEL["sha256"],
-        "decision": "refer",
-    }
-    with table.open("a") as stream:
-        stream.write('{"study": "cut')
-    assert "<strong>unknown</strong>" in client.get(f"/reading-list/{id_}").text
-    client.ask("POST", where, f"form={hidden}&outcome=not+found", origin)
-    assert "<strong>not found</strong>" in client.get(f"/reading-list/{id_}").text
-
-
-def test_the_list_filters_orders_and_turns_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "PER_PAGE", 5)
-    with running(tmp_path / "queue") as up:
-        for number in range(8):
-            judged(up, f"study {number}", score=number / 10, decision="refer" if number > 3 else "no refer")
-        judged(up, "lost", score=None, probability=None, typical=None, decision="not assessable")
-
-        def shown(query: str) -> list[str]:
-            return re.findall(r'<a href="/reading-list/[^"]+">([^<]+)</a>', up.client.get(f"/{query}").text)
-
-        first = shown("")
-        assert (len(first), first[:3]) == (5, ["lost", "study 7", "study 6"])
-        assert shown("?page=2")[-1] == shown("?page=9")[-1] == "study 0"
-        assert shown("?order=time")[:2] == ["lost", "study 7"]
-        assert shown("?decision=not%20assessable") == ["lost"]
-        assert shown("?decision=no%20refer&name=STUDY%20")[:2] == ["study 3", "study 2"]
-        assert "page=2" in re.search(r'<a href="([^"]+)" rel="next">', up.client.get("/?order=time").text)[1]
-        assert "No finished study is like that" in up.client.get("/?name=%3Cb%3E").text
-        assert 'value="&lt;b&gt;"' in up.client.get("/?name=%3Cb%3E").text
-
-
-def test_pages_hold_no_script_and_nothing_from_elsewhere(service):
-    import base64
-    import hashlib
-
-    id_ = judged(service, "wrist")
-    for path in ("/", f"/reading-list/{id_}", "/login"):
-        page = browser(service)[0].get(path)
-        style = re.search(r"<style>(.*?)</style>", page.text, re.DOTALL)[1]
-        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        allowed = page.headers["content-security-policy"]
-        assert f"style-src 'sha256-{digest}'" in allowed
-        assert allowed.startswith("default-src 'none'; ")
-        assert not re.search(r"<script|javascript:|\son\w+=|style=|https?://", page.text)
-        assert not re.search(r"(src|href)=\"(?!/|#|data:,)", page.text)
-        assert "Shadows &amp; &lt;lights&gt;" in page.text or path == "/login"
-        assert page.text.count("<h1>") == 1
-        labelled = set(re.findall(r'<label for="(\w+)"', page.text))
-        assert {*re.findall(r'<(?:input|select) [^>]*?id="(\w+)"', page.text)} == labelled
-
-
-def test_a_model_that_may_not_decide_shows_no_decision(tmp_path):
-    from pipeline.delivery.http.pages import NO_DECISION
-
-    unusable = {**MODEL, "rule": {"usable": False, "not_usable_because": ["its gate failed"]}}
-    with running(tmp_path / "queue", unusable) as up:
-        id_ = judged(up)
-        path = up.queue.find(id_).folder / "result.json"
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps({**content, "model": {**content["model"], "usable": False}}))
-        for page in (up.client.get("/").text, up.client.get(f"/reading-list/{id_}").text):
-            assert NO_DECISION[1] in page
-            assert "▲ REFER" not in page
-            assert "may not be used to refer anyone: its gate failed" in page

@@ -258,6 +258,21 @@ def test_the_stop_rule_is_the_sequential_one(pooled: Evidence):
     assert "leaves the intervals of this report" not in text
 
 
+def test_a_stop_rule_with_nothing_to_notice_ends_no_sentence_in_the_air(pooled: Evidence):
+    point = pooled.metrics["operating_point"]
+    e = read(pooled, FIRST, watching={**point["watching"], "audited_positives_to_notice": {}, "referral_band": None})
+    text = said(intended_use(e))
+    assert "are noticed" not in text
+    some = {
+        **point["watching"],
+        "audited_positives_to_notice": {"0.9": 1, "0.8": None},
+        "people_to_notice": {"0.9": None},
+    }
+    text = said(intended_use(read(pooled, FIRST, watching=some)))
+    assert "to 90 % after 1 such patient, to 80 % after thousands." in text
+    assert "to 90 % after thousands of people." in text
+
+
 def test_the_hash_is_that_of_the_packaged_models_sums(inputs: Inputs, tmp_path: Path):
     store = Store(tmp_path)
     work = store.begin("package", "9" * 16)

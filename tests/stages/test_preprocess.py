@@ -77,13 +77,16 @@ def test_workers_change_nothing(archive, prepared, tmp_path):
     assert archive.run("preprocess", **SETTINGS).files("preprocess") == expected
 
 
-def test_other_labels_and_splits_render_nothing_again_and_a_new_file_itself_alone(prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("crop", ["none", "field_of_view"])
+def test_other_labels_and_splits_render_nothing_again_and_a_new_file_itself_alone(
+    crop, prepared, tmp_path, monkeypatch
+):
     from pipeline.imaging.archive.workers import each_batch
     from pipeline.store.artifacts import Artifact
 
-    archive = Archive(tmp_path / "a")
+    archive, settings = Archive(tmp_path / "a"), SETTINGS | {"crop": crop}
     shutil.copytree(prepared.folder, archive.folder)
-    before = archive.run("preprocess", **SETTINGS).folder / "before"
+    before = archive.run("preprocess", **settings).folder / "before"
     archive.work("preprocess").rename(before)
     table = pd.read_csv(archive.folder / "labels.csv").rename(columns={"label": "finding"})
     table["finding"] = ["ill" if number % 3 else "well" for number in range(60)]
@@ -101,11 +104,11 @@ def test_other_labels_and_splits_render_nothing_again_and_a_new_file_itself_alon
         return each_batch(task, batches, *rest)
 
     monkeypatch.setattr("pipeline.stages.preprocess.each_batch", noted)
-    again = archive.run("preprocess", **SETTINGS).files("preprocess")
+    again = archive.run("preprocess", **settings).files("preprocess")
     assert sorted(rendered) == ["60.dcm", "7.dcm"]
     shutil.rmtree(archive.work("preprocess"))
     archive.previous = None
-    assert archive.run("preprocess", **SETTINGS).files("preprocess") == again
+    assert archive.run("preprocess", **settings).files("preprocess") == again
 
 
 SCRIPT = """
@@ -185,3 +188,13 @@ def test_real_volumes(tmp_path):
         added = np.reshape(row.padding, (3, 2)).sum(axis=1)
         assert (before + added == (48, 64, 48)).all()
         assert array[row.row].max() == 255
+
+
+def test_what_was_cut_out_is_recorded_for_each_image_and_where_nothing_was(archive):
+    archive.run("preprocess", **SETTINGS, crop="field_of_view")
+    fields = archive.table("preprocess", "field_of_view")
+    images = archive.table("ingest", "images").set_index("image_id")
+    assert archive.summary("preprocess")["field_of_view"] == {"found": 0, "not_found": len(images)}
+    assert not fields["found"].any(), "these are noise"
+    assert list(fields["bottom"]) == list(images.loc[fields["image_id"], "rows"])
+    assert not (archive.work("preprocess") / "scratch").exists()

@@ -440,7 +440,7 @@ def test_an_external_set_stands_beside_the_test_patients_in_words_and_numbers(go
     assert cells["Patients left out, since they occur in this run"] == ["—", "2 (3 images: same image)"]
     recall = good.metrics["operating_point"]["recall"]
     assert cells["Sensitivity, %"][1].startswith(f"{100 * recall['value']:.1f} (")
-    (definitions,) = [b for b in external(e).appendix if getattr(b, "name", "") == "definitions"]
+    (definitions,) = [b for b in external(e).blocks if getattr(b, "name", "") == "definitions"]
     assert [row[2] for row in definitions.rows] == ["both readers see a consolidation", "an opacity"]
     assert "Elsewhere: external set b" in str(summary(e))
     assert "External test sets" in str([table.rows for table in build(e).more if table.name.startswith("items")])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.delivery.dicom.source import SourceStudy
     from pipeline.inference.batch import Group
     from pipeline.inference.model import Predictions
     from pipeline.inference.result import Result
@@ -45,18 +46,20 @@ class Archive:
             source = objects.source_of(result, group, self.predictions)
         except objects.NoObjectsError as error:
             return {"dicom": {**objects.none_made(error).to_json(), "kinds": self.kinds, "supersedes": ""}}
-        earlier = self._earlier(result.identity, objects.subject_of(source))
+        earlier = self._earlier(result.identity, source)
         chain = [self.journal[one]["dicom"] for one in reversed([earlier, *self._before(earlier)] if earlier else [])]
         documents = [one for made in chain if (one := objects.document_of(made))]
         made = objects.write_objects(self.folder, result, source, self.predictions, self.kinds, documents)
         return {"dicom": {**made.to_json(), "kinds": self.kinds, "supersedes": earlier}}
 
-    def _earlier(self, identity: str, subject: str) -> str:
+    def _earlier(self, identity: str, source: SourceStudy) -> str:
         """Return the identity of what this result replaces: as was said before, else the latest of the study."""
         if known := self.journal.get(identity, {}).get("dicom"):
             return known["supersedes"]
-        same = [name for name, line in self.journal.items() if line.get("dicom", {}).get("subject") == subject]
-        return same[-1] if same else ""
+        from pipeline.delivery.dicom.objects import replaces
+
+        earlier = [name for name, line in self.journal.items() if replaces(source, line.get("dicom") or {})]
+        return earlier[-1] if earlier else ""
 
     def _before(self, identity: str) -> Iterator[str]:
         """Yield what a result replaces, what that one replaced, and so on."""
@@ -69,8 +72,8 @@ class Archive:
             return {}
         made = line["dicom"]
         earlier = self.journal.get(made["supersedes"], {}).get("dicom", {"files": {}})
-        missing = [text for text in made["missing"] if text[:3] not in ("sc:",) or "sc" in self.kinds]
-        return {"dicom": self._files(made), "dicom_missing": missing, "supersedes": list(earlier["files"].values())}
+        files = {"dicom": self._files(made), "dicom_missing": made["missing"]}
+        return {**files, "supersedes": list(earlier["files"].values())}
 
     def _files(self, made: dict[str, Any]) -> list[str]:
         return [made["files"][kind] for kind in self.kinds if kind in made["files"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,30 +33,45 @@ DRAFT = "2.25.0"
 
 
 @dataclass(frozen=True)
+class Objects:
+    """The objects about a study: files by kind, the report for those that will replace it, why others are missing."""
+
+    files: dict[str, bytes]
+    uids: dict[str, str]
+    document: Document | None
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Made:
     """What was made of a study: the files by kind, why others are missing, and of whom and what they are.
 
-    `subject` is a hash of patient and study, `document` what a revised report names as its predecessor.
+    `subject` is a hash of patient and study, `evidence` names the images, `document` is the report.
     """
 
     files: dict[str, str]
     missing: tuple[str, ...]
-    subject: str
-    document: Document | None
+    subject: str = ""
+    evidence: tuple[str, ...] = ()
+    document: Document | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for the journal."""
-        return {**asdict(self), "missing": list(self.missing)}
+        """Return plain values for a journal."""
+        return {**asdict(self), "missing": list(self.missing), "evidence": list(self.evidence)}
 
 
-def document_of(made: dict[str, Any]) -> Document | None:
-    """Return the report that a line of the journal names."""
+def document_of(made: Mapping[str, Any]) -> Document | None:
+    """Return the report that a line of a journal names."""
     return Document(**made["document"]) if made.get("document") else None
 
 
-def subject_of(source: SourceStudy) -> str:
-    """Return what is the same for all results about one patient's study."""
-    return sha256_json([source.first.study_uid, source.patient])
+def replaces(source: SourceStudy, made: Mapping[str, Any]) -> bool:
+    """Say whether a result about `source` replaces an earlier one: of the same study, and about all its images.
+
+    A result about some of them does not: what it does not see, the earlier may have found.
+    """
+    earlier = made.get("evidence")
+    return bool(earlier) and made["subject"] == source.subject and {*earlier} <= {*source.names}
 
 
 def source_of(result: Result, group: Group, predictions: Predictions) -> SourceStudy:
@@ -68,7 +83,7 @@ def source_of(result: Result, group: Group, predictions: Predictions) -> SourceS
 
 def none_made(error: NoObjectsError) -> Made:
     """Return what is kept of a study about which no object can be made."""
-    return Made({}, (WHY_NONE[error.reason],), "", None)
+    return Made({}, (WHY_NONE[error.reason],))
 
 
 def write_objects(
@@ -83,21 +98,35 @@ def write_objects(
 
     `predecessors` are earlier reports about the study, the latest last.
     """
+    made = make_objects(result, source, predictions, kinds, predecessors)
     place = f"{FOLDER}/{Path(pages.file_name(result.study)).stem}"
-    files, document, missing = {}, None, []
+    files = {kind: f"{place}/{kind}-{sha256_json(uid)[:8]}.dcm" for kind, uid in made.uids.items()}
+    for kind, content in made.files.items():
+        with atomic(folder / files[kind]) as temporary:
+            temporary.write_bytes(content)
+    return Made(files, made.missing, source.subject, source.names, made.document)
+
+
+def make_objects(
+    result: Result,
+    source: SourceStudy,
+    predictions: Predictions,
+    kinds: Sequence[str],
+    predecessors: Sequence[Document] = (),
+) -> Objects:
+    """Return the objects of these kinds as files; `predecessors` are earlier reports, the latest last."""
+    files, uids, document, missing = {}, {}, None, []
     for kind in kinds:
         dataset = _dataset(kind, result, source, predictions, predecessors)
         if dataset is None:
             missing.append(NO_PICTURE)
             continue
-        content = _finished(dataset, kind, source, predictions)
-        files[kind] = f"{place}/{kind}-{sha256_json(dataset.SOPInstanceUID)[:8]}.dcm"
-        with atomic(folder / files[kind]) as temporary:
-            temporary.write_bytes(content)
+        files[kind] = _finished(dataset, kind, source, predictions)
+        uids[kind] = str(dataset.SOPInstanceUID)
         if kind == "sr":
-            uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID, dataset.SOPClassUID)
-            document = Document(*map(str, uids))
-    return Made(files, tuple(missing), subject_of(source), document)
+            named = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID, dataset.SOPClassUID)
+            document = Document(*map(str, named))
+    return Objects(files, uids, document, tuple(missing))
 
 
 def _dataset(
@@ -135,8 +164,7 @@ def _finished(dataset: Dataset, kind: str, source: SourceStudy, predictions: Pre
             del dataset[keyword]
     dataset.SOPInstanceUID = DRAFT
     content = sha256_bytes(_to_bytes(dataset))
-    named = [one.sop_instance_uid for one in source.evidence]
-    dataset.SOPInstanceUID = instance_uid(named, model.sha256, predictions.settings_sha256, kind, content)
+    dataset.SOPInstanceUID = instance_uid(source.names, model.sha256, predictions.settings_sha256, kind, content)
     return _to_bytes(dataset)
 
 

@@ -23,6 +23,7 @@ from pipeline.imaging.archive.sources import Source, read_bytes
 from pipeline.imaging.formats.dicom import is_dicom, read_header
 from pipeline.imaging.image import Policy
 from pipeline.imaging.quarantine import Refused
+from pipeline.store.files import sha256_json
 
 WHY_NONE = {
     "not_dicom": "the study did not come as DICOM",
@@ -114,6 +115,16 @@ class SourceStudy:
         return text_of(self.first.header, "PatientID")
 
     @property
+    def subject(self) -> str:
+        """What is the same for all results about one patient's study: a hash."""
+        return subject_of(self.first.study_uid, self.first.header)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The SOP Instance UIDs of what the result is about, in order."""
+        return tuple(sorted(one.sop_instance_uid for one in self.evidence))
+
+    @property
     def character_set(self) -> str:
         """The specific character set of the texts that are taken over, as written."""
         return text_of(self.first.header, "SpecificCharacterSet")
@@ -167,6 +178,11 @@ def read_source(
     scored = tuple(one for one in ordered if one.path not in refused)
     left = tuple(one for one in ordered if one.path in lost)
     return SourceStudy(scored, left) if scored or left else SourceStudy((), tuple(ordered))
+
+
+def subject_of(study_uid: str, header: Dataset) -> str:
+    """Return a hash of a study and its patient, by which results about it are found again."""
+    return sha256_json([study_uid, text_of(header, "PatientID")])
 
 
 def _instance(path: str, header: Dataset) -> Instance:

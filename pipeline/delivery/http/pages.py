@@ -124,7 +124,7 @@ def _add_list(app: FastAPI, service: Service, studies: ReadingList) -> None:
             "found": len(rows),
             "finished": len(finished),
             "counts": Counter(row.decision for row in finished.values()),
-            "verdicts": VERDICTS,
+            "none_yet": NO_NUMBER,
             "asked": asked,
             "page": page,
             "pages": pages,
@@ -133,6 +133,7 @@ def _add_list(app: FastAPI, service: Service, studies: ReadingList) -> None:
             "waits": len(waiting),
             "failed": failed[:MOST_SHOWN],
             "fails": len(failed),
+            "seen": service.lights.seen,
         }
         return _html("reading_list.html.j2", content)
 
@@ -231,7 +232,7 @@ def _study(entry: Entry, content: Mapping[str, Any]) -> dict[str, Any]:
         "refused": [(REFUSALS[reason], n) for reason, n in sorted(refused.items())],
         "pictures": {name.removesuffix(".svg"): (entry.folder / name).is_file() for name in PICTURES},
         "page": (entry.folder / "page.pdf").is_file(),
-        "outline": WORDS[content["outline"] or "attention"],
+        "outline": WORDS[content.get("outline") or "attention"],
         "no_finding": NO_FINDING,
     }
 

@@ -6,6 +6,7 @@ import io
 import math
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,14 @@ def read_header(data: bytes, policy: Policy, keywords: Sequence[str]) -> Dataset
     Raises Refused as `parse` does.
     """
     return _elements(data, policy, [Tag(keyword) for keyword in keywords])
+
+
+def header_of_file(path: Path, keywords: Sequence[str]) -> Dataset:
+    """Return these elements of a file, without reading what lies behind them into memory. Raises ValueError."""
+    try:
+        return dcmread(path, specific_tags=[Tag(keyword) for keyword in keywords], stop_before_pixels=True)
+    except Exception as error:
+        raise ValueError(f"no header that can be read: {type(error).__name__}") from None
 
 
 def _elements(data: bytes, policy: Policy, tags: Sequence[BaseTag]) -> FileDataset:

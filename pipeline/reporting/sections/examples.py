@@ -29,10 +29,10 @@ def examples(e: Evidence) -> Section:
         ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts["fp"]),
     ):
         if found:
-            said = f"{words}: {len(found)} of {count(total)}"
-            blocks.append(Figures([_figure(e, name, said, found[:ON_PAGE])]))
+            said, first = f"{words}: {len(found)} of {count(total)}", found[:ON_PAGE]
+            blocks.append(Figures([_figure(e, name, f"{words}: {len(first)} of {count(total)}", first)]))
             if more := found[ON_PAGE:]:
-                appendix.append(Figures([_figure(e, f"{name}_more", f"{said}, continued", more, ON_PAGE + 1)]))
+                appendix.append(Figures([_figure(e, f"{name}_more", f"{words}: {len(more)} more", more, ON_PAGE + 1)]))
             appendix.append(_table(name, said, found))
         else:
             blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))

@@ -14,7 +14,7 @@ from pipeline.store.wording import counted
 
 
 def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
-    """Return sentence and curve of the arms with fewer labelled patients, and, for the appendix, their numbers.
+    """Return a sentence on the arms with fewer labelled patients, and, for the appendix, their curve and numbers.
 
     Nothing when none was trained.
     """
@@ -47,16 +47,12 @@ def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
         "label_fractions",
         f"AUC on the test patients against the number of labelled training patients. {_ends(curves)}",
         f"AUC by the number of labelled training patients (logarithmic). Bands are {level} intervals of the first two "
-        "arms; those of all are in the appendix.",
+        "arms; those of all are in the table.",
         16,
         label_curve(curves),
     )
-    read = [
-        Heading("With fewer labelled patients"),
-        Paragraph(e.metrics["label_fractions"]["sentence"]),
-        Figures([figure]),
-    ]
-    return read, [Table("label_fractions", caption, columns, rows), Paragraph(_how(e))]
+    read = [Heading("With fewer labelled patients"), Paragraph(e.metrics["label_fractions"]["sentence"])]
+    return read, [Figures([figure]), Table("label_fractions", caption, columns, rows), Paragraph(_how(e))]
 
 
 def _ends(curves: Mapping[str, pd.DataFrame]) -> str:

@@ -33,6 +33,9 @@ CHANGES = {
     "noise": "noise of {:.0%} of the range in half of them",
     "blur_pixels": "blurred by up to {:g} pixels in half of them",
     "cutout": "a box of {:.0%} of the side made black in half of them",
+    "saturation": "saturation changed by up to {:.0%}",
+    "hue": "hue turned by up to {:.0%} of the circle",
+    "channel_brightness": "each channel's brightness by up to {:.0%} of the range",
 }
 NOT_PRETRAINED = [["Pretraining", "none took place: no arm starts from an encoder that was pretrained here"]]
 MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but for a regular lattice"}

@@ -44,12 +44,20 @@ def slider(e: Evidence) -> Slider:
         "thresholds",
         f"From {calibration}; {plain_percent(at)} of the people are assumed to have the condition. What the band "
         f"promises holds at every position at once, with {plain_percent(e.threshold['confidence_used'])} confidence, "
-        "so that any may be picked after looking; the operating point was certified by itself, for more.",
+        f"so that any may be picked after looking; the operating point was certified by itself, for more.{_other(e)}",
         "Another threshold: from many referred, on the left, to few",
         [_sentence(e, row, at) for row in rows.iloc[shown].to_dict("records")],
         shown.index(point),
         "sweep",
     )
+
+
+def _other(e: Evidence) -> str:
+    """Point to the threshold to use where it is another than the operating point that was tested."""
+    d = e.deployment
+    if d is None or not d["usable"] or d["threshold_hex"] == e.threshold["threshold_hex"]:
+        return ""
+    return " The threshold to use is another: see “The threshold to use”."
 
 
 def _sentence(e: Evidence, row: Mapping[Any, Any], at: float) -> str:

@@ -21,7 +21,8 @@ from pipeline.store.tables.ingest import (
     QUARANTINE,
 )
 from pipeline.store.tables.io import Column, Table, read_table, write_table
-from pipeline.store.tables.preprocess import CONTENTS, INDEX
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, SCORES
 from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS, UNMATCHED
 
@@ -33,6 +34,7 @@ __all__ = [
     "CONTENTS",
     "CURVES",
     "EXAMINED",
+    "FIELD_OF_VIEW",
     "FILES",
     "FURTHER_LABELS",
     "FURTHER_SCORES",

@@ -1,4 +1,4 @@
-"""Where the pixels of an image lie, and what they were made of."""
+"""Where the pixels of an image lie."""
 
 from __future__ import annotations
 
@@ -15,13 +15,4 @@ INDEX = Table(
         Column("padding", NUMBERS, "padding in pixels before and after each axis, slowest axis first"),
     ),
     order=("shard", "row"),
-)
-
-CONTENTS = Table(
-    "contents",
-    (
-        Column("image_id", TEXT, "pseudonym of the image"),
-        Column("content", TEXT, "digest of the bytes of its files and of its decoded pixels"),
-    ),
-    order=("image_id",),
 )

@@ -1,0 +1,1 @@
+"""The DICOM node: images come by C-STORE, results go by C-STORE or STOW-RS."""
