@@ -29,13 +29,13 @@ THREADS_EXPONENT = 0.85
 STEP_PASSES = 3  # forward, and twice as much backward
 AUGMENTED_VALUES_PER_S = 1e8
 EPOCH_S = 0.15  # measures, checkpoint
-TORCH_S = 6.0
+TORCH_S = 3.0
 # HOG, or frozen features, and a path of regularised logistic regressions.
 CLASSICAL_S, CLASSICAL_IMAGE_S = 3.0, 0.004
 HELD_OUT_SHARE = 0.05
 INGEST_S, FILE_S, MEGABYTE_S, COMPARED_IMAGES_PER_S = 4.0, 0.010, 0.06, 5000
-PREPROCESS_S, IMAGE_S = 3.0, 0.004
-FIXED_S = {"split": 2.0, "calibrate": 3.0, "evaluate": 10.0, "package": 8.0, "report": 15.0}
+PREPROCESS_S, IMAGE_S = 6.0, 0.004
+FIXED_S = {"split": 1.0, "calibrate": 1.0, "evaluate": 4.0, "package": 2.0, "report": 5.0}
 PER_IMAGE_S = {"split": 5e-4, "calibrate": 2e-4, "evaluate": 3e-3, "package": 1e-3, "report": 1e-3}
 BYTES_PER_TRAINED, BYTES_PER_CHECKPOINT, BYTES_PER_VALUE = 16, 12, 4
 KEPT_PER_TOKEN = 18
