@@ -18,6 +18,8 @@ import typer
 from pipeline import __version__
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from pipeline.commands.failures import Nameable
     from pipeline.inference.model import Model
     from pipeline.orchestration.run import Result
@@ -146,16 +148,18 @@ def plan(
     rebuild: Rebuild = None,
     as_json: Json = False,
 ) -> None:
-    """Say which stages would run and why; run nothing."""
+    """Say which stages would run and why, and how much time, memory and disk they will take; run nothing."""
     from dataclasses import replace
 
     from pipeline.commands import typed
+    from pipeline.orchestration import estimate
     from pipeline.orchestration.plan import plan as planned
 
     with _errors(config, overrides, store) as nameable:
         settings, card = _settings(config, overrides, store, nameable)
         secret = _known_key(settings, card)
         steps = planned(settings, card, secret, keep=_stages(keep), rebuild=_stages(rebuild))
+        expected = estimate.estimates(settings, steps)
     if not secret:
         real = "`run` makes a new one, and with it everything anew"
         todo = real if card.identifiers == "real" else "`run` needs the public one of such data: restore it"
@@ -163,9 +167,13 @@ def plan(
         steps = [replace(step, key=NO_KEY) for step in steps]
     if as_json:
         rows = [{"stage": s.name, "key": s.key, "action": s.action, "reason": s.reason} for s in steps]
+        figures = {name: one.to_dict() for name, one in expected.items()}
+        rows = [row | {"estimate": figures.get(row["stage"])} for row in rows]
         _print_json([row | {"key": None if row["key"] == NO_KEY else row["key"]} for row in rows])
     else:
         print("\n".join(step.line() for step in steps))
+        for line in estimate.lines(expected, settings.store):
+            print(line)
     if stopped := [step.name for step in steps if step.action == "stop"]:
         kept = typed.command("run", config, overrides, store=store, keep=[*(keep or ()), *stopped], rebuild=rebuild)
         _say(f"to use what earlier code made: {kept}")
@@ -309,6 +317,69 @@ def serve(
                 _say,
                 lambda address: print(address, flush=True),
             )
+
+
+@app.command()
+def monitor(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SITE=]DIR…", help="folders that predict wrote, and queues; SITE names where they are from"
+        ),
+    ],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="the model that judged them, as in predict")],
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="table: study, outcome, and date, study_date, site if known"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of monitor.pdf and monitor.json")] = Path(
+        "monitor"
+    ),
+    prevalence: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for referrals to expect"),
+    ] = None,
+    audited: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1.0, help="share of studies not referred that is audited, fixed beforehand"),
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="DATE", help="watch anew from this day: 2026-11-29")] = None,
+    store: StoreOption = None,
+    config: RegistryConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Watch a model in use: referrals, scores, typicality, quality, and recall where outcomes allow it."""
+    from pipeline.commands import monitor as watching
+
+    with _errors() as nameable:
+        nameable.add(out, outcomes, *(Path(place.partition("=")[2] or place) for place in places))
+        nameable.folders.add(out.resolve())
+        with _opened(model, store, config, nameable) as (folder, _, _):
+            found = watching.watch(
+                folder,
+                places,
+                out,
+                outcomes=outcomes,
+                prevalence=prevalence,
+                audited=audited,
+                since=None if since is None else _date(since),
+            )
+    if as_json:
+        _print_json(found.content)
+    else:
+        for line in watching.lines(found.lights):
+            _say(line)
+        print(out / watching.PDF)
+    raise typer.Exit(GATE_FAILED if found.alarm else 0)
+
+
+def _date(text: str) -> date:
+    from datetime import date
+
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        _fail("a date is written as 2026-11-29", USAGE)
 
 
 @app.command()
@@ -721,6 +792,7 @@ def power(
         int | None, typer.Option(min=1, help="patients with the condition for calibration and test together")
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="groups that are to be certified one by one")] = 1,
+    figure: Annotated[Path | None, typer.Option(dir_okay=False, help="also draw the answer, as this SVG file")] = None,
     as_json: Json = False,
 ) -> None:
     """Say how many patients it takes to certify and to confirm a recall, and what that costs in referrals."""
@@ -728,7 +800,12 @@ def power(
 
     if not (0 < recall < 1 and 0 < confidence < 1 and 0 < prevalence < 1 and 0.5 <= auc < 1):
         _fail("recall, confidence and prevalence lie strictly between 0 and 1, the AUC from 0.5 to below 1", USAGE)
-    found = planning.answer(planning.Question(recall, confidence, auc, prevalence, positives, groups))
+    asked = planning.Question(recall, confidence, auc, prevalence, positives, groups)
+    found = planning.answer(asked)
+    if figure is not None:
+        with _errors() as nameable:
+            nameable.add(figure)
+            figure.write_bytes(planning.figure(asked))
     if as_json:
         _print_json(found)
     else:
@@ -738,37 +815,60 @@ def power(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, help="folder or zip of studies")],
-    labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet table of labels")],
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="CSV or Parquet table of labels")
+    ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="no table: DIR holds a folder for each class, e.g. normal/ and sick/")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="project name; default: the folder's")] = None,
     label: Annotated[str | None, typer.Option(help="label column")] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="column that names the patients; that of the paths if each image is another's")
+    ] = None,
     positive: Annotated[list[str] | None, typer.Option(help="value that means positive; may be repeated")] = None,
     negative: Annotated[
         list[str] | None, typer.Option(help="value that means negative; default: all others that look like an answer")
     ] = None,
     unused: Annotated[list[str] | None, typer.Option(help="value that is no answer, like unclear")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="how long the run may take on this machine")] = 60,
     output: Annotated[Path, typer.Option(help="where configs/ and data_manifests/ are")] = Path(),
+    as_json: Json = False,
 ) -> None:
-    """Write a card and a config for your own folder of studies."""
+    """Look at your own studies, labels and machine, and write a card and a config, with a reason for each setting."""
+    if (labels is None) != classes:
+        _fail("say where the labels are: --labels FILE for a table, or --classes for a folder per class", USAGE)
     from pipeline.commands import init as initialisation
     from pipeline.commands import typed
 
     with _errors() as nameable:
         nameable.add(folder, labels, output)
-        answers = initialisation.Answers(label, positive or (), negative or (), unused or ())
-        (card, config), lines = initialisation.write(folder, labels, output, name, answers)
-    _say("\n".join(lines))
-    print(f"fill in   {card}")
-    print(f"then run  {typed.command('run', config)}")
+        answers = initialisation.Answers(label, patient, positive or (), negative or (), unused or ())
+        written = initialisation.write(folder, labels, output, name, answers, minutes)
+    _say("\n".join(written.lines))
+    if as_json:
+        _print_json(written.to_dict())
+        return
+    print(f"fill in   {written.card}")
+    print(f"then run  {typed.command('run', written.config)}")
 
 
 @app.command()
 def reindex(config: ConfigPath, overrides: Overrides = None, store: StoreOption = None) -> None:
-    """Index the artifacts and runs of the store in MLflow again, as after a lost database or a move to a server."""
+    """Fill MLflow from the store again, as after a lost database or a move to a server: runs and registered models."""
     from pipeline.orchestration import run as pipeline
     from pipeline.store.wording import counted
 
     with _errors(config, overrides, store) as nameable:
-        artifacts, runs = pipeline.reindex(_settings(config, overrides, store, nameable)[0])
+        settings, _ = _settings(config, overrides, store, nameable)
+        artifacts, runs = pipeline.reindex(settings)
+        from pipeline.commands import registry as registered
+        from pipeline.store.registry import Registry
+
+        folders = sorted(settings.store.glob("package/*/model"))
+        restored = registered.restore(Registry(settings.store, settings.tracking.uri), folders)
+    for line in registered.restored_lines(*restored):
+        _say(line)
     print(f"{counted(artifacts, 'artifact')} {'is' if artifacts == 1 else 'are'} indexed")
     _say(f"and {counted(runs, 'pipeline run')}, which `maescreen ui` compares")
 

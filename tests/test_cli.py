@@ -27,8 +27,8 @@ def test_every_command_has_help():
     from typer.main import get_command
 
     commands = get_command(app).commands
-    others = {"run", "plan", "compare", "trace", "doctor", "power", "init", "reindex", "ui", "gc", "predict", "model"}
-    others |= {"serve", "listen"}
+    others = {"run", "plan", "compare", "trace", "doctor", "power", "init", "reindex", "ui", "gc", "predict", "model",
+              "monitor", "serve", "listen"}  # fmt: skip
     assert set(NAMES) | others == set(commands)
     for name, command in commands.items():
         assert command.help, name
@@ -75,10 +75,33 @@ def test_ingest_needs_a_config_or_a_folder_to_look_at():
 
 def test_plan_says_what_would_run_and_why(finished):
     lines = call("plan", finished.config, "pretrain.mask_ratio=0.6").output.splitlines()
-    assert [line.split()[0] for line in lines] == list(NAMES)
+    assert [line.split()[0] for line in lines[: len(NAMES)]] == list(NAMES)
     assert lines[3].endswith("run: settings changed (mask_ratio 0.75 → 0.6)")
     steps = json.loads(call("plan", finished.config, "--json").output)
-    assert {step["action"] for step in steps} == {"reuse"}
+    assert {(step["action"], step["estimate"]) for step in steps} == {("reuse", None)}
+
+
+def test_plan_says_what_the_steps_to_be_made_will_take_as_earlier_ones_took(finished):
+    due = NAMES[3:]
+    lines = call("plan", finished.config, "pretrain.mask_ratio=0.6").stdout.splitlines()[len(NAMES) :]
+    assert [line.split()[0] for line in lines] == ["estimate", *due, "all"]
+    steps = json.loads(call("plan", finished.config, "pretrain.mask_ratio=0.6", "--json").stdout)
+    found = {step["stage"]: step["estimate"] for step in steps if step["estimate"]}
+    assert list(found) == list(due)
+    made = {path.parts[-3]: json.loads(path.read_text()) for path in finished.store.glob("*/*/artifact.json")}
+    slow = [name for name in due if made[name]["seconds"] >= 1]
+    assert slow
+    for name in slow:
+        assert found[name]["basis"] == "1 earlier artifact"
+        assert 0.5 <= found[name]["seconds"] / made[name]["seconds"] <= 2
+    longer = json.loads(call("plan", finished.config, "finetune.epochs=3000", "--json").stdout)[4]["estimate"]
+    assert longer["seconds"] > 10 * found["finetune"]["seconds"]
+
+
+def test_more_than_an_hour_is_said_before_a_run_starts(finished):
+    table = call("plan", finished.config, "finetune.epochs=3000000").stdout
+    assert "this will take about" in table
+    assert "on this machine, finetune alone" in table
 
 
 def test_run_again_prints_the_report_last_and_speaks_json(finished):
@@ -335,7 +358,7 @@ def test_a_plan_without_a_key_says_that_all_would_run_and_makes_nothing(finished
     words = ["plan", finished.config, f"data.key_file={key}", f"data.card={card}", "--store", store]
     result = call(*words)
     assert result.exit_code == 0
-    lines = [line.split() for line in result.stdout.splitlines()]
+    lines = [line.split() for line in result.stdout.splitlines()[: len(NAMES)]]
     assert [(line[0], " ".join(line[2:])) for line in lines] == [(name, "run: no earlier artifact") for name in NAMES]
     assert f"{key}: no such key file; `run` " in result.stderr
     assert {step["key"] for step in json.loads(call(*words, "--json").stdout)} == {None}

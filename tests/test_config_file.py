@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from pipeline.settings.common import ConfigError, Settings
 from pipeline.settings.config import Config
-from pipeline.settings.load import divide, flatten, load
+from pipeline.settings.load import divide, flatten, later_defaults, load
 
 CARD = """
 name: tiny
@@ -387,3 +387,33 @@ def test_every_number_of_the_config_must_be_finite():
     found = models(Config)
     assert len(found) > 15
     assert all(model.model_config.get("allow_inf_nan") is False for model in found)
+
+
+def test_a_colour_task_keeps_colour_and_leaves_the_keys_of_grey_ones(folder):
+    grey, _ = load(folder / "run.yaml")
+    assert "channels" not in grey.preprocess.model_dump(), "stores of before know no such setting"
+    assert grey.ingest.colour == "quarantine"
+    colour, _ = load(folder / "run.yaml", ["preprocess.channels=colour"])
+    assert colour.preprocess.model_dump()["channels"] == "colour"
+    assert colour.ingest.colour == "keep"
+    assert later_defaults()["preprocess.channels"] == "grey", "where a dump is shown, what it leaves out is there"
+    assert {
+        name: value for name, value in flatten(grey.model_dump(mode="json")).items() if name in later_defaults()
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["preprocess.channels=colour", "ingest.colour=luminance"], "ingest.colour luminance takes the colours"),
+        (["ingest.colour=keep"], "ingest.colour keep needs preprocess.channels: colour"),
+        (
+            ["preprocess.channels=colour", "preprocess.image_size=[32,32,32]"],
+            "preprocess.channels colour is for pictures",
+        ),
+        (["finetune.augmentation.hue=0.1"], "finetune.augmentation.hue needs preprocess.channels: colour"),
+    ],
+)
+def test_channels_and_colour_that_contradict_each_other(folder, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load(folder / "run.yaml", overrides)

@@ -9,7 +9,7 @@ import pytest
 from tests.architecture import ROOT, arrows_up, circles, imported, modules, ours
 
 ONLY_IN = {
-    "mlflow": ("store/tracking.py", "store/registry.py", "inference/mlflow_model.py"),
+    "mlflow": ("store/tracking.py", "store/registry.py", "store/served_model.py", "inference/mlflow_model.py"),
     "onnx": ("inference/onnx_graph.py", "inference/export.py"),
     "onnxruntime": ("inference/export.py",),
     "typer": ("cli.py",),
@@ -18,6 +18,7 @@ ONLY_IN = {
     "pydicom": ("imaging/", "delivery/dicom/", "delivery/node/", "commands/doctor.py"),
     "pynetdicom": ("delivery/node/",),
     "highdicom": ("imaging/", "delivery/dicom/"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("delivery/http/",)),
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
 # What a library may know of the store: tables and files, never artifacts or where they lie.

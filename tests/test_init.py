@@ -1,5 +1,9 @@
 """`maescreen init`, as a new user meets it: a folder, a table, a card and a config that lead to a split."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from imaging.files import make_dicom
@@ -7,14 +11,29 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.commands.init import Answers, InitError, describe
+from pipeline.commands.fingerprint import Fingerprint, sample
+from pipeline.commands.label_capacity import FRACTIONS, TARGETS, capacity
+from pipeline.commands.label_table import Answers, InitError, counts, describe
+from pipeline.commands.machine_speed import MachineSpeed, TimedStep
+from pipeline.commands.proposal import propose
 from pipeline.commands.studies_glance import Glance
 from pipeline.imaging.image import Identity
+from pipeline.models.arm_registry import ARMS
+from pipeline.orchestration.work import Items
 from pipeline.settings.load import load
+from pipeline.statistics.threshold import min_positives
 
 NOTHING_SEEN = Glance(files=[])
 NOTHING_SAID = Answers()
 CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def fixed_key(folder: Path) -> Path:
+    """Return a key that is the same each time, so that the split is."""
+    key = folder / "own.key"
+    key.write_text("5e" * 32)
+    key.chmod(0o600)
+    return key
 
 
 def call(*arguments):
@@ -157,7 +176,7 @@ def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     assert "pictures in colour" in said
     assert "small pictures" in said
     assert (load(config)[0].ingest.colour, load(config)[0].ingest.min_side) == ("luminance", 16)
-    where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
+    where = (f"data.key_file={fixed_key(tmp_path)}", "machine.workers=1", "--store", tmp_path / "store")
     run = call("run", config, "--until", "split", *where)
     assert run.exit_code == 0, run.stderr
     assert "200 images of 200 patients accepted" in run.stderr
@@ -178,7 +197,7 @@ def test_images_are_those_of_the_file_that_has_their_labels_whatever_lies_beside
     assert "data.studies names it alone" in done.stderr
     config = tmp_path / "out" / "configs" / "own.yaml"
     assert load(config)[0].data.studies == [labels]
-    where = (f"data.key_file={tmp_path / 'own.key'}", "machine.workers=1", "--store", tmp_path / "store")
+    where = (f"data.key_file={fixed_key(tmp_path)}", "machine.workers=1", "--store", tmp_path / "store")
     run = call("run", config, "--until", "split", *where)
     assert run.exit_code == 0, run.stderr
     assert "80 of 80 labelled rows of the label table matched 80 of 80 images" in run.stderr
@@ -196,7 +215,9 @@ def test_pictures_of_ct_get_a_window_proposed_that_can_be_taken_as_it_stands(tmp
         content = make_dicom(SOPClassUID=CT, Modality="CT", PatientID=f"P{n}", SOPInstanceUID=f"2.25.1{n}", **place)
         (tmp_path / "studies" / f"{n}.dcm").write_bytes(content)
     table(tmp_path, "PatientID,label\nP0,1\nP1,0\nP2,0\n")
-    config, _ = initialise(tmp_path)
+    config, said = initialise(tmp_path)
+    assert "modality: CT 3" in said
+    assert load(config)[1].expected.modalities == ["CT"]
     assert load(config)[0].preprocess.window is None
     text = config.read_text().replace("# preprocess:", "preprocess:").replace("#  window", "  window")
     config.write_text(text)
@@ -219,5 +240,168 @@ def test_series_with_labels_by_patient_get_a_config_of_three_axes(tmp_path):
     assert "CT: the config proposes a window" in said
     assert "\n#  window: [-1000, 400]" in config.read_text()
     settings, _ = load(config)
-    assert (settings.preprocess.image_size, settings.pretrain.encoder.patch_size) == ([64, 64, 64], [8, 8, 8])
+    # 4 slices of 2 mm, 40 × 48 pixels of 1 mm
+    assert (settings.preprocess.image_size, settings.preprocess.spacing_mm) == ([16, 40, 48], [1.0, 1.0, 1.0])
+    assert settings.pretrain.encoder.patch_size == [8, 8, 8]
     assert "hog" not in settings.finetune.arms
+
+
+@pytest.mark.parametrize("first", ["0.png,1", "who,1.0", "x/scan,sick"])
+def test_a_row_where_the_names_of_columns_should_be_is_refused_and_not_quoted(tmp_path, first):
+    path = table(tmp_path, f"{first}\n1.png,0\n")
+    with pytest.raises(InitError, match="line 1 of the label table looks like a row") as refused:
+        describe(path, Answers(), Glance(files=["x/scan", "1.png"]))
+    assert first.partition(",")[0] not in str(refused.value)
+
+
+def test_a_table_as_a_spreadsheet_writes_it_is_read_right(tmp_path):
+    """With a mark in front, semicolons, decimal commas, words for yes and no, and identifiers that lost their zeros."""
+    path = tmp_path / "labels.csv"
+    path.write_bytes("\ufeffid;volume;large\r\n7;2948,5;True\r\n8;3001,0;yes\r\n9;12,5;0,0\r\n".encode())
+    seen = Glance(files=["a.dcm"], identities=[Identity(patient=f"000{n}") for n in (7, 8, 9)])
+    found = describe(path, Answers(), seen)
+    assert (found.joins, found.rules) == ({"patient_id": "id"}, {"id_ignore": "[leading_zeros]"})
+    assert (found.label, found.positive, found.negative) == ("large", ["True", "yes"], ["0,0"])
+    assert (counts(path, found).positive, counts(path, found).negative) == (2, 1)
+
+
+# ---------------------------------------------------------------- folders by class
+
+
+def films(folder, count, side=40, nested=False):
+    generator = np.random.default_rng(len(str(folder)))
+    for n in range(count):
+        path = folder / (f"p{n // 2}/{n}.png" if nested else f"{n}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (side, side), dtype=np.uint8)).save(path)
+
+
+def test_folders_by_class_need_no_table_and_lead_to_a_plan(tmp_path):
+    for name in ("normal", "sick"):
+        films(tmp_path / "studies" / name, 6, nested=True)
+    ask = ("init", tmp_path / "studies", "--classes", "--output", tmp_path / "out", "--name", "own", "--minutes", "5")
+    done = call(*ask)
+    assert done.exit_code == 1
+    assert "None of them means positive by itself" in done.stderr
+    assert "--positive sick" in done.stderr
+    assert not list((tmp_path / "out").rglob("*.csv"))
+    done = call(*ask, "--positive", "sick", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "each folder inside a class is taken to be one patient" in done.stderr
+    config = tmp_path / "out" / "configs" / "own.yaml"
+    rows = (config.parent / "own_labels.csv").read_text().splitlines()
+    assert rows[:2] == ["path,patient_id,label", "normal/p0/0.png,normal/p0,normal"]
+    settings, card = load(config)
+    assert (card.label.positive, card.label.negative) == (["sick"], ["normal"])
+    assert found["fingerprint"]["labels"]["positive"] == 3
+    assert found["fingerprint"]["studies"]["images"] == 12
+    assert {one["key"]: one["value"] for one in found["plan"]["settings"]}[
+        "finetune.epochs"
+    ] == settings.finetune.epochs
+    # The plan knows what init has timed, and finds its files.
+    where = (f"data.key_file={tmp_path / 'no.key'}", "--json")
+    steps = {step["stage"]: step["estimate"] for step in json.loads(call("plan", config, *where).stdout)}
+    assert {name: steps[name]["basis"] for name in ("ingest", "pretrain")} == {
+        "ingest": "files timed by init",
+        "pretrain": "a step timed by init",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["sick/a.png"], "takes 2 to 20 folders, one for each class; there are 1: sick"),
+        (["sick/a.png", "normal/b.png", "c.png"], "1 file lies beside the folders of the classes"),
+    ],
+)
+def test_what_is_no_folder_per_class_is_refused(tmp_path, files, words):
+    for file in files:
+        films(tmp_path / "studies" / file.rpartition("/")[0], 1)
+        (tmp_path / "studies" / file.rpartition("/")[0] / "0.png").rename(tmp_path / "studies" / file)
+    done = call("init", tmp_path / "studies", "--classes", "--output", tmp_path / "out")
+    assert done.exit_code == 1
+    assert words in done.stderr
+
+
+def test_a_table_or_classes_must_be_named(tmp_path):
+    assert call("init", tmp_path).exit_code == 2
+
+
+def test_the_column_of_patients_can_be_named(tmp_path):
+    path = table(tmp_path, "path,who,label\na.png,1,1\nb.png,2,0\n")
+    assert describe(path, Answers(), NOTHING_SEEN).joins == {"path": "path"}
+    assert describe(path, Answers(patient="who"), NOTHING_SEEN).joins == {"path": "path", "patient_id": "who"}
+    with pytest.raises(InitError, match="no column whom; its columns: path, who, label"):
+        describe(path, Answers(patient="whom"), NOTHING_SEEN)
+
+
+# ---------------------------------------------------------------- what labels can carry, and what is proposed
+
+
+@pytest.mark.parametrize("positives", [10, 40, 90, 150, 240, 400, 3000])
+def test_a_proposed_target_can_be_certified_even_by_an_unlucky_split(positives):
+    found = capacity(positives, positives)
+    if found.target is None:
+        assert positives * max(shares[2] for shares in FRACTIONS) < 1.5 * min_positives(TARGETS[-1], 0.95)
+        return
+    assert found.positives_per_split["calibration"] > min_positives(found.target, 0.95)
+    assert sum(found.fractions.values()) == pytest.approx(1)
+    assert 0 <= found.chance_confirmed <= 1
+    assert found.target == 0.95 or positives < 400
+
+
+def studies_like(images=1000, **values):
+    known = {"files": images, "megabytes": images / 10, "examined": images, "images": images, "volumes": 0}
+    known |= {"patients": None, "quarantined": {}, "flags": {}, "duplicates": {}, "stated": {}, "age_years": None}
+    known |= {"colour": False, "median_size": (300, 300), "spacing_mm": None, "extent_mm": None, "seconds": 1.0}
+    return Fingerprint(**known | values)
+
+
+def speed_of(factor):
+    steps = [TimedStep([64, 64], 96, 4, 6.4e7, 0.0, 0.0, factor, factor)]
+    return MachineSpeed(2, 8.0, "", 1.0, steps, {"ingest": factor})
+
+
+@pytest.mark.parametrize("volumes", [False, True])
+@pytest.mark.parametrize("minutes", [5, 30, 240])
+def test_a_larger_budget_never_buys_less_and_is_kept(minutes, volumes):
+    spaced = {"volumes": 200, "spacing_mm": [1.0, 1.0, 1.0], "extent_mm": [60, 80, 60], "median_size": (60, 80, 60)}
+    studies = studies_like(images=200 if volumes else 1000, **(spaced if volumes else {}))
+    n = studies.images
+    items = Items(n, n / 10, n, n // 2, n // 10, n // 5, n // 5)
+    proposed = [propose(studies, capacity(400, 400), items, speed_of(1.0), m) for m in (minutes, 2 * minutes)]
+    for proposal in proposed:
+        assert proposal.total_s <= 60 * proposal.minutes or "does not fit" in proposal.lines()[-1]
+        values = {one.key: one.value for one in proposal.settings}
+        assert all(len(values["preprocess.image_size"]) in ARMS[arm].axes for arm in values["finetune.arms"])
+        assert values["calibrate.recall_targets"] == [0.95]
+        assert all(one.reason for one in proposal.settings)
+    pixels = [np.prod({one.key: one.value for one in p.settings}["preprocess.image_size"]) for p in proposed]
+    assert pixels[0] <= pixels[1]
+
+
+def test_a_slow_machine_gets_a_smaller_plan_and_is_told_what_was_given_up():
+    items = Items(1000, 100, 1000, 500, 100, 200, 200)
+    quick, slow = (propose(studies_like(), capacity(400, 400), items, speed_of(f), 60) for f in (0.1, 30.0))
+    assert quick.given_up == []
+    assert any("arms scratch" in one or "seeds" in one for one in slow.given_up)
+    assert slow.lines()[1].startswith("given up to fit: ")
+
+
+def test_a_busy_machine_is_allowed_more_time_for_less():
+    items = Items(1000, 100, 1000, 500, 100, 200, 200)
+    idle = speed_of(2.0)
+    found = [propose(studies_like(), capacity(400, 400), items, s, 30) for s in (idle, replace(idle, busy=8.0))]
+    first, second = ({one.key: one.value for one in proposal.settings} for proposal in found)
+    assert second["preprocess.image_size"] < first["preprocess.image_size"]
+    assert "the plan allows 8.0 times as long" in replace(idle, busy=8.0).lines()[-1]
+
+
+def test_of_a_large_archive_whole_series_are_opened():
+    series = [f"s{n}/{z}.dcm" for n in range(400) for z in range(20)]
+    chosen = sample(series, 2000)
+    opened = {path.partition("/")[0] for path in chosen}
+    assert len(chosen) == 20 * len(opened)
+    assert 1500 <= len(chosen) <= 2500
+    assert len(sample([f"{n}.png" for n in range(9000)], 2000)) in range(1500, 2500)

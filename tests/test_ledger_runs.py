@@ -1,6 +1,7 @@
 """Running again with another arm is allowed, counted, and said; running again with nothing changed is neither."""
 
 import pytest
+from pypdf import PdfReader
 
 from pipeline.commands.trace import verify
 from pipeline.orchestration.run import run
@@ -13,6 +14,12 @@ def made(project, stage, **setting):
     """Return the newest artifact of a stage, or the one with a setting."""
     found = Store(project.store).all(stage)
     return next(one for one in found if setting.items() <= one.record["settings"].items())
+
+
+def page_one(project, *overrides):
+    """Return the text of page one of the report of these settings, as it lies in the PDF."""
+    report = run(*project.load(*overrides), say=lambda line: None).artifacts["report"]
+    return " ".join(PdfReader(report.file("report.pdf")).pages[0].extract_text().split())
 
 
 def again(project, *overrides):
@@ -35,6 +42,11 @@ def test_the_sequence_of_a_second_look(finished, tmp_path):
     assert any("2 models have been calibrated on these patients" in text for text in other.record["warnings"])
     readings = read_json(made(project, "evaluate").file("metrics.json"))["readings"]
     assert readings == {"times": 2, "settings": 2, "arms": ["hog", "linear_probe"]}
+
+    first, second = page_one(project), page_one(project, "calibrate.arm=linear_probe")
+    assert "They were read once." in first, "the report of the first look is as it was"
+    assert "They, or some, were read 2 times under 2 settings: results may have been chosen." in second
+    assert not [words for words in ("confirmed on other patients", "read once") if words in second]
 
     # Reuse is no reading, and what was read stays read when artifacts go.
     head = ledger.head

@@ -9,9 +9,12 @@ import pytest
 import yaml
 from PIL import Image
 from project import SETTINGS, Project
+from pypdf import PdfReader
 from stages.sources_run import make_card
 
+from pipeline import Model, write_results
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
+from pipeline.inference.outline import shown
 from pipeline.orchestration.graph import NAMES
 from pipeline.orchestration.run import run
 from pipeline.store.artifacts import Store
@@ -106,3 +109,27 @@ def test_reconstructions_show_three_planes_original_masked_and_filled_in(finishe
         # hidden is filled with something else.
         assert (filled[plane] == original[plane])[~hidden].mean() > 0.8
         assert (filled[plane][hidden] != masked[plane][hidden]).mean() > 0.9
+
+
+def test_predict_judges_new_volumes_and_shows_each_by_three_planes(finished_volumes, tmp_path):
+    model = Model.load(artifact(finished_volumes, "package") / "model", device="cpu", threads=1, say=lambda line: None)
+    new, generator = tmp_path / "new", np.random.default_rng(77)
+    new.mkdir()
+    for name, ill in (("ill", True), ("well", False)):
+        (new / f"{name}.nii").write_bytes(volume(generator, ill, np.float32))
+    predictions = model.predict([new], workers=1, pictures=True)
+    rows = write_results(predictions, tmp_path / "out").rows
+    assert [(row["study"], row["images"], row["reasons"]) for row in rows] == [("ill", 1, []), ("well", 1, [])]
+    assert rows[0]["score"] > rows[1]["score"]
+    (ill,) = (one for one in predictions.of(predictions.found.groups) if one.study == "ill")
+    image, outlined = shown(ill.picture.array, ill.picture.shares)
+    assert image.shape == outlined.shape == three_planes(ill.picture.array[0]).shape
+    # The ball is what is bright, and in each of the three planes.
+    down, right = (side // 2 for side in image.shape)
+    for plane in (image[:down, :right], image[:down, right:], image[down:, :right]):
+        assert plane.max() > 200
+    for page in sorted((tmp_path / "out" / "pages").iterdir()):
+        (sheet,) = PdfReader(page).pages
+        text = " ".join(sheet.extract_text().split())
+        assert "coronal, sagittal and axial plane" in text
+        assert "of the volume" in text

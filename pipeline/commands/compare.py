@@ -19,7 +19,7 @@ from pipeline.reporting.comparison import MOST_RUNS, Against, Run, build
 from pipeline.settings.card import Card
 from pipeline.settings.common import UsageError
 from pipeline.settings.config import Config
-from pipeline.settings.load import flatten
+from pipeline.settings.load import flatten, later_defaults
 from pipeline.statistics.compare import delong_test
 from pipeline.statistics.errors import collect_warnings
 from pipeline.store.artifacts import Artifact, Store
@@ -51,7 +51,7 @@ def of_config(name: str, config: Config, card: Card, secret: bytes | None) -> Fi
     store = Store(config.store)
     steps = [step for step in plan(config, card, secret) if step.stage.name != "report"]
     own = {step.name: store.find(step.stage.name, step.key) for step in steps}
-    settings = flatten({stage: getattr(config, stage).model_dump(mode="json") for stage in COMPARED})
+    settings = later_defaults() | flatten({stage: getattr(config, stage).model_dump(mode="json") for stage in COMPARED})
     return Finished(name, card.title, settings, {step: there for step, there in own.items() if there is not None})
 
 
@@ -62,7 +62,8 @@ def of_report(path: Path, stores: Sequence[Store]) -> Finished:
     """
     keys, dataset = read_report(path)
     artifacts = artifacts_behind(path.name, keys, stores)
-    settings = flatten({step: artifact.record["settings"] for step, artifact in artifacts.items() if "@" not in step})
+    own = {step: artifact.record["settings"] for step, artifact in artifacts.items() if "@" not in step}
+    settings = later_defaults() | flatten(own)
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     return Finished(folder.name if path.is_dir() or path.stem == "report" else path.stem, dataset, settings, artifacts)
 

@@ -1,369 +1,167 @@
-"""A card and a config for a user's own folder, written from what its label table and a look at its studies show."""
+"""A card and a config for a user's own folder: studies, labels and machine are looked at before they are written.
+
+What the files state is in `fingerprint`, what the labels mean in `label_table`, what they can carry in
+`label_capacity`, how fast the machine is in `machine_speed`, and what follows for the settings in `proposal`.
+"""
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
-
-from pipeline.commands.studies_glance import Glance, glance
+from pipeline.commands.card_and_config import card_text, config_text
+from pipeline.commands.class_folders import read_class_folders
+from pipeline.commands.fingerprint import Fingerprint, fingerprint
+from pipeline.commands.label_capacity import Capacity, capacity
+from pipeline.commands.label_table import Answers, Described, InitError, LabelCounts, counts, describe
+from pipeline.commands.ladder import PICTURES, pretrain_settings, rungs
+from pipeline.commands.machine_speed import MachineSpeed, measure, remember
+from pipeline.commands.proposal import Proposal, propose
+from pipeline.commands.studies_glance import glance
 from pipeline.imaging.archive.choice import has_images
-from pipeline.imaging.pseudonyms import patient_pseudonym
-from pipeline.labels.joining import better_spelling
-from pipeline.labels.path_rules import PathRule, join_paths
-from pipeline.labels.table_file import read_table_file
-from pipeline.labels.values import LabelsError, spelling
-from pipeline.settings.card import NOT_STATED, StudyStatements
+from pipeline.labels.values import LabelsError
+from pipeline.orchestration.estimate import busyness, cores
+from pipeline.orchestration.work import Items, Job, seconds
+from pipeline.settings.load import load
+from pipeline.settings.training import FinetuneSettings, PretrainSettings
 
-NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
-POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present".split()}
-# What somebody writes who does not know. `none` is not among them: it may be the name of a class.
-UNCERTAIN_WORDS = {
-    *"-1 u ? - . n/a na nan null unknown unclear unsure uncertain equivocal indeterminate inconclusive".split(),
-    *"borderline missing pending".split(),
-    *("not available", "not known", "not done"),
-}
-# Column names as `_plain` writes them, the most telling first.
-JOIN_NAMES = {
-    "path": "path filepath imagepath relativepath file filename imagefile imagefilename imagename imageindex image img",
-    "patient_id": "patientid patient patientnumber patientnr pid subjectid subject participantid participant",
-    "study_instance_uid": "studyinstanceuid studyuid",
-    "series_instance_uid": "seriesinstanceuid seriesuid",
-    "sop_instance_uid": "sopinstanceuid sopuid instanceuid imageuid dicomuid",
-}
-# Of these the studies tell whether they name files, patients or images.
-OPEN_NAMES = "id imageid dicomid caseid case scanid scan studyid study name examid exam accession accessionnumber key"
-LABEL_NAMES = "label target class diagnosis finding findings findinglabels pathology outcome result groundtruth gt y"
-MOST_LABEL_VALUES = 20
-SHOWN_VALUES = 12
-# A column joins when at least this share of its values is found among the studies.
-SHARE_FOUND = 0.5
-
-
-class InitError(ValueError):
-    """The folder or the label table cannot be described; the message says what is missing."""
+__all__ = ["Answers", "InitError", "Written", "describe", "write"]
+TIMED_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the user said at the command line."""
+class Written:
+    """The files that were written, what was found, and lines about it for people."""
 
-    label: str | None = None
-    positive: Sequence[str] = ()
-    negative: Sequence[str] = ()
-    unused: Sequence[str] = ()
+    card: Path
+    config: Path
+    labels: Path
+    studies: Fingerprint
+    label_counts: LabelCounts
+    capacity: Capacity
+    speed: MachineSpeed
+    proposal: Proposal
+    lines: Sequence[str]
 
-
-@dataclass(frozen=True)
-class Described:
-    """What was found in the label table.
-
-    `rules` are settings of the card that make more rows join, `values` counts by value, `others` further columns of
-    labels.
-    """
-
-    joins: Mapping[str, str]
-    rules: Mapping[str, str]
-    label: str
-    positive: list[str]
-    negative: list[str]
-    unused: list[str]
-    values: Mapping[str, int]
-    empty: int
-    others: Mapping[str, tuple[list[str], list[str]]]
-
-    def lines(self) -> list[str]:
-        """Return each value with its count and what it will mean."""
-        meaning = {
-            **dict.fromkeys(self.unused, "not used: no answer"),
-            **dict.fromkeys(self.negative, "negative"),
-            **dict.fromkeys(self.positive, "positive"),
+    def to_dict(self) -> dict[str, Any]:
+        """Return fingerprint and plan as plain data, for programs."""
+        return {
+            "card": str(self.card),
+            "config": str(self.config),
+            "labels": str(self.labels),
+            "fingerprint": {
+                "studies": self.studies.to_dict(),
+                "labels": self.label_counts.to_dict(),
+                "machine": self.speed.to_dict(),
+            },
+            "labels_carry": self.capacity.to_dict(),
+            "plan": self.proposal.to_dict(),
         }
-        rows = [f"  {count:>8}  {value:<24} {meaning[value]}" for value, count in self.values.items()]
-        rows += [f"  {self.empty:>8}  {'(empty)':<24} no label"] if self.empty else []
-        joined = ", ".join(f"{column} ({field})" for field, column in self.joins.items())
-        also = [f"further columns of labels, each a further label of the card: {', '.join(self.others)}"]
-        rules = [f"the card leaves out what differs: columns.{name}: {value}" for name, value in self.rules.items()]
-        return [f"joined by {joined}", *rules, f"column {self.label}", *rows, *(also if self.others else [])]
 
 
-def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
-    """Find the join columns, the label column and its values.
+def write(
+    folder: Path,
+    labels: Path | None,
+    output: Path,
+    name: str | None,
+    answers: Answers,
+    minutes: float = 60,
+) -> Written:
+    """Write `data_manifests/<name>/card.yaml` and `configs/<name>.yaml` under `output`, for a budget of `minutes`.
 
-    Raises InitError naming the columns or values there are when one must be named by the user, LabelsError when the
-    file is no table.
-    """
-    table = read_table_file(labels)
-    joins = _joins(table, seen)
-    label = answers.label or _label_column(table, joins)
-    if label not in table.columns:
-        raise InitError(f"the label table has no column {label}; its columns: {', '.join(table.columns)}")
-    if has_images(labels):
-        joins.setdefault("patient_id", joins["path"])  # such a file names no patients: each image is its own
-    meant = _meanings(table[label], label, answers)
-    others = _others(table, {label, *joins.values()})
-    counts = table[label].value_counts().sort_index()
-    values = {str(value): int(count) for value, count in counts.items()}
-    return Described(joins, _rules(table, joins, seen), label, *meant, values, int(table[label].isna().sum()), others)
-
-
-# ---------------------------------------------------------------- columns
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", str(name)).casefold()
-
-
-def _joins(table: pd.DataFrame, seen: Glance) -> dict[str, str]:
-    """Return the column of each way to join: by its name, or, where that is open, by what the studies hold."""
-    columns = {_plain(name): str(name) for name in reversed(table.columns)}
-    joins = {}
-    for field, names in JOIN_NAMES.items():
-        if column := next((columns[name] for name in names.split() if name in columns), None):
-            joins[field] = column
-    for column in [columns[name] for name in OPEN_NAMES.split() if name in columns]:
-        found = {field: share for field, share in seen.shares(table[column].dropna()).items() if share >= SHARE_FOUND}
-        for field in found:
-            joins.setdefault(field, column)
-    if "path" in joins and seen.files and not seen.shares(table[joins["path"]].dropna())["path"] and len(joins) > 1:
-        # `image` can name a finding or a number; another column joins.
-        del joins["path"]
-    if not joins:
-        raise InitError(
-            f"no column of the label table says which image or patient a row is about; columns: "
-            f"{', '.join(map(str, table.columns))}. Tried: a column named like {', '.join(JOIN_NAMES)}, and columns "
-            f"whose values are names of files, or patients, studies or images in the headers. Rename one to "
-            f"{', '.join(JOIN_NAMES)}"
-        )
-    return joins
-
-
-def _rules(table: pd.DataFrame, joins: Mapping[str, str], seen: Glance) -> dict[str, str]:
-    """Return the settings of the card by which paths or identifiers of the table are found among the studies."""
-    if "path" in joins:
-        better = join_paths(list(table[joins["path"]].dropna()), seen.files, PathRule()).better
-        if better is None:
-            return {}
-        written = {"path_without": better.without, "path_within": better.within}
-        rules = {name: _quoted([value])[1:-1] for name, value in written.items() if value}
-        return rules | ({"path_ignore": f"[{', '.join(better.ignore)}]"} if better.ignore else {})
-    if "patient_id" in joins:
-        # Pseudonyms that leave no trace, so that the key is of no account.
-        values = table[joins["patient_id"]].dropna()
-        unfound = {patient_pseudonym(b"", one.patient) for one in seen.identities if one.patient}
-        unfound -= {patient_pseudonym(b"", value) for value in values}
-        ignore, _ = better_spelling(values, b"", unfound)
-        if ignore:
-            return {"id_ignore": f"[{', '.join(ignore)}]"}
-    return {}
-
-
-def _label_column(table: pd.DataFrame, joins: Mapping[str, str]) -> str:
-    columns = {_plain(name): str(name) for name in reversed(table.columns)}
-    taken = set(joins.values())
-    named = [columns[name] for name in LABEL_NAMES.split() if name in columns and columns[name] not in taken]
-    if named:
-        return named[0]
-    telling = [name for name in table.columns if name not in taken and _tells(table[name])]
-    if len(telling) == 1:
-        return telling[0]
-    if telling:
-        raise InitError(
-            f"{len(telling)} columns could be the label: {', '.join(telling)}; choose the main one with --label. The "
-            "others can be further labels of the card (further_labels: id, name, column, positive, negative)"
-        )
-    raise InitError(f"name the label column with --label; columns: {', '.join(map(str, table.columns))}")
-
-
-def _tells(column: pd.Series) -> bool:
-    """Say whether every value is a word for yes, for no or for not known, and both answers occur."""
-    spelled = {spelling(value) for value in column.dropna().unique()}
-    known = POSITIVE_WORDS | NEGATIVE_WORDS | UNCERTAIN_WORDS
-    return bool(spelled & POSITIVE_WORDS) and bool(spelled & NEGATIVE_WORDS) and spelled <= known
-
-
-def _others(table: pd.DataFrame, taken: set[str]) -> dict[str, tuple[list[str], list[str]]]:
-    """Return positive and negative values of the other columns that could be labels."""
-    others = {}
-    for name in table.columns:
-        if name not in taken and _tells(table[name]):
-            values = sorted(table[name].dropna().unique())
-            positive = [value for value in values if spelling(value) in POSITIVE_WORDS]
-            others[str(name)] = positive, [value for value in values if spelling(value) in NEGATIVE_WORDS]
-    return others
-
-
-# ---------------------------------------------------------------- values
-
-
-def _meanings(column: pd.Series, name: str, answers: Answers) -> tuple[list[str], list[str], list[str]]:
-    """Return positive, negative and unused values.
-
-    What the user named is meant, in any spelling. Where positive values are named and negative ones are not, the others
-    are negative, but for those that look as if nobody knew. Raises InitError with what has to be said.
-    """
-    values = sorted(column.dropna().unique())
-    _refuse_what_is_no_label(column, values, name)
-    said = {"positive": answers.positive, "negative": answers.negative, "unused": answers.unused}
-    wanted = {what: {spelling(value) for value in named} for what, named in said.items()}
-    if absent := set.union(*wanted.values()) - {spelling(value) for value in values}:
-        raise InitError(f"column {name} has no value {', '.join(sorted(absent))}; its values: {_shown(column)}")
-    found: dict[str, list[str]] = {"positive": [], "negative": [], "unused": [], "open": []}
-    for value in values:
-        found[_meaning(spelling(value), wanted)].append(value)
-    if found["open"] or not found["positive"] or not found["negative"]:
-        raise InitError(_question(column, name, found))
-    return found["positive"], found["negative"], found["unused"]
-
-
-def _meaning(value: str, wanted: Mapping[str, set[str]]) -> str:
-    if said := next((what for what, named in wanted.items() if value in named), None):
-        return said
-    if value in UNCERTAIN_WORDS:
-        return "unused"
-    if wanted["positive"]:
-        return "open" if wanted["negative"] else "negative"
-    if value in POSITIVE_WORDS:
-        return "positive"
-    return "negative" if value in NEGATIVE_WORDS and not wanted["negative"] else "open"
-
-
-def _refuse_what_is_no_label(column: pd.Series, values: Sequence[str], name: str) -> None:
-    bars = sorted({part.strip() for value in values if "|" in value for part in value.split("|")})
-    if bars:
-        raise InitError(
-            f"column {name} holds several findings in one cell, separated by bars: {', '.join(bars[:SHOWN_VALUES])}. "
-            "Give each finding a column of its own, 1 where it is named and 0 elsewhere; --label then chooses the main "
-            f"one. With pandas: table.join(table['{name}'].str.get_dummies('|'))"
-        )
-    if len(values) > MOST_LABEL_VALUES:
-        raise InitError(f"column {name} has {len(values)} different values; it is no label. Choose one with --label")
-    if not values:
-        raise InitError(f"column {name} is empty; choose the label column with --label")
-
-
-def _question(column: pd.Series, name: str, found: Mapping[str, list[str]]) -> str:
-    missing = [what for what in ("positive", "negative") if not found[what]]
-    text = f"values of column {name}: {_shown(column)}. "
-    text += f"None of them means {' or '.join(missing)} by itself. " if missing else ""
-    options = " ".join(f"--positive {shlex.quote(value)}" for value in found["open"][-1:] or ["VALUE"])
-    return text + (
-        f"Say which values are positive with --positive, as in {options}; the others are then negative, but for those "
-        "that look like not known (--negative and --unused say otherwise). Each option may be repeated"
-    )
-
-
-def _shown(column: pd.Series) -> str:
-    counts = column.value_counts().sort_index()
-    rows = [f"{value} ({count})" for value, count in counts.items()]
-    return ", ".join(rows[:SHOWN_VALUES]) + (", …" if len(rows) > SHOWN_VALUES else "")
-
-
-# ---------------------------------------------------------------- files
-
-
-def write(folder: Path, labels: Path, output: Path, name: str | None, answers: Answers) -> tuple[list[Path], list[str]]:
-    """Write `data_manifests/<name>/card.yaml` and `configs/<name>.yaml` under `output`.
-
-    Returns their paths and lines for the user: what each label value means, and what the look at the studies decided.
-    Raises InitError when a file exists already or the label table is not understood.
+    Without `labels`, the folders under `folder` are classes, and their table, `labels.csv`, is written beside the
+    config. Raises InitError when a file exists already or the labels are not understood.
     """
     name = name or re.sub(r"[^a-z0-9]+", "_", folder.resolve().name.lower()).strip("_") or "project"
+    card, config = output / "data_manifests" / name / "card.yaml", output / "configs" / f"{name}.yaml"
+    made = labels is None
+    table = labels or output / "configs" / f"{name}_labels.csv"
+    if existing := [str(path) for path in (card, config, *([table] if made else [])) if path.exists()]:
+        raise InitError(f"not overwritten: {', '.join(existing)}; choose another --name")
     said = []
-    if has_images(labels) and folder.resolve() in labels.resolve().parents:
-        folder = labels
+    if has_images(table) and folder.resolve() in table.resolve().parents:
+        folder = table
         said = ["the label table holds the images, too; data.studies names it alone, not the folder around it"]
     seen = glance(folder, labels)
+    if made:
+        classes = read_class_folders(folder, any(one.patient for one in seen.identities))
+        classes.write(table)
+        said += classes.lines()
     try:
-        described = describe(labels, answers, seen)
-    except LabelsError as error:
+        described = describe(table, answers, seen)
+        found = counts(table, described)
+    except (InitError, LabelsError) as error:
+        if made:
+            table.unlink()
         raise InitError(str(error)) from None
-    card, config = output / "data_manifests" / name / "card.yaml", output / "configs" / f"{name}.yaml"
-    existing = [str(path) for path in (card, config) if path.exists()]
-    if existing:
-        raise InitError(f"not overwritten: {', '.join(existing)}; choose another --name")
-    for path, text in ((card, _card(name, described)), (config, _config(name, folder, labels, card, config, seen))):
+    said += described.lines()
+    studies = fingerprint(folder, seen)
+    if not studies.images:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in studies.quarantined.items()) or "no file is there"
+        raise InitError(
+            f"none of {studies.examined} files would be accepted: {reasons}; see maescreen ingest --dry-run"
+        )
+    patients = _per_patient(found, studies)
+    carried = capacity(*patients)
+    items = _items(found, studies, carried)
+    speed = _timed(studies, items)
+    proposal = propose(studies, carried, items, speed, minutes)
+    said += [*_nameless(described, found, studies), *seen.lines(), *studies.lines(), *carried.lines()]
+    said += [*speed.lines(), *proposal.lines()]
+    remarks = [*carried.lines(), *(f"given up to fit: {one}" for one in proposal.given_up)]
+    texts = {
+        card: card_text(name, described, studies),
+        config: config_text(name, folder, table, card, config, proposal, remarks, bool(seen.ct)),
+    }
+    for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-    return [card, config], said + described.lines() + seen.lines()
+    remember(speed, load(config)[0].store)
+    return Written(card, config, table, studies, found, carried, speed, proposal, said)
 
 
-def _quoted(values: Sequence[str]) -> str:
-    return "[" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + "]"
+def _nameless(described: Described, found: LabelCounts, studies: Fingerprint) -> list[str]:
+    """Say what is missing when neither table nor files name patients: every image would be refused."""
+    if found.by_patient or studies.patients is not None:
+        return []
+    return [
+        "nothing names the patients, neither a column of the label table nor a header, so that `run` would refuse "
+        "every image (no_patient): name the column with --patient; if each image is of another person, say "
+        f"--patient {described.joins.get('path', 'path')}"
+    ]
 
 
-def _further(described: Described) -> str:
-    """Return the card's lines about other columns of labels, none of them in force until somebody defines it."""
-    if not described.others:
-        return ""
-    lines = ["# further_labels:                     # other columns that look like labels; define those that you want"]
-    for column, (positive, negative) in described.others.items():
-        plain = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_") or "label"
-        lines.append(
-            f"#   - {{id: {plain}, name: {_quoted([column])[1:-1]}, column: {_quoted([column])[1:-1]}, "
-            f"positive: {_quoted(positive)}, negative: {_quoted(negative)}, definition: not stated, "
-            "reference_standard: not stated}"
-        )
-    return "\n".join(lines) + "\n"
+def _per_patient(found: LabelCounts, studies: Fingerprint) -> tuple[int, int]:
+    """Return patients with and without the condition; where rows are about images, by the images per patient seen."""
+    if found.by_patient or studies.patients is None or not studies.images:
+        return found.positive, found.negative
+    share = min(1.0, studies.patients / studies.images)
+    return round(found.positive * share), round(found.negative * share)
 
 
-def _card(name: str, described: Described) -> str:
-    named = {field: _quoted([column])[1:-1] for field, column in described.joins.items()}
-    columns = "\n".join(f"  {name}: {value}" for name, value in {**named, **described.rules}.items())
-    unused = f"\n  unused: {_quoted(described.unused)}" if described.unused else ""
-    return f"""# What this dataset is. The report prints it; replace every "not stated" with what a reader must know.
-name: {name}
-title: not stated
-source: not stated
-licence: not stated
-attribution: not stated
-identifiers: real                    # real: the pseudonymisation key must be secret; synthetic: headers are made up
-synthetic: nothing
-columns:                             # columns of the label table
-{columns}
-  label: {_quoted([described.label])[1:-1]}
-label:
-  name: the condition                # as a reader would say it: "pneumonia"
-  definition: not stated             # what makes a patient positive
-  reference_standard: not stated     # who decided, how, blinded to what
-  positive: {_quoted(described.positive)}
-  negative: {_quoted(described.negative)}{unused}
-{_further(described)}intended_use:
-  condition: not stated
-  population: not stated
-  user: not stated
-  place: not stated                  # place in the pathway
-  not_for: []
-symmetric_axes: []                   # axes that training may mirror: horizontal, vertical, depth; none if sides matter
-known_traps: []
-study:                               # asked for by reporting guidelines; the report lists what is missing
-{_statements()}
-"""
+def _items(found: LabelCounts, studies: Fingerprint, carried: Capacity) -> Items:
+    """Return what a run will have to do with."""
+    images = max(1, studies.images_of_all)
+    labelled = max(1, min(images, found.answered if not found.by_patient or found.rows >= images else images))
+    train, tune, calibration = (round(labelled * carried.fractions[name]) for name in ("train", "tune", "calibration"))
+    test = max(0, labelled - train - tune - calibration)
+    unlabelled = max(0, images - labelled)
+    return Items(studies.files, studies.megabytes, images, train, tune, calibration, test, unlabelled)
 
 
-def _statements() -> str:
-    """Return a line per statement of the card, with what it is about."""
-    fields = StudyStatements.model_fields.items()
-    return "\n".join(f"  {f'{name}: {NOT_STATED}':<35}# {field.description}" for name, field in fields)
-
-
-def _config(name: str, folder: Path, labels: Path, card: Path, config: Path, seen: Glance) -> str:
-    def relative(path: Path) -> str:
-        return os.path.relpath(path.resolve(), config.parent.resolve()).replace("'", "''")
-
-    return f"""# maescreen run {config}
-# Every setting not named here has its default; `configs/chest_xray.yaml` shows and explains all of them.
-project: {name}
-data:
-  studies: ['{relative(folder)}']
-  labels: '{relative(labels)}'
-  card: '{relative(card)}'
-  key_file: '~/.config/maescreen/{name}.key'   # secret; made on the first run; back it up, never share it
-{seen.settings()}report:
-  title: not stated
-"""
+def _timed(studies: Fingerprint, items: Items) -> MachineSpeed:
+    """Time the largest network that may be chosen and a small one, and compare the examination with what it cost."""
+    ladder = rungs(studies, gpu=False, training_images=items.train)
+    likely = ladder[-2] if len(ladder) > 2 else ladder[-1]
+    if likely == ladder[0] and studies.axes == 2:
+        likely = next(one for one in reversed(PICTURES) if one != ladder[0])
+    candidates = [
+        (rung.image_size, pretrain_settings(rung, 1, TIMED_BATCH)) for rung in dict.fromkeys((ladder[0], likely))
+    ]
+    share = studies.examined / max(studies.files, 1)
+    looked = Items(studies.examined, studies.megabytes * share, studies.images, 0, 0, 0, 0)
+    examined = Job(looked, (64, 64), PretrainSettings(), FinetuneSettings(), workers=min(cores(), 8))
+    return measure(candidates, {"ingest": studies.seconds / busyness() / seconds("ingest", examined)})

@@ -33,18 +33,7 @@ def dry_run(folder: Path, workers: int) -> dict[str, Any]:
     Pseudonyms are made with a key that is thrown away. Files without a patient in their header count as one patient
     each. Raises SourcesError when there is no such folder.
     """
-    log = RunLog("dry run", progress_only=True)
-    with TemporaryDirectory() as name:
-        work, labels = Path(name) / "ingest", Path(name) / "labels.parquet"
-        work.mkdir()
-        paths = [source.path for source in find_sources([folder]) if source.path.isprintable()]
-        pd.DataFrame({"path": paths, "patient": paths}).to_parquet(labels)
-        inputs = Inputs(_card(), Machine(workers=workers), studies=(folder,), labels=labels, secret=os.urandom(32))
-        try:
-            ingest(IngestSettings(), inputs, work, log)
-            images, summary = read_table(work / "images.parquet", IMAGES), read_json(work / "summary.json")
-        except NothingAccepted as nothing:
-            images, summary = IMAGES.schema.empty_table().to_pandas(), nothing.summary
+    images, summary = examined(folder, workers, IngestSettings(), RunLog("dry run", progress_only=True))
     return {
         "files": summary["received"],
         "images": summary["accepted"],
@@ -54,9 +43,36 @@ def dry_run(folder: Path, workers: int) -> dict[str, Any]:
         "quarantined": {name: [count, REASONS[name]] for name, count in summary["quarantined"].items()},
         "flags": {name: [count, FLAGS[name]] for name, count in summary["flags"].items()},
         "duplicates": summary["duplicates"],
-        "values": {column: _counts(images[column]) for column in COUNTED},
+        "values": {column: counts_of(images[column]) for column in COUNTED},
         "ranges": _ranges(images),
     }
+
+
+def examined(
+    folder: Path, workers: int, settings: IngestSettings, log: RunLog, include: Sequence[str] = ()
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return ingest's table of images and its summary, of the files under `folder` that fit `include`; empty = all.
+
+    Raises SourcesError when there is no such folder.
+    """
+    with TemporaryDirectory() as name:
+        work, labels = Path(name) / "ingest", Path(name) / "labels.parquet"
+        work.mkdir()
+        paths = [source.path for source in find_sources([folder]) if source.path.isprintable()]
+        pd.DataFrame({"path": paths, "patient": paths}).to_parquet(labels)
+        inputs = Inputs(
+            _card(),
+            Machine(workers=workers),
+            studies=(folder,),
+            include=tuple(include),
+            labels=labels,
+            secret=os.urandom(32),
+        )
+        try:
+            ingest(settings, inputs, work, log)
+            return read_table(work / "images.parquet", IMAGES), read_json(work / "summary.json")
+        except NothingAccepted as nothing:
+            return IMAGES.schema.empty_table().to_pandas(), nothing.summary
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -94,7 +110,8 @@ def _section(title: str, rows: Sequence[str]) -> list[str]:
     return ["", title, *(f"  {row}" for row in rows)] if rows else []
 
 
-def _counts(values: pd.Series) -> dict[str, int]:
+def counts_of(values: pd.Series) -> dict[str, int]:
+    """Return how often each value occurs, the most frequent first; an empty one is not stated."""
     counts = values.replace("", NOT_STATED).value_counts()
     return {str(value): int(count) for value, count in counts.items()}
 

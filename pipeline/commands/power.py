@@ -23,6 +23,8 @@ from pipeline.statistics.threshold import certifiable_recall, max_misses, min_po
 
 SIZES = (59, 100, 200, 500, 1000)
 CHANCES = (0.8, 0.9)
+# Of the figure: areas under the ROC curve, places along the axis, how many times the first number the last one is.
+AREAS, POINTS, LARGEST, PER = (0.9, 0.95, 0.98), 36, 40, 1000
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,36 @@ def answer(asked: Question) -> dict[str, Any]:
             if fallen > 0
         },
     }
+
+
+def figure(asked: Question) -> bytes:
+    """Return the answer as a picture, SVG: referral by calibration patients, chance of confirmation by certificate."""
+    from pipeline.reporting.power_figure import power
+
+    least = min_positives(asked.recall, asked.confidence)
+    sizes = sorted({round(least * LARGEST ** (at / POINTS)) for at in range(POINTS + 1)})
+    areas = sorted({*AREAS, asked.auc})
+    promised = (asked.recall, *_higher(asked.recall))
+    return power(
+        {f"AUC {area:g}": [(n, PER * _expected(asked, area, n)) for n in sizes] for area in areas},
+        {f"AUC {area:g}": PER * ideal_referral(area, asked.recall, asked.prevalence) for area in areas},
+        {
+            f"certified {100 * certify:g} %": [
+                (n, 100 * chance_of_confirmation(n, allowed, n, asked.recall, asked.confidence))
+                for n in sizes
+                if (allowed := max_misses(n, certify, asked.confidence)) is not None
+            ]
+            for certify in promised
+            if max_misses(sizes[-1], certify, asked.confidence) is not None
+        },
+    )
+
+
+def _expected(asked: Question, area: float, n: int) -> float:
+    allowed = max_misses(n, asked.recall, asked.confidence)
+    if allowed is None:
+        raise ValueError(f"{n} patients with the condition certify no recall of {asked.recall:g}")
+    return expected_referral(area, n, allowed, asked.prevalence)
 
 
 def _size(asked: Question, n: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,31 @@ def packaged(folder: Path) -> Packaged:
 def register(registry: Registry, folder: Path, name: str) -> Version:
     """Register a model folder under a name; return its version, an earlier one when the model has one already."""
     return registry.register(packaged(folder), name, CODE, example(), columns())
+
+
+def restore(registry: Registry, folders: Iterable[Path]) -> tuple[list[Version], list[Version]]:
+    """Fill a registry that was lost from the store's memory and the model folders in it; see `Registry.restore`.
+
+    A folder that is not whole is as good as gone.
+    """
+    models: dict[str, Packaged] = {}
+    for folder in folders:
+        with suppress(ModelError):
+            one = packaged(folder)
+            models[one.sha256] = one
+    return registry.restore(models, CODE, example(), columns())
+
+
+def restored_lines(made: Sequence[Version], gone: Sequence[Version]) -> list[str]:
+    """Return what was restored as lines for people; nothing when nothing was."""
+    said = []
+    for one in made:
+        said.append(f"{one.reference} is registered again" + "".join(f", @{alias}" for alias in one.aliases))
+    said += [
+        f"{one.reference} ({one.sha256[:16] or 'unknown'}) keeps its number, but its model is not in the store any more"
+        for one in gone
+    ]
+    return said
 
 
 def example() -> pd.DataFrame:

@@ -13,6 +13,7 @@ from pipeline.delivery.http.app import Service, create_app
 from pipeline.delivery.http.receiving import Limits
 from pipeline.delivery.http.server import ServeError, bound, configured
 from pipeline.delivery.http.server import serve as run
+from pipeline.delivery.lights import StandingLights
 from pipeline.delivery.queue import Queue
 from pipeline.delivery.worker_process import Options, WorkerProcess
 from pipeline.inference.model_folder import verified
@@ -71,6 +72,7 @@ def serve(
             limits=limits,
             judging=lambda: worker.status.state,
             watch=worker.look,
+            lights=StandingLights.of(queue.root, options.model, content, sha256, options.prevalence),
             report=lambda unexpected: say(f"serve: {failures.frames(unexpected).rstrip()}"),
         )
         host, port = listener.getsockname()[:2]

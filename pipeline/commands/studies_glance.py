@@ -95,8 +95,8 @@ class Glance:
         return found
 
 
-def glance(folder: Path, labels: Path) -> Glance:
-    """List the files under `folder` and open some of them, evenly spread, in a disposable process.
+def glance(folder: Path, labels: Path | None) -> Glance:
+    """List the files under `folder`, `labels` left out, and open some of them, evenly spread, in a disposable process.
 
     Raises SourcesError when there is no such folder.
     """

@@ -20,7 +20,7 @@ from pipeline.inference.model import Model, Predictions, StudiesError
 from pipeline.inference.outline import shown
 from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS
-from pipeline.reporting.page_pictures import grey_picture, outline
+from pipeline.reporting.page_pictures import as_seen, outline
 from pipeline.store.files import finite, sha256_file, sha256_json
 
 SCHEMA = "study/1"
@@ -40,7 +40,7 @@ def page_files(_entry: Entry, result: Result, predictions: Predictions, at: str)
     found = {PAGE: pages.page(result, predictions, at)}
     if result.picture is not None:
         image, outlined = shown(result.picture.array, result.picture.shares)
-        found[IMAGE] = grey_picture(image).encode()
+        found[IMAGE] = as_seen(image).encode()
         if outlined is not None:
             found[OUTLINE] = outline(outlined).encode()
     return found
@@ -191,6 +191,7 @@ def _content(entry: Entry, result: Result, predictions: Predictions, at: str) ->
             "not_for": model.content["not_for"],
         },
         "why": [*(REASONS[name] for name in result.judgement.reasons), *(REFUSALS[name] for name in refused)],
+        "outline": result.picture.outline if result.picture else None,
         "result": result.to_row(),
         "quarantine": result.quarantine(),
     }

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from joblib.externals.loky import get_reusable_executor
+
 from pipeline.delivery.queue import Queue
 
 if TYPE_CHECKING:
@@ -135,6 +137,15 @@ class WorkerProcess:
 
 def _work(root: Path, options: Options, sender: Connection) -> None:
     """Judge whatever waits until SIGTERM, or until the parent is gone."""
+    try:
+        _judge_on(root, options, sender)
+    finally:
+        sender.close()
+        # Idle readers are kept for later studies: multiprocessing would wait for them to end, and they for work.
+        get_reusable_executor(reuse=True).shutdown(kill_workers=True)
+
+
+def _judge_on(root: Path, options: Options, sender: Connection) -> None:
     warnings.simplefilter("ignore")  # they quote header values
     logging.disable(logging.CRITICAL)
     stop = threading.Event()

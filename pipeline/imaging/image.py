@@ -32,10 +32,11 @@ class Policy:
     """What is accepted, in bytes and pixels and kinds.
 
     With `assemble_slices`, a single slice of a CT, MR or PET series is a part of a volume, else an image of its own.
-    With `accept_colour`, a colour image becomes its luminance. `image_types` are accepted third values of ImageType;
-    empty = all but phase, real and imaginary images, which `accept_any_kind` takes, too. `refused_flags` are those that
-    exclude an image; with `axes`, so does another number of them. With `accept_unclear_orientation`, a volume that does
-    not say how it lies is taken by its better statement, or an assumption.
+    With `accept_colour`, a colour image becomes its luminance; with `keep_colour`, as in a colour task, it stays so.
+    `image_types` are accepted third values of ImageType; empty = all but phase, real and imaginary images, which
+    `accept_any_kind` takes, too. `refused_flags` are those that exclude an image; with `axes`, so does another number
+    of them. With `accept_unclear_orientation`, a volume that does not say how it lies is taken by its better statement,
+    or an assumption.
     """
 
     max_file_bytes: int
@@ -53,6 +54,7 @@ class Policy:
     refused_flags: tuple[str, ...] = ()
     axes: int | None = None
     accept_unclear_orientation: bool = False
+    keep_colour: bool = False
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Policy:
@@ -72,6 +74,7 @@ class Policy:
             refused_flags=tuple(settings["refuse"]),
             axes=settings["axes"],
             accept_unclear_orientation=settings["orientation"] == "accept",
+            keep_colour=settings["colour"] == "keep",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +122,8 @@ class Image:
 
     `pixels` is float32 of shape (H, W), or (D, H, W) with indices that rise towards the patient's superior, anterior
     and right side (RAS+ with the axes reversed, so that the slowest comes first). `valid` marks pixels that are not
-    padding; None when all are valid. `spacing_mm` has one entry per axis, in the same order.
+    padding; None when all are valid. `spacing_mm` has one entry per axis, in the same order. `colour` is float32
+    (3, H, W), red, green and blue, of a colour image in a colour task, whose `pixels` are its luminance; else None.
     """
 
     pixels: np.ndarray
@@ -128,14 +132,21 @@ class Image:
     spacing_mm: tuple[float, ...] | None = None
     polarity_fixed: bool = False
     flags: tuple[str, ...] = ()
+    colour: np.ndarray | None = None
+
+    @property
+    def channels(self) -> np.ndarray:
+        """The values of each channel: (3, H, W) of a colour image, (1, H, W) or (1, D, H, W) of a grey one."""
+        return self.pixels[None] if self.colour is None else self.colour
 
     def pixel_hash(self) -> str:
         """Return 128 bits of XXH3 of shape and display pixels, the same on every machine.
 
         It finds equal pictures; that files are unchanged is for SHA-256 to say.
         """
-        digest = xxhash.xxh3_128(str(self.pixels.shape).encode())
-        rows = self.pixels.reshape(-1, self.pixels.shape[-1])
+        values = self.pixels if self.colour is None else self.colour
+        digest = xxhash.xxh3_128(str(values.shape).encode())
+        rows = values.reshape(-1, values.shape[-1])
         for start in range(0, len(rows), HASHED_ROWS):
             # Adding zero turns -0.0 into 0.0, which are equal but have different bytes.
             digest.update(np.ascontiguousarray(rows[start : start + HASHED_ROWS] + np.float32(0), dtype="<f4").data)

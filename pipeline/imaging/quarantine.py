@@ -36,7 +36,7 @@ REASONS = {
     "image_type": "a phase, real or imaginary image, or a kind that ingest.image_types does not name",
     "for_processing": "raw values for processing, not for presentation; ingest.intent accepts them",
     "few_slices": "a stack of fewer slices than ingest.min_slices in a study that has a larger one",
-    "colour": "a colour image; ingest.colour: luminance takes its brightness",
+    "colour": "a colour image; preprocess.channels: colour keeps it, ingest.colour: luminance takes its brightness",
     "too_small": "a side shorter than ingest.min_side",
     "axes": "a volume among pictures or a picture among volumes: ingest.axes, else preprocess.image_size, says which",
     "unclear_orientation": "right and left are not stated, or stated twice and differently; see ingest.orientation",
@@ -67,6 +67,12 @@ FLAGS = {
     "spacing_implausible": "physical pixel size outside the limits of the config",
     "slices_refused": "other slices of the series were refused; the volume may not cover all that was scanned",
     "colour_reduced": "a colour image, reduced to its luminance",
+    "transparent_on_black": "a picture with transparent pixels, taken as it looks on black",
+    "profile_converted": "colours converted to sRGB from the colour space that the file names",
+    "profile_ignored": "the file's colour profile cannot be used; its colours are taken for sRGB",
+    "photometric_contradicts": "code stream and header contradict each other in how colours are stored; the code "
+    "stream was followed",
+    "grey_repeated": "a grey image in a colour task; its values are taken for each of the three channels",
     "unexpected_modality": "a modality that the dataset card does not expect",
     "unexpected_view": "a view that the dataset card does not expect",
     "unexpected_body_part": "a body part that the dataset card does not expect",
@@ -81,11 +87,13 @@ FLAGS = {
     "orientation_assumed": "the file does not say how it lies; indices taken to rise towards left, anterior, superior",
     "orientation_contradicts": "the file says in two ways how it lies, and they differ; its sform was taken",
     "padding_of_maker": "more pixels at the lowest value than in another maker's CT (padding?); see preprocess.window",
+    "no_field_of_view": "no disc in a dark surround was found; the whole image was taken (preprocess.crop)",
     "duplicate_across_patients": "the same pixels as an image of another patient",
     "near_duplicate_across_patients": "nearly the same picture as an image of another patient",
 }
-# Decided by comparison with other images, when none can be refused any more.
+# Decided by comparison with other images, or when arrays are made, when none can be refused any more.
 COMPARED_FLAGS = (
+    "no_field_of_view",
     "inversion_suspected",
     "padding_of_maker",
     "duplicate_across_patients",

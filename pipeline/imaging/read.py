@@ -50,6 +50,8 @@ def read_image(data: bytes, policy: Policy) -> Image | Part:
     image = known.read(data, policy)
     if isinstance(image, Part):
         return image
+    if policy.keep_colour and image.colour is None:
+        image = replace(image, flags=(*image.flags, "grey_repeated"))
     rows, columns = image.pixels.shape[-2:]
     if image.pixels.ndim == 2 and min(rows, columns) < policy.min_side:
         raise Refused("too_small", f"{rows} x {columns} pixels")

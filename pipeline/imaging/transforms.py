@@ -1,23 +1,26 @@
 """From a decoded image to the array a model sees: one definition, in MONAI's transforms, for training and prediction.
 
-Clip to a window → resize with physical proportions kept → centre in the wanted size → scale the window to uint8.
+Cut out the field of view, if asked to → clip to a window → resize with physical proportions kept → centre in the wanted
+size → scale the window to uint8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Resize, ResizeWithPadOrCrop, ScaleIntensityRange
 
+from pipeline.imaging.field_of_view import field_of_view
 from pipeline.imaging.image import Image, as_json
 from pipeline.imaging.quarantine import Refused
 
 # From so many pixels on, percentiles are taken from a part of them: a 2,000 x 2,000 image would spend most time here.
 SAMPLED_PIXELS = 1 << 18
+CHANNELS = {"grey": 1, "colour": 3}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Rendering:
     With `spacing_mm`, images are resampled to it and then padded or cropped around their centre, so that a
     structure keeps its size in mm; without, they are scaled to fit inside `image_size`, so that nothing is lost.
     `window`, lowest and highest value shown, is for images whose values mean the same everywhere (CT, in Hounsfield
-    units); without, each image is shown between two of its own percentiles.
+    units); without, each image is shown between two of its own percentiles, of all its channels together, so that hue
+    stays. `channels`: grey, or colour, in which grey images are repeated. `crop`: none, or field_of_view, by which the
+    disc of a fundus photograph is cut out first; see `field_of_view`.
     """
 
     image_size: tuple[int, ...]
@@ -35,6 +40,17 @@ class Rendering:
     lower_percentile: float
     upper_percentile: float
     window: tuple[float, float] | None = None
+    channels: str = "grey"
+    crop: str = "none"
+
+    @property
+    def channel_count(self) -> int:
+        """Channels of an array, C."""
+        return CHANNELS[self.channels]
+
+    def no_arrays(self) -> np.ndarray:
+        """Return the arrays of no image, (0, C, ...) uint8."""
+        return np.empty((0, self.channel_count, *self.image_size), np.uint8)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Rendering:
@@ -46,6 +62,9 @@ class Rendering:
             lower_percentile=settings["lower_percentile"],
             upper_percentile=settings["upper_percentile"],
             window=(window[0], window[1]) if window else None,
+            # Artifacts and models can be of before there was a choice.
+            channels=settings.get("channels", "grey"),
+            crop=settings.get("crop", "none"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -60,22 +79,26 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Rendered:
-    """uint8 `pixels` of shape (1, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0).
+    """uint8 `pixels` of shape (C, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0).
 
-    `size` is the image's own, `resized` what it was scaled to before `padding`, both per axis.
+    `size` is the image's own, `resized` what it was scaled to before `padding`, both per axis. `box` is what was cut
+    out of the image before, first and behind the last place of each axis: all of it unless `cropped`.
     """
 
     pixels: np.ndarray
     padding: tuple[int, ...]
     size: tuple[int, ...] = ()
     resized: tuple[int, ...] = ()
+    box: tuple[int, ...] = ()
+    cropped: bool = False
 
     @property
     def matrix(self) -> np.ndarray:
         """The matrix (n + 1, n + 1) from indices of the array to those of the image; whole numbers are centres."""
-        scale = np.array(self.size) / np.array(self.resized)
+        starts, ends = np.reshape(self.box or [end for side in self.size for end in (0, side)], (-1, 2)).T
+        scale = (ends - starts) / np.array(self.resized)
         matrix = np.diag([*scale, 1.0])
-        matrix[:-1, -1] = (0.5 - np.array(self.padding[::2])) * scale - 0.5
+        matrix[:-1, -1] = starts + (0.5 - np.array(self.padding[::2])) * scale - 0.5
         return matrix
 
     def to_image(self, values: np.ndarray) -> np.ndarray:
@@ -103,9 +126,13 @@ def render(image: Image, how: Rendering) -> Rendered:
     """
     if image.pixels.ndim != len(how.image_size):
         raise Refused("bad_geometry", f"{image.pixels.ndim}-D image, but preprocess.image_size has another number")
+    whole = image.pixels.shape
+    box = field_of_view(image.channels) if how.crop == "field_of_view" else None
+    if box is not None:
+        image = _cut(image, box)
     low, high = how.window or window_of(image, how)
     # Clipping comes first, so that a bright speck does not colour its surroundings; scaling last, on fewer pixels.
-    clipped = torch.from_numpy(np.clip(image.pixels, low, high))[None]
+    clipped = torch.from_numpy(np.clip(_channels(image, how), low, high))
     resized = _resized(clipped, _size_inside(image, how))
     if high > low:
         scaled = torch.as_tensor(ScaleIntensityRange(low, high, 0.0, 255.0, clip=True)(resized))
@@ -114,19 +141,36 @@ def render(image: Image, how: Rendering) -> Rendered:
     fitted = ResizeWithPadOrCrop(how.image_size, mode="constant")(scaled)
     array = torch.as_tensor(fitted).round_().clamp_(0, 255).to(torch.uint8).numpy()
     size = tuple(resized.shape[1:])
-    return Rendered(np.ascontiguousarray(array), _padding(size, how.image_size), image.pixels.shape, size)
+    if len(array) < how.channel_count:
+        array = np.repeat(array, how.channel_count, axis=0)
+    taken = box or tuple(end for side in whole for end in (0, side))
+    padding = _padding(size, how.image_size)
+    return Rendered(np.ascontiguousarray(array), padding, whole, size, taken, box is not None)
+
+
+def _cut(image: Image, box: tuple[int, int, int, int]) -> Image:
+    """Return the part of a picture in a box: top, bottom, left and right."""
+    part = (..., slice(*box[:2]), slice(*box[2:]))
+    valid, colour = (None if one is None else one[part] for one in (image.valid, image.colour))
+    return replace(image, pixels=image.pixels[part], valid=valid, colour=colour)
 
 
 def window_of(image: Image, how: Rendering) -> tuple[float, float]:
     """Return the percentiles of the valid pixels, of a regular grid of them when there are many; else the extremes."""
+    channels = _channels(image, how)
     step = max(1, int((image.pixels.size / SAMPLED_PIXELS) ** (1 / image.pixels.ndim)))
     grid = (slice(None, None, step),) * image.pixels.ndim
-    values = image.pixels[grid] if image.valid is None else image.pixels[grid][image.valid[grid]]
+    values = channels[:, *grid] if image.valid is None else channels[:, *grid][:, image.valid[grid]]
     if values.size:
         low, high = np.percentile(values, (how.lower_percentile, how.upper_percentile))
         if low < high:
             return float(low), float(high)
-    return float(image.pixels.min()), float(image.pixels.max())
+    return float(channels.min()), float(channels.max())
+
+
+def _channels(image: Image, how: Rendering) -> np.ndarray:
+    """Return what is shown of an image: in a colour task its channels (C, H, W), else grey values (1, ...)."""
+    return image.channels if how.channel_count > 1 else image.pixels[None]
 
 
 def _size_inside(image: Image, how: Rendering) -> tuple[int, ...]:

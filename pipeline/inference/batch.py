@@ -140,7 +140,7 @@ def read_groups(groups: Sequence[Group], task: Task, pool: Pool, scratch: Path) 
     batches = {n: groups[n : n + size] for n in range(0, len(groups), size)}
     most = max((len(group.sources) for group in groups), default=1)
     patient = Pool(pool.workers, pool.timeout_s * math.ceil(math.sqrt(most)), memory_bytes=pool.memory_bytes)
-    empty = np.empty((0, 1, *task.rendering.image_size), np.uint8)
+    empty = task.rendering.no_arrays()
     for start, results in each_batch(partial(_see, task), batches, patient, scratch):
         for group, result in zip(batches[start], results, strict=True):
             if isinstance(result, Refusal):
@@ -156,11 +156,14 @@ def _see(task: Task, group: Group) -> Seen:
     for one in study.images:
         about = one.image.about
         try:
-            arrays.append(render(one.image, task.rendering).pixels)
+            rendered = render(one.image, task.rendering)
         except Refused as error:
             refused |= dict.fromkeys(one.files, error.refusal)
             continue
+        arrays.append(rendered.pixels)
+        whole = task.rendering.crop != "none" and not rendered.cropped
+        flags = (*one.flags, *(("no_field_of_view",) if whole else ()))
         stated = {name: getattr(about, name) for name in ("modality", "view", "body_part", "age_years")}
-        facts.append(Facts(one.files, one.flags, {**stated, "spacing_mm": one.image.spacing_mm}))
-    stacked = np.stack(arrays) if arrays else np.empty((0, 1, *task.rendering.image_size), np.uint8)
+        facts.append(Facts(one.files, flags, {**stated, "spacing_mm": one.image.spacing_mm}))
+    stacked = np.stack(arrays) if arrays else task.rendering.no_arrays()
     return Seen(stacked, tuple(facts), tuple(sorted(refused.items())))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.classifier import Classifier, read_model, read_network
+from pipeline.models.finished import Network
+from pipeline.models.reading import read_model
 
 Model = Callable[[Tensor], np.ndarray]
 RECORD, WEIGHTS = "model.json", "model.safetensors"
@@ -33,7 +34,7 @@ class Ensemble:
         With `flips`, a logit is the mean over the image and its mirror image, left to right. Raises WeightsError when
         weights are not those that their record names by SHA-256, or do not fit.
         """
-        models = {seed: read_model(record, weights, device) for seed, (record, weights) in files.items()}
+        models = {seed: read_model(record, weights, device).logits for seed, (record, weights) in files.items()}
         return cls({seed: _over_flips(model) if flips else model for seed, model in models.items()})
 
     def logits(self, array: np.ndarray, batch_size: int = 64) -> np.ndarray:
@@ -62,10 +63,11 @@ def member_files(folder: Path) -> dict[int, tuple[Path, Path]]:
     return {seed: (folder / f"seed{seed}" / RECORD, folder / f"seed{seed}" / WEIGHTS) for seed in seeds}
 
 
-def load_networks(files: Mapping[int, tuple[Path, Path]], device: torch.device) -> list[Classifier]:
-    """Return the networks behind an ensemble, for their attention and features; none for an arm that has no network."""
-    networks = [read_network(record, weights, device) for _, (record, weights) in sorted(files.items())]
-    return [network for network in networks if network is not None]
+def load_networks(files: Mapping[int, tuple[Path, Path]], device: torch.device) -> list[Network]:
+    """Return the networks behind an ensemble, to see where they looked; none for an arm that has no network."""
+    return [
+        one for _, (record, weights) in sorted(files.items()) for one in read_model(record, weights, device).networks
+    ]
 
 
 def _over_flips(model: Model) -> Model:

@@ -16,6 +16,7 @@ from pipeline.imaging.image import About, Image
 from pipeline.imaging.transforms import Rendering, render, window_of
 from pipeline.inference.model import Model
 from pipeline.inference.model_folder import GOLDEN, verified
+from pipeline.models.arm_registry import ARMS
 from pipeline.store.files import sha256_file, write_json
 
 MODEL, GRAPH, NOTE = "model", "model.onnx", "onnx.json"
@@ -28,15 +29,15 @@ NO_INT8 = (
 )
 NO_ONNX = "--onnx needs the packages onnx and onnxruntime: pip install 'maescreen[onnx]'"
 MEANINGS = {
-    "pixels": "float32 (H, W), or (D, H, W): one image after the display chain (rescaled, windowed by the header, "
-    "polarity mended, padding filled), of any size; uint16 pixels with slope and intercept become slope * value + "
-    "intercept first",
+    "pixels": "float32 (H, W), in colour (3, H, W), or (D, H, W): one image after the display chain (rescaled, "
+    "windowed by the header, polarity mended, padding filled), of any size; uint16 pixels with slope and intercept "
+    "become slope * value + intercept first",
     "low": "float64: lowest value shown: the rendering's window, else the image's lower percentile (rendering in "
     "model.json)",
     "high": "float64: highest value shown, likewise",
     "spacing_mm": "float64, one per axis, slowest first; ones where the image does not say and rendering.spacing_mm "
     "is missing",
-    "array": "uint8 (1, ...): what the networks see",
+    "array": "uint8 (C, ...): what the networks see",
     "logits": "float64, one per label, that of the main label first: the mean over the networks",
 }
 
@@ -78,6 +79,8 @@ def _export_graph(work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     from pipeline.inference.onnx_graph import OPSET, build
 
     model = Model.load(work / MODEL, device="cpu", say=say)
+    if not ARMS[arm := model.content["network"]["arm"]].graph:
+        raise ExportError(f"arm {arm} is not made of ONNX operators: {ARMS[arm].description}; export without --onnx")
     notes = {
         "model_sha256": model.sha256,
         "labels": ", ".join(label["name"] for label in model.content["labels"]),
@@ -115,12 +118,13 @@ def compare(graph: Path, model: Model) -> dict[str, Any]:
     arrays = np.load(model.folder / GOLDEN / "arrays.npy", allow_pickle=False)
     spacing = model.rendering.spacing_mm or (1.0,) * len(model.rendering.image_size)
     session = open_graph(graph)
-    golden = [run_graph(session, array[0], 0.0, FULL, spacing)[1] for array in arrays]
+    golden = [run_graph(session, array if len(array) > 1 else array[0], 0.0, FULL, spacing)[1] for array in arrays]
     differences = [np.abs(np.stack(golden) - model.ensemble.logits(arrays)).max()]
     other_bytes, drawn = 0, drawings(model.rendering)
     for image in drawn:
         low, high = model.rendering.window or window_of(image, model.rendering)
-        array, logits = run_graph(session, image.pixels, low, high, image.spacing_mm or spacing)
+        pixels = image.pixels if image.colour is None else image.colour
+        array, logits = run_graph(session, pixels, low, high, image.spacing_mm or spacing)
         wanted = render(image, model.rendering).pixels
         other_bytes += int((array != wanted).sum())
         differences.append(np.abs(logits - model.ensemble.logits(wanted[None])[0]).max())
@@ -149,7 +153,10 @@ def drawings(how: Rendering) -> list[Image]:
         top = (how.window or (0, (1 << BITS) - 1))[1]
         bottom = (how.window or (0, 0))[0]
         values = bottom + (top - bottom) * np.clip((picture + 1) / 2 + grains, 0, 1)
-        images.append(Image(np.round(values).astype(np.float32), About("drawn", BITS), spacing_mm=how.spacing_mm))
+        pixels, colour = np.round(values).astype(np.float32), None
+        if how.channel_count > 1:
+            colour = np.stack([pixels, pixels[::-1], top - pixels[:, ::-1]])
+        images.append(Image(pixels, About("drawn", BITS), spacing_mm=how.spacing_mm, colour=colour))
     return images
 
 
@@ -165,7 +172,7 @@ def open_graph(path: Path) -> Any:
 def run_graph(
     session: Any, pixels: np.ndarray, low: float, high: float, spacing_mm: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the array (1, ...) uint8 and the logits (L,) float64 of one image."""
+    """Return the array (C, ...) uint8 and the logits (L,) float64 of one image."""
     given = {
         "pixels": pixels.astype(np.float32),
         "low": np.float64(low),

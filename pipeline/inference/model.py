@@ -23,7 +23,7 @@ from pipeline.inference.batch import Group, Progress, Seen, Sorted, Task, read_g
 from pipeline.inference.ensemble import Ensemble, load_networks, member_files, to_pixels
 from pipeline.inference.header_remarks import header_remarks
 from pipeline.inference.model_folder import MEMBERS, TYPICALITY, check_golden, verified
-from pipeline.inference.outline import attention
+from pipeline.inference.outline import attention, kind_of
 from pipeline.inference.result import HARMLESS, Picture, Result
 from pipeline.inference.rule import Rule
 from pipeline.inference.study import Study, read_study
@@ -235,10 +235,10 @@ class Predictions:
 
     def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
         """Return the most suspicious image, the first of equals, and where the networks looked in it."""
-        place = int(np.argmax(logits))
+        place, networks = int(np.argmax(logits)), self.model.networks
         array = seen.arrays[place]
-        shares = attention(self.model.networks, to_pixels(array[None]).to(self.model.device))
-        return Picture(array[0], shares, seen.facts[place].files)
+        shares = attention(networks, to_pixels(array[None]).to(self.model.device))
+        return Picture(array, shares, kind_of(networks), seen.facts[place].files)
 
     @property
     def _pool(self) -> Pool:

@@ -8,7 +8,7 @@ rounds to float32 is repeated, so that of whole-numbered pixels nearly all array
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import nn
 
 from pipeline.imaging.transforms import Rendering
 from pipeline.models.classifier import Classifier
+from pipeline.models.finished import Network
+from pipeline.models.resnet import ResNetClassifier, ResNetSpec
 from pipeline.models.vit import EncoderSpec
 
 OPSET, IR_VERSION = 20, 9
@@ -78,23 +80,28 @@ class _Graph:
         return self.add("Cast", value, to=kind)
 
 
-def build(networks: Sequence[Classifier], rendering: Rendering, flips: bool, notes: dict[str, str]) -> onnx.ModelProto:
+def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes: dict[str, str]) -> onnx.ModelProto:
     """Return the graph of all networks of a model; `notes` are kept in it as text.
 
-    Inputs: `pixels` float32 (H, W) or (D, H, W) of any size, `low` and `high` float64, the window's ends or the
-    image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (1, ...) as the networks see
-    it, `logits` float64 (L,), the mean over the networks, the main label's first.
+    Inputs: `pixels` float32 (H, W), in colour (3, H, W), or (D, H, W), of any size, `low` and `high` float64, the
+    window's ends or the image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
+    the networks see it, `logits` float64 (L,), the mean over the networks, the main label's first.
 
-    Raises GraphError when there is no network, it takes several channels, or the file would be too large.
+    Raises GraphError when there is no network, the field of view has to be found, or the file would be too large.
     """
     if not networks:
         raise GraphError(
-            "this model has no network: features of arm hog are not made of ONNX operators; export without"
+            "this model has no network: what its arm looks at is not made of ONNX operators; export without"
         )
-    if networks[0].spec.channels != 1:
-        raise GraphError(f"the network takes {networks[0].spec.channels} channels, the graph one")
+    if unknown := {type(one).__name__ for one in networks if type(one) not in LOGITS}:
+        raise GraphError(f"no ONNX graph can be made here of {', '.join(sorted(unknown))}; export without")
+    if rendering.crop != "none":
+        raise GraphError(
+            "this model looks for the field of view (preprocess.crop), which ONNX operators do not; export without"
+        )
     graph = _Graph()
-    array = _rendered(graph, rendering)
+    planes = [_rendered(graph, rendering, plane) for plane in _planes(graph, rendering.channel_count)]
+    array = planes[0] if len(planes) == 1 else graph.add("Concat", *planes, axis=0)
     graph.name(array, "array")
     pixels = graph.add("Div", graph.cast(graph.add("Unsqueeze", array, graph.whole(0)), F32), graph.floats(FULL_SCALE))
     each = [_over_flips(graph, network, pixels, len(rendering.image_size), flips) for network in networks]
@@ -106,14 +113,15 @@ def build(networks: Sequence[Classifier], rendering: Rendering, flips: bool, not
 def _finished(graph: _Graph, rendering: Rendering, labels: int, notes: dict[str, str]) -> onnx.ModelProto:
     axes = len(rendering.image_size)
     sides = ["depth", "height", "width"][-axes:]
+    channels = rendering.channel_count
     inputs = [
-        helper.make_tensor_value_info("pixels", F32, sides),
+        helper.make_tensor_value_info("pixels", F32, [channels, *sides] if channels > 1 else sides),
         helper.make_tensor_value_info("low", F64, []),
         helper.make_tensor_value_info("high", F64, []),
         helper.make_tensor_value_info("spacing_mm", F64, [axes]),
     ]
     outputs = [
-        helper.make_tensor_value_info("array", U8, [1, *rendering.image_size]),
+        helper.make_tensor_value_info("array", U8, [channels, *rendering.image_size]),
         helper.make_tensor_value_info("logits", F64, [labels]),
     ]
     constants = list(graph.constants.values())
@@ -130,12 +138,19 @@ def _finished(graph: _Graph, rendering: Rendering, labels: int, notes: dict[str,
 # ---------------------------------------------------------------- from display pixels to the array
 
 
-def _rendered(graph: _Graph, how: Rendering) -> str:
-    """Return what `imaging.transforms.render` makes of `pixels` between `low` and `high`: uint8 (1, ...)."""
+def _planes(graph: _Graph, channels: int) -> list[str]:
+    """Return each channel of `pixels`, (H, W) or (D, H, W)."""
+    if channels == 1:
+        return ["pixels"]
+    return [graph.add("Gather", "pixels", graph.constant(n, np.int64), axis=0) for n in range(channels)]
+
+
+def _rendered(graph: _Graph, how: Rendering, pixels: str) -> str:
+    """Return what `imaging.transforms.render` makes of one channel between `low` and `high`: uint8 (1, ...)."""
     axes = len(how.image_size)
     low, high = graph.cast("low", F32), graph.cast("high", F32)
-    value = graph.cast(graph.add("Clip", "pixels", low, high), F64)
-    shape = graph.add("Shape", "pixels")
+    value = graph.cast(graph.add("Clip", pixels, low, high), F64)
+    shape = graph.add("Shape", pixels)
     sizes = _sizes(graph, shape, how)
     kept = graph.add("Min", shape, sizes)
     counts = []
@@ -236,21 +251,25 @@ def _linear(graph: _Graph, value: str, place: str, before: str, after: str, axis
 # ---------------------------------------------------------------- from the array to logits
 
 
-def _over_flips(graph: _Graph, network: Classifier, pixels: str, axes: int, flips: bool) -> str:
+def _over_flips(graph: _Graph, network: Network, pixels: str, axes: int, flips: bool) -> str:
     """Return the logits (1, L) float64 of one network, with `flips` the mean with those of the mirrored image."""
-    logits = _logits(graph, network, pixels)
+    logits = LOGITS[type(network)](graph, network, pixels)
     if not flips:
         return logits
     ends = graph.whole(-1), graph.whole(np.iinfo(np.int64).min), graph.whole(axes + 1), graph.whole(-1)
-    mirrored = _logits(graph, network, graph.add("Slice", pixels, *ends))
+    mirrored = LOGITS[type(network)](graph, network, graph.add("Slice", pixels, *ends))
     return graph.add("Div", graph.add("Add", logits, mirrored), graph.constant(2.0, np.float64))
 
 
-def _logits(graph: _Graph, network: Classifier, pixels: str) -> str:
+def _normalised(graph: _Graph, pixels: str, spec: EncoderSpec | ResNetSpec) -> str:
+    mean, std = (_per_channel(graph, values, spec) for values in (spec.pixel_mean, spec.pixel_std))
+    return graph.add("Div", graph.add("Sub", pixels, mean), std)
+
+
+def _of_transformer(graph: _Graph, network: Classifier, pixels: str) -> str:
     """Return what Classifier.forward does, float64 (1, L)."""
     spec, encoder = network.spec, network.encoder
-    mean, std = graph.floats(spec.pixel_mean[0]), graph.floats(spec.pixel_std[0])
-    patches = _patches(graph, graph.add("Div", graph.add("Sub", pixels, mean), std), spec)
+    patches = _patches(graph, _normalised(graph, pixels, spec), spec)
     embedding = encoder.patch_embedding
     projection: Any = embedding.patch_embeddings
     tokens = _affine(graph, patches, projection.weight.flatten(1), projection.bias)
@@ -264,6 +283,12 @@ def _logits(graph: _Graph, network: Classifier, pixels: str) -> str:
     if isinstance(network.head_norm, nn.LayerNorm):
         features = _norm(graph, features, network.head_norm)
     return graph.cast(_affine(graph, features, network.head.weight, network.head.bias), F64)
+
+
+def _per_channel(graph: _Graph, values: Sequence[float], spec: EncoderSpec | ResNetSpec) -> str:
+    if len(values) == 1:
+        return graph.floats(values[0])
+    return graph.constant(np.reshape(values, (1, -1, *(1 for _ in spec.image_size))), np.float32)
 
 
 def _patches(graph: _Graph, pixels: str, spec: EncoderSpec) -> str:
@@ -309,3 +334,58 @@ def _affine(graph: _Graph, values: str, weight: torch.Tensor, bias: torch.Tensor
 
 def _tensor(graph: _Graph, tensor: torch.Tensor) -> str:
     return graph.constant(tensor.detach().cpu().float().numpy(), np.float32)
+
+
+def _of_resnet(graph: _Graph, network: ResNetClassifier, pixels: str) -> str:
+    """Return what ResNetClassifier.forward does, float64 (1, L)."""
+    body: Any = network.body
+    found = _convolved(graph, _normalised(graph, pixels, network.spec), body.conv1)
+    found = graph.add("Relu", _group_norm(graph, found, body.bn1))
+    if network.spec.pooled:
+        axes = len(network.spec.image_size)
+        found = graph.add("MaxPool", found, kernel_shape=[3] * axes, strides=[2] * axes, pads=[1] * 2 * axes)
+    for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+        for block in stage:
+            found = _residual(graph, block, found)
+    places = graph.add("Reshape", found, graph.whole(1, network.head.in_features, -1))
+    features = graph.add("ReduceMean", places, graph.whole(2), keepdims=0)
+    return graph.cast(_affine(graph, features, network.head.weight, network.head.bias), F64)
+
+
+def _residual(graph: _Graph, block: Any, given: str) -> str:
+    """Return what a residual block does: two convolutions, added to what came in or to its linear image."""
+    found = graph.add("Relu", _group_norm(graph, _convolved(graph, given, block.conv1), block.bn1))
+    found = _group_norm(graph, _convolved(graph, found, block.conv2), block.bn2)
+    if block.downsample is not None:
+        convolution, norm = block.downsample
+        given = _group_norm(graph, _convolved(graph, given, convolution), norm)
+    return graph.add("Relu", graph.add("Add", found, given))
+
+
+def _convolved(graph: _Graph, values: str, convolution: Any) -> str:
+    bias = [] if convolution.bias is None else [_tensor(graph, convolution.bias)]
+    return graph.add(
+        "Conv",
+        values,
+        _tensor(graph, convolution.weight),
+        *bias,
+        kernel_shape=list(convolution.kernel_size),
+        strides=list(convolution.stride),
+        pads=[*convolution.padding, *convolution.padding],
+    )
+
+
+def _group_norm(graph: _Graph, values: str, norm: Any) -> str:
+    """Return what nn.GroupNorm does: each group normalised, then each channel scaled and shifted."""
+    groups, channels = norm.num_groups, norm.num_channels
+    grouped = graph.add("Reshape", values, graph.whole(1, groups, -1))
+    ones, zeros = (graph.constant(np.full(groups, value), np.float32) for value in (1, 0))
+    even = graph.add("InstanceNormalization", grouped, ones, zeros, epsilon=norm.eps)
+    of_channels = graph.add("Reshape", even, graph.whole(1, channels, -1))
+    weight, bias = (_tensor(graph, one[None, :, None]) for one in (norm.weight, norm.bias))
+    scaled = graph.add("Add", graph.add("Mul", of_channels, weight), bias)
+    return graph.add("Reshape", scaled, graph.add("Shape", values))
+
+
+# How the logits of each kind of network are written.
+LOGITS: dict[type[Network], Callable[..., str]] = {Classifier: _of_transformer, ResNetClassifier: _of_resnet}

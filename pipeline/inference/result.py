@@ -56,13 +56,14 @@ ON_REQUEST = frozenset({"patient", "dicom", "dicom_missing", "supersedes", "supe
 
 @dataclass(frozen=True)
 class Picture:
-    """The image that made the score, for the study's page: (H, W) or (D, H, W) uint8, and its attention by patch.
+    """The image that made the score, for the study's page: (C, H, W) or (1, D, H, W) uint8, and where networks looked.
 
-    `files` are the paths of its files.
+    `shares` are by cell of a grid, `outline` says how they are known, `files` are the paths of the image's files.
     """
 
     array: np.ndarray
     shares: np.ndarray | None
+    outline: str = "attention"
     files: tuple[str, ...] = ()
 
 

@@ -41,9 +41,9 @@ class Study:
         return [render(one.image, how) for one in self.images]
 
     def to_array(self, how: Rendering) -> np.ndarray:
-        """Return the pixels that the network sees, (N, 1, H, W) or (N, 1, D, H, W) uint8; N may be 0."""
+        """Return the pixels that the network sees, (N, C, H, W) or (N, 1, D, H, W) uint8; N may be 0."""
         arrays = [one.pixels for one in self.rendered(how)]
-        return np.stack(arrays) if arrays else np.empty((0, 1, *how.image_size), np.uint8)
+        return np.stack(arrays) if arrays else how.no_arrays()
 
 
 def read_study(

@@ -26,8 +26,7 @@ from scipy.special import ndtri
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from pipeline.models.classifier import Classifier
-from pipeline.models.vit import block_outputs, embed, normalise, patchify
+from pipeline.models.finished import Network
 from pipeline.store.files import atomic
 from pipeline.store.wording import counted
 
@@ -70,30 +69,26 @@ class TypicalityError(ValueError):
 
 
 @torch.no_grad()
-def describe(network: Classifier | None, pixels: Tensor) -> dict[str, np.ndarray]:
+def describe(network: Network | None, pixels: Tensor) -> dict[str, np.ndarray]:
     """Return the vectors of images (B, C, H, W) or (B, C, D, H, W) in [0, 1], each (B, D) float64.
 
-    `quarter`, `half`, `three_quarters` and `full` are mean patch tokens after that share of the network's blocks, of
-    length 1, the last one after the final norm; a network of fewer than four blocks has fewer of them, and none
-    (None) has none. `picture` and `detail` are there for all. The network is expected in evaluation mode. An image's
-    vectors do not depend on the other images, but by rounding.
+    `quarter`, `half`, `three_quarters` and `full` are what the network found after that share of its blocks or stages
+    (`Network.depths`), scaled to length 1; a network of fewer than four has fewer of them, and none (None) has none.
+    `picture` and `detail` are there for all. The network is expected in evaluation mode. An image's vectors do not
+    depend on the other images, but by rounding.
     """
     exact = pixels.detach().cpu().double()
     detail = _detail(exact)
     return {**_tokens(network, pixels), PICTURE: np.hstack([_picture(exact), detail]), DETAIL: detail}
 
 
-def _tokens(network: Classifier | None, pixels: Tensor) -> dict[str, np.ndarray]:
+def _tokens(network: Network | None, pixels: Tensor) -> dict[str, np.ndarray]:
     if network is None:
         return {}
-    spec, encoder = network.spec, network.encoder
-    patches = patchify(normalise(pixels.to(network.head.weight.device), spec), spec.patch_size)
-    outputs = block_outputs(encoder, embed(encoder, patches))
-    outputs[-1] = encoder.norm(outputs[-1])
+    found = network.depths(pixels)
     # In a shallow network several shares end at one block, which then has the last of their names.
-    names = {math.ceil(spec.depth * share / len(DEPTHS)): name for share, name in enumerate(DEPTHS, start=1)}
-    means = {name: outputs[block][:, 1:].double().mean(dim=1) for block, name in names.items()}
-    return {name: F.normalize(mean, dim=1).cpu().numpy() for name, mean in means.items()}
+    names = {math.ceil(len(found) * share / len(DEPTHS)): name for share, name in enumerate(DEPTHS, start=1)}
+    return {name: F.normalize(found[block - 1], dim=1).cpu().numpy() for block, name in names.items()}
 
 
 def _picture(pixels: Tensor) -> np.ndarray:

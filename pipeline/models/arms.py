@@ -14,7 +14,7 @@ from pipeline.models.checkpoints import load_strict, require_equal, save_weights
 from pipeline.models.classifier import Classifier, Head
 from pipeline.models.images import Images
 from pipeline.models.randomness import derived_seed
-from pipeline.models.training import Hardware
+from pipeline.models.training import Hardware, TrainingError
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import sha256_file, write_json
 
@@ -30,13 +30,23 @@ class Start:
 
 @dataclass(frozen=True)
 class ArmData:
-    """What every arm is trained on; an arm that is not in `starts` has no trained encoder to start from."""
+    """What every arm is trained on; an arm that is not in `starts` has no trained encoder to start from.
+
+    `encoder` says which network stage pretrain trained; None when no arm needs it and nothing was pretrained.
+    """
 
     train: Images
     tune: Images
-    spec: EncoderSpec
+    encoder: EncoderSpec | None
     starts: Mapping[str, Start]
     hardware: Hardware
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The network that stage pretrain trained. Raises TrainingError when nothing was pretrained."""
+        if self.encoder is None:
+            raise TrainingError("this arm needs the pretrained encoder; its entry in arm_registry.py must say so")
+        return self.encoder
 
     @property
     def device(self) -> torch.device:

@@ -10,12 +10,16 @@ Shapes: B images, L patches, T = 1 + L tokens, N heads.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.classifier import Classifier
 from pipeline.models.vit import attention_blocks
+
+if TYPE_CHECKING:
+    from pipeline.models.classifier import Classifier
 
 
 @torch.no_grad()
@@ -51,18 +55,22 @@ def rollout(model: Classifier, pixels: Tensor) -> np.ndarray:
 
 
 def half_of(shares: np.ndarray) -> np.ndarray:
-    """Return the fewest patches that together hold half of the attention, as booleans; equal ones all or none."""
+    """Return the fewest cells that together hold half of all shares, as booleans; equal ones all or none."""
     falling = np.sort(shares, axis=None)[::-1]
     needed = int(np.searchsorted(np.cumsum(falling), 0.5 * falling.sum() * (1 - 1e-9)))
     return shares >= falling[min(needed, len(falling) - 1)]
 
 
-def on_pixels(patches: np.ndarray, patch_size: tuple[int, ...]) -> np.ndarray:
-    """Return an array of patches as one of pixels: each value repeated over its patch."""
-    return np.kron(patches, np.ones(patch_size, dtype=patches.dtype))
+def on_pixels(cells: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return an array of cells of a grid over an image as one of its pixels, of this size: each cell's value."""
+    for axis, (side, count) in enumerate(zip(size, cells.shape, strict=True)):
+        cells = np.take(cells, np.arange(side) * count // side, axis=axis)
+    return cells
 
 
-def most_attended(shares: np.ndarray, patch_size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the pixel in the middle of the patch with the most attention, the first of equals."""
+def most_attended(shares: np.ndarray, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the pixel in the middle of the cell with the largest share, the first of equals, in an image of this
+    size."""
     place = np.unravel_index(shares.argmax(), shares.shape)
-    return tuple(int(at) * side + side // 2 for at, side in zip(place, patch_size, strict=True))
+    each = zip(place, size, shares.shape, strict=True)
+    return tuple((2 * int(at) + 1) * side // (2 * count) for at, side, count in each)

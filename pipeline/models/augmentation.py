@@ -2,7 +2,8 @@
 
 The transforms are MONAI's: RandSpatialCrop + Resize, in the image's proportions, RandAffine and RandFlip, composed into
 a single resampling so that an image is interpolated once; then RandGaussianSmooth, RandAdjustContrast,
-RandScaleIntensity about mid grey, RandShiftIntensity, RandGaussianNoise and RandCoarseDropout.
+RandScaleIntensity about mid grey, RandShiftIntensity, RandGaussianNoise and RandCoarseDropout. Between shift and noise,
+the colours of images with three channels are changed as torchvision and kornia do; see `hue`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.models.hue import saturated, shifted, turned
 from pipeline.models.intensity import add_noise, blur, cut_out
 from pipeline.models.randomness import AUGMENTATION, uniform
 from pipeline.models.resampling import resample, resample_planes
@@ -24,7 +26,7 @@ _COUNTS = {
     "crop_share": 1, "crop_place": 3, "rotate": 1, "flip_horizontal": 1, "contrast": 1, "brightness": 1,
     "tilt": 2, "shear": 6, "scale": 3, "translate": 3, "flip_vertical": 1, "flip_depth": 1, "gamma": 1,
     "noisy": 1, "noise_std": 1, "noise_field": 1, "blurred": 1, "blur_sigma": 3,
-    "cut": 1, "cut_side": 3, "cut_place": 3,
+    "cut": 1, "cut_side": 3, "cut_place": 3, "saturation": 1, "hue": 1, "channel_brightness": 3,
 }  # fmt: skip
 COLUMNS = {
     name: slice(end - count, end)
@@ -72,6 +74,8 @@ class Augmentation:
     exponent is at most this far from 1.
     `noise`: largest standard deviation, share of the range; `blur_pixels`: largest standard deviation along each axis;
     `cutout`: largest side of a box made black, share of the image's. Each of these three befalls half of the images.
+    Of three channels, `saturation`: largest relative change of it; `hue`: largest turn either way, share of the circle;
+    `channel_brightness`: largest shift of each channel by itself, share of the range.
     Black is what lies outside an image, too, and does not depend on what the image shows.
     """
 
@@ -88,6 +92,9 @@ class Augmentation:
     noise: float = 0.0
     blur_pixels: float = 0.0
     cutout: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    channel_brightness: float = 0.0
 
     def __call__(self, pixels: Tensor, seed: int, epoch: int, images: np.ndarray) -> Tensor:
         """Return the augmented batch; `pixels` (B, C, ...) in [0, 1], `images` (B,) are the images' own numbers.
@@ -165,6 +172,8 @@ class Augmentation:
             factor = 1 + self.contrast * _either_way(draws.of_image("contrast"))
             shift = self.brightness * _either_way(draws.of_image("brightness")) + 0.5 * (1 - factor)
             pixels.mul_(_per_image(factor, pixels)).add_(_per_image(shift, pixels))
+        if self.saturation or self.hue or self.channel_brightness:
+            pixels.copy_(self._coloured(pixels.clamp_(0, 1), draws))
         if self.noise:
             rows = _half(draws.of_image("noisy"))
             stds = (self.noise * draws.of_image("noise_std")[rows]).tolist()
@@ -177,6 +186,18 @@ class Augmentation:
             sides = 1 + np.floor(draws.of_each("cut_side", axes)[rows] * largest).astype(int)
             starts = np.floor(draws.of_each("cut_place", axes)[rows] * (np.array(size) - sides + 1)).astype(int)
             cut_out(pixels, rows.tolist(), starts, sides)
+
+    def _coloured(self, pixels: Tensor, draws: Draws) -> Tensor:
+        """Return RGB images (B, 3, H, W) in other colours."""
+        if self.saturation:
+            factors = 1 + self.saturation * _either_way(draws.of_image("saturation"))
+            pixels = saturated(pixels, torch.from_numpy(factors))
+        if self.hue:
+            pixels = turned(pixels, torch.from_numpy(self.hue * _either_way(draws.of_image("hue"))))
+        if self.channel_brightness:
+            shifts = self.channel_brightness * _either_way(draws.of_each("channel_brightness", 3))
+            pixels = shifted(pixels, torch.from_numpy(shifts))
+        return pixels
 
 
 def _either_way(draws: np.ndarray) -> np.ndarray:

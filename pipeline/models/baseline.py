@@ -18,8 +18,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from pipeline.models.checkpoints import WeightsError
+
 # Inverse strengths of regularisation to choose from on the tune split.
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+PARTS = ("mean", "scale", "weight", "bias")  # of a fitted regression, as tensors
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,19 @@ class HogSpec:
         return cls(**values)
 
     def features(self, pixels: Tensor) -> np.ndarray:
-        """Return features (B, F) float64 of 2-D images (B, C, H, W) in [0, 1]; channels are averaged.
+        """Return features (B, F) float64 of 2-D images (B, C, H, W) in [0, 1].
+
+        Of several channels, each pixel's gradient is that of the channel where it is largest.
 
         Raises ValueError for volumes.
         """
         if pixels.ndim != 4:
             raise ValueError("arm hog needs 2-D images; remove it from finetune.arms")
-        grey = pixels.cpu().mean(dim=1, keepdim=True)
-        resized = F.interpolate(grey, self.image_size, mode="bilinear", antialias=True, align_corners=False)
+        resized = F.interpolate(pixels.cpu(), self.image_size, mode="bilinear", antialias=True, align_corners=False)
         cell, block = (self.pixels_per_cell,) * 2, (self.cells_per_block,) * 2
         described = [
-            hog(image, orientations=self.orientations, pixels_per_cell=cell, cells_per_block=block)
-            for image in resized[:, 0].numpy().astype(np.float64)
+            hog(image, self.orientations, pixels_per_cell=cell, cells_per_block=block, channel_axis=0)
+            for image in resized.numpy().astype(np.float64)
         ]
         return np.stack(described)
 
@@ -89,10 +93,27 @@ class Logistic:
 
 
 def logistics(tensors: Mapping[str, Tensor], further: Sequence[str]) -> list[Logistic]:
-    """Return the models kept by `tensors`, that of the main label first; see `logistic_tensors`."""
+    """Return the models kept by `tensors`, that of the main label first; see `logistic_tensors`.
+
+    Raises WeightsError, naming every tensor that is missing, unexpected or of another shape.
+    """
+    _refuse_others(tensors, further)
     own = [{name.removeprefix(f"{label}."): t for name, t in tensors.items() if name.startswith(f"{label}.")}
            for label in further]  # fmt: skip
     return [Logistic.from_tensors(dict(one)) for one in (tensors, *own)]
+
+
+def _refuse_others(tensors: Mapping[str, Tensor], further: Sequence[str]) -> None:
+    wanted = [f"{prefix}{part}" for prefix in ("", *(f"{label}." for label in further)) for part in PARTS]
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
+    if not problems:
+        features = tensors["weight"].shape[:1]
+        shapes = {name: (1,) if name.rpartition(".")[2] == "bias" else tuple(features) for name in wanted}
+        problems = [f"{name} has shape {tuple(tensors[name].shape)} instead of {shape}"
+                    for name, shape in shapes.items() if tuple(tensors[name].shape) != shape]  # fmt: skip
+    if problems:
+        raise WeightsError(f"weights do not fit the logistic regression: {'; '.join(problems)}")
 
 
 def logistic_tensors(models: Sequence[Logistic], further: Sequence[str]) -> dict[str, Tensor]:

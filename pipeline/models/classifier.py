@@ -1,36 +1,35 @@
-"""The classifier built on the encoder, and any finished model as a function from pixels to logits."""
+"""The classifier built on the encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.baseline import HogSpec, all_logits, logistics
-from pipeline.models.checkpoints import WeightsError, load_strict, read_weights
-from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, normalise, patchify
-from pipeline.store.files import read_json, sha256_file
+from pipeline.models.attention import rollout
+from pipeline.models.checkpoints import load_strict
+from pipeline.models.finished import Finished, Network, further_labels, whole_tensor_blocks
+from pipeline.models.vit import EncoderSpec, block_outputs, build_encoder, embed, encode, normalise, patchify
 
 Head = Literal["norm_linear", "linear"]
-# A matrix product rounds the last rows of a batch otherwise, and the head has one column: with whole blocks of so many
-# rows, an image's logit does not depend, in any bit, on which images stand beside it. A test compares.
-ROWS_PER_BLOCK = 16
 
 
-class Classifier(nn.Module):
+class Classifier(Network):
     """Encoder, mean over its patch tokens, and a linear head with one output per label: its logit.
 
     Head `norm_linear` normalises the mean first (fine-tuning); `linear` does not (linear probe, whose
     standardisation is folded into the weights).
     """
 
+    outline = "attention"
+
     def __init__(self, spec: EncoderSpec, head: Head, labels: int = 1) -> None:
         super().__init__()
         self.spec = spec
+        self.depth = spec.depth
+        self.channels = spec.channels
         self.encoder = build_encoder(spec)
         self.head_norm = nn.LayerNorm(spec.width, eps=spec.eps) if head == "norm_linear" else nn.Identity()
         self.head = nn.Linear(spec.width, labels)
@@ -45,6 +44,18 @@ class Classifier(nn.Module):
     def forward(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
         """Return logits (B, L), the main label's first, for pixels (B, C, ...) in [0, 1]."""
         return self.head(self.head_norm(self.features(pixels, branch_scale)))
+
+    def shares(self, pixels: Tensor) -> np.ndarray:
+        """Return the share of each patch in what the head reads, (B, *grid); see `attention.rollout`."""
+        return rollout(self, pixels)
+
+    @torch.no_grad()
+    def depths(self, pixels: Tensor) -> list[Tensor]:
+        """Return the mean patch token after each block, (B, D) float64 each, the last one after the final norm."""
+        patches = patchify(normalise(pixels.to(self.head.weight.device), self.spec), self.spec.patch_size)
+        outputs = block_outputs(self.encoder, embed(self.encoder, patches))
+        outputs[-1] = self.encoder.norm(outputs[-1])
+        return [tokens[:, 1:].double().mean(dim=1) for tokens in outputs[1:]]
 
 
 def freeze_below(model: Classifier, trainable_blocks: int) -> None:
@@ -67,50 +78,15 @@ def branch_scales(uniform: Tensor, drop_path: float, depth: int) -> Tensor:
     return ((uniform >= share) / (1 - share)).float().T.reshape(depth, 2, -1)
 
 
-def read_model(record: Path, weights: Path, device: torch.device) -> Callable[[Tensor], np.ndarray]:
-    """Return a finished model as a function from pixels (B, C, ...) in [0, 1] to logits (B, L) float64.
-
-    The first column is the main label's, the others those of `further_labels` in the record. `record` is the model's
-    model.json, `weights` its model.safetensors. Raises WeightsError when the weights are not those that the record
-    names by SHA-256, or do not fit.
-    """
-    content, tensors = _recorded(record, weights)
-    if "hog" in content:
-        spec, fitted = HogSpec.from_json(content["hog"]), logistics(tensors, _further(content))
-        return lambda pixels: all_logits(fitted, _whole_blocks(spec.features(pixels)))[: len(pixels)]
-    model = _network(content, tensors, device)
+def read_classifier(content: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Finished:
+    """Return a finished classifier from its model.json and its tensors. Raises WeightsError when they do not fit."""
+    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"], 1 + len(further_labels(content)))
+    load_strict(model, tensors)
+    model = model.to(device).eval()
 
     @torch.no_grad()
     def logits(pixels: Tensor) -> np.ndarray:
-        features = model.features(pixels.to(device))
-        blocks = torch.cat([features, features.new_zeros(-len(features) % ROWS_PER_BLOCK, features.shape[1])])
+        blocks = whole_tensor_blocks(model.features(pixels.to(device)))
         return model.head(model.head_norm(blocks))[: len(pixels)].double().cpu().numpy()
 
-    return logits
-
-
-def _whole_blocks(features: np.ndarray) -> np.ndarray:
-    return np.concatenate([features, np.zeros((-len(features) % ROWS_PER_BLOCK, features.shape[1]))])
-
-
-def read_network(record: Path, weights: Path, device: torch.device) -> Classifier | None:
-    """Return a finished model as the network that it is, or None for the baseline, which is none; see `read_model`."""
-    content, tensors = _recorded(record, weights)
-    return None if "hog" in content else _network(content, tensors, device)
-
-
-def _recorded(record: Path, weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    content: dict[str, Any] = read_json(record)
-    if sha256_file(weights) != content["sha256"]:
-        raise WeightsError(f"{weights.name} of arm {content['arm']} is not the file named in model.json (SHA-256)")
-    return content, read_weights(weights)
-
-
-def _network(content: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Classifier:
-    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"], 1 + len(_further(content)))
-    load_strict(model, tensors)
-    return model.to(device).eval()
-
-
-def _further(content: dict[str, Any]) -> list[str]:
-    return content.get("further_labels", [])  # a model made before there were any does not name them
+    return Finished(logits, (model,))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models.classifier import Classifier
+from pipeline.models.finished import Network
 
 
 class RunningAverage:
@@ -18,13 +18,13 @@ class RunningAverage:
     (the correction of Kingma and Ba 2015), so that a short training is not held at its start.
     """
 
-    def __init__(self, model: Classifier, decay: float) -> None:
+    def __init__(self, model: Network, decay: float) -> None:
         self.model = copy.deepcopy(model)
         self.decay = decay
         self.steps = 0
 
     @torch.no_grad()
-    def update(self, model: Classifier) -> None:
+    def update(self, model: Network) -> None:
         """Take in the weights of `model` after a step."""
         self.steps += 1
         share = (1 - self.decay) / (1 - self.decay**self.steps)

@@ -340,6 +340,7 @@ def _compile(training: Training, order: Sequence[np.ndarray], batch_loss: BatchL
 
     trial()
     before = typical()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the compiler, too
     torch.compiler.reset()  # it gives up after a few models otherwise
     # Sizes of batches differ by one at most: a version for each is faster than one for any size.
     training.model.compile(dynamic=False)

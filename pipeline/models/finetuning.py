@@ -14,6 +14,7 @@ What the settings do to the logit, which calibration turns into a probability la
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,12 @@ from torch import Tensor
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.baseline import auc
-from pipeline.models.classifier import Classifier, branch_scales, freeze_below
+from pipeline.models.classifier import branch_scales, freeze_below
 from pipeline.models.distributed import leads
 from pipeline.models.ema import RunningAverage
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
 from pipeline.models.examples import Examples, draw
+from pipeline.models.finished import Network
 from pipeline.models.images import Images, on_device
 from pipeline.models.losses import mean_targets, objective, starting_logit
 from pipeline.models.randomness import DROP_PATH, uniform
@@ -49,18 +51,59 @@ if TYPE_CHECKING:
 BETAS = (0.9, 0.999)
 
 
-def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
-    """Train one of arm_registry.NETWORKS and leave its files in `folder`; goes on from its checkpoints there.
+def train_transformer(
+    arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog
+) -> None:
+    """Train a vision transformer from the weights of `data.starts`, or from random ones, and leave its files.
 
-    Raises TrainingError when the loss stops being finite, WeightsError when the weights to start from do not fit,
-    Stopped when asked to stop.
+    Raises what `train_network` raises, and WeightsError when the weights to start from do not fit.
     """
-    model = _build(arm, seed, settings, data, log)
-    layer_decay = settings.layer_decay if arm in data.starts else 1.0
-    groups = parameter_groups(model, settings.weight_decay, layer_decay, data.spec.depth)
+    model = build_classifier(data, "norm_linear", seed).to(data.device)
+    layer_decay, loaded = 1.0, 0
+    if arm in data.starts:
+        layer_decay, loaded = settings.layer_decay, data.starts[arm].loaded
+        load_pretrained(model, data.starts[arm], log.info)
+        # Random blocks that stay random would be no fair comparison: arm scratch is trained as a whole.
+        if settings.trainable_blocks is not None:
+            freeze_below(model, settings.trainable_blocks)
+    content = {"spec": data.spec.to_json(), "head": "norm_linear"}
+    tensors = {"encoder_tensors_loaded": loaded, "encoder_tensors": len(model.encoder.state_dict())}
+    train_network(arm, seed, Untrained(model, content, tensors, layer_decay), settings, data, folder, log)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A network before its first step.
+
+    `content` is what model.json needs to build it again, `tensors` says how many of an encoder's were trained before,
+    `layer_decay` is the rate multiplier per block.
+    """
+
+    model: Network
+    content: dict[str, Any]
+    tensors: dict[str, int]
+    layer_decay: float = 1.0
+
+
+def train_network(
+    arm: str,
+    seed: int,
+    untrained: Untrained,
+    settings: FinetuneSettings,
+    data: ArmData,
+    folder: Path,
+    log: RunLog,
+) -> None:
+    """Train a network and leave its files in `folder`; goes on from its checkpoints there.
+
+    Raises TrainingError when the loss stops being finite, Stopped when asked to stop.
+    """
+    model = untrained.model
+    _start_at_the_odds(model, settings, data)
+    groups = parameter_groups(model, settings.weight_decay, untrained.layer_decay, model.depth)
     optimiser = adamw(groups, BETAS)
     average = RunningAverage(model, settings.ema_decay) if settings.ema_decay is not None else None
-    judged: Classifier = model
+    judged: Network = model
     if average is not None:
         judged = average.model
         optimiser.register_step_post_hook(lambda *_: average.update(model))
@@ -92,7 +135,7 @@ def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData
             def batch_loss(numbers: np.ndarray, epoch: int = epoch, drawn: np.ndarray = drawn) -> Tensor:
                 pixels, targets = examples.prepared(numbers, drawn, epoch)
                 with autocast(data.device, data.hardware.precision):
-                    logits = model(pixels, _dropped(settings, data, seed, epoch, numbers))
+                    logits = model(pixels, _dropped(settings, model.depth, data, seed, epoch, numbers))
                 return loss_of(logits.float(), targets)
 
             order = [drawn[places] for places in batches(len(drawn), settings.batch_size, seed, epoch)]
@@ -111,12 +154,13 @@ def train_network(arm: str, seed: int, settings: FinetuneSettings, data: ArmData
     kept = len(history) if settings.early_stopping_epochs is None else best_epoch(history)
     tune_auc = history[kept - 1]["tune_auc"]
     log.info(f"{what}: tune AUC {tune_auc:.4f} at epoch {kept}, kept; {len(history)} epochs trained")
-    content = {"spec": data.spec.to_json(), "head": "norm_linear", "further_labels": data.further}
+    content = {**untrained.content, "further_labels": data.further}
     finish(folder, arm, best or judged.state_dict(), history, content, {
         "tune_auc": tune_auc,
         "best_epoch": kept,
         "epochs_trained": len(history),
-        **_sizes(model, arm, data),
+        **untrained.tensors,
+        **_sizes(model),
     })  # fmt: skip
 
 
@@ -130,41 +174,34 @@ def exhausted(history: Sequence[Mapping[str, float]], patience: int | None) -> b
     return patience is not None and len(history) > 0 and len(history) - best_epoch(history) >= patience
 
 
-def _build(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, log: RunLog) -> Classifier:
-    """Return the network as it is before the first step."""
-    model = build_classifier(data, "norm_linear", seed).to(data.device)
-    if arm in data.starts:
-        load_pretrained(model, data.starts[arm], log.info)
-        # Random blocks that stay random would be no fair comparison: arm scratch is trained as a whole.
-        if settings.trainable_blocks is not None:
-            freeze_below(model, settings.trainable_blocks)
+def _start_at_the_odds(model: Network, settings: FinetuneSettings, data: ArmData) -> None:
+    """Let the head start at the log odds of each label."""
     shares = mean_targets(data.train.targets, settings.sampling == "balanced")
     if settings.loss == "weighted":
         shares = np.full_like(shares, 0.5)
     starts = [starting_logit(share, settings.label_smoothing) for share in shares.tolist()]
     model.head.bias.data.copy_(torch.tensor(starts))
-    return model
 
 
-def _sizes(model: Classifier, arm: str, data: ArmData) -> dict[str, int]:
+def _sizes(model: Network) -> dict[str, int]:
     parameters = list(model.parameters())
     return {
-        "encoder_tensors_loaded": data.starts[arm].loaded if arm in data.starts else 0,
-        "encoder_tensors": len(model.encoder.state_dict()),
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
 
 
-def _dropped(settings: FinetuneSettings, data: ArmData, seed: int, epoch: int, numbers: np.ndarray) -> Tensor | None:
-    if not settings.drop_path:
+def _dropped(
+    settings: FinetuneSettings, depth: int, data: ArmData, seed: int, epoch: int, numbers: np.ndarray
+) -> Tensor | None:
+    if not settings.drop_path or not depth:
         return None
-    draws = uniform(seed, epoch, numbers, DROP_PATH, 2 * data.spec.depth)
-    return branch_scales(on_device(torch.from_numpy(draws), data.device), settings.drop_path, data.spec.depth)
+    draws = uniform(seed, epoch, numbers, DROP_PATH, 2 * depth)
+    return branch_scales(on_device(torch.from_numpy(draws), data.device), settings.drop_path, depth)
 
 
 @torch.no_grad()
-def _logits(model: Classifier, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
+def _logits(model: Network, images: Images, batch_size: int, hardware: Hardware) -> np.ndarray:
     model.eval()
     with autocast(hardware.device, hardware.precision):
         # Not the compiled call, which would be compiled once more for this use.

@@ -181,7 +181,8 @@ def import_encoder(
     """Convert the weights of a plain vision transformer into the state dict of `build_encoder(spec)`.
 
     - Three-channel patch weights become one-channel ones by summing: a grey image is three equal channels to the
-      original, whose response is the sum of its weights times the grey value (the mean would be a third of it).
+      original, whose response is the sum of its weights times the grey value (the mean would be a third of it). In a
+      colour task they are taken as they are.
     - Positions are resampled to the grid of `spec`. `grid_from` (patches per axis) is needed unless it was square.
     - The class token's own position is added to the class token, since a MONAI ViT gives it none.
     - Models without a bias on queries, keys and values, as MONAI makes them by default, get one of zeros.

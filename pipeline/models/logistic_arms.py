@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
-from pipeline.models.baseline import HogSpec, fit_each, logistic_tensors
+from pipeline.models.baseline import HogSpec, all_logits, fit_each, logistic_tensors, logistics
+from pipeline.models.finished import Finished, further_labels, whole_blocks
 from pipeline.models.images import Images
 
 if TYPE_CHECKING:
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 
-def train_probe(settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
+def train_probe(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
     """Fit a logistic regression on standardised features of images as they are; fold it into a linear head."""
     model = build_classifier(data, "linear", 0).to(data.device)
-    start = data.starts["linear_probe"]
+    start = data.starts[arm]
     load_pretrained(model, start, log.info)
     model.eval()
 
@@ -34,9 +36,9 @@ def train_probe(settings: FinetuneSettings, data: ArmData, folder: Path, log: Ru
     weights, biases = zip(*(one.linear() for one in fitted), strict=True)
     model.head.weight.data.copy_(torch.from_numpy(np.stack(weights)))
     model.head.bias.data.copy_(torch.tensor(biases))
-    log.info(f"linear_probe: tune AUC {max(aucs.values()):.4f}")
+    log.info(f"{arm}: tune AUC {max(aucs.values()):.4f}")
     content = {"spec": data.spec.to_json(), "head": "linear", "further_labels": data.further}
-    finish(folder, "linear_probe", model.state_dict(), _tried(aucs), content, {
+    finish(folder, arm, model.state_dict(), _tried(aucs), content, {
         "tune_auc": max(aucs.values()),
         "best_epoch": None,
         "encoder_tensors_loaded": start.loaded,
@@ -46,7 +48,7 @@ def train_probe(settings: FinetuneSettings, data: ArmData, folder: Path, log: Ru
     })  # fmt: skip
 
 
-def train_hog(settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
+def train_hog(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> None:
     """Fit a logistic regression on histograms of oriented gradients."""
     height, width = settings.hog_image_size
     spec = HogSpec((height, width))
@@ -58,8 +60,8 @@ def train_hog(settings: FinetuneSettings, data: ArmData, folder: Path, log: RunL
     fitted, aucs = fit_each((train, data.train.targets), (tune, data.tune.targets))
     parameters = sum(len(one.weight) + 1 for one in fitted)
     content = {"hog": spec.to_json(), "further_labels": data.further}
-    log.info(f"hog: tune AUC {max(aucs.values()):.4f}")
-    finish(folder, "hog", logistic_tensors(fitted, data.further), _tried(aucs), content, {
+    log.info(f"{arm}: tune AUC {max(aucs.values()):.4f}")
+    finish(folder, arm, logistic_tensors(fitted, data.further), _tried(aucs), content, {
         "tune_auc": max(aucs.values()),
         "best_epoch": None,
         "encoder_tensors_loaded": 0,
@@ -67,6 +69,12 @@ def train_hog(settings: FinetuneSettings, data: ArmData, folder: Path, log: RunL
         "parameters": parameters,
         "trainable_parameters": parameters,
     })  # fmt: skip
+
+
+def read_hog(content: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Finished:
+    """Return a finished arm hog from its model.json and its tensors."""
+    spec, fitted = HogSpec.from_json(content["hog"]), logistics(tensors, further_labels(content))
+    return Finished(lambda pixels: all_logits(fitted, whole_blocks(spec.features(pixels)))[: len(pixels)])
 
 
 def _tried(aucs: dict[str, float]) -> list[dict[str, float]]:

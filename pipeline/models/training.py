@@ -74,7 +74,8 @@ def prepare(device: str, threads: int | None) -> torch.device:
         raise TrainingError("machine.device is cuda, but torch finds no GPU; use auto or cpu")
     # cuBLAS repeats its results only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What use_deterministic_algorithms(True, warn_only=True) does, but for the compiler: it takes seconds to import.
+    torch.set_deterministic_debug_mode("warn")
     # Filling fresh memory only helps to find bugs, and costs time.
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = False

@@ -21,10 +21,10 @@ from pipeline.store.runlog import RunLog
 class Stage:
     """A stage: the files of earlier stages that it may read, and the sources from outside the store.
 
-    A source that a run does not use is none of its key. When only sources in `incremental` changed, the stage may take
-    over from its previous artifact what did not. Under torchrun, all processes work on a `shared` stage. `of_external`
-    are the files that it may read of each external test set. `external` is the set it works on; empty for the studies
-    of the run.
+    A source that a run does not use is none of its key. When nothing changed but sources and inputs in `incremental`,
+    the stage may take over from its previous artifact what did not. Under torchrun, all processes work on a `shared`
+    stage. `of_external` are the files that it may read of each external test set. `external` is the set it works on;
+    empty for the studies of the run.
     """
 
     name: str
@@ -63,7 +63,7 @@ STAGES = (
         "ingest",
         sources=("studies", "patients", "join", "expected", "key"),
         costly=True,
-        incremental=("studies", "patients"),
+        incremental=("studies", "patients", "expected"),
     ),
     Stage(
         "split",
@@ -79,6 +79,7 @@ STAGES = (
         "preprocess",
         {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet", "further_labels.parquet")},
         costly=True,
+        incremental=("ingest", "split"),
     ),
     Stage(
         "pretrain",
@@ -176,17 +177,23 @@ NAMES = tuple(stage.name for stage in STAGES)
 READERS = ("calibrate", "evaluate")
 
 
-def with_external(external: Sequence[str]) -> list[Stage]:
+def stages_of(external: Sequence[str], *, pretrained: bool = True) -> list[Stage]:
     """Return the stages in order, those in EXTERNAL once more for each external test set.
 
-    What these leave is read by stages with `of_external` alone: nothing is trained, calibrated or chosen by it.
+    What these leave is read by stages with `of_external` alone: nothing is trained, calibrated or chosen by it. Where
+    no arm needs what is `pretrained`, there is no stage pretrain, and nobody reads of it.
     """
     found = []
-    for stage in STAGES:
+    for stage in STAGES if pretrained else _without("pretrain"):
         more = {step_name(read, name): files for name in external for read, files in stage.of_external.items()}
         found.append(replace(stage, reads={**stage.reads, **more}))
         found += [_of_external(stage, name) for name in external if stage.name in EXTERNAL]
     return found
+
+
+def _without(name: str) -> list[Stage]:
+    others = [stage for stage in STAGES if stage.name != name]
+    return [replace(one, reads={read: files for read, files in one.reads.items() if read != name}) for one in others]
 
 
 def _of_external(stage: Stage, name: str) -> Stage:

@@ -27,7 +27,7 @@ REPORT_TABLES = (
     *("intended_use", "dataset", "splits", "make_up", "quarantine", "quality_flags", "duplicates"),
     *("reference_standard", "making", "arms", "discrimination", "certificate", "verified", "two_by_two"),
     *("measures", "targets", "sweep", "consequences", "calibration", "decision_curve", "subgroups", "comparison"),
-    *("deployment", "deployment_groups"),
+    *("deployment", "deployment_groups", "certificate_more", "verified_more", "measures_more", "external_calibration"),
     *("decisions", "label_fractions", "external", "definitions", "shift", "coverage", "findings", "statements"),
     *("stages", "warnings", "guidelines"),
     *("further_labels", "further_certificates", "further_calibration", "further_definitions"),
@@ -49,7 +49,10 @@ TRACKED = {
 # These show single patients, in pictures or in rows.
 OF_PATIENTS = {
     "pretrain": ("reconstructions.png",),
-    "report": ("report.json", "report.pdf", "report.html", "figures/*", "tables/*.csv"),
+    "report": (
+        *("report.json", "report.pdf", "appendix.pdf", "report.html", "model_card.md"),
+        *("figures/*", "tables/*.csv"),
+    ),
 }
 # What metrics.json of earlier code may lack.
 ABSENT: Mapping[str, Any] = {

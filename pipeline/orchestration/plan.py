@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline.orchestration.graph import Stage, following, step_name, with_external
+from pipeline.models.arm_registry import pretrained
+from pipeline.orchestration.graph import NAMES, Stage, following, stages_of, step_name
 from pipeline.orchestration.sources import datasets, sources
 from pipeline.settings.card import Card
 from pipeline.settings.common import UsageError
@@ -70,7 +71,7 @@ def plan(
     store, code_now = Store(config.store), Code(config.store / "code_digests.json")
     available = {name: sources(config, data, secret, code_now) for name, data in datasets(config, card).items()}
     external = [name for name in available if name]
-    stages = with_external(external)
+    stages = stages_of(external, pretrained=pretrained(config.finetune.arms))
     check_names([*keep, *rebuild], [stage.step for stage in stages])
     if both := [name for name in keep if name in rebuild]:
         raise ChoiceError(f"--keep {both[0]} and --rebuild {both[0]} contradict each other; choose one")
@@ -103,7 +104,10 @@ def plan(
 def check_names(wanted: Sequence[str], steps: Sequence[str]) -> None:
     """Raise ChoiceError when one of the names is no step of the run."""
     if unknown := [name for name in wanted if name not in steps]:
-        raise ChoiceError(f"there is no step {', '.join(unknown)}; this run has {', '.join(steps)}")
+        why = ""
+        if left_out := [name for name in unknown if name in NAMES]:
+            why = f" ({', '.join(left_out)}: no arm of finetune.arms needs it)"
+        raise ChoiceError(f"there is no step {', '.join(unknown)}{why}; this run has {', '.join(steps)}")
 
 
 def _keep(step: Step, store: Store, asked: bool) -> Step:
@@ -173,11 +177,11 @@ def _earlier(step: Step, store: Store) -> list[Artifact]:
 
 
 def previous(step: Step, store: Store) -> Artifact | None:
-    """Return the newest artifact that differs in nothing but sources that the stage takes in piecemeal, or None."""
+    """Return the newest artifact that differs in nothing but what the stage takes in piecemeal, or None."""
     for artifact in _earlier(step, store) if step.stage.incremental and not step.anew else ():
         record = artifact.record
-        sources = {*_different(record["sources"], step.sources)}
-        if sources <= {*step.stage.incremental} and {*_changes(step, record)} <= {"source"}:
+        changed = {*_different(record["sources"], step.sources), *_different(record["inputs"], step.inputs)}
+        if changed <= {*step.stage.incremental} and {*_changes(step, record)} <= {"source", "input"}:
             return artifact
     return None
 

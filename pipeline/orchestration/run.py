@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.orchestration import graph
+from pipeline.orchestration.estimate import cores, estimates, threads_of, warnings
 from pipeline.orchestration.graph import NAMES, READERS, call_stage, needed
 from pipeline.orchestration.mlflow_runs import Index, gate_failures, index_pipeline, index_stage
 from pipeline.orchestration.plan import ChoiceError, RunError, Step, check_names, plan, previous
@@ -22,7 +23,7 @@ from pipeline.orchestration.torchrun import announce
 from pipeline.settings.card import Card
 from pipeline.settings.config import Config
 from pipeline.settings.load import flatten
-from pipeline.settings.where import Studies
+from pipeline.settings.where import Machine, Studies
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.ledger import Ledger
 from pipeline.store.lineage import SourceHashes, git_commit
@@ -81,6 +82,9 @@ def run(
     for step in steps:
         say(step.line())
     _refuse(steps, context.store, only)
+    wanted = steps if only is None else steps[-1:]
+    for warning in warnings(estimates(config, wanted), config.store):
+        say(warning)
     _note_rebuilds(planned, context.store)
     artifacts = _make(steps, context) if only is None else _make_steps(steps[-1:], steps, context)
     _leave_rebuilds(planned, context.store)
@@ -247,6 +251,7 @@ def _execute(step: Step, inputs: Inputs, context: Context, log: RunLog) -> Artif
         call_stage(name, getattr(context.config, name), inputs, work, log)
         seconds = time.monotonic() - started
         about = {"device": _device(inputs.machine.device), "seconds": round(seconds, 1), "warnings": log.warnings}
+        about |= {"machine": _machine(inputs.machine)}
         artifact = store.publish(name, key, _record(step, context.config.project) | about | {"mlflow_run_id": run_id})
     Ledger(store.root).append([artifact])
     log.info(f"done in {seconds:.0f} s")
@@ -268,6 +273,11 @@ def _record(step: Step, project: str) -> dict[str, Any]:
         "versions": {"maescreen": __version__, **runtime_versions(), **package_versions()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _machine(settings: Machine) -> dict[str, int]:
+    """Return what made an artifact, as far as it decides how long that takes."""
+    return {"cores": cores(), "threads": threads_of(settings.model_dump()), "workers": settings.workers}
 
 
 def _device(wanted: str) -> str:
@@ -305,13 +315,17 @@ def reindex(config: Config) -> tuple[int, int]:
     return len(artifacts), len(whole)
 
 
+# The report's other files, such as the key to its sites, stay in the store.
+LEAVING = ("report.pdf", "report.html", "report.json", "appendix.pdf", "model_card.md")
+
+
 def _deliver(config: Config, report: Artifact | None) -> Path | None:
     """Copy the finished report and its data beside the other reports of the project; return the PDF's path."""
     if report is None:
         return None
     folder = config.reports / f"{config.project}-{report.key[:8]}"
     for name in report.record["files"]:
-        if name.startswith(("report.", "data/")):
+        if name in LEAVING or name.startswith("data/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(report.file(name), folder / name)
     return folder / "report.pdf"

@@ -106,7 +106,7 @@ STARD_AI = Guideline(
     "Sounderajah et al., Nature Medicine 2025;31:3283–3289, doi:10.1038/s41591-025-03953-8",
     (
         Item("1", "Recognisable as a study of an AI's accuracy, with a measure of it", "summary"),
-        Item("2", "Structured summary", "summary"),
+        Item("2", "Structured summary", "summary", ("study.design", "operating point")),
         Item("3", "Background, intended use, place in the workflow", "intended_use", ("intended_use.place",)),
         Item("4", "Objectives and hypotheses", "summary", ("first reading",)),
         Item("5", "Prospective or retrospective", "statements", ("study.design",)),
@@ -165,7 +165,7 @@ CLAIM = Guideline(
     "Tejani et al., Radiology: Artificial Intelligence 2024;6(4):e240300, doi:10.1148/ryai.240300",
     (
         Item("1", "Recognisable as AI, and of which kind", "model"),
-        Item("2", "Structured summary", "summary"),
+        Item("2", "Structured summary", "summary", ("study.design", "operating point")),
         Item("3", "Background and clinical role", "intended_use", ("intended_use.place",)),
         Item("4", "Aims and hypotheses", "summary", ("first reading",)),
         Item("5", "Prospective or retrospective", "statements", ("study.design",)),
@@ -218,7 +218,7 @@ TRIPOD_AI = Guideline(
     "Collins et al., BMJ 2024;385:e078378, doi:10.1136/bmj-2023-078378",
     (
         Item("1", "Recognisable as a prediction model, for whom and what", "summary"),
-        Item("2", "Abstract", "summary"),
+        Item("2", "Abstract", "summary", ("study.design", "operating point")),
         Item("3a", "Healthcare context, reason, existing models", "statements", ("study.rationale",)),
         Item("3b", "For whom, for what and for which users it is meant", "intended_use",
              ("intended_use.population", "intended_use.place", "intended_use.user")),

@@ -105,8 +105,8 @@ def _letters(runs: Sequence[Run]) -> list[str]:
 
 def _summary(runs: Sequence[Run], others: Sequence[Against]) -> Section:
     named = [
-        [letter, run.name, shortened(run.dataset, 80), arm_name(run.metrics["arm"]), count(run.metrics["patients"]),
-         count(run.metrics["positives"])]
+        [letter, run.name, shortened(run.dataset, 80), run.metrics.get("arm_title") or arm_name(run.metrics["arm"]),
+         count(run.metrics["patients"]), count(run.metrics["positives"])]
         for letter, run in zip(_letters(runs), runs, strict=True)
     ]  # fmt: skip
     columns = ["Run", "Called", "Dataset", "Reported model", "Test patients", "With the condition"]

@@ -22,28 +22,29 @@ from pipeline.reporting.sections import (
     results,
     summary,
 )
-from pipeline.reporting.sections.crosswalk import crosswalk, items
+from pipeline.reporting.sections.crosswalk import crosswalk, items, places
 
 WITHHELD = Decision(("this label has no usable threshold",))
+# In the order in which they are read. A section without blocks stands in the appendix alone.
 SECTIONS = (
     summary.summary,
     background.intended_use,
-    background.studies,
     background.reference_standard,
-    model.model,
-    results.discrimination,
+    background.studies,
     operating.operating_point,
     operating.consequences,
     deployment.deployment,
     further_labels.further_labels,
+    results.discrimination,
     results.calibration,
     results.decision_curve,
     groups.subgroups,
+    elsewhere.shift,
+    elsewhere.external,
     groups.comparison,
     examples.examples,
-    elsewhere.external,
-    elsewhere.shift,
     provenance.statements,
+    model.model,
     provenance.provenance,
 )
 
@@ -64,7 +65,7 @@ def build(e: Evidence) -> Document:
         usable=usable,
         sections=[*sections, crosswalk(e)],
         numbers=_numbers(e),
-        more=[results.methods(e), *provenance.more(e), *items(e, sections)],
+        more=[results.methods(e), *provenance.more(e), *items(e, places(sections))],
     )
 
 

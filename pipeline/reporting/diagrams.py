@@ -13,6 +13,7 @@ from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
 from pipeline.store.wording import counted
 
 PER_ROW = 50
+TEXT, NARROW = 9, 7.5  # points; NARROW where five parts stand side by side
 
 
 def whole(parts: Sequence[float], total: int) -> list[int]:
@@ -24,7 +25,7 @@ def whole(parts: Sequence[float], total: int) -> list[int]:
     return floors
 
 
-@svg(16, 5.4)
+@svg(16, 5.8)
 def icons(figure: Figure, found: float, missed: float, false_alarms: float, per: int) -> None:
     """One mark per person of `per` screened: found, missed, referred although free of the condition, left alone."""
     counts = whole([found, missed, false_alarms, per - found - missed - false_alarms], per)
@@ -43,7 +44,7 @@ def icons(figure: Figure, found: float, missed: float, false_alarms: float, per:
         first += count
     axes.set(xlim=(-0.8, PER_ROW - 0.2), ylim=(-(per - 1) // PER_ROW - 0.7, 0.7))
     axes.axis("off")
-    figure.legend(loc="outside lower center", ncols=4, handletextpad=0.2, columnspacing=1.2)
+    figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2, columnspacing=1.2)
 
 
 @svg(16, 8)
@@ -59,7 +60,7 @@ def flow(
     `accepted` and each of `splits` are the lines of a box; `quarantined` counts files by reason in words.
     """
     aside = [f"set aside {sum(quarantined.values()):,}"] + [f"{n:,} {reason}" for reason, n in quarantined.items()]
-    line, pad = 0.36, 0.3
+    line, pad = 0.42, 0.3
     aside_height = line * len(aside) + pad
     accepted_height = line * len(accepted) + pad
     split_height = line * max(len(lines) for lines in splits) + pad
@@ -81,7 +82,7 @@ def flow(
     bottom = 0.2 + split_height / 2
     for at, lines in enumerate(splits):
         centre = 0.2 + width * (at + 0.5)
-        _box(axes, centre, bottom, width - 0.3, split_height, lines)
+        _box(axes, centre, bottom, width - 0.2, split_height, lines, TEXT if len(splits) < 5 else NARROW)
         _arrow(axes, (4, lower - accepted_height / 2), (centre, bottom + split_height / 2))
 
 
@@ -89,7 +90,7 @@ def flow(
 def gallery(
     figure: Figure, images: Sequence[np.ndarray], outlined: Sequence[np.ndarray | None], titles: Sequence[str]
 ) -> None:
-    """Grey images (h, w), values 0–255, four in a row, untouched.
+    """Images, grey (h, w) or in colour (h, w, 3), values 0–255, four in a row, untouched.
 
     Where `outlined` (h, w) is given, the same image follows beside it with an outline around what is true in it.
     """
@@ -105,7 +106,7 @@ def gallery(
         axes.axis("off")
     for axes, (image, area, title) in zip(places, panels, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="none")
-        axes.set_title(title, fontsize=7)
+        axes.set_title(title, fontsize=TEXT)
         if area is not None:
             _outline(axes, area)
 
@@ -120,11 +121,11 @@ def _outline(axes: Axes, area: np.ndarray) -> None:
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _box(axes: Axes, x: float, y: float, width: float, height: float, lines: Sequence[str]) -> None:
+def _box(axes: Axes, x: float, y: float, width: float, height: float, lines: Sequence[str], size: float = TEXT) -> None:
     axes.add_patch(
         Rectangle((x - width / 2, y - height / 2), width, height, facecolor="white", edgecolor=BLUE, zorder=2)
     )
-    axes.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=7, linespacing=1.35, zorder=3)
+    axes.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=size, linespacing=1.3, zorder=3)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -1,5 +1,6 @@
 """The one document that PDF, HTML and JSON show: sections of paragraphs, lists, boxes, tables and figures.
 
+What a reader needs stands on its pages; what somebody looks up stands in its appendix, a document of its own on paper.
 Everything in it is plain text. Text from studies, cards and labels is never markup, in no output.
 """
 
@@ -12,7 +13,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 Level = Literal["stop", "caution", "result", "good"]
-SCHEMA = "1.1"
+SCHEMA = "1.2"
+APPENDIX = "A"  # stands before the numbers of its sections, tables and figures
 RESEARCH_USE = "Research use only — not for diagnosis"
 
 # What a reader must never meet as such: control, format (text direction included), unassigned and private characters.
@@ -94,16 +96,34 @@ class Figures:
     kind: Literal["figures"] = "figures"
 
 
-Block = Heading | Paragraph | Bullets | Box | Table | Figures
+@dataclass(frozen=True)
+class Slider:
+    """Rows of numbers of which report.html shows the one that a reader picks; nothing on paper.
+
+    `sentences` are what is said of each row. `chosen` is the row shown first; `table` names the table of this document
+    that says the same where no script runs.
+    """
+
+    name: str
+    caption: str
+    label: str
+    sentences: Sequence[str]
+    chosen: int
+    table: str
+    kind: Literal["slider"] = "slider"
+
+
+Block = Heading | Paragraph | Bullets | Box | Table | Figures | Slider
 
 
 @dataclass(frozen=True)
 class Section:
-    """A numbered section."""
+    """A numbered section; `appendix` is what of it stands in the appendix, which has all of one without blocks."""
 
     name: str
     title: str
     blocks: Sequence[Block]
+    appendix: Sequence[Block] = ()
 
 
 @dataclass(frozen=True)
@@ -125,23 +145,40 @@ class Document:
     more: Sequence[Table] = ()
 
     @property
+    def body(self) -> list[Section]:
+        """The sections of the report itself, as far as they stand there."""
+        return [s for s in self.sections if s.blocks]
+
+    @property
+    def appendix(self) -> list[Section]:
+        """The sections of the appendix."""
+        return [replace(s, blocks=s.appendix, appendix=()) for s in self.sections if s.appendix]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in order, those of the appendix last."""
+        return [block for section in (*self.body, *self.appendix) for block in section.blocks]
+
+    @property
     def figures(self) -> list[Figure]:
         """All figures in order."""
-        return [f for s in self.sections for b in s.blocks if isinstance(b, Figures) for f in b.figures]
+        return [f for b in self.blocks if isinstance(b, Figures) for f in b.figures]
 
     @property
     def tables(self) -> list[Table]:
         """All tables that pages show, in order."""
-        return [b for s in self.sections for b in s.blocks if isinstance(b, Table)]
+        return [b for b in self.blocks if isinstance(b, Table)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document for report.json: pictures as file names, figures and tables numbered, text printable."""
+        """Return the document for report.json: pictures as file names, figures and tables numbered, text printable.
+
+        `more` of a section is the number of its continuation in the appendix, empty where it has none.
+        """
         content = asdict(replace(self, sections=()))
-        content["sections"] = [
-            {"number": at, "name": s.name, "title": s.title, "blocks": [_block(b) for b in s.blocks]}
-            for at, s in enumerate(self.sections, 1)
-        ]
-        _number(content["sections"])
+        content["sections"], content["appendix"] = _numbered(self.body), _numbered(self.appendix, APPENDIX)
+        looked_up = {section["name"]: section["number"] for section in content["appendix"]}
+        for section in content["sections"]:
+            section["more"] = looked_up.get(section["name"], "")
         return {"schema": SCHEMA, "research_use": RESEARCH_USE, **printable(content)}
 
 
@@ -155,17 +192,24 @@ def _block(block: Block) -> dict[str, Any]:
     return {"kind": block.kind, "figures": figures}
 
 
-def _number(sections: Sequence[dict[str, Any]]) -> None:
-    """Number tables and figures through the document, as Typst does."""
-    tables = figures = 0
-    for section in sections:
-        for block in section["blocks"]:
+def _numbered(sections: Sequence[Section], prefix: str = "") -> list[dict[str, Any]]:
+    """Return sections with tables and figures numbered through, as Typst does; with a prefix numbers are text."""
+
+    def number(n: int) -> int | str:
+        return f"{prefix}{n}" if prefix else n
+
+    found, tables, figures = [], 0, 0
+    for at, section in enumerate(sections, 1):
+        blocks = [_block(b) for b in section.blocks]
+        for block in blocks:
             if block["kind"] == "table":
                 tables += 1
-                block["number"] = tables
+                block["number"] = number(tables)
             for figure in block.get("figures", []):
                 figures += 1
-                figure["number"] = figures
+                figure["number"] = number(figures)
+        found.append({"number": number(at), "name": section.name, "title": section.title, "blocks": blocks})
+    return found
 
 
 # Persian and Hindi are spelt with joiners, and emoji are put together by them.

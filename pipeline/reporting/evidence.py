@@ -11,7 +11,8 @@ import pandas as pd
 from pipeline.inference.decision import Decision, Json, decide
 from pipeline.reporting.numbers import percent, plain_percent
 
-ARM_NAMES = {
+# Artifacts made before fine-tuning recorded what its arms are called.
+EARLIER_NAMES = {
     "mae": "pretrained (masked autoencoder)",
     "scratch": "same network, from scratch",
     "imported": "same network, from public weights",
@@ -22,7 +23,7 @@ ARM_NAMES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A test patient whom the model got wrong: an image (h, w) uint8 as the model saw it, and what is known of it.
+    """A test patient whom the model got wrong: an image (h, w) or (h, w, 3) uint8 as it saw it, and what is known.
 
     A volume is shown by three planes, see imaging/volumes/orthogonal_planes.py. `outlined` (h, w) is true where half of
     the model's attention lay, `outlined_share` its share of the whole image or volume; None for a model without
@@ -41,15 +42,28 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """What stage pretrain left: model.json of the encoder, its summary, its history, and the picture of what it fills
+    in."""
+
+    encoder: Json
+    summary: Json
+    history: Sequence[Json]
+    reconstructions: bytes
+
+
+@dataclass(frozen=True)
 class Evidence:
     """The contents of earlier artifacts. Names are those of the stages and of their files; tables are data frames.
 
     `statements` says in words what each statement of `card["study"]` is about. `scores` are the test patients' scores;
     `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
-    `label_fractions` is None when no arm was trained with fewer labelled patients. `further_thresholds` has the
+    Sites are letters in all of it. `label_fractions` is None when no arm was trained with fewer labelled patients,
+    `calibration_curves` when patients are too few, or in artifacts without them. `further_thresholds` has the
     threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `certified_groups`
     subgroups.json of calibrate; None in artifacts without them. `packaged` is model.json of the packaged model, and
-    `model_sha256` its hash (that of its SHA256SUMS); None and empty where none was packaged.
+    `model_sha256` its hash (that of its SHA256SUMS); None and empty where none was packaged. `pretraining` is None when
+    no arm needed it. `outline` says how the outlines of examples came about, see models/finished.py.
     """
 
     title: str
@@ -61,10 +75,7 @@ class Evidence:
     images: pd.DataFrame
     split: Json
     assignment: pd.DataFrame
-    encoder: Json
-    pretrain: Json
-    history: Sequence[Json]
-    reconstructions: bytes
+    pretraining: Pretraining | None
     finetune: Json
     calibrator: Json
     threshold: Json
@@ -79,12 +90,14 @@ class Evidence:
     false_alarms: Sequence[Example]
     records: Mapping[str, Json]
     label_fractions: pd.DataFrame | None = None
+    calibration_curves: pd.DataFrame | None = None
     external: Mapping[str, Json] = field(default_factory=dict)
     further_thresholds: Mapping[str, Json] = field(default_factory=dict)
     deployment: Json | None = None
     certified_groups: Json | None = None
     packaged: Json | None = None
     model_sha256: str = ""
+    outline: str = "attention"
 
     @property
     def readings(self) -> Json | None:
@@ -105,6 +118,15 @@ class Evidence:
     def reported_arm(self) -> str:
         """The arm that was calibrated."""
         return self.metrics["arm"]
+
+    def arm_name(self, arm: str) -> str:
+        """Return an arm in words."""
+        return self.finetune["arms"].get(arm, {}).get("title") or arm_name(arm)
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms, in the order of the settings."""
+        return list(self.records["finetune"]["settings"].get("arms") or self.finetune["arms"])
 
     @property
     def decision(self) -> Decision:
@@ -167,5 +189,5 @@ def known_groups(subgroups: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_name(arm: str) -> str:
-    """Return an arm in words."""
-    return ARM_NAMES.get(arm, arm)
+    """Return an arm in words, where nothing recorded them."""
+    return EARLIER_NAMES.get(arm, arm)

@@ -15,12 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
 
 ROW_CM = 0.55
+SPIKE = 0.1  # of the height of a calibration curve, for the spikes of either kind of patient
 
 
-@svg(7.6, 7.0)
+@svg(8, 7.4)
 def roc(figure: Figure, curve: pd.DataFrame, point: Mapping[str, Any] | None) -> None:
     """ROC curve (x false-positive rate, y recall), with the operating point and both its intervals as a cross."""
-    axes = _unit_square(figure, "Referred although free of the condition", "Found among those with the condition")
+    axes = _unit_square(figure, "Referred, free of the condition", "Found, with the condition")
     _roc(axes, curve, point)
     if point is not None:
         axes.legend(loc="lower right")
@@ -42,11 +43,11 @@ def roc_panels(
         axes.set_title(title, loc="left")
 
 
-@svg(7.6, 7.0)
+@svg(8, 7.4)
 def precision_recall(figure: Figure, curve: pd.DataFrame, prevalence: float, point: Mapping[str, Any] | None) -> None:
     """Precision-recall curve (x recall, y precision) with the prevalence, which a useless model would reach."""
-    axes = _unit_square(figure, "Found among those with the condition", "With the condition among those referred")
-    axes.axhline(prevalence, color=GREY, linestyle=":", linewidth=1, label="share with the condition (no skill)")
+    axes = _unit_square(figure, "Found, with the condition", "With the condition, of those referred")
+    axes.axhline(prevalence, color=GREY, linestyle=":", linewidth=1, label="share with the condition")
     ordered = curve if len(curve) < 2 or curve["x"].iloc[0] <= curve["x"].iloc[-1] else curve.iloc[::-1]
     # Between two recalls the precision is that of the higher one: a straight line would flatter.
     axes.plot(ordered["x"], ordered["y"], color=BLUE, drawstyle="steps-pre")
@@ -56,7 +57,7 @@ def precision_recall(figure: Figure, curve: pd.DataFrame, prevalence: float, poi
     axes.legend(loc="lower left")
 
 
-@svg(16, 6.6)
+@svg(8, 7.4)
 def score_histogram(figure: Figure, score: np.ndarray, label: np.ndarray, threshold: float | None) -> None:
     """Patient scores (n,) of each class in a panel of its own, so that neither hides the other; label is 0 or 1."""
     edges = np.histogram_bin_edges(score, bins=40)
@@ -78,7 +79,7 @@ def score_histogram(figure: Figure, score: np.ndarray, label: np.ndarray, thresh
             "refer →", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(3, -2),
             textcoords="offset points", va="top", color=ORANGE,
         )  # fmt: skip
-    panels[1].set_xlabel("Patient's score (log-odds before calibration); higher is more suspicious")
+    panels[1].set_xlabel("Patient's score (log-odds); higher is worse")
 
 
 @svg(16, 7.4)
@@ -91,6 +92,28 @@ def reliability(figure: Figure, before: pd.DataFrame, after: pd.DataFrame) -> No
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
         axes.errorbar(curve["x"], curve["y"], _bars(curve["y"], curve["y_low"], curve["y_high"]),
                       fmt="o", markersize=4, color=BLUE, capsize=2, linewidth=1)  # fmt: skip
+        axes.set_title(title, loc="left")
+
+
+@svg(16, 7.4)
+def calibration_curves(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
+    """Smooth observed share against predicted probability, with its band, a panel each; below, who was predicted what.
+
+    `curves` maps titles to the columns of the calibration curve. Spikes hang from the top for patients with the
+    condition and stand on the bottom for the others.
+    """
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (title, curve) in zip(panels, curves.items(), strict=True):
+        axes.set(xlim=(0, 1), ylim=(-SPIKE, 1 + SPIKE), xlabel="Predicted probability",
+                 ylabel="Observed share with the condition")  # fmt: skip
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+        axes.fill_between(curve["predicted"], curve["low"], curve["high"], color=BLUE, alpha=0.15, linewidth=0)
+        for limit in ("low", "high"):
+            axes.plot(curve["predicted"], curve[limit], color=BLUE, linestyle="--", linewidth=0.7)
+        axes.plot(curve["predicted"], curve["observed"], color=BLUE)
+        for name, base, towards in (("without", -SPIKE, 1), ("with_condition", 1 + SPIKE, -1)):
+            heights = towards * 0.9 * SPIKE * curve[name] / max(curve[name].max(), 1)
+            axes.vlines(curve["predicted"], base, base + heights, color="black", linewidth=0.9)
         axes.set_title(title, loc="left")
 
 
@@ -113,7 +136,7 @@ def decision(figure: Figure, curves: Mapping[str, pd.DataFrame], most: float) ->
     axes.set(xlim=(0, most), ylim=(-0.5 * top, 1.1 * top))
     axes.set_xlabel("Probability of the condition from which on one would refer")
     axes.set_ylabel("Net benefit per person")
-    figure.legend(loc="outside lower center", ncols=len(curves) + 1)
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 @svg(16, 6)
@@ -130,7 +153,9 @@ def forest(figure: Figure, groups: pd.DataFrame, panels: Mapping[str, str], over
         axes.axvline(overall[measure], color=GREY, linestyle=":", linewidth=1)
         _dots(axes, at, *(groups[f"{measure}{limit}"] for limit in ("", "_low", "_high")))
         axes.set_xlabel(title)
-        axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+        axes.xaxis.set_major_locator(MaxNLocator(3 if len(panels) > 2 else 4, prune="both"))
+        if title.endswith("%"):
+            axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
         axes.set_yticks(at, groups["name"])
         axes.set_ylim(-0.7, len(groups) - 0.3)
 
@@ -175,7 +200,7 @@ def label_curve(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
     figure.legend(loc="outside lower center", ncols=2)
 
 
-@svg(7.6, 5.6)
+@svg(8, 5.9)
 def pretraining_loss(figure: Figure, history: Sequence[Mapping[str, Any]]) -> None:
     """Loss of the masked autoencoder per epoch, on its training images and on images held out."""
     axes = figure.subplots()

@@ -14,16 +14,16 @@ OUTLINE = (("black", 0.011), ("white", 0.0045))
 PER = 1000
 
 
-def grey_picture(image: np.ndarray) -> str:
-    """Return a grey image (h, w) uint8 as SVG, every pixel as it is.
+def as_seen(image: np.ndarray) -> str:
+    """Return an image, grey (h, w) or in colour (h, w, 3), uint8, as SVG, every pixel as it is.
 
     Raises ValueError when the image is no picture of bytes.
     """
-    if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(f"a picture of shape {image.shape} and type {image.dtype} is not (h, w) uint8")
-    height, width = image.shape
+    if image.shape[2:] not in ((), (3,)) or image.ndim < 2 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"a picture of shape {image.shape} and type {image.dtype} is not (h, w) or (h, w, 3) uint8")
+    height, width = image.shape[:2]
     packed = io.BytesIO()
-    Image.fromarray(image).save(packed, "png", compress_level=1)
+    Image.fromarray(np.ascontiguousarray(image)).save(packed, "png", compress_level=1)
     pixels = base64.b64encode(packed.getvalue()).decode()
     # Blocks, not a blur: what is seen is what the network got.
     return _svg(

@@ -15,6 +15,7 @@ import typst
 from fontTools.ttLib import TTFont, TTLibError
 from pypdf import PdfReader
 
+from pipeline.reporting.document import APPENDIX
 from pipeline.store.wording import agreeing, counted
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
@@ -28,8 +29,8 @@ def render(content: dict[str, Any], folder: Path, fonts: Path | None = None) -> 
     """Return the PDF of a document as `Document.to_dict` gives it; `folder` holds the figures that it names.
 
     Typst gets the document as data, never as markup, and refuses a figure without alternative text. Characters that
-    DejaVu Sans lacks come from the fonts in the folder `fonts`; those that no font has are shown as �. Raises
-    typst.TypstError.
+    DejaVu Sans lacks come from the fonts in the folder `fonts`; those that no font has are shown as �. Its appendix is
+    left out: see `appendix_of`. Raises typst.TypstError.
     """
     families = _families(_foreign(content), fonts)
     known = _characters().union(*(has for _, has in families))
@@ -42,6 +43,12 @@ def render(content: dict[str, Any], folder: Path, fonts: Path | None = None) -> 
         sys_inputs={"document": shown, "fonts": json.dumps([name for name, _ in families])},
     )
     return _compiled(compiler)
+
+
+def appendix_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the appendix of a document, as `Document.to_dict` gives it, as a document of its own."""
+    title = f"{content['title']} — appendix"
+    return {**content, "title": title, "sections": content["appendix"], "appendix": [], "prefix": APPENDIX}
 
 
 def typeset(template: str, content: dict[str, Any], pictures: Mapping[str, str], made: datetime) -> bytes:
@@ -87,8 +94,8 @@ def read_metadata(path: Path) -> tuple[dict[str, str], str]:
 
 
 def lacking(content: dict[str, Any], fonts: Path | None = None) -> str:
-    """Return which characters of a document the PDF shows as �, and what to do; nothing when there are none."""
-    foreign = _foreign(content)
+    """Return which characters of a document the PDFs show as �, and what to do; nothing when there are none."""
+    foreign = _foreign(content) | _foreign(appendix_of(content))
     found = sorted(foreign.difference(*(has for _, has in _families(foreign, fonts))))
     if not found:
         return ""
@@ -135,7 +142,7 @@ def _families(wanted: frozenset[int], fonts: Path | None) -> list[tuple[str, fro
 
 
 def _shown(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name not in ("numbers", "more")}
+    return {name: value for name, value in content.items() if name not in ("numbers", "more", "appendix")}
 
 
 def _foreign(content: dict[str, Any]) -> frozenset[int]:

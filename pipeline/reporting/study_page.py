@@ -19,7 +19,8 @@ from pypdf import PdfReader
 from pipeline.reporting import pdf
 from pipeline.reporting.document import printable, shortened
 from pipeline.reporting.numbers import limits, missing, number, people, percent, plain_percent
-from pipeline.reporting.page_pictures import PER, grey_picture, outline, people_bar
+from pipeline.reporting.outlines import WORDS
+from pipeline.reporting.page_pictures import PER, as_seen, outline, people_bar
 
 Verdict = Literal["refer", "no refer", "not assessable"]
 RESEARCH_ONLY = "Research use only; no medical device"
@@ -39,21 +40,19 @@ VERDICTS: dict[str, tuple[str, str, str]] = {
     ),
 }
 NO_DECISION = ("withheld", "✕ NO DECISION", "This model may not be used to refer anyone. It gives a score, no more.")
-ATTENTION = (
-    "It shows where the network looked. It is no finding, and no evidence that the answer is right. Judge the image "
-    "without it first."
-)
+NO_FINDING = "It is no finding, and no evidence that the answer is right. Judge the image without it first."
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPage:
     """What the page of a study says. Texts are plain; those of the lists are whole sentences.
 
-    `study` is the study as the user named it, `image` (h, w) uint8 what the network saw, of a volume its three planes,
-    `outlined` (h, w) where half of the attention lay, which is `outlined_share` of the image. The probability is at
-    `prevalence`, its limits of confidence `interval_level`. `typical` is None when nobody asked. `predicted_at` is
-    ISO 8601, `time_is` the name under which it is shown. When the model is not `usable`, `why_not` says why, and the
-    decision and all that rests on a threshold are left out whatever they hold.
+    `study` is the study as the user named it, `image` (h, w) or (h, w, 3) uint8 what the network saw, of a volume its
+    three planes, `outlined` (h, w) where half of the attention lay, or of what `outline` says instead (see
+    outlines.py), which is `outlined_share` of the image. The probability is at `prevalence`, its limits of confidence
+    `interval_level`. `typical` is None when nobody asked. `predicted_at` is ISO 8601, `time_is` the name under which it
+    is shown. When the model is not `usable`, `why_not` says why, and the decision and all that rests on a threshold
+    are left out whatever they hold.
     """
 
     study: str
@@ -68,6 +67,7 @@ class StudyPage:
     image: np.ndarray | None = None
     outlined: np.ndarray | None = None
     outlined_share: float | None = None
+    outline: str = "attention"
     volume: bool = False
     score: float | None = None
     probability: float | None = None
@@ -142,7 +142,7 @@ def _content(page: StudyPage) -> dict[str, Any]:
         "warning": _warning(page),
         "caption": _caption(page),
         "alt": f"The image as the network saw it{', by its three planes' if page.volume else ''}.",
-        "alt_outlined": "The same image with an outline round where half of the network's attention lay.",
+        "alt_outlined": f"The same image with an outline round {WORDS[page.outline].where}.",
         "title": tail(printable(page.study), NAME) or "unnamed",
         "identity": [
             [name, tail(printable(value), NAME)]
@@ -274,8 +274,8 @@ def _caption(page: StudyPage) -> str:
         return f"The image as the network saw it, untouched{planes}. No outline of attention is available."
     share = "" if page.outlined_share is None else f", {percent(page.outlined_share, 0)} of the {_whole(page)}"
     return (
-        f"Left: as the network saw it, untouched{planes}. Right: the same, with an outline round half of the network's "
-        f"attention{share}. {ATTENTION}"
+        f"Left: as the network saw it, untouched{planes}. Right: the same, with an outline round "
+        f"{WORDS[page.outline].half}{share}. It shows {WORDS[page.outline].looked}. {NO_FINDING}"
     )
 
 
@@ -287,9 +287,9 @@ def _pictures(page: StudyPage) -> dict[str, str]:
     """Return the pictures as SVG, empty where there is none."""
     shown = {"image": "", "outline": "", "bar": ""}
     if page.image is not None:
-        shown["image"] = grey_picture(page.image)
+        shown["image"] = as_seen(page.image)
         if page.outlined is not None:
-            if page.outlined.shape != page.image.shape:
+            if page.outlined.shape != page.image.shape[:2]:
                 raise ValueError(f"an outline {page.outlined.shape} does not fit an image {page.image.shape}")
             shown["outline"] = outline(page.outlined)
     if (probability := _probability(page)) is not None:

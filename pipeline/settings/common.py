@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.models.arm_registry import NAMES
 
@@ -31,6 +31,20 @@ class ConfigError(UsageError):
 
 
 class Settings(BaseModel):
-    """Strict and immutable: unknown keys, wrong types and impossible values, infinite numbers too, are errors."""
+    """Strict and immutable: unknown keys, wrong types and impossible values, infinite numbers too, are errors.
+
+    Settings in `LATER` came when there were stores already: at its default, such a one is left out of what is kept and
+    hashed, so that no earlier artifact lacks it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = self._left_out()
+        return {name: value for name, value in dump(self).items() if name not in left_out}
+
+    def _left_out(self) -> set[str]:
+        fields = type(self).model_fields
+        return {name for name in self.LATER if getattr(self, name) == fields[name].get_default()}

@@ -6,11 +6,12 @@ paths under `data` are not: they say where and how fast, not what.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from pipeline.models.arm_registry import ARMS
+from pipeline.models.arm_registry import ARMS, pretrained
 from pipeline.settings.common import Settings
 from pipeline.settings.decision import (
     CalibrateSettings,
@@ -22,6 +23,8 @@ from pipeline.settings.decision import (
 from pipeline.settings.images import IngestSettings, PreprocessSettings, SplitSettings
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.settings.where import Data, Machine, Tracking
+
+OF_COLOUR = ("saturation", "hue", "channel_brightness")
 
 
 class Config(Settings):
@@ -47,15 +50,9 @@ class Config(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         problems = []
-        size, patch = self.preprocess.image_size, self.pretrain.encoder.patch_size
-        if len(size) != len(patch):
-            problems.append(f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}")
-        elif any(s % p for s, p in zip(size, patch, strict=True)):
-            problems.append(f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}")
-        elif size == patch:
-            problems.append(
-                f"pretrain.encoder.patch_size {patch} makes the image one patch, of which none can be hidden"
-            )
+        size = self.preprocess.image_size
+        if pretrained(self.finetune.arms):
+            problems += _of_encoder(size, self.pretrain.encoder.patch_size)
         if len(size) == 2:
             for stage in ("pretrain", "finetune"):
                 if "depth" in getattr(self, stage).augmentation.flips:
@@ -78,8 +75,32 @@ class Config(Settings):
             problems.append(f"finetune.arms names {arm.name}, which needs {needed} images; remove it for {given}")
         if self.ingest.axes not in (None, len(size)):
             problems.append(f"ingest.axes is {self.ingest.axes}, but preprocess.image_size has {len(size)} axes")
+        in_colour = self.preprocess.channels == "colour"
+        if in_colour and len(size) == 3:
+            problems.append("preprocess.channels colour is for pictures; preprocess.image_size has 3 axes")
+        coloured = [name for name in OF_COLOUR if getattr(self.finetune.augmentation, name)]
+        if coloured and not in_colour:
+            names = ", ".join(f"finetune.augmentation.{name}" for name in coloured)
+            problems.append(f"{names} {'needs' if len(coloured) == 1 else 'need'} preprocess.channels: colour")
+        if self.preprocess.crop != "none" and len(size) == 3:
+            problems.append("preprocess.crop field_of_view is for pictures; preprocess.image_size has 3 axes")
+        if in_colour and self.ingest.colour == "luminance":
+            problems.append("ingest.colour luminance takes the colours that preprocess.channels: colour is to keep")
+        if not in_colour and self.ingest.colour == "keep":
+            problems.append("ingest.colour keep needs preprocess.channels: colour")
         if problems:
             raise ValueError("; ".join(problems))
-        if self.ingest.axes is None:  # spelt out, so that what ingest does is in its key
-            object.__setattr__(self, "ingest", self.ingest.model_copy(update={"axes": len(size)}))
+        spelt_out = {"axes": len(size)} | ({"colour": "keep"} if in_colour else {})  # what ingest does is in its key
+        object.__setattr__(self, "ingest", self.ingest.model_copy(update=spelt_out))
         return self
+
+
+def _of_encoder(size: Sequence[int], patch: Sequence[int]) -> list[str]:
+    """Return how patches do not fit the images."""
+    if len(size) != len(patch):
+        return [f"preprocess.image_size has {len(size)} axes, pretrain.encoder.patch_size {len(patch)}"]
+    if any(s % p for s, p in zip(size, patch, strict=True)):
+        return [f"preprocess.image_size {size} must be a multiple of pretrain.encoder.patch_size {patch}"]
+    if size == patch:
+        return [f"pretrain.encoder.patch_size {patch} makes the image one patch, of which none can be hidden"]
+    return []

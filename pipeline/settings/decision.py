@@ -55,9 +55,8 @@ class CalibrateSettings(Settings):
     subgroup_attributes: list[Literal["sex", "age band", "view", "manufacturer", "site"]] = Field(
         [], description="certified group by group as well, where a group has enough positives"
     )
-    subgroup_threshold: Literal["report", "minimum", "each"] = Field(
-        "report",
-        description="threshold to use: everybody's; the lowest, so that every group's promise holds; or each one's own",
+    subgroup_threshold: Literal["report", "minimum"] = Field(
+        "report", description="threshold to use: everybody's; or the lowest, so that every group's promise holds"
     )
 
     @field_validator("recall_targets", "subgroup_attributes")

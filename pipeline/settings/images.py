@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -41,8 +41,10 @@ class IngestSettings(Settings):
         ge=1,
         description="smaller stacks are refused where the study has a larger one: scouts, bolus tracking",
     )
-    colour: Literal["quarantine", "luminance"] = Field(
-        "quarantine", description="colour images whose channels differ: refused, or reduced to their luminance"
+    colour: Literal["quarantine", "luminance", "keep"] = Field(
+        "quarantine",
+        description="colour images whose channels differ, in a grey task: refused, or reduced to their luminance; "
+        "keep is what preprocess.channels: colour makes of quarantine",
     )
     axes: Literal[2, 3] | None = Field(
         None,
@@ -144,6 +146,15 @@ class PreprocessSettings(Settings):
         description="grey values mapped to 0 and 255, for CT in Hounsfield units; null = the image's own percentiles",
     )
     shard_size: int = Field(1024, ge=1, description="images per array file")
+    channels: Literal["grey", "colour"] = Field(
+        "grey", description="colour: red, green and blue of pictures; grey ones are repeated and flagged"
+    )
+    crop: Literal["none", "field_of_view"] = Field(
+        "none",
+        description="field_of_view: cut the disc of a fundus photograph out of its dark surround; where there is none, "
+        "the whole image is taken and flagged",
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"channels", "crop"})
 
     @field_validator("window")
     @classmethod

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.settings.card import Card
-from pipeline.settings.common import ConfigError
+from pipeline.settings.common import ConfigError, Settings
 from pipeline.settings.config import Config
 from pipeline.settings.where import Studies
 
@@ -333,6 +333,15 @@ def _overlapping(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]
         for before, other in enumerate(data.studies[:at])
         if root == other or root in other.parents or other in root.parents
     ]
+
+
+def later_defaults(model: type[Settings] = Config, prefix: str = "") -> dict[str, Any]:
+    """Return the settings that a dump leaves out at their default, see `Settings.LATER`, as `flatten` writes them."""
+    found = {f"{prefix}{name}": model.model_fields[name].get_default() for name in sorted(model.LATER)}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            found |= later_defaults(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -91,6 +91,12 @@ class FinetuneAugmentation(Mirroring):
     cutout: float = Field(
         0.0, ge=0, le=0.9, description="side of a box made black, share of the image's; half of the images"
     )
+    saturation: float = Field(0.0, ge=0, le=1, description="of colour images, relative change")
+    hue: float = Field(0.0, ge=0, le=0.5, description="of colour images, turn either way, share of the circle")
+    channel_brightness: float = Field(
+        0.0, ge=0, le=0.5, description="of colour images, each channel by itself, share of the range"
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"saturation", "hue", "channel_brightness"})
 
 
 class PretrainSettings(Settings):
@@ -138,13 +144,25 @@ class PretrainSettings(Settings):
         return self
 
 
+class ResNetSettings(Settings):
+    """The residual network of arm cnn."""
+
+    depth: Literal[10, 18, 34] = Field(18, description="layers of the residual network of arm cnn")
+    width: int = Field(64, ge=8, description="channels of its first stage; each of the three others has twice as many")
+
+
+# Settings that are the business of one arm, and part of no key of a run without it.
+OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
+
+
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
     arms: list[Arm] = Field(
         ["mae", "scratch", "linear_probe", "hog"],
         min_length=1,
-        description="imported as well: the same network started from data.imported_weights",
+        description="imported as well: the same network started from data.imported_weights; "
+        "cnn: a residual network; classical: the strongest of four kinds of features; ensemble: the mean of others",
     )
     seeds: list[Seed] = Field(
         [1, 2, 3], min_length=1, description="one training per seed; an arm's score is their mean logit, an ensemble"
@@ -183,13 +201,20 @@ class FinetuneSettings(Settings):
         description="of each training; the schedule is shortened to them; null = all epochs",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
+    cnn: ResNetSettings = Field(default_factory=ResNetSettings)
+    ensemble: list[Arm] = Field(
+        ["mae", "hog"], min_length=2, description="arms whose standardised logits arm ensemble takes the mean of"
+    )
     hog_image_size: list[Side] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
     labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
         default_factory=list,
         description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
     )
 
-    @field_validator("arms", "seeds", "labelled_patients")
+    def _left_out(self) -> set[str]:
+        return super()._left_out() | {name for name, arm in OF_ARM.items() if arm not in self.arms}
+
+    @field_validator("arms", "seeds", "labelled_patients", "ensemble")
     @classmethod
     def _distinct(cls, value: list) -> list:
         if len(set(value)) != len(value):
@@ -203,6 +228,10 @@ class FinetuneSettings(Settings):
             problems.append("loss weighted and sampling balanced correct for imbalance twice; choose one")
         if self.early_stopping_epochs is not None and self.early_stopping_epochs >= self.epochs:
             problems.append(f"early_stopping_epochs {self.early_stopping_epochs} must be below epochs {self.epochs}")
+        if "ensemble" in self.arms and (others := [arm for arm in self.ensemble if arm not in self.arms]):
+            problems.append(f"ensemble names {', '.join(others)}, which arms does not; add to arms, or name others")
+        if "ensemble" in self.ensemble:
+            problems.append("ensemble cannot be one of its own arms; remove it from ensemble")
         if self.labelled_patients and "mae" not in self.arms:
             problems.append("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
         if problems:

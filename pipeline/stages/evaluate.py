@@ -15,7 +15,7 @@ from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalen
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
 from pipeline.inference.decision import Decision, decide
-from pipeline.statistics.arms import comparison_table, matched_decisions, pretraining_benefit, seed_aucs
+from pipeline.statistics.arms import comparators, comparison_table, matched_decisions, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import calibrator_from_dict
 from pipeline.statistics.curves import curve_table
@@ -28,6 +28,7 @@ from pipeline.statistics.label_fractions import (
     label_fraction_sentence,
     label_fraction_table,
 )
+from pipeline.statistics.local_regression import calibration_curves
 from pipeline.statistics.patients import (
     Patients,
     one_per_unit,
@@ -41,7 +42,7 @@ from pipeline.statistics.shift import assess_image_counts, assess_shift
 from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_attributes, subgroup_table
 from pipeline.store.files import read_json, write_json
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
-from pipeline.store.tables.evaluate import COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.evaluate import CALIBRATION_CURVE, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
 from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table, write_table
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES
@@ -70,9 +71,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
 
     Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet,
     findings.json (those of the calibration patients first), deployment.json (the threshold to use from now on, by the
-    rule that calibrate recorded) and, when arms were also trained with fewer labelled patients,
-    label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when scores are not
-    finite or not complete, or when the arms were not scored on the same patients.
+    rule that calibrate recorded), calibration_curve.parquet where patients are enough for it and, when arms were also
+    trained with fewer labelled patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two
+    splits, when scores are not finite or not complete, or when the arms were not scored on the same patients.
     """
     scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
@@ -92,7 +93,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     with collect_warnings() as warned:
         matched = _matched(settings, scores["calibration"], arms, frozen, units)
         comparison = comparison_table(arms, seed_aucs(scores["test"], arms, how), arm, settings.level, matched)
-        sentence = pretraining_benefit(arms, settings.level)
+        trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
+        sentence = pretraining_benefit(arms, settings.level, comparators(trained))
         fractions = _label_fractions(inputs, scores["test"], how, settings.level)
         counts = {name: images_per_patient(scores[name], arm) for name in JUDGED}
         reference = Reference(settings, frozen, calibration, of_calibration, counts["calibration"])
@@ -104,6 +106,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         elsewhere = [one.shift for one in external.values() if one.shift]
         metrics: dict[str, Any] = {
             "arm": arm,
+            "arm_title": trained[arm].get("title", arm),
             "seeds": list(test.seeds),
             "aggregation": how,
             **judge(settings, test, frozen, first and one_per_unit(first, units)),
@@ -121,6 +124,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         at = settings.headline_prevalence
         there = displayed_probability(frozen.calibrator, test.s, at)
         curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, frozen.threshold, (at, there))
+        smooth = calibration_curves(test.y, expit(test.s), calibrated, settings.level, settings.seed)
         subgroups = _subgroups(settings, test, of_test, frozen.threshold)
         if point := metrics["operating_point"]:
             point["lowest_groups"] = lowest_groups(subgroups, settings.level)
@@ -154,6 +158,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     if not decision.usable:
         curves = curves[curves["curve"] != "screening_benefit_operating_point"]
     write_table(work / "curves.parquet", curves, CURVES)
+    if smooth is not None:
+        write_table(work / "calibration_curve.parquet", smooth, CALIBRATION_CURVE)
     if fractions is not None:
         write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)

@@ -29,15 +29,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.arm_registry import ARMS, NETWORKS
+from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.distributed import from_leader, leads
-from pipeline.models.finetuning import train_network
 from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
 from pipeline.models.labelled_patients import labelled_subsets, same_steps
-from pipeline.models.logistic_arms import train_hog, train_probe
 from pipeline.models.training import TrainingError, hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
     from pipeline.settings.training import FinetuneSettings
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
-
-CONVEX = {"linear_probe": train_probe, "hog": train_hog}
 
 
 def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -60,12 +56,13 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
     data = _read(settings, inputs, log)
     subsets = labelled_subsets(data.train, settings.labelled_patients, settings.seeds[0])
     arms: dict[str, Any] = {}
-    for arm in settings.arms:
+    for arm in _in_order(settings):
         results = _results(arm, settings, data, work, log)
         first = next(iter(results.values()))
         arms[arm] = {
-            "description": _description(arm, settings, data),
-            "selection": _selection(arm, settings),
+            **_named(arm, first),
+            "description": _description(arm, settings, data, first),
+            "selection": first.get("selection") or _selection(arm, settings),
             "score": "the logit of its one model" if len(results) == 1 else _ensemble(len(results)),
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
@@ -81,7 +78,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "arms": arms,
             "labelled_patients": fewer,
             "further_labels": data.further,
-            "encoder_sha256": sha256_file(inputs.file("pretrain", "encoder.safetensors")),
+            **_encoder_sha256(inputs),
             **{f"{name}_{what}": n for name, part in (("train", data.train), ("tune", data.tune))
                for what, n in _counts(part).items()},
         },
@@ -91,17 +88,38 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
 _PER_SEED = ("tune_auc", "best_epoch", "model_sha256", "encoder_tensors_loaded", "encoder_tensors")
 
 
-def _description(arm: str, settings: FinetuneSettings, data: ArmData) -> str:
-    if arm not in NETWORKS or arm not in data.starts:
-        return ARMS[arm].description
+def _in_order(settings: FinetuneSettings) -> list[str]:
+    """Return the arms, those that are made of others last."""
+    return sorted(settings.arms, key=lambda arm: ARMS[arm].of_others)
+
+
+def _named(arm: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what later stages call an arm, and as what it is compared with the pretrained one.
+
+    An arm that is one of several kinds says in its result which it became.
+    """
+    kind = ARMS[arm]
+    own = {name: result.get(name) or getattr(kind, name) for name in ("title", "compared_as")}
+    return {**own, "role": kind.role, **{name: result[name] for name in ("kinds",) if name in result}}
+
+
+def _description(arm: str, settings: FinetuneSettings, data: ArmData, result: Mapping[str, Any]) -> str:
+    if not ARMS[arm].network or arm not in data.starts:
+        return result.get("description") or ARMS[arm].description
     blocks = settings.trainable_blocks
     trained = {None: "all layers", 0: "the head alone", 1: "the last block and the head"}
     return f"{ARMS[arm].description}, {trained.get(blocks, f'the last {blocks} blocks and the head')} trained"
 
 
+def _encoder_sha256(inputs: Inputs) -> dict[str, str]:
+    if "pretrain" not in inputs.artifacts:
+        return {}
+    return {"encoder_sha256": sha256_file(inputs.file("pretrain", "encoder.safetensors"))}
+
+
 def _selection(arm: str, settings: FinetuneSettings) -> str:
     """Say which of the fitted models an arm's is, and by what rule."""
-    if arm not in NETWORKS:
+    if not ARMS[arm].network:
         return "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds"
     decay, patience = settings.ema_decay, settings.early_stopping_epochs
     mean = "" if decay is None else f", averaged over the steps (exponential moving average, decay {decay:g})"
@@ -128,19 +146,30 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
         missing = [word for value, word in ((1, "positive"), (0, "negative")) if value not in part.labels]
         if missing:
             raise TrainingError(f"split {name} has no {' and no '.join(missing)} image; check labels and fractions")
-    pretrained = EncoderSpec.from_json(read_json(inputs.file("pretrain", "model.json")))
-    spec = replace(pretrained, image_size=train.shape[1:])
-    if spec.channels != train.shape[0]:
-        raise TrainingError(f"the encoder takes {spec.channels} channels; the images have {train.shape[0]}")
-    encoder = read_weights(inputs.file("pretrain", "encoder.safetensors"))
-    encoder = fit_positions(encoder, pretrained.grid, spec.grid)
-    own = Start(encoder, f"pretraining {inputs.key('pretrain')}", len(encoder))
-    starts = {"mae": own, "linear_probe": own}
-    if "imported" in settings.arms:
-        starts["imported"] = _imported(inputs, spec, log)
+    spec, starts = None, {}
+    if "pretrain" in inputs.artifacts:
+        spec, starts = _encoders(settings, inputs, train.shape, log)
     prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
     train, tune = (part.cached(prepared.device) for part in (train, tune))
     return ArmData(train, tune, spec, starts, prepared)
+
+
+def _encoders(
+    settings: FinetuneSettings, inputs: Inputs, shape: tuple[int, ...], log: RunLog
+) -> tuple[EncoderSpec, dict[str, Start]]:
+    """Return the network that was pretrained, for images of `shape`, and what each arm's encoder starts from."""
+    pretrained = EncoderSpec.from_json(read_json(inputs.file("pretrain", "model.json")))
+    spec = replace(pretrained, image_size=shape[1:])
+    if spec.channels != shape[0]:
+        raise TrainingError(f"the encoder takes {spec.channels} channels; the images have {shape[0]}")
+    encoder = read_weights(inputs.file("pretrain", "encoder.safetensors"))
+    encoder = fit_positions(encoder, pretrained.grid, spec.grid)
+    own = Start(encoder, f"pretraining {inputs.key('pretrain')}", len(encoder))
+    from_where = {arm: ARMS[arm].encoder for arm in settings.arms}
+    starts = {arm: own for arm, where in from_where.items() if where == "pretrained"}
+    for arm in (arm for arm, where in from_where.items() if where == "imported"):
+        starts[arm] = _imported(inputs, spec, log)
+    return spec, starts
 
 
 def _imported(inputs: Inputs, spec: EncoderSpec, log: RunLog) -> Start:
@@ -183,9 +212,9 @@ def _with_fewer(
 
     own = replace(log, stage=f"{log.stage} with {count:,} labelled patients", sink=sink)
     arms = {}
-    for arm in settings.arms:
+    for arm in _in_order(settings):
         # Repeats would weaken the regularisation of a logistic regression.
-        images, chosen = (repeated, longer) if arm in NETWORKS else (part, settings)
+        images, chosen = (repeated, longer) if ARMS[arm].network else (part, settings)
         results = _results(arm, chosen, replace(data, train=images), work / name, own)
         seeds = {seed: {key: result[key] for key in ("tune_auc", "model_sha256")} for seed, result in results.items()}
         arms[arm] = {"seeds": seeds}
@@ -195,7 +224,7 @@ def _with_fewer(
 def _results(arm: str, settings: FinetuneSettings, data: ArmData, folder: Path, log: RunLog) -> dict[str, Any]:
     """Return the record of every seed's training."""
     # Logistic regression has one optimum: a second seed would give the same model again.
-    seeds = settings.seeds if arm in NETWORKS else settings.seeds[:1]
+    seeds = settings.seeds if ARMS[arm].network else settings.seeds[:1]
     return {str(seed): _result(arm, seed, settings, data, folder / arm / f"seed{seed}", log) for seed in seeds}
 
 
@@ -205,10 +234,8 @@ def _result(
     """Return the record of one training, done now or found finished; processes that follow write nothing."""
     if from_leader((folder / "model.json").is_file()):
         log.info(f"{arm} seed {seed}: already trained")
-    elif arm not in CONVEX:
-        train_network(arm, seed, settings, data, folder, log)
-    elif leads():
-        CONVEX[arm](settings, data, folder, log)
+    elif ARMS[arm].network or leads():
+        ARMS[arm].train(arm, seed, settings, data, folder, log)
     if leads():
         # A kill may fall between the last file and the clearing away of checkpoints.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

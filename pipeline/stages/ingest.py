@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.imaging.archive.choice import Choice
 from pipeline.imaging.archive.contact_sheet import contact_sheet, thumbnail, worst
 from pipeline.imaging.archive.examination import Assembled, Examined, Member, Rules, examine, examine_series
-from pipeline.imaging.archive.quality import Limits
+from pipeline.imaging.archive.quality import UNEXPECTED, Limits, reassessed
 from pipeline.imaging.archive.sources import Source, find_sources
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.copies.duplicates import (
@@ -197,7 +197,7 @@ def _examine_all(
 
     Returns the pages of the journal that hold all files.
     """
-    kept, pages = _take_over(archive, inputs, journal)
+    kept, pages = _take_over(archive, rules, inputs, journal)
     named = zip(archive.ids.to_pylist(), archive.sources, strict=True)
     left = [(name, source) for name, source in named if name not in kept]
     if kept:
@@ -270,8 +270,11 @@ def _examined_row(verdict: Examined) -> dict[str, Any]:
     }
 
 
-def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> tuple[set[str], list[Path]]:
-    """Copy the rows of unchanged files from the previous ingest into the journal; return their pseudonyms and pages."""
+def _take_over(archive: _Archive, rules: Rules, inputs: Inputs, journal: Path) -> tuple[set[str], list[Path]]:
+    """Copy the rows of unchanged files from the previous ingest into the journal; return their pseudonyms and pages.
+
+    Their flags follow the card, which may expect something else by now.
+    """
     if inputs.previous is None:
         return set(), []
     hashes = [archive.stored_sha256(source) for source in archive.sources]
@@ -282,13 +285,25 @@ def _take_over(archive: _Archive, inputs: Inputs, journal: Path) -> tuple[set[st
     for piece in iterate(inputs.previous.file("examined.parquet"), names):
         before = piece.select(["source_id", "stored_sha256", "reason"]).to_pandas()
         unchanged = now.reindex(before["source_id"]).to_numpy() == before["stored_sha256"]
-        unchanged &= (before["stored_sha256"] != "") & ~before["reason"].isin(PASSING_REASONS)
-        rows = piece.filter(pa.array(unchanged.astype(bool)))
-        ids = rows["source_id"].to_pylist()
+        unchanged &= before["stored_sha256"] != ""
+        reassessed = [_reassessed(row, rules) for row in piece.filter(pa.array(unchanged.astype(bool))).to_pylist()]
+        rows = [row for row in reassessed if row is not None]
+        ids = [row["source_id"] for row in rows]
         pages.append(_page(journal, "kept-files", ids))
-        write_rows(pages[-1], rows.to_pylist(), EXAMINED)
+        write_rows(pages[-1], rows, EXAMINED)
         kept.update(ids)
     return kept, pages
+
+
+def _reassessed(row: dict[str, Any], rules: Rules) -> dict[str, Any] | None:
+    """Return the row of an earlier ingest with the flags of now; None when the image has to be read again."""
+    if row["reason"] in PASSING_REASONS or row["reason"] in UNEXPECTED:
+        return None
+    if row["image_id"] is None:
+        return row
+    before = [flag for flag in row["quality_flags"].split(",") if flag]
+    flags = reassessed(before, row["modality"], row["view"], row["body_part"], rules.limits)
+    return None if {*flags} & {*rules.policy.refused_flags} else row | {"quality_flags": ",".join(flags)}
 
 
 # ---------------------------------------------------------------- whose it is
@@ -353,7 +368,7 @@ def _assemble_all(
     parts = pa.concat_tables(found).to_pandas().sort_values(["part_of", "source_id"])
     series = dict(iter(parts.groupby("part_of", sort=True)))
     members = {name: _members_digest(group) for name, group in series.items()}
-    known, pages = _take_over_series(members, inputs, journal)
+    known, pages = _take_over_series(members, rules, inputs, journal)
     left = [name for name in series if name not in known]
     if not left:
         return pages
@@ -382,19 +397,27 @@ def _members_digest(group: pd.DataFrame) -> str:
     return sha256_json(group[["source_id", "sha256", "patient_id"]].to_numpy().tolist())
 
 
-def _take_over_series(members: Mapping[str, str], inputs: Inputs, journal: Path) -> tuple[set[str], list[Path]]:
-    """Copy the volumes of series of which no file has changed into the journal; return these series and the pages."""
+def _take_over_series(
+    members: Mapping[str, str], rules: Rules, inputs: Inputs, journal: Path
+) -> tuple[set[str], list[Path]]:
+    """Copy the volumes of series of which no file has changed into the journal; return these series and the pages.
+
+    A series of which one row has to be made again is assembled again as a whole.
+    """
     if inputs.previous is None:
         return set(), []
+    names, file = [column.name for column in ASSEMBLED.columns], inputs.previous.file("assembled.parquet")
+
+    def unchanged() -> Iterator[list[tuple[str, dict[str, Any] | None]]]:
+        for piece in iterate(file, names):
+            rows = (row for row in piece.to_pylist() if members.get(row["part_of"]) == row["members"])
+            yield [(row["part_of"], _reassessed(row, rules)) for row in rows]
+
+    again = {series for piece in unchanged() for series, row in piece if row is None}
     kept: set[str] = set()
     pages = []
-    names = [column.name for column in ASSEMBLED.columns]
-    for number, piece in enumerate(iterate(inputs.previous.file("assembled.parquet"), names)):
-        rows = [
-            row
-            for row in piece.to_pylist()
-            if members.get(row["part_of"]) == row["members"] and row["reason"] not in PASSING_REASONS
-        ]
+    for number, piece in enumerate(unchanged()):
+        rows = [row for series, row in piece if row is not None and series not in again]
         # The number keeps apart two pieces that hold rows of one large series.
         pages.append(_page(journal, "kept-series", [str(number), *(row["members"] for row in rows)]))
         write_rows(pages[-1], rows, ASSEMBLED)

@@ -23,12 +23,13 @@ from pipeline.inference.header_remarks import header_values
 from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, TYPICALITY, seal, write_golden
 from pipeline.inference.rule import OperatingPoint, Rule
 from pipeline.inference.typicality import Cohort, Reference, TypicalityError, describe, fit
-from pipeline.models.classifier import Classifier
+from pipeline.models.finished import Network
 from pipeline.models.images import read_images
 from pipeline.models.training import prepare
 from pipeline.statistics.calibrators import PrevalenceCalibrator, calibrator_from_dict
 from pipeline.statistics.errors import NotEnoughData
 from pipeline.statistics.probability_band import probability_band
+from pipeline.statistics.score_bins import score_bins
 from pipeline.store.files import atomic, read_json, sha256_json, write_json
 from pipeline.store.tables.calibrate import PATIENT_SCORES
 from pipeline.store.tables.ingest import IMAGES
@@ -114,9 +115,9 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
         "rule": rule.to_json(),
         "further_rules": {one["id"]: _further(inputs, decision, metrics, one) for one in card["further_labels"]},
         "prevalence": rule.calibrator.prevalence,
-        "certificate": decision.threshold(threshold) | {"other_operating_points": []},
         "scope": rule.scope(card["intended_use"]["population"]),
         "test": _test(decision.metrics(metrics)),
+        "watch": _watch(inputs, deployed if decision.usable else None),
         "population": _population(inputs),
         "not_for": [*card["intended_use"]["not_for"], *settings.not_for],
         "made_by": {
@@ -190,6 +191,18 @@ def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {**numbers, "auc": metrics["discrimination"]["auc"], **shown}
 
 
+def _watch(inputs: Inputs, deployed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what `monitor` holds new studies against: bins of calibration scores, and what referral to expect.
+
+    The bins are of patients without the condition, whose scores do not depend on how frequent it is.
+    """
+    scores = read_table(inputs.file("calibrate", "patient_scores.parquet"), PATIENT_SCORES)
+    edges, gaps = score_bins(scores.loc[scores["label"] == 0, "score"].to_numpy())
+    kept = ("prevalence", "expected_recall", "specificity")
+    expected = None if deployed is None else {name: deployed[name] for name in kept}
+    return {"scores_without": {"edges": edges.tolist(), "gaps": gaps.tolist()}, "expected": expected}
+
+
 def _population(inputs: Inputs) -> dict[str, Any]:
     """Return what the training images are, in counts of values of closed lists and bands."""
     split = read_table(inputs.file("split", "split.parquet"), SPLIT)
@@ -204,7 +217,7 @@ def _population(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _typicality(settings: PackageSettings, inputs: Inputs, networks: Sequence[Classifier]) -> Reference:
+def _typicality(settings: PackageSettings, inputs: Inputs, networks: Sequence[Network]) -> Reference:
     """Return what new studies are compared with, by the first seed's network where there is one.
 
     Raises TypicalityError when patients are too few.
@@ -232,5 +245,7 @@ def _golden(inputs: Inputs) -> np.ndarray:
     waves = 127 + 120 * np.sin(np.linspace(0, 9, width))[None] * np.cos(np.linspace(0, 7, height))[:, None]
     grains = rng.uniform(0, 255, (height, width))
     planes = np.stack([falling, waves, grains]).astype(np.uint8)
+    if images.shape[0] > 1:  # each channel another picture, so that a swap of them would be seen
+        return np.stack([np.roll(planes, shift, axis=0) for shift in range(len(planes))])
     extra = (1,) * (len(images.shape) - 2)
     return np.broadcast_to(planes.reshape(3, *extra, height, width), (3, *images.shape)).copy()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +22,19 @@ from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import path_pseudonym
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.read import load_image
-from pipeline.imaging.transforms import Rendered, Rendering, render
-from pipeline.store.files import atomic, read_json, sha256_bytes, write_json
+from pipeline.imaging.transforms import CHANNELS, Rendered, Rendering, render
+from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_json, write_json
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
 from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.split import FURTHER_LABELS, SPLIT, SPLITS
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.images import PreprocessSettings
     from pipeline.settings.where import Machine
-    from pipeline.store.artifacts import Inputs
+    from pipeline.store.artifacts import Artifact, Inputs
     from pipeline.store.runlog import RunLog
 
 SCRATCH = "scratch"
@@ -50,6 +54,8 @@ NO_LIMITS = Policy(
 )
 # The files of one image, in order, each with its SHA-256.
 Parts = tuple[tuple[Source, str], ...]
+# Array file, row in it, padding, and what was cut out of a rendered image.
+Place = tuple[Path, int, Sequence[float], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,12 @@ class Shard:
 
 
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, 1, H, W) or (N, 1, D, H, W), their indices, a summary.
+    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary,
+    and with `crop` a table of what was cut out of each image.
 
     Further labels, if there are any, are divided by split, so that later stages see those of their own images alone.
-    Finished shards are kept when a killed run goes on. Memory holds one shard at a time, on disk.
+    Finished shards are kept when a killed run goes on, and images that an earlier artifact has are copied: other labels
+    or splits render nothing again. Memory holds one shard at a time, on disk.
 
     Raises ValueError when a source has changed or gone since ingest, or does not fit `image_size`.
     """
@@ -91,14 +99,29 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     shards = list(_shards(rows, settings.shard_size))
     todo = [shard for shard in shards if not (_page(scratch, shard).exists() and (work / shard.name).exists())]
     start = sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in todo)
-    written = (None for shard in todo for _ in _write_shard(shard, parts, how, work, inputs.machine))
+    contents = _contents(rows, parts)
+    before = _before(inputs.previous, contents)
+    if before:
+        log.info(f"{counted(len(before), 'image is', 'images are')} taken over from an earlier artifact")
+    written = (None for shard in todo for _ in _write_shard(shard, parts, before, how, work, inputs.machine))
     for _ in log.track(written, "images", total=len(rows), start=start):
         pass
-    padding = {image: pad for shard in shards for image, pad in read_json(_page(scratch, shard)).items()}
+    pages = [read_json(_page(scratch, shard)) for shard in shards]
+    padding = {image: pad for page in pages for image, pad in page["padding"].items()}
     _write_indices(shards, padding, work)
+    table = pd.DataFrame({"image_id": contents.keys(), "content": contents.values()})
+    write_table(work / "contents.parquet", table, CONTENTS)
     for path in inputs.files("split", "further_labels.parquet"):
         _write_further_labels(read_table(path, FURTHER_LABELS), rows, work)
     summary = _summary(settings, rows, padding)
+    if settings.crop == "field_of_view":
+        fields = {image: field for page in pages for image, field in page["fields"].items()}
+        summary["field_of_view"] = _write_fields(fields, work)
+        if lost := summary["field_of_view"]["not_found"]:
+            log.warn(
+                f"in {lost} of {len(rows)} images no field of view was found; they were taken whole "
+                "(field_of_view.parquet)"
+            )
     if summary["cropped_images"]:
         log.warn(f"{summary['cropped_images']} images reach beyond image_size at this spacing and were cropped")
     log.info(", ".join(f"{name} {count}" for name, count in summary["counts"].items()) + " images")
@@ -144,25 +167,67 @@ def _page(scratch: Path, shard: Shard) -> Path:
     return scratch / f"{shard.name}.json"
 
 
+def _contents(rows: pd.DataFrame, parts: Mapping[str, Parts]) -> dict[str, str]:
+    """Return a digest of what each image is made of."""
+    facts = zip(rows["image_id"], rows["axes"], rows["pixel_hash"], strict=True)
+    return {name: sha256_json([int(axes), pixels, [one for _, one in parts[name]]]) for name, axes, pixels in facts}
+
+
+def _before(artifact: Artifact | None, contents: Mapping[str, str]) -> dict[str, Place]:
+    """Return where an earlier artifact has the images that are still made of the same."""
+    if artifact is None or "contents.parquet" not in artifact.record["files"]:
+        return {}
+    known = read_table(artifact.file("contents.parquet"), CONTENTS)
+    same = {name for name, one in zip(known["image_id"], known["content"], strict=True) if contents.get(name) == one}
+    indices = [name for name in sorted(artifact.record["files"]) if name.startswith("index_")]
+    index = pd.concat([read_table(artifact.file(name), INDEX) for name in indices])
+    index = index[index["image_id"].isin(same)]
+    files = {shard: artifact.file(shard) for shard in index["shard"].unique()}
+    fields: dict[str, Sequence[int]] = {}
+    if "field_of_view.parquet" in artifact.record["files"]:
+        table = read_table(artifact.file("field_of_view.parquet"), FIELD_OF_VIEW)
+        fields = {name: [int(value) for value in row] for name, *row in table.itertuples(index=False)}
+    cut = [fields.get(name, []) for name in index["image_id"]]
+    places = zip(index["shard"].map(files), index["row"], index["padding"], cut, strict=True)
+    return dict(zip(index["image_id"], places, strict=True))
+
+
+def _copy(before: Mapping[str, Place], ids: Sequence[str], array: np.ndarray) -> Iterator[str]:
+    """Fill the rows of those images that were there before; yield each."""
+    wanted = [(str(before[name][0]), row, name) for row, name in enumerate(ids) if name in before]
+    for file, group in groupby(sorted(wanted), key=itemgetter(0)):
+        pixels = np.load(file, mmap_mode="r", allow_pickle=False)
+        for _, row, name in group:
+            array[row] = pixels[before[name][1]]
+            yield name
+
+
 def _write_shard(
-    shard: Shard, parts: Mapping[str, Parts], how: Rendering, work: Path, machine: Machine
+    shard: Shard, parts: Mapping[str, Parts], before: Mapping[str, Place], how: Rendering, work: Path, machine: Machine
 ) -> Iterator[None]:
     """Write one array atomically and note the padding of its images; yield once per image."""
-    rows = shard.rows[["image_id", "axes", "pixel_hash"]].to_dict("records")
-    items = [(parts[row["image_id"]], row["axes"], row["pixel_hash"]) for row in rows]
-    batches = {start: items[start : start + IMAGES_PER_TASK] for start in range(0, len(items), IMAGES_PER_TASK)}
     ids = list(shard.rows["image_id"])
+    rows = shard.rows[["image_id", "axes", "pixel_hash"]].to_dict("records")
+    items = {n: (parts[row["image_id"]], row["axes"], row["pixel_hash"]) for n, row in enumerate(rows)}
+    left = [n for n, name in enumerate(ids) if name not in before]
+    batches = {start: left[start : start + IMAGES_PER_TASK] for start in range(0, len(left), IMAGES_PER_TASK)}
+    tasks = {start: [items[n] for n in batch] for start, batch in batches.items()}
     padding: dict[str, list[int]] = {}
+    fields: dict[str, list[int]] = {}
     problems: dict[str, list[str]] = {}
     pool = Pool(machine.workers, TIMEOUT_S, machine.backend, machine.scheduler)
     with atomic(work / shard.name) as temporary:
-        shape = (len(items), 1, *how.image_size)
+        shape = (len(items), how.channel_count, *how.image_size)
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        for start, results in each_batch(partial(_render, how), batches, pool, work / SCRATCH):
-            for row, result in enumerate(results, start):
+        for name in _copy(before, ids, array):
+            padding[name], fields[name] = [int(side) for side in before[name][2]], list(before[name][3])
+            yield
+        for start, results in each_batch(partial(_render, how), tasks, pool, work / SCRATCH):
+            for row, result in zip(batches[start], results, strict=True):
                 if isinstance(result, Rendered):
                     array[row] = result.pixels
                     padding[ids[row]] = list(result.padding)
+                    fields[ids[row]] = [int(result.cropped), *result.box]
                 else:
                     problems.setdefault(_problem(result), []).append(ids[row])
                 yield
@@ -171,7 +236,7 @@ def _write_shard(
         if problems:
             listed = (f"{len(images)} images: {text} (first: {min(images)})" for text, images in problems.items())
             raise ValueError("; ".join(sorted(listed)))
-    write_json(_page(work / SCRATCH, shard), {image: padding[image] for image in ids})
+    write_json(_page(work / SCRATCH, shard), {"padding": padding, "fields": fields})
 
 
 def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
@@ -181,7 +246,8 @@ def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
     contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source, _ in parts]
     if any(sha256_bytes(data) != sha256 for data, (_, sha256) in zip(contents, parts, strict=True)):
         raise Refused("unreadable", "changed since ingest")
-    return render(load_image(contents, axes, pixel_hash, NO_LIMITS), how)
+    policy = replace(NO_LIMITS, keep_colour=how.channel_count > 1)
+    return render(load_image(contents, axes, pixel_hash, policy), how)
 
 
 def _problem(refusal: Refusal) -> str:
@@ -203,6 +269,14 @@ def _write_indices(shards: Sequence[Shard], padding: dict[str, list[int]], work:
             write_table(work / f"index_{name}.parquet", index, INDEX)
 
 
+def _write_fields(fields: Mapping[str, Sequence[int]], work: Path) -> dict[str, int]:
+    """Write what was cut out of each image; return in how many the field of view was found, and in how many not."""
+    names = [column.name for column in FIELD_OF_VIEW.columns]
+    table = pd.DataFrame([[image, bool(found), *box] for image, (found, *box) in fields.items()], columns=names)
+    write_table(work / "field_of_view.parquet", table.sort_values("image_id", ignore_index=True), FIELD_OF_VIEW)
+    return {"found": int(table["found"].sum()), "not_found": int((~table["found"]).sum())}
+
+
 def _write_further_labels(further: pd.DataFrame, rows: pd.DataFrame, work: Path) -> None:
     of_image = rows.set_index("image_id")["split"]
     for name, own in further.groupby(further["image_id"].map(of_image)):
@@ -213,7 +287,7 @@ def _summary(settings: PreprocessSettings, rows: pd.DataFrame, padding: dict[str
     counts = rows["split"].value_counts()
     return {
         "image_size": list(settings.image_size),
-        "channels": 1,
+        "channels": CHANNELS[settings.channels],
         "dtype": "uint8",
         "range": [0, 255],
         "window": settings.window,

@@ -258,9 +258,11 @@ def _draw(
 
 
 def _picture(image: Tensor) -> np.ndarray:
-    """Return the first channel as uint8, with a black margin."""
-    pixels = (image[0].cpu().numpy() * 255).round().astype(np.uint8)
-    return np.pad(pixels if pixels.ndim == 2 else three_planes(pixels), 2)
+    """Return an image (C, ...) as uint8, (h, w) or in colour (h, w, 3), with a black margin."""
+    pixels = (image.cpu().numpy() * 255).round().astype(np.uint8)
+    if len(pixels) > 1:
+        return np.pad(np.moveaxis(pixels, 0, -1), ((2, 2), (2, 2), (0, 0)))
+    return np.pad(pixels[0] if pixels.ndim == 3 else three_planes(pixels[0]), 2)
 
 
 def _count(parameters: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,16 @@ import numpy as np
 import pandas as pd
 
 from pipeline.inference.ensemble import RECORD, WEIGHTS, load_networks
-from pipeline.inference.outline import attention, shown
+from pipeline.inference.outline import attention, kind_of, shown
 from pipeline.models.attention import half_of
+from pipeline.models.finished import Network
 from pipeline.models.images import Images
 from pipeline.models.training import prepare
-from pipeline.reporting import html, pdf
+from pipeline.reporting import html, model_card, pdf
 from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
-from pipeline.reporting.evidence import Evidence, Example
+from pipeline.reporting.evidence import Evidence, Example, Pretraining
+from pipeline.reporting.sites import Sites
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
 from pipeline.store.files import atomic, read_json, sha256_file, write_json
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
 
 
 def report(settings: ReportSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Render what earlier stages found into report.pdf, report.html, report.json, figures, tables and data as CSV.
+    """Render what earlier stages found into report.pdf, appendix.pdf, report.html, report.json, model_card.md and CSV.
 
-    The date is that on which the evaluation was made, so that the same evaluation gives the same bytes.
+    The date is that on which the evaluation was made, so that the same evaluation gives the same bytes. Sites are
+    letters in all of them; sites.csv says which is which, cases.csv whose the examples are: these two stay.
     """
     evidence = _evidence(settings, inputs)
     document = build(evidence)
@@ -43,6 +47,9 @@ def report(settings: ReportSettings, inputs: Inputs, work: Path, log: RunLog) ->
     _write_tables(document, raw_tables(evidence), work)
     _write(work / "report.html", html.render(document).encode())
     _write(work / "report.pdf", pdf.render(content, work, settings.fonts))
+    _write(work / "appendix.pdf", pdf.render(pdf.appendix_of(content), work, settings.fonts))
+    _write(work / "model_card.md", model_card.text(evidence).encode())
+    _write_keys(evidence, sites_of(inputs), work)
     if lacking := pdf.lacking(content, settings.fonts):
         log.warn(lacking)
     if evidence.problems:
@@ -62,15 +69,21 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     def table(stage: str, name: str, definition: tables.Table) -> pd.DataFrame:
         return tables.read_table(inputs.file(stage, name), definition)
 
+    def optional_table(stage: str, name: str, definition: tables.Table) -> pd.DataFrame | None:
+        found = inputs.files(stage, name)
+        return tables.read_table(found[0], definition) if found else None
+
     images = table("ingest", "images.parquet", tables.IMAGES)
-    metrics = content("evaluate", "metrics.json")
+    sites = sites_of(inputs)
+    images = images.assign(site=images["site"].map(sites.of))
+    metrics = sites.lettered(content("evaluate", "metrics.json"))
     scores = table("evaluate", "patient_scores.parquet", tables.PATIENT_SCORES)
     reported = scores[scores["arm"] == metrics["arm"]]
     wrong = _most_confident_errors(reported, settings.examples)
     deciding = deciding_images(table("score", "scores_test.parquet", tables.SCORES), metrics["arm"])
     index = table("preprocess", "index_test.parquet", tables.INDEX)
-    examples = _examples(wrong, index, deciding, images, inputs, metrics)
-    fractions = inputs.files("evaluate", "label_fractions.parquet")
+    networks = _networks(inputs, metrics)
+    examples = _examples(wrong, index, deciding, images, inputs, networks)
     packaged = "package" in inputs.artifacts
     return Evidence(
         title=settings.title,
@@ -82,34 +95,47 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         images=images,
         split=content("split", "summary.json"),
         assignment=table("split", "split.parquet", tables.SPLIT),
-        encoder=content("pretrain", "model.json"),
-        pretrain=content("pretrain", "summary.json"),
-        history=content("pretrain", "history.json"),
-        reconstructions=inputs.file("pretrain", "reconstructions.png").read_bytes(),
+        pretraining=_pretraining(inputs),
+        outline=kind_of(networks),
         finetune=content("finetune", "summary.json"),
         calibrator=content("calibrate", "calibrator.json"),
         threshold=content("calibrate", "threshold.json"),
         sweep=table("calibrate", "sweep.parquet", tables.SWEEP),
         metrics=metrics,
-        subgroups=table("evaluate", "subgroups.parquet", tables.SUBGROUPS),
+        subgroups=sites.lettered_groups(table("evaluate", "subgroups.parquet", tables.SUBGROUPS)),
         comparison=table("evaluate", "comparison.parquet", tables.COMPARISON),
         curves=table("evaluate", "curves.parquet", tables.CURVES),
+        calibration_curves=optional_table("evaluate", "calibration_curve.parquet", tables.CALIBRATION_CURVE),
         scores=scores,
-        findings=content("evaluate", "findings.json"),
+        findings=sites.lettered(content("evaluate", "findings.json")),
         misses=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 1],
         false_alarms=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 0],
-        records={step: inputs.record(step) for step in inputs.artifacts},
+        records={step: sites.lettered(inputs.record(step)) for step in inputs.artifacts},
         external={name: card.model_dump() for name, card in inputs.external.items()},
         further_thresholds={
             label_id: content("calibrate", f"further/{label_id}/threshold.json")
             for label_id in metrics["further_labels"]
         },
-        deployment=optional("evaluate", "deployment.json"),
-        certified_groups=optional("calibrate", "subgroups.json"),
+        deployment=sites.lettered(optional("evaluate", "deployment.json")),
+        certified_groups=sites.lettered(optional("calibrate", "subgroups.json")),
         packaged=content("package", "model/model.json") if packaged else None,
         model_sha256=sha256_file(inputs.file("package", "model/SHA256SUMS")) if packaged else "",
-        label_fractions=tables.read_table(fractions[0], tables.LABEL_FRACTIONS) if fractions else None,
+        label_fractions=optional_table("evaluate", "label_fractions.parquet", tables.LABEL_FRACTIONS),
     )
+
+
+def sites_of(inputs: Inputs) -> Sites:
+    """Return the letters of the sites of a run."""
+    return Sites(tables.read_table(inputs.file("ingest", "images.parquet"), tables.IMAGES)["site"])
+
+
+def _pretraining(inputs: Inputs) -> Pretraining | None:
+    if "pretrain" not in inputs.artifacts:
+        return None
+    encoder, summary, history = (
+        read_json(inputs.file("pretrain", f"{name}.json")) for name in ("model", "summary", "history")
+    )
+    return Pretraining(encoder, summary, history, inputs.file("pretrain", "reconstructions.png").read_bytes())
 
 
 def _most_confident_errors(scores: pd.DataFrame, most: int) -> pd.DataFrame:
@@ -126,7 +152,7 @@ def _examples(
     deciding: pd.Series,
     images: pd.DataFrame,
     inputs: Inputs,
-    metrics: dict[str, Any],
+    networks: Sequence[Network],
 ) -> list[Example]:
     """Return each chosen patient's deciding image, where the model's attention lay, and what the tables say of it."""
     if chosen.empty:
@@ -139,16 +165,17 @@ def _examples(
         for name in deciders["shard"].unique()
     }
     pictures = Images(deciders, shards)
-    attentions = _attention(inputs, metrics, pictures)
+    device = prepare(inputs.machine.device, inputs.machine.threads)
+    attentions = [attention(networks, pictures.pixels([at], device)) for at in range(len(pictures))]
     known = images.set_index("image_id")
     examples = []
     for at, row in enumerate(chosen.to_dict("records")):
         facts = known.loc[deciders.loc[at, "image_id"]].to_dict()
         shares = attentions[at]
-        image, outlined = shown(pictures.raw([at])[0, 0].numpy(), shares)
+        image, outlined = shown(pictures.raw([at])[0].numpy(), shares)
         examples.append(
             Example(
-                patient=row["patient_id"][:12],
+                patient=row["patient_id"],
                 image=image,
                 outlined=outlined,
                 outlined_share=None if shares is None else float(half_of(shares).mean()),
@@ -162,16 +189,15 @@ def _examples(
     return examples
 
 
-def _attention(inputs: Inputs, metrics: dict[str, Any], pictures: Images) -> list[np.ndarray | None]:
-    """Return each image's attention by patch, the mean over the reported arm's seeds; None when it has no attention."""
+def _networks(inputs: Inputs, metrics: dict[str, Any]) -> list[Network]:
+    """Return the networks behind the reported arm, of all its seeds; none when it has no network."""
     device = prepare(inputs.machine.device, inputs.machine.threads)
 
     def files(seed: int) -> tuple[Path, Path]:
         place = f"{metrics['arm']}/seed{seed}"
         return inputs.file("finetune", f"{place}/{RECORD}"), inputs.file("finetune", f"{place}/{WEIGHTS}")
 
-    networks = load_networks({seed: files(seed) for seed in metrics["seeds"]}, device)
-    return [attention(networks, pictures.pixels([at], device)) for at in range(len(pictures))]
+    return load_networks({seed: files(seed) for seed in metrics["seeds"]}, device)
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:
@@ -183,6 +209,16 @@ def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) 
     for name, frame in raw.items():
         rows = frame.astype(object).where(frame.notna(), "").itertuples(index=False)
         _write(work / "data" / f"{name}.csv", csv_text(list(frame.columns), rows).encode())
+
+
+def _write_keys(e: Evidence, sites: Sites, work: Path) -> None:
+    """Write which site is which letter and whose the examples are. Neither is delivered with the report."""
+    of_site = e.images["site"].value_counts()
+    rows = [[letter, name, int(of_site[letter])] for name, letter in sites.letters.items()]
+    _write(work / "sites.csv", csv_text(["site", "pseudonym", "images"], rows).encode())
+    shown = {"misses": e.misses, "false_alarms": e.false_alarms}
+    cases = [[name, f"case {at}", x.patient] for name, found in shown.items() for at, x in enumerate(found, 1)]
+    _write(work / "cases.csv", csv_text(["figure", "case", "patient_id"], cases).encode())
 
 
 def _write(path: Path, content: bytes) -> None:

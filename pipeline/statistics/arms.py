@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +21,45 @@ DECISIONS = (
     "threshold",
     *(f"{rate}{c}" for rate in RATES for c in ("", "_difference", "_difference_low", "_difference_high", "_p")),
 )
+
+
+@dataclass(frozen=True)
+class Comparator:
+    """An arm that the pretrained one is compared with in words: as what (`role`), and how it is called there.
+
+    `scratch` is the same network from random weights, `public` the same one from public weights, `classical` the
+    strongest model without a network, `rival` another model that has nothing to do with pretraining.
+    """
+
+    role: str
+    words: str
+
+
+# Those of artifacts made before fine-tuning recorded them.
 BASELINES = {
-    "scratch": "the same network trained from scratch",
-    "imported": "the same network started from public weights",
-    "hog": "the classical baseline (HOG and logistic regression)",
+    "scratch": Comparator("scratch", "the same network trained from scratch"),
+    "imported": Comparator("public", "the same network started from public weights"),
+    "hog": Comparator("classical", "the classical baseline (HOG and logistic regression)"),
 }
+ROLES = ("scratch", "public", "classical")
+
+
+def comparators(arms: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Comparator]:
+    """Return with what arm `mae` is compared, from what fine-tuning recorded of each arm.
+
+    Of several classical arms only the one with the highest AUC on the tuning images counts, the later of equals: who
+    beats a weak baseline has shown little.
+    """
+    if not any("role" in record for record in arms.values()):
+        return BASELINES
+    found = {arm: Comparator(one["role"], one["compared_as"]) for arm, one in arms.items() if one.get("role")}
+    classical = [arm for arm, one in found.items() if one.role == "classical"]
+    strongest = max(reversed(classical), key=lambda arm: _tune_auc(arms[arm]), default=None)
+    return {arm: one for arm, one in found.items() if one.role != "classical" or arm == strongest}
+
+
+def _tune_auc(record: Mapping[str, Any]) -> float:
+    return max(seed["tune_auc"] for seed in record["seeds"].values())
 
 
 def comparison_table(
@@ -151,28 +187,52 @@ def _refuse_others(arms: Mapping[str, Patients], reported: str) -> None:
             )
 
 
-def pretraining_benefit(arms: Mapping[str, Patients], level: float = 0.95) -> str:
-    """Say in plain words whether pretraining helped: arm `mae` against each baseline that was trained."""
+def pretraining_benefit(
+    arms: Mapping[str, Patients], level: float = 0.95, against: Mapping[str, Comparator] = BASELINES
+) -> str:
+    """Say in plain words whether pretraining helped: arm `mae` against each of those `against` that was trained."""
     if "mae" not in arms:
-        return benefit_sentence({}, 0, level)
+        return benefit_sentence({}, 0, level, against)
     mae = arms["mae"]
-    results = {name: delong_test(mae.y, mae.s, arms[name].s, level) for name in BASELINES if name in arms}
-    return benefit_sentence(results, len(mae.y), level)
+    results = {name: delong_test(mae.y, mae.s, arms[name].s, level) for name in against if name in arms}
+    return benefit_sentence(results, len(mae.y), level, against)
 
 
-def benefit_sentence(results: Mapping[str, PairedResult], patients: int, level: float = 0.95) -> str:
+def benefit_sentence(
+    results: Mapping[str, PairedResult],
+    patients: int,
+    level: float = 0.95,
+    against: Mapping[str, Comparator] = BASELINES,
+) -> str:
     """Say in plain words whether pretraining helped: by how much, and how sure one can be.
 
-    `results` holds the paired AUC differences, pretrained (`mae`) minus each of `scratch`, `imported` and `hog` that
-    was trained. Unreserved help is claimed only where `scratch` and `hog` were, and both intervals lie above 0;
-    `imported` is reported beside them.
+    `results` holds the paired AUC differences, pretrained (`mae`) minus each of those `against` that was trained.
+    Unreserved help is claimed only where the network was trained from scratch and a classical model was, and both
+    intervals lie above 0; public weights are reported beside them. Each rival has a sentence of its own.
     """
-    known = {name: results[name] for name in BASELINES if name in results}
+    by_role = {one.role: name for name, one in against.items() if name in results}
+    known = {by_role[role]: results[by_role[role]] for role in ROLES if role in by_role}
+    rivals = [_of_rival(results[name], one.words, patients, level)
+              for name, one in against.items() if name in results and one.role == "rival"]  # fmt: skip
     if not known:
-        return "Whether pretraining helped was not measured: it takes arm mae and one of scratch, imported and hog."
-    parts = " and ".join(_in_words(result, BASELINES[name], level) for name, result in known.items())
-    verdict = _verdict(known.get("scratch"), known.get("hog"))
-    return f"{verdict}: on the same {counted(patients, 'test patient')}, the pretrained model's AUC {parts}."
+        base = "Whether pretraining helped was not measured: it takes arm mae and one of scratch, imported and hog."
+        return " ".join([base, *rivals])
+    parts = " and ".join(_in_words(result, against[name].words, level) for name, result in known.items())
+    verdict = _verdict(*(known.get(by_role.get(role, "")) for role in ("scratch", "classical")))
+    base = f"{verdict}: on the same {counted(patients, 'test patient')}, the pretrained model's AUC {parts}."
+    return " ".join([base, *rivals])
+
+
+def _of_rival(result: PairedResult, words: str, patients: int, level: float) -> str:
+    """Say whether the pretrained model is better than a rival."""
+    verdict = f"It is not shown which is better, the pretrained model or {words}"
+    if result.high < 0:
+        verdict = f"{words[0].upper()}{words[1:]} is better than the pretrained model"
+    elif result.low > 0:
+        verdict = f"The pretrained model is better than {words}"
+    # Named once is enough.
+    said = _in_words(result, "the latter" if verdict.endswith(words) else "the former", level)
+    return f"{verdict}: on the same {counted(patients, 'test patient')}, the pretrained model's AUC {said}."
 
 
 def _verdict(scratch: PairedResult | None, hog: PairedResult | None) -> str:

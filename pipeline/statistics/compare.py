@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import norm, rankdata
 
 from pipeline.statistics.discrimination import placements
 from pipeline.statistics.errors import warn
@@ -65,8 +65,3 @@ def delong_test(y: Any, s1: Any, s2: Any, level: float = 0.95) -> PairedResult:
     half = float(norm.ppf((1 + level) / 2)) * se
     z = difference / se
     return PairedResult(difference, difference - half, difference + half, z, float(2 * norm.sf(abs(z))))
-
-
-def mcnemar_exact(b: int, c: int) -> float:
-    """Return the two-sided exact p of McNemar's test from the discordant pairs: first only, second only."""
-    return 1.0 if b + c == 0 else float(binomtest(b, b + c, 0.5).pvalue)

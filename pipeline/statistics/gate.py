@@ -144,7 +144,7 @@ def _about_threshold(y: np.ndarray, s: np.ndarray, threshold: float, level: floa
                 (
                     "ppv_no_lift",
                     "referred patients are not shown to have the condition more often than the others"
-                    f" (recall + specificity - 1 = {shown})",
+                    f" (recall + specificity − 1 = {shown})",
                 )
             )
     if of >= 0.95:

@@ -42,8 +42,9 @@ def assess_image_numbers(calibration: pd.DataFrame, others: Mapping[str, pd.Data
     ]
     if not said:
         return []
+    whose = "those" if on == "calibration" else "numbers of images differ: calibration patients"
     message = (
-        f"calibration patients with the condition have {np.mean(positives):.2f} images each, {', '.join(said)}; a"
+        f"{whose} with the condition have {np.mean(positives):.2f} images each, {', '.join(said)}; a"
         " patient's highest score rises with their number, so that the certified recall is one for as many images"
     )
     return [Finding("image_numbers_differ", "warn", on, message)]

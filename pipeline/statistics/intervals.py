@@ -75,32 +75,6 @@ def newcombe(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) -> Interva
     return Interval(difference, low, high, level, "newcombe", n1 + n2)
 
 
-def newcombe_paired(a: int, b: int, c: int, d: int, level: float = 0.95) -> Interval:
-    """Return the difference (b - c)/n of two paired proportions with its score interval.
-
-    `a` patients are positive by both, `b` by the first only, `c` by the second only, `d` by neither.
-    Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10: Wilson limits joined by the correlation
-    phi, whose numerator is continuity-corrected when positive. Raises ValueError when there are no patients.
-    """
-    n = a + b + c + d
-    if n == 0 or min(a, b, c, d) < 0:
-        raise ValueError("a paired comparison needs counts >= 0 and at least one patient")
-    first, second = proportion_ci(a + b, n, level), proportion_ci(a + c, n, level)
-    margins = (a + b) * (c + d) * (a + c) * (b + d)
-    excess = a * d - b * c
-    if excess > 0:
-        excess = max(excess - n / 2, 0)
-    phi = excess / math.sqrt(margins) if margins else 0.0
-
-    def joined(x: float, y: float) -> float:
-        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
-
-    difference = (b - c) / n
-    low = difference - joined(first.value - first.low, second.high - second.value)
-    high = difference + joined(first.high - first.value, second.value - second.low)
-    return Interval(difference, low, high, level, "newcombe_paired", n)
-
-
 def ratio_ci(k1: int, n1: int, k2: int, n2: int, level: float = 0.95) -> Interval:
     """Return the ratio (k1/n1) / (k2/n2) of independent proportions with its interval from Wilson limits.
 

@@ -65,7 +65,7 @@ def label_fraction_sentence(table: pd.DataFrame, level: float = 0.95) -> str:
     }
     said = [f"{verdict} {_listed(own)}." for verdict, own in verdicts.items() if own]
     return " ".join(said) + (
-        f" In brackets: the pretrained model's AUC minus that of {BASELINES[BASELINE]}, on the same"
+        f" In brackets: the pretrained model's AUC minus that of {BASELINES[BASELINE].words}, on the same"
         f" {counted(rows[0]['patients'], 'test patient')}, with {100 * level:g} % interval and p, each by itself."
     )
 

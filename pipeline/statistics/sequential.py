@@ -46,12 +46,15 @@ def log_e_value(ones: int, n: int, at_most: float) -> float:
     """
     if not (0 <= ones <= n and 0 < at_most < 1):
         raise ValueError(f"needs 0 <= ones <= n and a rate in (0, 1), not {ones}, {n} and {at_most:g}")
+    return float(log_e_values(np.asarray(ones), np.asarray(n), at_most))
+
+
+def log_e_values(ones: np.ndarray, n: np.ndarray, at_most: float) -> np.ndarray:
+    """Return `log_e_value` for arrays of any one shape, whose values are not checked."""
     a, b = _prior(at_most)
-    tail, start = betaincc(a + ones, b + n - ones, at_most), betaincc(a, b, at_most)
-    if tail <= 0:
-        return -math.inf
-    grown = betaln(a + ones, b + n - ones) - betaln(a, b) + math.log(tail) - math.log(start)
-    return float(grown - xlogy(ones, at_most) - xlog1py(n - ones, -at_most))
+    with np.errstate(divide="ignore"):  # no bet above `at_most` has anything left: minus infinity
+        tail = np.log(betaincc(a + ones, b + n - ones, at_most) / betaincc(a, b, at_most))
+    return betaln(a + ones, b + n - ones) - betaln(a, b) + tail - xlogy(ones, at_most) - xlog1py(n - ones, -at_most)
 
 
 def alarm_counts(longest: int, at_most: float, alpha: float = ALPHA) -> np.ndarray:
@@ -118,9 +121,18 @@ def watching(recall: float, referral: tuple[float, float] | None, alpha: float =
     if referral is None or not 0 < referral[0] < referral[1] < 1:
         return found
     low, high = referral
-    outside = {round(low / 2, 3), round((high + 1) / 2, 3), round(min(high * 1.25, (high + 1) / 2), 3)}
-    people = {f"{rate:g}": people_to_notice(rate, low, high, alpha=alpha) for rate in sorted(outside)}
+    people = {f"{rate:g}": people_to_notice(rate, low, high, alpha=alpha) for rate in _outside(low, high)}
     return found | {"referral_band": {"low": low, "high": high}, "people_to_notice": people}
+
+
+def _outside(low: float, high: float) -> list[float]:
+    """Return shares outside a band, in whole per cents where these lie outside: half, a quarter more, halfway to all.
+
+    A quarter more is left out where that is about halfway to all.
+    """
+    halfway = (high + 1) / 2
+    shares = [low / 2, *([1.25 * high] if 1.25 * high < halfway - 0.05 else []), halfway]
+    return [whole if 0 < (whole := round(share, 2)) < low or high < whole < 1 else round(share, 3) for share in shares]
 
 
 # ---------------------------------------------------------------- a rate within a declared band

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import hmac
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -20,6 +21,8 @@ from pipeline.store.files import read_json, sha256_bytes, sha256_file, sha256_js
 PACKAGE = "pipeline"
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 KEY_LENGTH = 16
+# A function that is imported when it is called, as arm_registry.py names those of the arms.
+LAZY = re.compile(rf"({PACKAGE}(?:\.\w+)+):\w+")
 HASHES_PER_COMMIT = 500
 UNREADABLE = "unreadable"
 # What is said for readers alone, by the call that says it: which argument it is, by place (none) or name.
@@ -93,6 +96,8 @@ class Code:
 
 def code_digests(module: str, code: Code | None = None) -> dict[str, str]:
     """Return the digest of `module` and of every module and data file of this package that it uses at run time.
+
+    Modules that a text names as `module:function` are used, too.
 
     Comments, docstrings, formatting, imports for type checking only, the meanings of columns and the descriptions of
     settings do not count.
@@ -169,6 +174,8 @@ def _imports(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.append(node.module)
             names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (lazy := LAZY.fullmatch(node.value)):
+            names.append(lazy[1])
     return [name for name in names if name.startswith(f"{PACKAGE}.")]
 
 

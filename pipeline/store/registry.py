@@ -10,7 +10,6 @@ import getpass
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,24 +25,22 @@ from pipeline.store import tracking  # before mlflow, which reads its environmen
 # isort: split
 import mlflow
 import pandas as pd
-import yaml
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
-from pipeline.store import alias_history
+from pipeline.store import alias_history, registrations
 from pipeline.store.alias_history import History, Move
 from pipeline.store.files import sha256_json
+from pipeline.store.served_model import ARTIFACT, MODEL, write_pyfunc
 
 EXPERIMENT, KIND = "registered_models", "registration"
 SHA256, USABLE, FORCED, HEAD = "maescreen.sha256", "maescreen.usable", "maescreen.forced", "maescreen.history"
-MODEL, PYFUNC = "model", "pyfunc"
-ARTIFACT = f"artifacts/{MODEL}"
+PYFUNC = "pyfunc"
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION_LIKE = re.compile(r"(v[0-9]+|latest)", re.IGNORECASE)  # MLflow's own
 LONGEST_REASON = 500
+GONE = "gone"  # where the files of a version are that was restored without them: nowhere
 
 
 class RegistryError(ValueError):
@@ -78,6 +75,11 @@ class Version:
     def reference(self) -> str:
         """What commands take for it."""
         return f"models:/{self.name}/{self.version}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was restored without its files, which are in the store no more."""
+        return self.source.endswith(f"/{alias_history.FOLDER}/{GONE}")
 
 
 def is_reference(text: str) -> bool:
@@ -189,13 +191,72 @@ class Registry:
                     raise
                 client.create_registered_model(name)
             for known in _versions(client, name):
-                if known.tags.get(SHA256) == packaged.sha256:
+                if known.tags.get(SHA256) == packaged.sha256 and _is_there(known.source):
+                    registrations.note(self.store, name, str(known.version), packaged.sha256)
                     return _version(client, known)
-            source, run_id = self._stored(packaged, name, code, example, columns)
-            tags = {SHA256: packaged.sha256, USABLE: "yes" if packaged.usable else "no"}
-            why = "" if packaged.usable else f" Not usable: {'; '.join(packaged.not_usable_because)}"
-            made = client.create_model_version(name, source, run_id, tags, description=f"{packaged.title}.{why}")
-            return _version(client, made)
+            made = self._created(client, packaged, name, code, example, columns)
+            registrations.note(self.store, name, made.version, packaged.sha256)
+            return made
+
+    def _created(
+        self,
+        client: mlflow.MlflowClient,
+        packaged: Packaged,
+        name: str,
+        code: Path,
+        example: pd.DataFrame,
+        columns: Any,
+    ) -> Version:
+        source, run_id = self._stored(packaged, name, code, example, columns)
+        tags = {SHA256: packaged.sha256, USABLE: "yes" if packaged.usable else "no"}
+        why = "" if packaged.usable else f" Not usable: {'; '.join(packaged.not_usable_because)}"
+        made = client.create_model_version(name, source, run_id, tags, description=f"{packaged.title}.{why}")
+        return _version(client, made)
+
+    def restore(
+        self, models: Mapping[str, Packaged], code: Path, example: pd.DataFrame, columns: Any
+    ) -> tuple[list[Version], list[Version]]:
+        """Fill a registry that was lost from what the store remembers: names, versions, aliases, forced promotions.
+
+        `models` are the packaged models of the store by hash. Returns the versions that were made again, and those
+        whose files are gone, which keep their number, hash and aliases. Names that MLflow knows are left alone.
+        """
+        history = alias_history.read(self.store)
+        remembered = registrations.known(self.store, history.moves)
+        made: list[Version] = []
+        if not remembered:
+            return [], []
+        with self._locked(), _plain(self.uri):
+            tracking.Tracker(EXPERIMENT, self.store, self.uri)  # makes the database where there is none
+            client = self._client()
+            there = {one.name for one in client.search_registered_models()}
+            for name, versions in remembered.items():
+                if name in there:
+                    continue
+                client.create_registered_model(name)
+                # MLflow counts versions itself: one that is not known any more would move all later ones.
+                for number in range(1, 1 + max(map(int, versions))):
+                    sha256 = versions.get(str(number), "")
+                    if sha256 in models:
+                        made.append(self._created(client, models[sha256], name, code, example, columns))
+                    else:
+                        tags = {SHA256: sha256, USABLE: "no"}
+                        gone = f"file://{self.store / alias_history.FOLDER / GONE}"
+                        found = client.create_model_version(name, gone, None, tags, description="Its files are gone.")
+                        made.append(_version(client, found))
+                self._aliases(client, name, history)
+        # Read again, with the aliases that lead to them.
+        every = [self.find(one.reference) for one in made]
+        return [one for one in every if not one.is_gone], [one for one in every if one.is_gone]
+
+    def _aliases(self, client: mlflow.MlflowClient, name: str, history: History) -> None:
+        for move, head in zip(history.moves, history.hashes, strict=True):
+            if move.name != name:
+                continue
+            if move.forced:
+                client.set_model_version_tag(name, move.to_version, FORCED, f"{move.when} {move.why}")
+            client.set_registered_model_alias(name, move.alias, move.to_version)
+            client.set_registered_model_tag(name, HEAD, head)
 
     def _stored(
         self, packaged: Packaged, name: str, code: Path, example: pd.DataFrame, columns: Any
@@ -207,7 +268,7 @@ class Registry:
             folder = Path(scratch) / PYFUNC
             # MLflow keeps a folder under its own name, whatever it is an artifact as.
             shutil.copytree(packaged.folder, Path(scratch) / MODEL)
-            _write_pyfunc(folder, Path(scratch) / MODEL, packaged.requirements, code, example, columns)
+            write_pyfunc(folder, Path(scratch) / MODEL, packaged.requirements, code, example, columns)
             tracker.client.log_artifacts(run_id, str(folder), PYFUNC)
             tracker.tags(run_id, {SHA256: packaged.sha256})
         uri = tracker.client.get_run(run_id).info.artifact_uri
@@ -290,6 +351,12 @@ def _version(client: mlflow.MlflowClient, found: Any) -> Version:
     )
 
 
+def _is_there(source: str) -> bool:
+    """Return whether MLflow's copy of a model is where it was kept; on a server it is taken to be."""
+    parsed = urlparse(source)
+    return parsed.scheme not in ("", "file") or (Path(unquote(parsed.path)) / ARTIFACT).is_dir()
+
+
 def _check_name(text: str, option: str) -> None:
     if not NAME.fullmatch(text):
         raise RegistryError(f"{option} {text!r} must be letters, digits, dots, dashes and underscores, at most 64")
@@ -307,45 +374,3 @@ def _plain(uri: str | None) -> Iterator[None]:
         yield
     except tracking.UNUSABLE as error:
         raise tracking.unusable(uri, error) from error
-
-
-# ---------------------------------------------------------------- what MLflow serves
-
-
-def _write_pyfunc(
-    folder: Path, model: Path, requirements: tuple[str, ...], code: Path, example: pd.DataFrame, columns: Any
-) -> None:
-    """Write the model as MLflow's own format: code, signature, example, and the folder as it was packaged."""
-    save = mlflow.pyfunc.save_model  # imports the module, which makes rules for warnings of its own
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow about pandas and hints, to somebody who can do nothing about it
-        save(
-            path=str(folder),
-            python_model=str(code),
-            artifacts={MODEL: str(model)},
-            signature=_signature(columns),
-            input_example=example,
-            pip_requirements=list(requirements),
-        )
-    record = folder / "MLmodel"
-    content = yaml.safe_load(record.read_text("utf-8"))
-    flavor = content["flavors"]["python_function"]
-    # MLflow notes where things came from on this machine; it reads none of it.
-    flavor["artifacts"][MODEL]["uri"] = ARTIFACT
-    flavor["model_code_path"] = code.name
-    record.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
-    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
-
-
-def _signature(columns: Mapping[str, str]) -> ModelSignature:
-    kinds = {
-        "text": DataType.string,
-        "number": DataType.double,
-        "count": DataType.long,
-        "truth": DataType.boolean,
-        "texts": Array(DataType.string),
-        "object": AnyType(),
-    }
-    taken = Schema([ColSpec("binary", "content"), ColSpec("string", "study", required=False)])
-    # Every field may be missing but those that name the study and the decision.
-    return ModelSignature(taken, Schema([ColSpec(kinds[kind], name, required=False) for name, kind in columns.items()]))

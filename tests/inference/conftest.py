@@ -42,9 +42,18 @@ def judged(finished, tmp_path_factory) -> tuple[Project, str]:
     return project, f"data.external=[{add_external(project, 'new', slice(PATIENTS, PATIENTS + 30))}]"
 
 
-def _packaged(judged: tuple[Project, str], arm: str) -> Packaged:
+# Arms that the finished run does not train, with settings for seconds.
+FURTHER = (
+    "finetune.arms=[cnn, classical, ensemble]",
+    "finetune.ensemble=[cnn, classical]",
+    "finetune.cnn={depth: 10, width: 8}",
+    "finetune.seeds=[1, 2]",
+)
+
+
+def _packaged(judged: tuple[Project, str], arm: str, *overrides: str) -> Packaged:
     project, external = judged
-    loaded = project.load(external, f"calibrate.arm={arm}", "machine.workers=1")
+    loaded = project.load(external, f"calibrate.arm={arm}", "machine.workers=1", *overrides)
     result = run(*loaded, until="package", say=lambda line: None)
     scores = read_table(result.artifacts["score@new"].file("scores_test.parquet"), SCORES)
     own = scores[scores["arm"] == arm]
@@ -61,3 +70,18 @@ def hog(judged) -> Packaged:
 @pytest.fixture(scope="session")
 def mae(judged) -> Packaged:
     return _packaged(judged, "mae")
+
+
+@pytest.fixture(scope="session")
+def cnn(judged) -> Packaged:
+    return _packaged(judged, "cnn", *FURTHER)
+
+
+@pytest.fixture(scope="session")
+def classical(judged) -> Packaged:
+    return _packaged(judged, "classical", *FURTHER)
+
+
+@pytest.fixture(scope="session")
+def ensemble(judged) -> Packaged:
+    return _packaged(judged, "ensemble", *FURTHER)

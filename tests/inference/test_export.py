@@ -20,6 +20,8 @@ from pipeline.inference.export import ExportError, drawings, export, open_graph,
 from pipeline.inference.model import Model
 from pipeline.inference.model_folder import verified
 from pipeline.models.classifier import Classifier
+from pipeline.models.finished import Network
+from pipeline.models.resnet import ResNetClassifier, ResNetSpec
 from pipeline.models.vit import EncoderSpec
 
 
@@ -55,7 +57,7 @@ def test_a_model_without_a_network_has_no_graph(hog, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     done = invoke(hog.model, tmp_path / "out", "--onnx")
-    assert (done.exit_code, "this model has no network" in done.output) == (1, True)
+    assert (done.exit_code, "arm hog is not made of ONNX operators" in done.output) == (1, True)
     assert not (tmp_path / "out").exists()
 
 
@@ -106,6 +108,9 @@ CASES = [
     ((48, 32), (1.5, 1.5), True, "linear"),
     ((16, 16, 16), None, True, "norm_linear"),
     ((16, 16, 16), (2.0, 2.0, 2.0), False, "norm_linear"),
+    ((32, 40), None, True, "resnet"),
+    ((128, 128), None, False, "resnet"),
+    ((16, 20, 16), None, False, "resnet"),
 ]
 
 
@@ -140,9 +145,13 @@ def test_resizing_padding_and_cropping_are_those_of_render(size, spacing, flips,
         assert np.abs(logits - _expected(networks, array, flips)).max() < 1e-5
 
 
-def _network(seed, size, head) -> Classifier:
+def _network(seed, size, head) -> Network:
     torch.manual_seed(seed)
-    network = Classifier(EncoderSpec(size, (8,) * len(size), 1, 48, 2, 4, (0.4,), (0.25,)), head, labels=2)
+    network: Network
+    if head == "resnet":
+        network = ResNetClassifier(ResNetSpec(size, 1, 10, 8, (0.4,), (0.25,)), labels=2)
+    else:
+        network = Classifier(EncoderSpec(size, (8,) * len(size), 1, 48, 2, 4, (0.4,), (0.25,)), head, labels=2)
     torch.nn.init.normal_(network.head.weight, std=0.3)
     torch.nn.init.normal_(network.head.bias)
     return network.eval()

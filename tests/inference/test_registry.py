@@ -297,6 +297,41 @@ def test_a_run_is_registered_in_its_own_store_by_its_config(finished, tmp_path):
     assert json.loads(invoke("model", "info", project.config, "--json").stdout)["forced"] == []
 
 
+def test_reindex_restores_names_versions_aliases_and_reasons_after_a_lost_database(registered, finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    where = ("--config", project.config)
+    for model in (project.config, registered.unusable):
+        assert invoke("model", "register", model, "--name", "chest", *where).exit_code == 0
+    promote = ("model", "promote", "chest", *where)
+    assert invoke(*promote, "1", "--alias", "champion", "--why", "first").exit_code == 0
+    assert invoke(*promote, "2", "--alias", "shadow", "--why", "to look", "--force").exit_code == 0
+    before = json.loads(invoke("model", "info", "models:/chest@champion", *where, "--json").stdout)
+    # A copy, since this process has the database open.
+    moved = project.copy(tmp_path / "moved")
+    for path in moved.store.glob("mlflow.db*"):
+        path.unlink()
+    where = ("--config", moved.config)
+    done = invoke("reindex", moved.config)
+    assert done.exit_code == 0, done.output
+    assert "models:/chest/1 is registered again, @champion" in done.output
+    assert "models:/chest/2" in done.output
+    assert "is not in the store any more" in done.output
+    after = json.loads(invoke("model", "info", "models:/chest@champion", *where, "--json").stdout)
+    assert after == before
+    history = json.loads(invoke("model", "history", "chest", *where, "--json").stdout)
+    assert ([move["alias"] for move in history["moves"]], history["problems"]) == (["champion", "shadow"], [])
+    shadow = Registry(moved.store).find("models:/chest@shadow")
+    assert (shadow.version, shadow.forced.endswith("to look")) == ("2", True)
+    gone = invoke("model", "info", "models:/chest@shadow", *where)
+    assert gone.exit_code == 1
+    assert "register the model again" in gone.output
+    # Which then makes a version of its own; a second reindex leaves all of it alone.
+    again = invoke("model", "register", registered.unusable, "--name", "chest", *where)
+    assert again.stdout.strip() == "models:/chest/3"
+    again = invoke("reindex", moved.config)
+    assert (again.exit_code, "registered again" in again.output) == (0, False)
+
+
 def test_the_name_of_a_model_is_one_word(registered):
     with pytest.raises(RegistryError, match="--name"):
         Registry(registered.store).register(packaged(registered.source), "a/b", Path(), pd.DataFrame(), {})

@@ -100,8 +100,8 @@ def test_half_is_the_fewest_patches_that_hold_it(shares, expected):
 
 
 def test_patches_become_pixels_and_the_one_with_most_its_middle():
-    area = on_pixels(np.array([[True, False]]), (2, 3))
+    area = on_pixels(np.array([[True, False]]), (2, 6))
     assert area.tolist() == [[True] * 3 + [False] * 3] * 2
     shares = np.full((4, 2, 2), 0.05)
     shares[2, 0, 1] = 0.25
-    assert most_attended(shares, (3, 8, 6)) == (7, 4, 9)
+    assert most_attended(shares, (12, 16, 12)) == (7, 4, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import fields
 from typing import Any
 
@@ -22,7 +23,9 @@ from monai.transforms import (
 )
 from scipy import stats
 
+from pipeline.models import randomness
 from pipeline.models.augmentation import AXES, COLUMNS, Augmentation, Draws
+from pipeline.models.hue import saturated, shifted, turned
 from pipeline.models.intensity import add_noise, blur, cut_out
 from pipeline.models.resampling import resample, resample_planes
 from pipeline.settings.training import FinetuneAugmentation, PretrainAugmentation
@@ -33,6 +36,7 @@ EACH: dict[str, Any] = {
     "noise": 0.1, "blur_pixels": 2.0, "cutout": 0.5,
 }  # fmt: skip
 VOLUME: dict[str, Any] = {**EACH, "tilt_degrees": 15.0, "flips": ["horizontal", "vertical", "depth"]}
+COLOUR: dict[str, Any] = {"saturation": 0.6, "hue": 0.3, "channel_brightness": 0.2}
 # Sides and products of sides that no vector width divides.
 SIZES = pytest.mark.parametrize("size", [(21, 27), (7, 13, 9)], ids=["2-D", "3-D"])
 
@@ -54,7 +58,7 @@ def everything(size: tuple[int, ...]) -> dict[str, Any]:
 
 def test_the_settings_are_the_amounts():
     names = set(FinetuneAugmentation.model_fields)
-    assert names == {field.name for field in fields(Augmentation)} == set(VOLUME)
+    assert names == {field.name for field in fields(Augmentation)} == {*VOLUME, *COLOUR}
     assert set(PretrainAugmentation.model_fields) < names
 
 
@@ -400,3 +404,76 @@ def test_half_of_the_images_get_a_box_distributed_as_monais():
         assert stats.ks_2samp(mine, other).pvalue > 1e-3
     assert max(np.array(ours)[:, 1]) == 8
     assert max(np.array(ours)[:, 3]) == 12
+
+
+# ---------------------------------------------------------------- colour
+
+
+def rgb(count: int = 7) -> torch.Tensor:
+    """Return colours of all kinds: drawn ones, grey, black, white, pure, and two channels equal."""
+    pixels = batch((21, 27), count, 3)
+    pixels[0, :, 0, :6] = torch.tensor([[0, 1, 0.5, 1, 0, 0.2], [0, 1, 0.5, 0, 0, 0.8], [0, 1, 0.5, 0, 1, 0.8]])
+    return pixels
+
+
+def by_pixel(pixels: torch.Tensor, function) -> torch.Tensor:
+    """Return what a function of three numbers makes of each pixel of (B, 3, H, W)."""
+    flat = pixels.double().movedim(1, -1).reshape(-1, 3).tolist()
+    made = torch.tensor([function(*colour) for colour in flat], dtype=torch.float64)
+    return made.reshape(len(pixels), *pixels.shape[2:], 3).movedim(-1, 1).float()
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.13, -0.3, 0.5])
+def test_hue_is_turned_on_the_circle_of_hsv(turn):
+    """torchvision.transforms.functional.adjust_hue: hue + factor, modulo 1, in the HSV of colorsys."""
+
+    def wanted(*colour: float) -> tuple[float, ...]:
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+        return colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
+
+    pixels = rgb()
+    assert torch.allclose(turned(pixels, torch.full((7,), turn)), by_pixel(pixels, wanted), atol=2e-6)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
+def test_saturation_is_a_blend_with_grey(factor):
+    """torchvision.transforms.functional.adjust_saturation: factor x image + (1 - factor) x grey, within [0, 1]."""
+
+    def wanted(red: float, green: float, blue: float) -> tuple[float, ...]:
+        grey = 0.2989 * red + 0.587 * green + 0.114 * blue
+        return tuple(min(1, max(0, factor * one + (1 - factor) * grey)) for one in (red, green, blue))
+
+    pixels = rgb()
+    assert torch.allclose(saturated(pixels, torch.full((7,), factor)), by_pixel(pixels, wanted), atol=2e-6)
+
+
+def test_each_channel_is_shifted_by_itself():
+    """kornia.enhance.shift_rgb: a number added to each channel, within [0, 1]."""
+    pixels, shifts = rgb(2), torch.tensor([[0.3, 0.0, -0.2], [0.0, 0.1, 0.0]])
+    for image, own, made in zip(pixels, shifts, shifted(pixels, shifts), strict=True):
+        for channel, shift, found in zip(image, own, made, strict=True):
+            assert torch.equal(found, (channel + shift).clamp(0, 1))
+
+
+@pytest.mark.parametrize("name", [*COLOUR])
+def test_colours_change_by_each_images_own_draw_as_far_as_is_asked_for(name):
+    augment, pixels, images = Augmentation(**{name: COLOUR[name]}), rgb(), np.arange(100, 107)
+    together = augment(pixels, 1, 2, images)
+    assert together.min() >= 0
+    assert together.max() <= 1
+    assert torch.equal(augment(pixels[[6, 0]], 1, 2, images[[6, 0]]), together[[6, 0]])
+    drawn = 2 * Draws.of(1, 2, images).of_each(name, 3 if name == "channel_brightness" else 1) - 1
+    amounts = torch.from_numpy(COLOUR[name] * drawn)
+    changes = {
+        "saturation": lambda: saturated(pixels, 1 + amounts[:, 0]),
+        "hue": lambda: turned(pixels, amounts[:, 0]),
+        "channel_brightness": lambda: shifted(pixels, amounts),
+    }
+    assert torch.equal(together, changes[name]())
+
+
+def test_earlier_draws_stay_when_colour_is_added():
+    """Published results hang on them: the numbers of an image are those of before there were draws for colour."""
+    before = sum(column.stop - column.start for name, column in COLUMNS.items() if name not in COLOUR)
+    drawn = Draws.of(3, 4, np.arange(5)).values
+    assert np.array_equal(drawn[:, :before], randomness.uniform(3, 4, np.arange(5), randomness.AUGMENTATION, before))

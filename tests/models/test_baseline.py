@@ -20,7 +20,7 @@ from pipeline.models.baseline import (
     logistics,
 )
 from pipeline.models.checkpoints import read_weights, save_weights
-from pipeline.models.classifier import read_model
+from pipeline.models.reading import read_model
 from pipeline.store.files import sha256_file, write_json
 
 HOG = HogSpec((32, 24))
@@ -58,7 +58,7 @@ def test_hog_round_trip_through_the_files(tmp_path):
     assert np.array_equal(restored.logits(HOG.features(pixels)), model.logits(HOG.features(pixels)))
     sha256 = sha256_file(tmp_path / "model.safetensors")
     write_json(tmp_path / "model.json", {"arm": "hog", "hog": HOG.to_json(), "sha256": sha256})
-    whole = read_model(tmp_path / "model.json", tmp_path / "model.safetensors", torch.device("cpu"))
+    whole = read_model(tmp_path / "model.json", tmp_path / "model.safetensors", torch.device("cpu")).logits
     # Whole blocks of rows are multiplied, so that the last bit may differ from that of these rows alone.
     np.testing.assert_allclose(whole(pixels)[:, 0], model.logits(HOG.features(pixels)), rtol=1e-12)
 
@@ -106,3 +106,14 @@ def test_auc_of_known_ranks_and_of_one_class():
 def test_volumes_are_refused():
     with pytest.raises(ValueError, match="2-D images"):
         HOG.features(torch.rand(1, 1, 8, 8, 8))
+
+
+def test_of_several_channels_hog_takes_the_largest_gradient_at_each_pixel():
+    generator = np.random.default_rng(3)
+    spec = HogSpec((16, 16), pixels_per_cell=8, cells_per_block=1)
+    steep = torch.from_numpy(generator.random((1, 1, 16, 16))).float()
+    flat = 0.01 * steep.flip(-1)
+    both = torch.cat([flat, steep, flat], dim=1)
+    assert np.array_equal(spec.features(both), spec.features(steep))
+    assert np.array_equal(spec.features(steep.expand(-1, 3, -1, -1)), spec.features(steep))
+    assert not np.allclose(spec.features(both.mean(dim=1, keepdim=True)), spec.features(steep))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.models.checkpoints import WeightsError, save_weights
-from pipeline.models.classifier import Classifier, branch_scales, freeze_below, read_model
+from pipeline.models.classifier import Classifier, branch_scales, freeze_below
+from pipeline.models.reading import read_model
 from pipeline.models.vit import EncoderSpec, embed, encode, normalise, patchify
 from pipeline.store.files import sha256_file, write_json
 
@@ -28,7 +29,7 @@ def saved(tmp_path, model: Classifier, head: str) -> tuple:
 def test_a_finished_model_gives_the_same_logits(tmp_path, head):
     torch.manual_seed(0)
     model, pixels = Classifier(SPEC, head).eval(), torch.rand(3, 2, 8, 16, 16)
-    logits = read_model(*saved(tmp_path, model, head))(pixels)
+    logits = read_model(*saved(tmp_path, model, head)).logits(pixels)
     assert logits.dtype == np.float64
     # Whole blocks of rows are multiplied, so that the last bits may differ from those of these rows alone.
     np.testing.assert_allclose(logits, model(pixels).detach().double().numpy(), atol=1e-6)

@@ -27,7 +27,9 @@ def made(root: Path, **choices: Any) -> tuple[Evidence, Document]:
 
 
 def section(document: Document, name: str) -> dict[str, Any]:
-    return next(one for one in document.to_dict()["sections"] if one["name"] == name)
+    content = document.to_dict()
+    blocks = [b for part in ("sections", "appendix") for s in content[part] if s["name"] == name for b in s["blocks"]]
+    return {"blocks": blocks}
 
 
 @pytest.fixture(scope="module")

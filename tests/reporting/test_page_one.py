@@ -12,7 +12,7 @@ import pytest
 from reporting import example_run
 
 from pipeline.reporting.content import build
-from pipeline.reporting.document import Box, Section, Table
+from pipeline.reporting.document import Box, Section, Slider, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections.background import intended_use
 from pipeline.reporting.sections.deployment import deployment, packaged
@@ -61,11 +61,13 @@ def texts(section: Section | None) -> list[str]:
     """Return what somebody would read aloud: no pictures."""
     assert section is not None
     found: list[str] = []
-    for b in section.blocks:
+    for b in (*section.blocks, *section.appendix):
         if isinstance(b, Box):
             found += [b.title, *b.lines]
         elif isinstance(b, Table):
             found += [b.caption, *b.columns, *(cell for row in b.rows for cell in row)]
+        elif isinstance(b, Slider):
+            found += [b.label, *b.sentences, b.caption]
         else:
             found += [getattr(b, "text", ""), *getattr(b, "items", ())]
     return found
@@ -93,7 +95,7 @@ def test_four_readings_are_said_and_take_every_claim_of_a_first_one_away(pooled:
     assert "were read 4 times under 3 settings" in page
     assert "confirmed" not in page
     document = build(e)
-    everything = str([section.blocks for section in document.sections if section.name != "crosswalk"])
+    everything = str([[s.blocks, s.appendix] for s in document.sections if s.name != "crosswalk"])
     assert [words for words in UNTRUE_WHEN_READ_BEFORE if words in everything] == []
     assert "(arms: hog, linear_probe, mae)" in said(operating_point(e))
 
@@ -239,7 +241,7 @@ def test_the_share_of_calibration_patients_found_is_a_constant_of_the_rule(poole
 
 
 def test_the_sweep_shows_the_band_and_no_certificate_by_row(pooled: Evidence):
-    (table,) = [b for b in operating_point(pooled).blocks if getattr(b, "name", "") == "sweep"]
+    (table,) = [b for b in operating_point(pooled).appendix if getattr(b, "name", "") == "sweep"]
     assert not [column for column in table.columns if "Certified" in column]
     band = list(table.columns).index("Band: at least, %")
     shown = {f"{100 * x:.1f}" for x in pooled.sweep["band_recall"].dropna()} | {"—"}
@@ -252,8 +254,23 @@ def test_the_stop_rule_is_the_sequential_one(pooled: Evidence):
     text = said(intended_use(pooled))
     assert "reaches 20 to 1" in text
     for fallen, n in watching["audited_positives_to_notice"].items():
-        assert f"{100 * float(fallen):g} %: {n}" in text
+        assert f"to {100 * float(fallen):g} % after {n}" in text
     assert "leaves the intervals of this report" not in text
+
+
+def test_a_stop_rule_with_nothing_to_notice_ends_no_sentence_in_the_air(pooled: Evidence):
+    point = pooled.metrics["operating_point"]
+    e = read(pooled, FIRST, watching={**point["watching"], "audited_positives_to_notice": {}, "referral_band": None})
+    text = said(intended_use(e))
+    assert "are noticed" not in text
+    some = {
+        **point["watching"],
+        "audited_positives_to_notice": {"0.9": 1, "0.8": None},
+        "people_to_notice": {"0.9": None},
+    }
+    text = said(intended_use(read(pooled, FIRST, watching=some)))
+    assert "to 90 % after 1 such patient, to 80 % after thousands." in text
+    assert "to 90 % after thousands of people." in text
 
 
 def test_the_hash_is_that_of_the_packaged_models_sums(inputs: Inputs, tmp_path: Path):

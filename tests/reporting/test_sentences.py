@@ -15,7 +15,7 @@ from pipeline.reporting.comparison import Against, Run
 from pipeline.reporting.comparison import build as compared
 from pipeline.reporting.content import build
 from pipeline.reporting.document import Section
-from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.evidence import Evidence, Pretraining
 from pipeline.reporting.sections.background import studies
 from pipeline.reporting.sections.elsewhere import shift
 from pipeline.reporting.sections.examples import examples
@@ -121,7 +121,7 @@ def test_every_setting_that_changes_images_has_its_words(evidence):
     for stage, settings in (("pretrain", PretrainSettings()), ("finetune", FinetuneSettings())):
         names = type(settings.augmentation).model_fields
         every = {name: ["horizontal"] if name == "flips" else 0.5 for name in names}
-        (table,) = [b for b in model(with_settings(evidence, stage, augmentation=every)).blocks
+        (table,) = [b for b in model(with_settings(evidence, stage, augmentation=every)).appendix
                     if getattr(b, "name", "") == "making"]  # fmt: skip
         where = {"pretrain": "pretraining", "finetune": "training networks"}[stage]
         (changes,) = [value for what, value in table.rows if what == f"Images changed at random for {where}"]
@@ -197,15 +197,15 @@ def test_the_level_of_every_interval_is_that_of_the_setting(tmp_path_factory):
     )
     e = _evidence(ReportSettings(title="x"), made)
     assert e.point is not None
-    blocks = [block for section in build(e).sections for block in section.blocks]
-    text = said([block for block in blocks if getattr(block, "name", "") not in ("certificate", "sweep")])
+    of_calibrate = ("certificate", "certificate_more", "sweep", "thresholds")
+    text = said([block for block in build(e).blocks if getattr(block, "name", "") not in of_calibrate])
     assert "90 % interval" in text
     assert not re.search(r"95 % (sure|confidence|interval)", text)
 
 
 def test_demographics_count_patients_and_equipment_counts_images(evidence):
     """There are more images than patients in every part; each share has its own whole."""
-    (table,) = [b for b in studies(evidence).blocks if getattr(b, "name", "") == "make_up"]
+    (table,) = [b for b in studies(evidence).appendix if getattr(b, "name", "") == "make_up"]
     parts = [part for part in evidence.split["splits"].values() if part["patients"]]
     assert all(part["images"] > part["patients"] for part in parts)
     first = evidence.assignment.merge(evidence.images, on="image_id").sort_values("image_id")
@@ -250,8 +250,12 @@ def plurals(text: str) -> list[str]:
 
 def of_one(e: Evidence) -> Evidence:
     """Return the run as if there had been one of everything."""
-    names = ("ingest", "split", "encoder", "pretrain", "finetune", "calibrator", "threshold", "metrics")
+    names = ("ingest", "split", "finetune", "calibrator", "threshold", "metrics")
     ones = {name: everything_one(getattr(e, name)) for name in names}
+    made = e.pretraining
+    pretraining = Pretraining(
+        everything_one(made.encoder), everything_one(made.summary), made.history[:1], made.reconstructions
+    )
     ones["metrics"]["external"] = {
         "b": {**ones["metrics"], "group": "external set b", "excluded": {"patients": 1, "images": {"same image": 1}}},
         "c": {"group": "external set c", "patients": 0, "excluded": {"patients": 1, "images": {"same image": 1}}},
@@ -261,7 +265,7 @@ def of_one(e: Evidence) -> Evidence:
     shift["groups"] = [*shift["groups"], {**shift["groups"][0], "group": "external set c"}]
     frames = {"subgroups": e.subgroups.head(1), "comparison": e.comparison.assign(patients=1, positives=1, seeds=1)}
     return replace(
-        e, **ones, **frames, history=e.history[:1], external={"b": e.card, "c": e.card},
+        e, **ones, **frames, pretraining=pretraining, external={"b": e.card, "c": e.card},
         misses=e.misses[:1], false_alarms=e.false_alarms[:1], sweep=e.sweep[e.sweep["operating_point"]],
         further_thresholds={name: everything_one(t) for name, t in e.further_thresholds.items()},
     )  # fmt: skip

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader
 
-from pipeline.reporting.page_pictures import grey_picture, outline
-from pipeline.reporting.study_page import ATTENTION, NOT_MADE_FOR, RESEARCH_ONLY, StudyPage, render_page
+from pipeline.reporting.page_pictures import as_seen, outline
+from pipeline.reporting.study_page import NO_FINDING, NOT_MADE_FOR, RESEARCH_ONLY, StudyPage, render_page
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (96, 80), dtype=np.uint8)
 AREA = np.zeros((96, 80), bool)
@@ -82,7 +82,7 @@ def test_a_page_says_what_a_clinician_asks_in_this_order():
         "no diagnosis",
         "Left: as the network saw it, untouched.",
         "half of the network's attention, 13 % of the image",
-        ATTENTION,
+        NO_FINDING,
         "Of 1,000 people with such a score, about 340 have pneumonia (95 % interval 291–388).",
         "where 5 % of all people examined have it: the share assumed for the model",
         PAGE.threshold,
@@ -270,4 +270,4 @@ def test_an_outline_encloses_exactly_its_area(height, width, random):
 
 
 def test_a_picture_is_drawn_in_blocks():
-    assert 'image-rendering="optimizeSpeed"' in grey_picture(IMAGE)
+    assert 'image-rendering="optimizeSpeed"' in as_seen(IMAGE)

@@ -20,7 +20,7 @@ from pipeline.statistics.planner import chance_of_confirmation
 from pipeline.statistics.threshold import max_misses, verify_threshold
 from pipeline.store.files import sha256_file, write_json
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
-from pipeline.store.tables.evaluate import COMPARISON, CURVES, SUBGROUPS
+from pipeline.store.tables.evaluate import CALIBRATION_CURVE, COMPARISON, CURVES, SUBGROUPS
 from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table, write_table
 from pipeline.store.tables.split import SPLIT
@@ -29,6 +29,7 @@ TABLES = {
     "subgroups.parquet": SUBGROUPS,
     "comparison.parquet": COMPARISON,
     "curves.parquet": CURVES,
+    "calibration_curve.parquet": CALIBRATION_CURVE,
     "patient_scores.parquet": PATIENT_SCORES,
 }
 SIZES = {"calibration": 240, "test": 300}
@@ -51,7 +52,7 @@ def findings(made, on=None):
     return {(f["code"], f["level"]) for f in made.json("evaluate", "findings.json") if on in (None, f["on"])}
 
 
-def test_it_leaves_seven_files_with_the_columns_defined(evaluated):
+def test_it_leaves_its_files_with_the_columns_defined(evaluated):
     names = sorted(p.name for p in (evaluated.folder / "evaluate").iterdir())
     assert names == sorted([*TABLES, "metrics.json", "findings.json", "deployment.json", "artifact.json"])
     for name, table in TABLES.items():

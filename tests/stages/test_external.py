@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from stages.conftest import Cohort, make_cohort
 
-from pipeline.orchestration.graph import with_external
+from pipeline.orchestration.graph import stages_of
 from pipeline.settings.decision import EvaluateSettings
 from pipeline.stages.evaluate import evaluate
 from pipeline.store.artifacts import Artifact, Inputs
@@ -24,7 +24,7 @@ ARMS = {"mae": 2.4, "scratch": 1.7}
 TABLES = {"ingest": ("images", IMAGES), "split": ("split", SPLIT), "score": ("scores_test", SCORES)}
 # Of the four sets, the last one has the patients of the run itself.
 SETS = ("rare", "reversed", "healthy", "again")
-(EVALUATE,) = [stage for stage in with_external(SETS) if stage.name == "evaluate"]
+(EVALUATE,) = [stage for stage in stages_of(SETS) if stage.name == "evaluate"]
 
 
 def published(folder: Path, name: str, prevalence: float, change: Callable) -> dict[str, Artifact]:

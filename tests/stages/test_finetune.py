@@ -20,11 +20,12 @@ from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, require_equal, save_weights
-from pipeline.models.classifier import Classifier, read_model
+from pipeline.models.classifier import Classifier
 from pipeline.models.formats import export_timm, import_encoder
+from pipeline.models.reading import read_model
 from pipeline.models.training import TrainingError
 from pipeline.models.vit import EncoderSpec, build_encoder
-from pipeline.reporting.evidence import ARM_NAMES
+from pipeline.reporting.evidence import EARLIER_NAMES
 from pipeline.settings.common import Arm
 from pipeline.settings.training import FinetuneAugmentation
 from pipeline.stages import finetune as stage
@@ -235,7 +236,7 @@ def test_early_stopping_keeps_the_best_epochs_weights(copy, monkeypatch, aucs, p
 
 def test_the_averaged_weights_are_those_that_are_kept_and_judged(copy, monkeypatch):
     steps, judged = [], []
-    build, adamw, logits = finetuning._build, finetuning.adamw, finetuning._logits
+    build, adamw, logits = finetuning.build_classifier, finetuning.adamw, finetuning._logits
 
     def watched(groups, betas):
         optimiser = adamw(groups, betas)
@@ -247,7 +248,7 @@ def test_the_averaged_weights_are_those_that_are_kept_and_judged(copy, monkeypat
         return logits(model, *rest)
 
     built = []
-    monkeypatch.setattr(finetuning, "_build", lambda *given: built.append(build(*given)) or built[-1])
+    monkeypatch.setattr(finetuning, "build_classifier", lambda *given: built.append(build(*given)) or built[-1])
     monkeypatch.setattr(finetuning, "adamw", watched)
     monkeypatch.setattr(finetuning, "_logits", judge)
     run_stage(copy, "finetune", arms=["mae"], seeds=[1], ema_decay=0.8)
@@ -358,7 +359,7 @@ def test_every_arm_is_described_named_and_documented():
     arms = set(get_args(Arm))
     (column,) = [column for column in SCORES.columns if column.name == "arm"]
     assert arms == set(ARMS) == set(re.split(", | or ", column.meaning))
-    assert {name: arm.title for name, arm in ARMS.items()} == ARM_NAMES
+    assert {name: ARMS[name].title for name in EARLIER_NAMES} == EARLIER_NAMES
     assert all(arm.description for arm in ARMS.values())
 
 
@@ -382,7 +383,7 @@ def test_every_setting_has_an_effect(copy, trained, change):
 def test_the_probe_is_the_logistic_regression_that_was_fitted(trained):
     """Folded into the network's head, the regression still ranks tuning images as its record says."""
     folder = trained[0] / "finetune" / "linear_probe" / "seed1"
-    model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu"))
+    model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu")).logits
     tune = stage._read(SETTINGS["finetune"], inputs(trained[0], "finetune"), RunLog("finetune")).tune
     logits = model(tune.pixels(np.arange(len(tune)), torch.device("cpu")))
     assert auc(tune.labels, logits) == pytest.approx(read_json(folder / "model.json")["tune_auc"])

@@ -441,6 +441,37 @@ def test_a_second_ingest_reads_what_is_new_and_gives_what_a_fresh_one_gives(tmp_
     assert fresh.run("ingest", **SETTINGS).files("ingest") == again
 
 
+@pytest.mark.parametrize("refuse", [[], ["unexpected_view"]])
+def test_what_the_card_expects_changes_flags_and_reads_no_file_that_keeps_its_verdict(tmp_path, monkeypatch, refuse):
+    settings = SETTINGS | {"refuse": refuse}
+    archive = Archive(
+        tmp_path / "a", card=make_card(path="path", expected={"views": ["PA"], "modalities": ["DX", "CT"]})
+    )
+    for number, view in enumerate(("PA", "AP", "", "LL", "AP", "PA")):
+        archive.add(f"{number}.dcm", study(number, PatientID=f"P{number}", ViewPosition=view))
+    for number, case in enumerate(CASES[:2]):
+        (archive.studies / f"series{number}").mkdir()
+        write_case(case, archive.studies / f"series{number}")
+    archive.run("ingest", **settings)
+    before = archive.folder / "before"
+    archive.work("ingest").rename(before)
+    archive.previous = Artifact("ingest", "0" * 16, before)
+    archive.card = make_card(path="path", expected={"views": ["AP"], "modalities": ["MR"]})
+    read = []
+    monkeypatch.setattr("pipeline.stages.ingest.each_batch", lambda *a: _noted(read, *a))
+    again = archive.run("ingest", **settings).files("ingest")
+    # What was refused before, and what is to be refused now, is read: a refusal keeps no facts of the image.
+    assert sorted(read[0]) == ([] if not refuse else ["0.dcm", "1.dcm", "3.dcm", "4.dcm", "5.dcm"])
+    flags = archive.table("ingest", "images").set_index("view")["quality_flags"]
+    assert not flags["AP"].str.contains("unexpected_view").any()
+    assert "PA" not in flags if refuse else flags["PA"].str.contains("unexpected_view").all()
+    assert flags["AP"].str.contains("unexpected_modality").all()
+    fresh = Archive(tmp_path / "b", card=archive.card)
+    fresh.folder.mkdir()
+    archive.studies.rename(fresh.studies)
+    assert fresh.run("ingest", **settings).files("ingest") == again
+
+
 def test_what_was_read_before_a_kill_is_not_taken_for_other_files(tmp_path, monkeypatch):
     """After the kill an earlier ingest of a part of the archive is at hand, so that batches hold other files."""
     archive = Archive(tmp_path / "a")
@@ -465,7 +496,8 @@ def test_what_was_read_before_a_kill_is_not_taken_for_other_files(tmp_path, monk
 
 def _noted(read: list[list[str]], task, batches, pool, scratch):
     items = [item for batch in batches.values() for item in batch]
-    found = [[item[0]] if isinstance(item[0], Source) else [member.source for member in item[0]] for item in items]
+    members = [[item[0]] if isinstance(item[0], Source) else item[0] for item in items]
+    found = [[one if isinstance(one, Source) else one.source for one in group] for group in members]
     read.append([source.path for sources in found for source in sources])
     return each_batch(task, batches, pool, scratch)
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from imaging.files import POLICY, make_dicom
 from stages.sources_run import Archive, make_card
@@ -74,6 +75,40 @@ def test_workers_change_nothing(archive, prepared, tmp_path):
     expected = archive.files("preprocess")
     archive.workers = 1
     assert archive.run("preprocess", **SETTINGS).files("preprocess") == expected
+
+
+@pytest.mark.parametrize("crop", ["none", "field_of_view"])
+def test_other_labels_and_splits_render_nothing_again_and_a_new_file_itself_alone(
+    crop, prepared, tmp_path, monkeypatch
+):
+    from pipeline.imaging.archive.workers import each_batch
+    from pipeline.store.artifacts import Artifact
+
+    archive, settings = Archive(tmp_path / "a"), SETTINGS | {"crop": crop}
+    shutil.copytree(prepared.folder, archive.folder)
+    before = archive.run("preprocess", **settings).folder / "before"
+    archive.work("preprocess").rename(before)
+    table = pd.read_csv(archive.folder / "labels.csv").rename(columns={"label": "finding"})
+    table["finding"] = ["ill" if number % 3 else "well" for number in range(60)]
+    pixels = np.random.default_rng(99).integers(0, 4096, (30, 40)).astype(np.uint16)
+    archive.add("60.dcm", make_dicom(pixels, SOPInstanceUID="2.25.99", PatientID="P60"))
+    archive.add("7.dcm", make_dicom(pixels + 1, SOPInstanceUID="2.25.8", PatientID="P7"))
+    archive.label([*table.to_dict("records"), {"path": "60.dcm", "finding": "ill"}])
+    archive.card = make_card(path="path", label="finding")
+    archive.run("ingest", min_side=8).run("split", fractions=FRACTIONS, seed=5)
+    archive.previous = Artifact("preprocess", "0" * 16, before)
+    rendered = []
+
+    def noted(task, batches, *rest):
+        rendered.extend(source.path for batch in batches.values() for parts, _, _ in batch for source, _ in parts)
+        return each_batch(task, batches, *rest)
+
+    monkeypatch.setattr("pipeline.stages.preprocess.each_batch", noted)
+    again = archive.run("preprocess", **settings).files("preprocess")
+    assert sorted(rendered) == ["60.dcm", "7.dcm"]
+    shutil.rmtree(archive.work("preprocess"))
+    archive.previous = None
+    assert archive.run("preprocess", **settings).files("preprocess") == again
 
 
 SCRIPT = """
@@ -153,3 +188,13 @@ def test_real_volumes(tmp_path):
         added = np.reshape(row.padding, (3, 2)).sum(axis=1)
         assert (before + added == (48, 64, 48)).all()
         assert array[row.row].max() == 255
+
+
+def test_what_was_cut_out_is_recorded_for_each_image_and_where_nothing_was(archive):
+    archive.run("preprocess", **SETTINGS, crop="field_of_view")
+    fields = archive.table("preprocess", "field_of_view")
+    images = archive.table("ingest", "images").set_index("image_id")
+    assert archive.summary("preprocess")["field_of_view"] == {"found": 0, "not_found": len(images)}
+    assert not fields["found"].any(), "these are noise"
+    assert list(fields["bottom"]) == list(images.loc[fields["image_id"], "rows"])
+    assert not (archive.work("preprocess") / "scratch").exists()

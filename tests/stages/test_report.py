@@ -62,19 +62,38 @@ class Made:
         return [flat(page.extract_text()) for page in PdfReader(self.root / "report.pdf").pages]
 
     @cached_property
-    def text(self) -> str:
-        return " ".join(self.pages)
+    def appendix(self) -> list[str]:
+        """The text of each page of the appendix."""
+        return [flat(page.extract_text()) for page in PdfReader(self.root / "appendix.pdf").pages]
 
-    def section(self, name: str) -> dict[str, Any]:
-        return next(s for s in self.json["sections"] if s["name"] == name)
+    @cached_property
+    def text(self) -> str:
+        """The text of the report and of its appendix."""
+        return " ".join([*self.pages, *self.appendix])
+
+    @property
+    def sections(self) -> list[dict[str, Any]]:
+        """Every section, those of the appendix last."""
+        return [*self.json["sections"], *self.json["appendix"]]
+
+    def blocks(self, name: str) -> list[dict[str, Any]]:
+        """The blocks of a section and of its continuation in the appendix."""
+        return [block for section in self.sections if section["name"] == name for block in section["blocks"]]
 
     def section_text(self, name: str) -> str:
-        """The text of a section in the PDF, from its heading to the next."""
-        section = self.section(name)
-        following = next((s for s in self.json["sections"] if s["number"] == section["number"] + 1), None)
-        start = self.text.index(f"{section['number']} {section['title']}")
-        end = self.text.index(f"{following['number']} {following['title']}", start) if following else None
-        return self.text[start:end]
+        """The text of a section in the PDFs, each from its heading to the next."""
+        parts = (("sections", " ".join(self.pages)), ("appendix", " ".join(self.appendix)))
+        return " ".join(between(self.json[part], name, text) for part, text in parts)
+
+
+def between(sections: list[dict[str, Any]], name: str, text: str) -> str:
+    """The text of a section, from its heading to the next; nothing when it is not one of these."""
+    headings = [f"{s['number']} {s['title']}" for s in sections]
+    at = next((at for at, s in enumerate(sections) if s["name"] == name), None)
+    if at is None:
+        return ""
+    start = text.index(headings[at])
+    return text[start : text.index(headings[at + 1], start) if at + 1 < len(headings) else None]
 
 
 def flat(text: str) -> str:
@@ -232,7 +251,7 @@ def test_too_few_patients_to_calibrate_end_in_a_report_that_says_so(folder: Path
 
 
 def test_every_target_has_its_row_and_page_one_knows_the_first_alone(good: Made):
-    (table,) = [b for b in good.section("operating_point")["blocks"] if b.get("name") == "targets"]
+    (table,) = [b for b in good.blocks("operating_point") if b.get("name") == "targets"]
     first, lower, higher = table["rows"]
     point = good.metrics["operating_point"]
     (other, _) = good.metrics["other_operating_points"]
@@ -307,7 +326,7 @@ def test_the_model_section_says_that_seeds_are_an_ensemble_and_which_epochs_were
     assert "50 at most; kept: 10, 11" in str(model(e))
     assert "mean of their logits of it and of its mirror image" in str(model(e))
     assert ["Public weights that arm imported started from", "f" * 64] in [
-        row for block in provenance(e).blocks if isinstance(block, Table) for row in block.rows
+        row for block in provenance(e).appendix if isinstance(block, Table) for row in block.rows
     ]
 
 
@@ -316,14 +335,23 @@ def test_the_model_section_says_that_seeds_are_an_ensemble_and_which_epochs_were
 
 def test_all_sections_are_there_in_order(good: Made):
     assert [s["title"] for s in good.json["sections"]] == [
-        "Summary", "Intended use and limits", "Studies", "Reference standard", "Model and training", "Discrimination",
-        "Operating point", "Consequences", "The threshold to use", "Calibration", "Decision curve", "Subgroups",
-        "Comparison of arms", "Examples of errors", "External test sets", "Shift and automatic checks",
-        "Statements and data provenance", "Versions and provenance", "Reporting guidelines",
+        "Summary", "Intended use and limits", "Reference standard", "Studies", "Operating point", "Consequences",
+        "The threshold to use", "Discrimination", "Calibration", "Decision curve", "Subgroups",
+        "Shift and automatic checks", "External test sets", "Comparison of arms", "Examples of errors", "Statements",
+        "Reporting guidelines",
     ]  # fmt: skip
+    assert {"Model and training", "Versions and provenance"} <= {s["title"] for s in good.json["appendix"]}
     place = 0
-    for section in good.json["sections"]:
+    for section in good.sections:
         place = good.text.index(f"{section['number']} {section['title']}", place)
+
+
+def test_a_report_has_nine_pages_and_everything_else_lies_beside_it(good: Made, chance: Made, small: Made):
+    assert [len(made.pages) <= 9 for made in (good, chance, small)] == [True] * 3
+    assert "A1 Studies" in good.appendix[0]
+    assert re.search(r"Table A1\b", good.appendix[0])
+    assert "More in the appendix, A1" in good.section_text("studies")
+    assert read_keys(good.root / "appendix.pdf") == read_keys(good.root / "report.pdf")
 
 
 def listed(made: Made, name: str) -> dict[str, str]:
@@ -333,13 +361,14 @@ def listed(made: Made, name: str) -> dict[str, str]:
 
 def test_items_of_guidelines_name_their_section_or_what_is_missing_in_the_data(good: Made, chance: Made):
     stard = listed(good, "items_stard_ai")
-    assert stard["30"] == "7 Operating point"
+    assert stard["30"] == "5 Operating point"
+    assert re.fullmatch(r"A\d+ Model and training \(appendix\)", stard["15a"])
     assert stard["38"] == "missing: the card does not state study.funding"
     assert listed(chance, "items_stard_ai")["30"] == "missing: there is no usable operating point"
     assert stard["29"] == "missing: there is no external test set with patients of its own"
     with (good.root / "data" / "items_stard_ai.csv").open() as stream:
         assert {row["Item"]: row["Answered in"] for row in csv.DictReader(stream)} == stard
-    (table,) = [b for b in good.section("crosswalk")["blocks"] if b["kind"] == "table"]
+    (table,) = [b for b in good.blocks("crosswalk") if b["kind"] == "table"]
     missing = sum(text.startswith("missing: ") for text in stard.values())
     assert table["rows"][0][2:4] == [str(len(stard)), str(missing)]
     assert "study.funding" not in good.text, "a reader of pages meets no code"
@@ -357,13 +386,13 @@ def test_what_the_card_states_is_printed_and_no_longer_missing(good: Made, folde
 
 def test_a_group_that_is_unknown_of_everybody_is_no_group(good: Made):
     e = evidence_of(good)
-    (table,) = [b for b in subgroups(e).blocks if isinstance(b, Table)]
+    (table,) = [b for b in subgroups(e).appendix if isinstance(b, Table)]
     attributes = sorted(set(e.subgroups["attribute"]))
     assert {str(row[0]).split(":")[0] for row in table.rows} == set(attributes)
     first = e.subgroups["attribute"] == attributes[0]
     one_less = pd.concat([e.subgroups[~first], e.subgroups[first].head(1).assign(group="unknown")])
     section = subgroups(replace(e, subgroups=one_less))
-    (table,) = [b for b in section.blocks if isinstance(b, Table)]
+    (table,) = [b for b in section.appendix if isinstance(b, Table)]
     assert attributes[0] not in {str(row[0]).split(":")[0] for row in table.rows}
     assert f"Not known of any test patient: {attributes[0]}." in str(section)
     nothing = subgroups(replace(e, subgroups=e.subgroups.assign(group="unknown")))
@@ -382,7 +411,7 @@ def test_the_lowest_of_equal_groups_or_of_one_is_not_named(good: Made):
     alone = e.subgroups[e.subgroups["group"] != "unknown"].drop_duplicates("attribute")
     nothing = subgroups(replace(e, subgroups=alone, metrics={**e.metrics, "operating_point": point}))
     assert "so that nothing can be compared" in str(nothing)
-    assert not [b for b in nothing.blocks if isinstance(b, Table)]
+    assert not [b for b in (*nothing.blocks, *nothing.appendix) if isinstance(b, Table)]
 
 
 def with_external(made: Made, **changes: Any) -> Evidence:
@@ -451,8 +480,8 @@ def test_words_in_tables_of_the_html_stay_whole_and_hashes_do_not(good: Made):
 
 def test_html_and_pdf_show_the_same_document(good: Made):
     page, pdf = TextOf(good.html), unbroken(good)
-    for section in good.json["sections"]:
-        for block in section["blocks"]:
+    for section in good.sections:
+        for block in (b for b in section["blocks"] if b["kind"] != "slider"):
             for text in (
                 block.get("text"),
                 block.get("title"),
@@ -470,11 +499,14 @@ def test_html_and_pdf_show_the_same_document(good: Made):
 
 def unbroken(made: Made) -> str:
     """The text of the PDF without spaces and without what stands above and below every page."""
-    running = [squeezed(f"{made.json['title']}Research use only — not for diagnosis"), squeezed(made.json["footer"])]
-    pages = [squeezed(page) for page in made.pages]
-    for words in running:
-        pages = [page.replace(words, "", 1) for page in pages]
-    return re.sub(rf"Page\d+/{len(pages)}", "", "".join(pages))
+    titles = (made.json["title"], f"{made.json['title']} — appendix")
+    whole = ""
+    for title, texts in zip(titles, (made.pages, made.appendix), strict=True):
+        pages = [squeezed(page) for page in texts]
+        for words in (squeezed(f"{title}Research use only — not for diagnosis"), squeezed(made.json["footer"])):
+            pages = [page.replace(words, "", 1) for page in pages]
+        whole += re.sub(rf"Page\d+/{len(pages)}", "", "".join(pages))
+    return whole
 
 
 def squeezed(text: str) -> str:
@@ -515,7 +547,7 @@ def test_the_two_by_two_table_and_the_sweep_are_those_of_the_artifacts(good: Mad
 
 
 def test_the_decision_curves_table_is_that_of_the_artifact(good: Made):
-    (table,) = [b for b in good.section("decision_curve")["blocks"] if b["kind"] == "table"]
+    (table,) = [b for b in good.blocks("decision_curve") if b["kind"] == "table"]
     point, at = good.metrics["operating_point"], good.metrics["headline_prevalence"]
     ten = next(row for row in table["rows"] if row[0] == "10 %")
     assert ten[1] == "9"
@@ -527,7 +559,7 @@ def test_the_decision_curves_table_is_that_of_the_artifact(good: Made):
 
 
 def test_decisions_of_arms_are_those_of_the_artifact(good: Made):
-    (table,) = [b for b in good.section("comparison")["blocks"] if b.get("name") == "decisions"]
+    (table,) = [b for b in good.blocks("comparison") if b.get("name") == "decisions"]
     reported, *others = table["rows"]
     assert reported[0].endswith("— reported")
     assert reported[1] == f"{100 * good.metrics['operating_point']['recall']['value']:.1f} %"
@@ -538,10 +570,10 @@ def test_decisions_of_arms_are_those_of_the_artifact(good: Made):
 
 
 def test_every_figure_has_a_picture_and_a_description(good: Made):
-    figures = [f for s in good.json["sections"] for b in s["blocks"] if b["kind"] == "figures" for f in b["figures"]]
-    results = {"roc", "precision_recall", "scores", "reliability", "decision_curve"}
+    figures = [f for s in good.sections for b in s["blocks"] if b["kind"] == "figures" for f in b["figures"]]
+    results = {"roc", "precision_recall", "scores", "calibration_curve", "reliability", "decision_curve"}
     others = {"thousand_people", "flow", "pretraining_loss", "reconstructions", "subgroups", "arms", "misses",
-              "false_alarms"}  # fmt: skip
+              "misses_more", "false_alarms", "false_alarms_more"}  # fmt: skip
     assert results | others == {f["name"] for f in figures}
     pictures = [attributes for tag, attributes in TextOf(good.html).tags if tag == "img"]
     assert len(pictures) == len(figures)
@@ -623,7 +655,8 @@ def test_markup_is_printed_literally_in_the_pdf(hostile: Made):
 
 def test_markup_is_escaped_in_the_html(hostile: Made):
     page = TextOf(hostile.html)
-    assert {"script", "tag", "b"}.isdisjoint(tag for tag, _ in page.tags)
+    assert {"tag", "b"}.isdisjoint(tag for tag, _ in page.tags)
+    assert [tag for tag, _ in page.tags].count("script") == 1, "the slider's, none of the data's"
     assert flat(HOSTILE) in page.text
     assert "漢字 ẞ ñ" in page.text
     assert "49" not in re.findall(r"\{\{.*?\}\}|(?<=script> )\d+", page.text), "a template expression was evaluated"
@@ -716,7 +749,7 @@ def test_an_outline_is_cut_from_the_volume_like_the_picture():
     volume = np.arange(4 * 6 * 4).reshape(4, 6, 4)
     shares = np.full((2, 3, 2), 0.02)
     shares[1, 0, 1] = 0.78
-    picture, outlined = shown(volume, shares)
+    picture, outlined = shown(volume[None], shares)
     patch = volume[2:4, 0:2, 2:4]
     assert outlined is not None
     assert set(picture[outlined]) <= set(patch.ravel())
@@ -733,7 +766,7 @@ def test_a_model_without_attention_has_no_outline_and_volumes_planes_through_the
     assert "plane" not in text, "these images have but one"
     assert "Right: the same image" not in made.text
     volume = np.arange(6 * 8 * 4).reshape(6, 8, 4)
-    picture, outlined = shown(volume, None)
+    picture, outlined = shown(volume[None], None)
     assert np.array_equal(picture, three_planes(volume))
     assert outlined is None
     records = {"preprocess": {"settings": {"image_size": [6, 8, 4]}}}

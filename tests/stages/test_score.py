@@ -11,7 +11,7 @@ import torch
 from stages.training_run import Killed, make_images, publish, run_stage
 
 from pipeline.models.checkpoints import WeightsError
-from pipeline.models.classifier import read_model
+from pipeline.models.reading import read_model
 from pipeline.stages import score as stage
 from pipeline.store.files import read_json
 from pipeline.store.tables.io import read_table
@@ -60,7 +60,7 @@ def test_unlabelled_images_are_counted_and_not_scored(scored):
 
 def test_a_logit_is_what_the_model_says_of_that_image(scored):
     folder = scored[0] / "finetune" / "scratch" / "seed2"
-    model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu"))
+    model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu")).logits
     index = read_table(scored[0] / "preprocess" / "index_test.parquet", INDEX)
     scores = read_table(scored[0] / "score" / "scores_test.parquet", SCORES)
     ours = scores[(scores["arm"] == "scratch") & (scores["seed"] == 2)].set_index("image_id")["logit"]
@@ -77,7 +77,7 @@ def test_with_flips_a_logit_is_the_mean_over_an_image_and_its_mirror_image(score
     pixels = np.stack([np.load(copy / "preprocess" / r.shard)[r.row] for r in index.itertuples()]) / np.float32(255)
     for arm, seed in (("mae", 2), ("hog", 1)):
         folder = copy / "finetune" / arm / f"seed{seed}"
-        model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu"))
+        model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu")).logits
         own = scores[(scores["arm"] == arm) & (scores["seed"] == seed)].set_index("image_id")["logit"]
         mirrored = (model(torch.from_numpy(pixels)) + model(torch.from_numpy(pixels[..., ::-1].copy()))) / 2
         assert own[index.index].to_numpy() == pytest.approx(mirrored[:, 0], abs=1e-5)

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from pipeline.statistics.arms import (
+    BASELINES,
+    Comparator,
     benefit_sentence,
+    comparators,
     comparison_table,
     matched_decisions,
     matched_thresholds,
@@ -67,6 +70,35 @@ def test_public_weights_are_reported_beside_the_verdict_and_do_not_change_it():
     assert with_it.startswith("Pretraining helped: ")
     assert "0.030 lower than that of the same network started from public weights" in with_it
     assert "was not measured" in benefit_sentence({"imported": BETTER}, 10)
+
+
+@pytest.mark.parametrize(
+    ("cnn", "said"),
+    [
+        (WORSE, "A residual network is better than the pretrained model: on the same 10 test patients, the pretrained "
+         "model's AUC was 0.030 lower than that of the former (95 % interval"),
+        (BETTER, "The pretrained model is better than a residual network: on the same 10 test patients, the pretrained "
+         "model's AUC was 0.030 higher than that of the latter (95 % interval"),
+        (UNCLEAR, "It is not shown which is better, the pretrained model or a residual network: "),
+        (UNKNOWN, "It is not shown which is better, the pretrained model or a residual network: "),
+    ],
+)  # fmt: skip
+def test_a_rival_has_a_sentence_of_its_own_and_changes_no_other(cnn, said):
+    against = {**BASELINES, "cnn": Comparator("rival", "a residual network")}
+    without = benefit_sentence({"scratch": BETTER, "hog": BETTER}, 10)
+    sentence = benefit_sentence({"scratch": BETTER, "hog": BETTER, "cnn": cnn}, 10, against=against)
+    assert sentence.startswith(f"{without} {said}")
+
+
+def test_of_several_classical_arms_the_best_on_the_tuning_images_is_spoken_of():
+    def record(role, words, auc):
+        return {"role": role, "compared_as": words, "seeds": {"1": {"tune_auc": auc}}}
+
+    arms = {"mae": record(None, "", 0.9), "hog": record("classical", "HOG", 0.8)}
+    assert comparators(arms) == {"hog": Comparator("classical", "HOG")}
+    for auc, spoken in ((0.7, "hog"), (0.8, "classical"), (0.9, "classical")):
+        assert list(comparators({**arms, "classical": record("classical", "PCA", auc)})) == [spoken]
+    assert comparators({"hog": {"seeds": {}}}) is BASELINES
 
 
 def test_identical_rankings_are_called_the_same():

@@ -11,7 +11,7 @@ from pipeline.statistics.calibration import shift_prior
 from pipeline.statistics.discrimination import average_precision
 from pipeline.statistics.errors import NotEnoughData, collect_warnings
 from pipeline.statistics.gate import assess_discrimination, compare_tables
-from pipeline.statistics.intervals import Interval, newcombe_paired, proportion_ci, ratio_ci
+from pipeline.statistics.intervals import Interval, proportion_ci, ratio_ci
 from pipeline.statistics.metrics import Counts, at_prevalence
 from pipeline.statistics.patients import Patients, aggregate_scores, patient_table
 from pipeline.statistics.shift import GroupShift, Promise, ScoreShift, Stability, assess_shift, group_shift
@@ -199,27 +199,6 @@ def test_a_ratio_exists_for_samples_of_one_patient_and_for_none_it_does_not(firs
     with collect_warnings() as warned:
         assert math.isnan(ratio_ci(*first, 0, 0).value)
     assert [warning.code for warning in warned] == ["empty_denominator"]
-
-
-@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (-1, 2, 2, 2), (2, -1, 2, 2), (2, 2, -1, 2), (2, 2, 2, -1)])
-def test_a_paired_comparison_refuses_impossible_counts(counts):
-    with pytest.raises(ValueError, match="at least one patient"):
-        newcombe_paired(*counts)
-
-
-def test_a_paired_comparison_of_one_patient_has_the_widest_limits():
-    interval = newcombe_paired(0, 1, 0, 0)
-    assert (interval.value, interval.n) == (1, 1)
-    assert interval.low < 0.1
-
-
-def test_the_correlation_of_a_paired_comparison_is_corrected_by_half_of_n():
-    # ad - bc = 36·36 - 4·4 = 1,280 over n = 80: phi = (1,280 - 40) / 1,600.
-    first = proportion_ci(40, 80)
-    below, above = first.value - first.low, first.high - first.value
-    half = math.sqrt(below**2 - 2 * (1240 / 1600) * below * above + above**2)
-    interval = newcombe_paired(36, 4, 4, 36)
-    assert (interval.low, interval.high) == (pytest.approx(-half), pytest.approx(half))
 
 
 def test_average_precision_resamples_patients_not_images():

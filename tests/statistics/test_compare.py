@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from pipeline.statistics.compare import delong_covariance, delong_test, mcnemar_exact
+from pipeline.statistics.compare import delong_covariance, delong_test
 from pipeline.statistics.errors import collect_warnings
 
 
@@ -84,9 +84,3 @@ def test_two_equally_good_models_are_told_apart_in_one_of_twenty():
         one, other = (shared + 0.7 * generator.normal(size=130) for _ in range(2))
         differ += delong_test(y, one, other).p < 0.05
     assert 6 <= differ <= 34
-
-
-def test_mcnemar_is_the_exact_binomial():
-    assert mcnemar_exact(10, 2) == pytest.approx(2 * (1 + 12 + 66) / 2**12)
-    assert mcnemar_exact(2, 10) == mcnemar_exact(10, 2)
-    assert mcnemar_exact(0, 0) == 1.0

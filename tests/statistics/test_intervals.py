@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from scipy.stats.contingency import relative_risk
 
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.intervals import Interval, bootstrap, newcombe, newcombe_paired, proportion_ci, ratio_ci
+from pipeline.statistics.intervals import Interval, bootstrap, newcombe, proportion_ci, ratio_ci
 
 
 # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I.
@@ -61,33 +61,6 @@ def test_impossible_counts_are_refused(k, n):
 def test_differences_have_newcombes_published_limits(first, second, limits):
     interval = newcombe(*first, *second)
     assert (interval.low, interval.high) == pytest.approx(limits, abs=5e-5)
-
-
-# Newcombe, Statistics in Medicine 17 (1998) 2635-2650; Fagerland, Lydersen & Laake 33 (2014) 2850-2875, table II,
-# where the correlation is positive, so that its continuity correction matters.
-@pytest.mark.parametrize(
-    ("table", "value", "limits", "digits"),
-    [((36, 12, 2, 0), 0.200, (0.0569, 0.3404), 5e-5), ((1, 1, 7, 12), -6 / 21, (-0.507, -0.026), 5e-4)],
-)
-def test_paired_differences_have_their_published_limits(table, value, limits, digits):
-    interval = newcombe_paired(*table)
-    assert interval.value == pytest.approx(value)
-    assert (interval.low, interval.high) == pytest.approx(limits, abs=digits)
-
-
-def test_paired_difference_changes_sign_with_the_order_of_the_two():
-    one, other = newcombe_paired(50, 9, 4, 12), newcombe_paired(50, 4, 9, 12)
-    assert (other.value, other.low, other.high) == pytest.approx((-one.value, -one.high, -one.low))
-
-
-def test_paired_limits_hold_as_often_as_they_say():
-    generator = np.random.default_rng(3)
-    probabilities = [0.75, 0.12, 0.05, 0.08]
-    held = 0
-    for counts in generator.multinomial(120, probabilities, 1000):
-        interval = newcombe_paired(*(int(c) for c in counts))
-        held += interval.low <= 0.07 <= interval.high
-    assert 940 <= held <= 990
 
 
 def test_ratio_agrees_with_the_log_method_on_many_patients():

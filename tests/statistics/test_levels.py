@@ -10,7 +10,6 @@ from pipeline.statistics.gate import assess_discrimination
 from pipeline.statistics.intervals import (
     bootstrap,
     newcombe,
-    newcombe_paired,
     proportion_ci,
     ratio_ci,
 )
@@ -39,7 +38,6 @@ INTERVALS = {
     "wilson": (lambda level: proportion_ci(9, 40, level), "wilson", 40),
     "exact": (lambda level: proportion_ci(9, 40, level, "exact"), "exact", 40),
     "newcombe": (lambda level: newcombe(9, 40, 5, 60, level), "newcombe", 100),
-    "newcombe_paired": (lambda level: newcombe_paired(30, 9, 4, 17, level), "newcombe_paired", 60),
     "ratio": (lambda level: ratio_ci(9, 40, 5, 60, level), "mover_wilson", 100),
     "bootstrap": (lambda level: bootstrap(lambda y, s: s.mean(), Y, S, level=level), "patient_bootstrap", ALL),
     "auc": (lambda level: roc_auc(Y, S, level), "delong_logit", ALL),

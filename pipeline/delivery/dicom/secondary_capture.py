@@ -18,11 +18,11 @@ from pipeline.delivery.dicom.equipment import coded
 from pipeline.delivery.dicom.source import SourceStudy, copy_lossy
 from pipeline.inference.outline import shown
 from pipeline.inference.result import Picture
+from pipeline.reporting.outlines import WORDS
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 RESEARCH_ONLY = "RESEARCH USE ONLY - no medical device"
-NO_FINDING = "Outline: half of the network's attention. It is no finding."
-NO_OUTLINE = "No outline of attention is available."
+NO_OUTLINE = "No outline is available."
 SMALLEST_SIDE = 512  # pixels of the longer side, below which a picture is enlarged
 LINE_SHARE, LARGEST_TEXT, MARGIN = 0.004, 0.035, 0.012  # of the longer side
 ORANGE, WHITE, BLACK = (255, 165, 0), (255, 255, 255), (0, 0, 0)
@@ -34,17 +34,21 @@ def draw(picture: Picture, verdict: str) -> np.ndarray:
     No word covers a pixel of the image, which is enlarged by a whole number, so that no value of it is invented.
     """
     image, outlined = shown(picture.array, picture.shares)
-    factor = max(1, math.ceil(SMALLEST_SIDE / max(image.shape)))
+    factor = max(1, math.ceil(SMALLEST_SIDE / max(image.shape[:2])))
     large = np.repeat(np.repeat(image, factor, 0), factor, 1)
-    colour = np.repeat(large[..., None], 3, 2)
-    side = max(large.shape)
+    colour = large if large.ndim == 3 else np.repeat(large[..., None], 3, 2)
+    side = max(large.shape[:2])
     if outlined is not None:
         inside = np.repeat(np.repeat(outlined, factor, 0), factor, 1)
         width = max(1, round(LINE_SHARE * side))
         colour[inside & ~binary_erosion(inside, iterations=width, border_value=0)] = ORANGE
-    below = [verdict, NO_FINDING if outlined is not None else NO_OUTLINE]
+    below = [verdict, _outlined(picture) if outlined is not None else NO_OUTLINE]
     top, bottom = (_band(lines, large.shape[1], side) for lines in ([RESEARCH_ONLY], below))
     return np.concatenate([top, colour, bottom])
+
+
+def _outlined(picture: Picture) -> str:
+    return f"Outline: {WORDS[picture.outline].half}. It is no finding."
 
 
 def _band(lines: list[str], width: int, side: int) -> np.ndarray:

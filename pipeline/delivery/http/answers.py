@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 
@@ -24,9 +26,10 @@ from pipeline.delivery.http.receiving import Refused
 OPEN = ("/healthz", "/login")
 COOKIE = "maescreen_session"
 BUCKETS_S = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
+LET_ARRIVE_S, LET_ARRIVE_BYTES = 2.0, 64 * 1024**2
 HEADERS = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer, browsers would not say where a form comes from
     "cross-origin-resource-policy": "same-origin",
     "x-frame-options": "DENY",
     "cache-control": "no-store",  # results of patients stay in no cache
@@ -79,27 +82,45 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 0
+        begun, status, arrived = time.perf_counter(), 0, False
+
+        async def receive_body() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived = message["type"] == "http.disconnect" or not message.get("more_body", False)
+            return message
+
+        async def let_arrive() -> None:
+            """Read what a sender goes on sending, within bounds: cut off, it would not see why it was refused."""
+            size = 0
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LET_ARRIVE_S):
+                    while not arrived and size < LET_ARRIVE_BYTES:
+                        size += len((await receive_body()).get("body", b""))
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= HTTPStatus.BAD_REQUEST:
+                    await let_arrive()
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
                 headers.setdefault("content-security-policy", policy())
-                if status >= HTTPStatus.BAD_REQUEST and scope["method"] not in ("GET", "HEAD"):
-                    headers["connection"] = "close"  # what is left of the body is not waited for
+                if not arrived and status >= HTTPStatus.BAD_REQUEST:
+                    headers["connection"] = "close"
             await send(message)
 
         try:
             refusal = self._refusal(scope)
-            await (refusal or self.app)(scope, receive, send_with_headers)
+            await (refusal or self.app)(scope, receive_body, send_with_headers)
         except Exception as unexpected:
             self.report(unexpected)
             if not status:
-                await error(500, "the service made an error; its log has the place")(scope, receive, send_with_headers)
+                await error(500, "the service made an error; its log has the place")(
+                    scope, receive_body, send_with_headers
+                )
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "other"

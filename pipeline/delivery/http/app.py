@@ -21,6 +21,7 @@ from pipeline.delivery.http.access import Access
 from pipeline.delivery.http.answers import Answered, Guard, error, pretty, takes, word_errors
 from pipeline.delivery.http.pages import add_pages
 from pipeline.delivery.http.receiving import SOURCE, Limits, Receiver, Refused
+from pipeline.delivery.lights import REFRESH_S, StandingLights
 from pipeline.delivery.queue import FAILED, FAILURE, FINISHED, Entry, Queue
 from pipeline.delivery.reading_list import BY_HAND, ReadingList
 from pipeline.delivery.uploads import LONGEST_NAME, sanitised
@@ -28,6 +29,8 @@ from pipeline.store.files import read_json
 
 LOOK_S = 1.0
 RESULT = "result.json"
+# FastAPI would hand requests, with what is in them, to OpenTelemetry, which MLflow brings.
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 State = Literal["receiving", "incoming", "processing", "finished", "failed"]
 StudyId = Annotated[str, Path(description="the id that POST /studies gave", examples=[examples.ID])]
 
@@ -36,8 +39,8 @@ StudyId = Annotated[str, Path(description="the id that POST /studies gave", exam
 class Service:
     """What is served: a queue, the model as `maescreen model info --json` has it, who may ask, how much.
 
-    `judging` returns what the process that judges does now; `watch`, called every second, looks after it. `report` is
-    told of errors that nobody expected.
+    `judging` returns what the process that judges does now; `watch`, called every second, looks after it. `lights` say
+    whether the model still does what was certified. `report` is told of errors that nobody expected.
     """
 
     queue: Queue
@@ -46,6 +49,7 @@ class Service:
     limits: Limits
     judging: Callable[[], str]
     watch: Callable[[], object]
+    lights: StandingLights
     report: Callable[[Exception], None]
 
 
@@ -70,12 +74,6 @@ class Study(BaseModel):
     result: dict[str, Any] | None
 
 
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
 def create_app(service: Service) -> Guard:
     """Return the service as an ASGI application."""
     studies, answered, receiver = ReadingList(service.queue), Answered(), Receiver(service.queue, service.limits)
@@ -84,11 +82,13 @@ def create_app(service: Service) -> Guard:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         for entry in service.queue.unfinished(SOURCE):  # of a process that was killed: its sender got no answer
             service.queue.discard(entry)
-        watch = asyncio.create_task(_watch(service))
+        again = ((service.watch, LOOK_S), (service.lights.look, REFRESH_S))
+        tasks = [asyncio.create_task(_repeat(what, every_s, service.report)) for what, every_s in again]
         yield
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     app = FastAPI(
         title="maescreen",
@@ -98,7 +98,8 @@ def create_app(service: Service) -> Guard:
         docs_url=None,  # they fetch scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        responses={status: {"model": Problem, "description": text} for status, text in examples.ERRORS.items()},
+        telemetry=NO_TELEMETRY,
+        responses=examples.ERRORS,
     )
     word_errors(app)
     app.add_exception_handler(Exception, lambda _request, _found: error(500, "the service made an error"))
@@ -114,14 +115,14 @@ def create_app(service: Service) -> Guard:
     return Guard(app, service.access, answered, service.report)
 
 
-async def _watch(service: Service) -> None:
-    """Look after the process that judges, for as long as the service is up."""
+async def _repeat(what: Callable[[], object], every_s: float, report: Callable[[Exception], None]) -> None:
+    """Call it again and again, for as long as the service is up."""
     while True:
         try:
-            await run_in_threadpool(service.watch)
+            await run_in_threadpool(what)
         except Exception as unexpected:  # to be tried again, rather than never
-            service.report(unexpected)
-        await asyncio.sleep(LOOK_S)
+            report(unexpected)
+        await asyncio.sleep(every_s)
 
 
 def _add_studies(app: FastAPI, service: Service, receiver: Receiver) -> None:
@@ -186,7 +187,13 @@ def _add_state(app: FastAPI, service: Service, studies: ReadingList, answered: A
         """Say that the service answers. Needs no token."""
         return "ok\n"
 
-    @app.get("/readyz", tags=["service"], dependencies=[Depends(takes())], response_class=PlainTextResponse)
+    @app.get(
+        "/readyz",
+        tags=["service"],
+        dependencies=[Depends(takes())],
+        response_class=PlainTextResponse,
+        responses={503: examples.problem("studies only wait", headers=examples.RETRY)},
+    )
     def ready() -> str:
         """Say whether studies are judged; 503 with the reason when they only wait."""
         if (state := service.judging()) != "ready":
@@ -197,7 +204,8 @@ def _add_state(app: FastAPI, service: Service, studies: ReadingList, answered: A
         "/metrics",
         tags=["service"],
         dependencies=[Depends(takes())],
-        response_class=PlainTextResponse,
+        response_class=Response,
+        responses={200: {"content": {metrics.MEDIA_TYPE: {}}, "description": "counts and states"}},
     )
     def measured() -> Response:
         """Return what Prometheus reads."""

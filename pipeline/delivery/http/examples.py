@@ -6,16 +6,29 @@ from typing import Any
 
 ID = "20261129T124512123Z-3f9a1c02d4e5f601"
 NAME = "how the study is called in the list, in place of its id; also as header X-Study-Name, percent-encoded"
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
 BODY: dict[str, Any] = {
     "required": True,
     "description": "the bytes of one file, of whatever format, or of a zip archive of all files of one study; no form",
     "content": {"application/octet-stream": BINARY, "application/dicom": BINARY, "application/zip": BINARY},
 }
-ERRORS = {
-    401: "no token, or a wrong one",
-    404: "there is no such thing; detail says what is missing",
-    422: "the request has a field that this address does not take",
+PROBLEM = {
+    "application/json": {
+        "schema": {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}},
+        "example": {"detail": "there is no study with this id"},
+    }
+}
+
+
+def problem(why: str, **more: Any) -> dict[str, Any]:
+    """Return the description of an error."""
+    return {"description": why, "content": PROBLEM, **more}
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    401: problem("no token, or a wrong one"),
+    404: problem("there is no such thing; detail says what is missing"),
+    422: problem("the request has a field that this address does not take"),
 }
 RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 WAITING = {"id": ID, "state": "incoming", "location": f"/studies/{ID}"}
@@ -25,11 +38,11 @@ ACCEPTED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"example": WAITING}},
         "headers": {"Location": {"description": "where it is found", "schema": {"type": "string"}}},
     },
-    400: {"description": "the body is empty or broke off"},
-    408: {"description": "the body came too slowly"},
-    413: {"description": "the body is too large"},
-    429: {"description": "too many studies wait or arrive", "headers": RETRY},
-    503: {"description": "there is no room on the disk", "headers": RETRY},
+    400: problem("the body is empty or broke off"),
+    408: problem("the body came too slowly"),
+    413: problem("the body is too large"),
+    429: problem("too many studies wait or arrive", headers=RETRY),
+    503: problem("there is no room on the disk", headers=RETRY),
 }
 RESULT = {
     "study": ID,

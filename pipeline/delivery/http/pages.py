@@ -24,7 +24,8 @@ from pipeline.delivery.queue import FAILED, FINISHED, Entry
 from pipeline.delivery.reading_list import ReadingList, Row, chosen
 from pipeline.imaging.quarantine import REASONS as REFUSALS
 from pipeline.reporting.numbers import number, probability
-from pipeline.reporting.study_page import ATTENTION, NO_DECISION, NOT_MADE_FOR, RESEARCH_ONLY, UNLIKE, VERDICTS
+from pipeline.reporting.outlines import WORDS
+from pipeline.reporting.study_page import NO_DECISION, NO_FINDING, NOT_MADE_FOR, RESEARCH_ONLY, UNLIKE, VERDICTS
 from pipeline.store.files import read_json
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _add_list(app: FastAPI, service: Service, studies: ReadingList) -> None:
             "found": len(rows),
             "finished": len(finished),
             "counts": Counter(row.decision for row in finished.values()),
-            "verdicts": VERDICTS,
+            "none_yet": NO_NUMBER,
             "asked": asked,
             "page": page,
             "pages": pages,
@@ -132,6 +133,7 @@ def _add_list(app: FastAPI, service: Service, studies: ReadingList) -> None:
             "waits": len(waiting),
             "failed": failed[:MOST_SHOWN],
             "fails": len(failed),
+            "seen": service.lights.seen,
         }
         return _html("reading_list.html.j2", content)
 
@@ -230,7 +232,8 @@ def _study(entry: Entry, content: Mapping[str, Any]) -> dict[str, Any]:
         "refused": [(REFUSALS[reason], n) for reason, n in sorted(refused.items())],
         "pictures": {name.removesuffix(".svg"): (entry.folder / name).is_file() for name in PICTURES},
         "page": (entry.folder / "page.pdf").is_file(),
-        "attention": ATTENTION,
+        "outline": WORDS[content.get("outline") or "attention"],
+        "no_finding": NO_FINDING,
     }
 
 

@@ -17,7 +17,10 @@ from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.store.files import atomic
 
 # What is no fault of the picture.
-HARMLESS = {"spacing_unknown", "units_assumed", "rotated", "spacing_assumed", "spacing_at_detector", "colour_reduced"}
+HARMLESS = {
+    *("spacing_unknown", "units_assumed", "rotated", "spacing_assumed", "spacing_at_detector"),
+    *("colour_reduced", "grey_repeated", "profile_converted"),
+}
 SHOWN, PER_ROW = 24, 6
 PICTURE, MARGIN, LINE = 200, 12, 15
 LINES = 4
@@ -32,17 +35,18 @@ def worst(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def contact_sheet(path: Path, images: pd.DataFrame, pictures: Mapping[str, np.ndarray]) -> None:
-    """Write a PNG with the thumbnail of each image above its pseudonym and flags; grey where there is none."""
+    """Write a PNG with the thumbnail of each image above its pseudonym and flags; a grey square where there is none."""
     rows = max(1, -(-len(images) // PER_ROW))
     width, height = PICTURE + MARGIN, PICTURE + LINE * (LINES + 1) + MARGIN
-    sheet = pillow.new("L", (PER_ROW * width + MARGIN, rows * height + MARGIN), 255)
+    mode = "RGB" if any(picture.ndim == 3 for picture in pictures.values()) else "L"
+    sheet = pillow.new(mode, (PER_ROW * width + MARGIN, rows * height + MARGIN), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 3)
     if images.empty:
         draw.text((MARGIN, MARGIN), "no image has a quality flag worth a look", fill=0, font=font)
     for number, image in enumerate(images.to_dict("records")):
         left, top = MARGIN + number % PER_ROW * width, MARGIN + number // PER_ROW * height
         name = image["image_id"]
-        square = pillow.new("L", (PICTURE, PICTURE), 128)
+        square = pillow.new(mode, (PICTURE, PICTURE), "#808080")
         if name in pictures:
             picture = pillow.fromarray(pictures[name])
             square.paste(picture, ((PICTURE - picture.width) // 2, (PICTURE - picture.height) // 2))
@@ -55,13 +59,17 @@ def contact_sheet(path: Path, images: pd.DataFrame, pictures: Mapping[str, np.nd
 
 
 def thumbnail(sources: Sequence[Source], axes: int, pixel_hash: str, policy: Policy) -> np.ndarray:
-    """Return uint8 of at most PICTURE x PICTURE: the image, or three planes of a volume, between two percentiles.
+    """Return uint8 of at most PICTURE x PICTURE, (h, w) or in colour (h, w, 3), between two percentiles.
+
+    Of a volume, three planes are shown.
 
     Raises Refused when the files no longer hold that image.
     """
     contents = [read_bytes(source, policy.max_file_bytes) for source in sources]
     image = load_image(contents, axes, pixel_hash, policy)
     plane = image.pixels if image.pixels.ndim == 2 else three_planes(image.pixels)
+    if image.colour is not None:
+        plane = np.moveaxis(image.colour, 0, -1)
     low, high = np.percentile(plane, PERCENTILES)
     scaled = (plane - low) * (255 / (high - low)) if high > low else np.zeros_like(plane)
     picture = pillow.fromarray(scaled.clip(0, 255).astype(np.uint8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ MASK_END = 1 / 8
 MASK_SHARE = 0.95
 SMALLEST_END_SHARE = 0.0005
 SINGLE_VALUE_SHARE = 0.5
+# The flags for what the card does not expect; they need no pixels.
+UNEXPECTED = ("unexpected_modality", "unexpected_view", "unexpected_body_part")
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,10 @@ def assess(image: Image, limits: Limits) -> Quality:
         "extreme_aspect": _aspect(image) > limits.max_aspect,
         "constant_border": image.pixels.ndim == 2 and has_constant_border(image.pixels),
         "spacing_implausible": not _plausible(image.spacing_mm, limits),
-        "unexpected_modality": _unexpected(image.about.modality, limits.modalities),
-        "unexpected_view": _unexpected(image.about.view, limits.views),
-        "unexpected_body_part": _unexpected(image.about.body_part, limits.body_parts),
     }
+    about = image.about
     found = {flag for flag, is_odd in checks.items() if is_odd}
+    found |= unexpected(about.modality, about.view, about.body_part, limits)
     return Quality(lowest, highest, clipped, tuple(sorted(found | {*image.flags})))
 
 
@@ -141,6 +142,17 @@ def _plausible(spacing_mm: tuple[float, ...] | None, limits: Limits) -> bool:
     return spacing_mm is None or all(limits.min_spacing_mm <= side <= limits.max_spacing_mm for side in spacing_mm)
 
 
-def _unexpected(value: str, expected: tuple[str, ...]) -> bool:
-    """A value that the header does not state is not held against the image."""
-    return bool(expected) and bool(value) and value not in expected
+def unexpected(modality: str, view: str, body_part: str, limits: Limits) -> set[str]:
+    """Return the flags of UNEXPECTED for what a header states; what it does not state is not held against the image."""
+    facts = zip(
+        UNEXPECTED, (modality, view, body_part), (limits.modalities, limits.views, limits.body_parts), strict=True
+    )
+    return {flag for flag, value, expected in facts if expected and value and value not in expected}
+
+
+def reassessed(flags: Iterable[str], modality: str, view: str, body_part: str, limits: Limits) -> tuple[str, ...]:
+    """Return the flags of an image as `assess` would give them if nothing but the closed lists of `limits` changed."""
+    found = set(flags)
+    if "blank" not in found:
+        found = found - {*UNEXPECTED} | unexpected(modality, view, body_part, limits)
+    return tuple(sorted(found))

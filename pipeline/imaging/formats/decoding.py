@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.pixels.decoders import (
+    JPEGBaseline8BitDecoder,
     JPEGExtended12BitDecoder,
     JPEGLosslessDecoder,
     JPEGLosslessSV1Decoder,
@@ -20,25 +21,27 @@ from pydicom.pixels.decoders import (
 )
 
 from pipeline.imaging.formats import plugin
-from pipeline.imaging.formats.codestream import is_complete, read_codestream
+from pipeline.imaging.formats.codestream import RGB, Codestream, is_complete, read_codestream
 from pipeline.imaging.image import BYTES_PER_PIXEL
 from pipeline.imaging.palette import expand_palettes
 from pipeline.imaging.quarantine import Refused
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
+LOSSY_JPEG = [uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit]
 CODE_STREAMS = uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes + uid.JPEG2000TransferSyntaxes
 ITEM_TAG = b"\xfe\xff\x00\xe0"
 HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 PLUGINS = {
-    uid.JPEGBaseline8Bit: "pillow",
     **dict.fromkeys(plugin.DECODER_DEPENDENCIES, plugin.NAME),
+    uid.JPEGBaseline8Bit: "pillow",
     uid.JPEGLSLossless: "pyjpegls",
     uid.JPEGLSNearLossless: "pyjpegls",
     **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000, *HTJ2K), "pylibjpeg"),
 }
 
 for _decoder, _function in (
+    (JPEGBaseline8BitDecoder, "decode_jpeg"),
     (JPEGExtended12BitDecoder, "decode_jpeg"),
     (JPEGLosslessDecoder, "decode_jpeg"),
     (JPEGLosslessSV1Decoder, "decode_jpeg"),
@@ -84,7 +87,8 @@ def check_size(dataset: Dataset, limit: int) -> None:
 def decode(dataset: Dataset) -> np.ndarray:
     """Return stored values of shape (H, W), colour of shape (H, W, 3), or either with frames in front.
 
-    Unused bits are masked and signs extended; palettes are looked up, YBR becomes RGB.
+    Unused bits are masked and signs extended; palettes are looked up, YBR becomes RGB. Where a JPEG code stream says
+    how its colours are stored and the header contradicts it, the code stream is right; see `contradicts`.
 
     Raises Refused when there is no decoder, or when pixels are cut off, contradict the header or cannot be decoded.
     """
@@ -94,10 +98,9 @@ def decode(dataset: Dataset) -> np.ndarray:
         raise Refused("unsupported_encoding", known)
     if not syntax.is_compressed and bytes(dataset.get("PixelData", b"")[:4]) == ITEM_TAG and _odd_length(dataset):
         raise Refused("damaged_header", "compressed frames under an uncompressed transfer syntax")
-    if syntax in CODE_STREAMS:
-        _check_frames(dataset)
+    streams = _check_frames(dataset) if syntax in CODE_STREAMS else []
     try:
-        stored = _stored(dataset, syntax)
+        stored = _stored(dataset, _plugin(dataset, syntax, streams), syntax)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             expand_palettes(dataset)  # pydicom would, without a limit
             stored = apply_color_lut(stored, dataset)
@@ -112,15 +115,39 @@ def decode(dataset: Dataset) -> np.ndarray:
     return stored
 
 
-def _stored(dataset: Dataset, syntax: uid.UID) -> np.ndarray:
+def contradicts(dataset: Dataset) -> bool:
+    """Say whether the first frame of a colour image says otherwise than the header how its colours are stored.
+
+    JPEG 2000 has its own transform, which the header must name (PS3.5 8.2.4); of JPEG see `codestream`.
+    """
+    syntax = uid.UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
+    if integer(dataset, "SamplesPerPixel") != 3 or syntax not in LOSSY_JPEG + uid.JPEG2000TransferSyntaxes:
+        return False
+    stream = read_codestream(next(generate_frames(dataset.PixelData, number_of_frames=frame_count(dataset))))
+    if stream is None or not stream.colour:
+        return False
+    if syntax in LOSSY_JPEG:
+        return (stream.colour == RGB) != (dataset.PhotometricInterpretation == "RGB")
+    return (stream.colour == RGB) == (dataset.PhotometricInterpretation in ("YBR_ICT", "YBR_RCT"))
+
+
+def _plugin(dataset: Dataset, syntax: uid.UID, streams: list[Codestream]) -> str:
+    """Return which plug-in decodes; pydicom knows JFIF, but not what Adobe's marker and others say of colour."""
+    stated = RGB if dataset.PhotometricInterpretation == "RGB" else ""
+    own = any(one.adobe or (one.colour and (one.colour == RGB) != bool(stated) and not one.jfif) for one in streams)
+    in_colour = syntax == uid.JPEGBaseline8Bit and dataset.SamplesPerPixel == 3
+    return plugin.NAME if own and in_colour else PLUGINS.get(syntax, "")
+
+
+def _stored(dataset: Dataset, decoder: str, syntax: uid.UID) -> np.ndarray:
     """Return stored values; of uncompressed ones, those that lie in upper bits are shifted down (PS3.5 8.1.1)."""
     bits = integer(dataset, "BitsStored")
     shift = integer(dataset, "HighBit") + 1 - bits if "HighBit" in dataset else 0
     if shift <= 0 or bits < 1 or syntax.is_compressed or bits + shift > integer(dataset, "BitsAllocated"):
-        return pixel_array(dataset, decoding_plugin=PLUGINS.get(syntax, ""))
+        return pixel_array(dataset, decoding_plugin=decoder)
     dataset.BitsStored = bits + shift
     try:
-        return pixel_array(dataset, decoding_plugin=PLUGINS.get(syntax, "")) >> shift
+        return pixel_array(dataset, decoding_plugin=decoder) >> shift
     finally:
         dataset.BitsStored = bits
 
@@ -131,8 +158,11 @@ def _odd_length(dataset: Dataset) -> bool:
     return len(dataset.PixelData) not in (-(-bits // 8), -(-bits // 8) + 1)
 
 
-def _check_frames(dataset: Dataset) -> None:
-    """Refuse frames without end marker or of another size than the header says: decoders believe the frame."""
+def _check_frames(dataset: Dataset) -> list[Codestream]:
+    """Return what the frames say of themselves; decoders believe it.
+
+    Raises Refused for frames without end marker, or of another size than the header says.
+    """
     frames = frame_count(dataset)
     try:
         encoded = list(generate_frames(dataset.PixelData, number_of_frames=frames))
@@ -140,6 +170,7 @@ def _check_frames(dataset: Dataset) -> None:
         raise Refused("damaged_pixels", type(error).__name__) from None
     if len(encoded) != frames:
         raise Refused("damaged_pixels", "fewer frames than the header says")
+    streams = []
     for frame in encoded:
         if not is_complete(frame):
             raise Refused("damaged_pixels", "no end marker")
@@ -150,6 +181,8 @@ def _check_frames(dataset: Dataset) -> None:
             raise Refused("damaged_pixels", "code stream and header differ in size")
         if 8 * len(frame) < stream.fewest_bits():
             raise Refused("damaged_pixels", "too few bytes for so many pixels")
+        streams.append(stream)
+    return streams
 
 
 def integer(dataset: Dataset, keyword: str) -> int:

@@ -23,9 +23,9 @@ from pydicom.uid import (
 )
 
 from pipeline.imaging import vocabulary
-from pipeline.imaging.colour import grey_of
+from pipeline.imaging.colour import Planes, planes_of, to_srgb
 from pipeline.imaging.display import Display, display
-from pipeline.imaging.formats.decoding import COLOUR, GREY, check_size, decode, frame_count, integer
+from pipeline.imaging.formats.decoding import COLOUR, GREY, check_size, contradicts, decode, frame_count, integer
 from pipeline.imaging.formats.dicom_geometry import GEOMETRY_ELEMENTS
 from pipeline.imaging.image import LARGEST_SPACING_MM, About, Identity, Image, Part, Policy
 from pipeline.imaging.quarantine import Refused
@@ -50,7 +50,7 @@ IMAGE_ELEMENTS = tuple(
     "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
     "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
     "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData "
-    "PixelData FloatPixelData DoubleFloatPixelData".split()
+    "ICCProfile PixelData FloatPixelData DoubleFloatPixelData".split()
 )
 ELEMENTS = tuple(dict.fromkeys((*IMAGE_ELEMENTS, *GEOMETRY_ELEMENTS)))
 # Siemens writes the number of slices of a mosaic here; nothing else is known by a private element.
@@ -91,7 +91,7 @@ def study_of(data: bytes) -> tuple[str, str]:
 
 
 def read_dicom(data: bytes, policy: Policy) -> Image | Part:
-    """Read the one grey image of a DICOM file. A colour image whose channels are equal is a grey one.
+    """Read the one image of a DICOM file. A colour image whose channels are equal is a grey one.
 
     What belongs to a volume comes back as a Part, its pixels not decoded: frames whose places the header states, and,
     when the policy assembles slices, slices of CT, MR and PET. Only the elements of ELEMENTS are parsed; nothing else
@@ -200,7 +200,8 @@ def check(dataset: Dataset, about: About, policy: Policy) -> None:
         if TAG_OF["Rows"] in dataset and keyword not in NOT_IMAGES:
             raise Refused("damaged_pixels", "cut off")
         raise Refused("not_an_image", keyword)
-    if sop_class.startswith(SECONDARY_CAPTURE) and not policy.accept_secondary_capture:
+    # With the dot: visible light images, fundus photographs among them, begin with the same digits and 7 once more.
+    if f"{sop_class}.".startswith(f"{SECONDARY_CAPTURE}.") and not policy.accept_secondary_capture:
         raise Refused("secondary_capture")
     if _text(dataset, "BurnedInAnnotation").upper() == "YES" and not policy.accept_burned_in:
         raise Refused("burned_in_text")
@@ -285,17 +286,24 @@ def _listed_photometric(dataset: Dataset) -> str:
 def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -> Image:
     spacing_mm, flags = pixel_spacing(dataset)
     if stored.ndim == 3:
-        grey, reduced = grey_of(stored, about.photometric, policy)
-        shown = Display(grey, None, False, reduced)
+        converted: tuple[str, ...] = ()
+        if policy.keep_colour and "ICCProfile" in dataset:
+            stored, converted = to_srgb(stored, bytes(dataset.ICCProfile))
+        planes = planes_of(stored, about.photometric, policy)
+        shown = Display(planes.pixels, None, False, (*planes.flags, *converted))
     else:
         shown = display(stored, dataset)
-    values, valid = shown.values, shown.valid
+        planes = Planes(shown.values)
+    values, valid, colour = shown.values, shown.valid, planes.colour
     ratio = _numbers(dataset, "PixelAspectRatio")
     if spacing_mm is None and ratio is not None and len(ratio) == 2 and min(ratio) > 0 and ratio[0] != ratio[1]:
         values, valid = _squared(values, *ratio), None if valid is None else _squared(valid, *ratio)
+        colour = None if colour is None else np.stack([_squared(plane, *ratio) for plane in colour])
         flags = (*flags, "aspect_corrected")
     if isinstance(dataset, FileDataset) and dataset.preamble is None:
         flags = (*flags, "no_preamble")
+    if colour is not None and contradicts(dataset):
+        flags = (*flags, "photometric_contradicts")
     return Image(
         pixels=values,
         about=about,
@@ -303,6 +311,7 @@ def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -
         spacing_mm=spacing_mm,
         polarity_fixed=shown.inverted,
         flags=(*shown.flags, *flags),
+        colour=colour,
     )
 
 

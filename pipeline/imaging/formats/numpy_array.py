@@ -1,4 +1,4 @@
-"""One grey image as a NumPy array file (.npy): a row of a MedMNIST archive, or somebody's own array."""
+"""One image as a NumPy array file (.npy): a row of a MedMNIST archive, or somebody's own array."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from pipeline.imaging.colour import grey_of
+from pipeline.imaging.colour import Planes, planes_of
 from pipeline.imaging.image import BYTES_PER_PIXEL, About, Image, Policy
 from pipeline.imaging.quarantine import Refused
 
@@ -56,8 +56,9 @@ def read_array(data: bytes, policy: Policy) -> Image:
         raise Refused("damaged_pixels", type(error).__name__) from None
     if not np.isfinite(values).all():
         raise Refused("bad_values", "values are not finite")
-    pixels, flags = _pixels(values.reshape(sides), policy)
-    return Image(pixels, About("array", bits_stored=dtype.itemsize * 8), flags=("spacing_unknown", *flags))
+    planes = _planes(values.reshape(sides), policy)
+    about = About("array", bits_stored=dtype.itemsize * 8)
+    return Image(planes.pixels, about, flags=("spacing_unknown", *planes.flags), colour=planes.colour)
 
 
 def _without_single(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -67,13 +68,13 @@ def _without_single(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _pixels(values: np.ndarray, policy: Policy) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return float32 (H, W) or (D, H, W), and flags."""
+def _planes(values: np.ndarray, policy: Policy) -> Planes:
+    """Return the planes of a picture, or of a volume, whose `pixels` are (D, H, W)."""
     channels = values.shape[2] if values.ndim == 3 else 1
     if channels == COLOUR_AND_OPACITY:
         if (values[..., -1] != values[0, 0, -1]).any():
             raise Refused("colour", "transparent pixels")
         values = values[..., :-1]
     if channels in (COLOUR_CHANNELS, COLOUR_AND_OPACITY):
-        return grey_of(values, f"array of {channels} channels", policy)
-    return np.ascontiguousarray(values, dtype=np.float32), ()
+        return planes_of(values, f"array of {channels} channels", policy)
+    return Planes(np.ascontiguousarray(values, dtype=np.float32))

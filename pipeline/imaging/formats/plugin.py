@@ -1,4 +1,7 @@
-"""Decoders that pydicom lacks or has in slow or GPL form: lossless and 12-bit JPEG, and RLE, through imagecodecs."""
+"""Decoders that pydicom lacks or has in slow or GPL form: lossless and 12-bit JPEG, and RLE, through imagecodecs.
+
+Baseline JPEG is here for colour that says itself how it is stored.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import imagecodecs
 import numpy as np
 from pydicom.pixels.common import PhotometricInterpretation
 from pydicom.pixels.decoders.base import DecodeRunner
-from pydicom.uid import JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, RLELossless
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, RLELossless
+
+from pipeline.imaging.formats.codestream import RGB, YBR, read_codestream
 
 NAME = "imagecodecs"
 LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
 # pydicom asks a plug-in's module for these two names.
-DECODER_DEPENDENCIES = dict.fromkeys((*LOSSLESS, JPEGExtended12Bit, RLELossless), ("numpy", NAME))
+DECODER_DEPENDENCIES = dict.fromkeys((*LOSSLESS, JPEGExtended12Bit, RLELossless, JPEGBaseline8Bit), ("numpy", NAME))
 RLE_HEADER_BYTES, MOST_SEGMENTS = 64, 15
+SPACES = {RGB: "RGB", YBR: "YCBCR"}  # as libjpeg calls them
 
 
 def is_available(uid: str) -> bool:
@@ -25,15 +31,17 @@ def is_available(uid: str) -> bool:
 def decode_jpeg(frame: bytes, runner: DecodeRunner) -> bytearray:
     """Return the samples of one frame, colour by pixel: lossless as stored, lossy as RGB.
 
-    The header says of lossy colour whether it is stored as RGB: no marker of JPEG does so for every writer.
+    Of lossy colour, the code stream says how it is stored, and where it does not, the header.
     """
     if runner.samples_per_pixel == 1:
         values = imagecodecs.jpeg_decode(frame)
     elif runner.transfer_syntax in LOSSLESS:
         values = imagecodecs.jpegsof3_decode(frame)  # slower, but leaves the colour space alone
     else:
-        stored = "RGB" if runner.photometric_interpretation == PhotometricInterpretation.RGB else "YCBCR"
-        values = imagecodecs.jpeg8_decode(frame, colorspace=stored, outcolorspace="RGB")
+        stream = read_codestream(frame)
+        stated = RGB if runner.photometric_interpretation == PhotometricInterpretation.RGB else YBR
+        stored = stream.colour or stated if stream else stated
+        values = imagecodecs.jpeg8_decode(frame, colorspace=SPACES[stored], outcolorspace="RGB")
         runner.set_option("photometric_interpretation", PhotometricInterpretation.RGB)
     runner.set_option("planar_configuration", 0)
     runner.set_option("bits_allocated", 8 * values.dtype.itemsize)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import ImageFile, ImageOps
 
-from pipeline.imaging.colour import grey_of
+from pipeline.imaging.colour import Planes, on_black, planes_of, to_srgb
 from pipeline.imaging.image import BYTES_PER_PIXEL, About, Image, Policy
 from pipeline.imaging.quarantine import Refused
 
@@ -25,7 +25,8 @@ MAGIC = (PNG_MAGIC, b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS = {"1": 1, "L": 8, "LA": 8, "P": 8, "RGB": 8, "RGBA": 8, "I": 32, "F": 32} | dict.fromkeys(SIXTEEN_BIT, 16)
 EXIF_ORIENTATION, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 274, 262, 0
-TIFF_BITS, TIFF_PLANES, TIFF_SAMPLE_FORMAT = 258, 284, 339
+TIFF_BITS, TIFF_PLANES, TIFF_EXTRA_SAMPLES, TIFF_SAMPLE_FORMAT = 258, 284, 338, 339
+ASSOCIATED = 1
 SEPARATE_PLANES, UNSIGNED, SIGNED = 2, 1, 2
 # Where in a PNG its bit depth stands (IHDR).
 PNG_DEPTH = 24
@@ -84,16 +85,17 @@ def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
         bits, values = values.dtype.itemsize * 8, TURNS[turn](values) if turn in TURNS else values
     else:
         values = _values(ImageOps.exif_transpose(picture) if turn in TURNS else picture)
-    pixels, flags = _grey(values, mode, policy)
-    if inverted:
-        pixels = np.float32(2**16 - 1) - pixels
+    values, flags = _in_colour(values, picture, tags) if policy.keep_colour else (values, ())
+    planes = _planes(values, mode, policy)
+    pixels = np.float32(2**16 - 1) - planes.pixels if inverted else planes.pixels
     if not np.isfinite(pixels).all():
         raise Refused("bad_values", "pixels are not finite")
     return Image(
         pixels=pixels,
         about=About(format="raster", bits_stored=bits),
         polarity_fixed=inverted,
-        flags=("spacing_unknown", *flags, *(("rotated",) if turn in TURNS else ())),
+        flags=("spacing_unknown", *planes.flags, *flags, *(("rotated",) if turn in TURNS else ())),
+        colour=planes.colour,
     )
 
 
@@ -131,12 +133,30 @@ def _values(picture: pillow.Image) -> np.ndarray:
     return np.asarray(picture if picture.mode in ("L", "I", "F", *SIXTEEN_BIT) else picture.convert("RGBA"))
 
 
-def _grey(values: np.ndarray, mode: str, policy: Policy) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return float32 values of shape (H, W), and flags. Of two or four channels, the last is opacity."""
+def _in_colour(
+    values: np.ndarray, picture: ImageFile.ImageFile, tags: Mapping[int, Any]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return values (H, W) or (H, W, 3) in sRGB and without opacity, and flags."""
+    if values.ndim == 2:
+        return values, ()
+    converted: tuple[str, ...] = ()
+    if values.shape[2] > 2:
+        colours, converted = to_srgb(values[..., :3], picture.info.get("icc_profile"))
+        values = np.concatenate([colours, values[..., 3:]], axis=-1)
+    if values.shape[2] in (1, 3):
+        return values, converted
+    # Pillow has undone it where it decoded the picture itself.
+    associated = tags.get(TIFF_EXTRA_SAMPLES, (0,))[0] == ASSOCIATED and max(tags.get(TIFF_BITS, (0,))) > 8
+    seen, flags = on_black(values, associated)
+    return seen, (*converted, *flags)
+
+
+def _planes(values: np.ndarray, mode: str, policy: Policy) -> Planes:
+    """Return the planes of values (H, W) or (H, W, C). Of two or four channels, the last is opacity."""
     if values.ndim == 2 or values.shape[2] == 1:
-        return values.reshape(values.shape[:2]).astype(np.float32), ()
+        return Planes(values.reshape(values.shape[:2]).astype(np.float32))
     if values.shape[2] in (2, 4):
         if (values[..., -1] != np.iinfo(values.dtype).max).any():
             raise Refused("colour", "transparent pixels")
         values = values[..., :-1]
-    return grey_of(values, f"mode {mode}", policy)
+    return planes_of(values, f"mode {mode}", policy)

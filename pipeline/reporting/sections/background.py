@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
@@ -57,34 +57,35 @@ def intended_use(e: Evidence) -> Section:
 
 def _stop_rule(w: Json) -> str:
     """Say when to stop using the model, and beforehand how much it takes to notice that it got worse."""
-    notice = ", ".join(f"{_as_percent(fallen)}: {_many(n)}" for fallen, n in w["audited_positives_to_notice"].items())
+    falls = _noticed(w["audited_positives_to_notice"], "such patient")
     audits = w["audits_to_bound_missed"]["0.005"]
     said = [
         f"Stop and calibrate again when the evidence against a sensitivity of {plain_percent(w['recall'])} reaches "
         f"{w['alarm_at']:g} to 1 (a test martingale, which may be looked at after every patient; its false alarms, "
         f"ever: at most {plain_percent(w['false_alarm_ever'])}).",
         "It counts misses among patients with the condition who were referred or audited: outcomes of referred people "
-        f"alone show no miss. Patients with the condition until half of all falls are noticed, to {notice}.",
+        "alone show no miss.",
+        *([f"Half of such falls are noticed: {falls}."] if falls else []),
         f"Outcomes of {count(audits)} people not referred, drawn at random and none with the condition, bound the "
         "missed at 5 in 1,000 of them.",
     ]
     if band := w["referral_band"]:
-        people = ", ".join(f"{_as_percent(rate)}: {_many(n)}" for rate, n in w["people_to_notice"].items())
         said.append(
             f"In the same way, when the share referred leaves {plain_percent(band['low'])} to "
-            f"{plain_percent(band['high'])}, which assumes page one's prevalence; people until half of all such "
-            f"changes are noticed, to {people}."
+            f"{plain_percent(band['high'])}, which assumes page one's prevalence. Half of such "
+            f"changes are noticed: {_noticed(w['people_to_notice'], 'person', 'people')}."
         )
     said.append("And before use at another site, on other equipment or in another population.")
     return " ".join(said)
 
 
-def _as_percent(share: str) -> str:
-    return plain_percent(float(share))
-
-
-def _many(n: int | None) -> str:
-    return "thousands" if n is None else count(n)
+def _noticed(after: Mapping[str, int | None], one: str, many: str = "") -> str:
+    """Return after how many a change to each share is noticed: `to 90 % after 153 such patients, to 85 % after 42`."""
+    said: list[str] = []
+    for changed, n in after.items():
+        whom = "" if said else f" {'of ' if n is None else ''}{one if n == 1 else many or f'{one}s'}"
+        said.append(f"to {plain_percent(float(changed))} after {'thousands' if n is None else count(n)}{whom}")
+    return ", ".join(said)
 
 
 COPIES = {
@@ -98,36 +99,41 @@ COPIES = {
 
 
 def studies(e: Evidence) -> Section:
-    """Return the flow of studies, who is in which part, and what was set aside."""
+    """Return the flow of studies, who is in which part, and what was set aside; in the appendix, who they are."""
     card = e.card
     source = [["Dataset", card["title"]], ["Source", card["source"]], ["Licence", card["licence"]],
               ["Attribution", card["attribution"]], ["Made up in these data", card["synthetic"]]]  # fmt: skip
-    blocks: list[Block] = [
+    blocks: list[Block] = [Figures([_flow(e)]), *_splits(e), Paragraph(_copies(e))]
+    appendix: list[Block] = [
         Table("dataset", "The data, as stated in the dataset card", ["What", "Statement"], source, True),
-        Figures([_flow(e)]),
-        *_splits(e),
         _make_up(e),
     ]
     reasons = e.ingest["reasons"]
     set_aside = [
-        [reason, count(n), reasons.get(reason, "")] for reason, n in sorted(e.ingest["quarantined"].items()) if n
+        [_words(reason), count(n), reasons.get(reason, "")]
+        for reason, n in sorted(e.ingest["quarantined"].items())
+        if n
     ]
     if set_aside:
         blocks.append(Table("quarantine", "Files set aside, by reason", ["Reason", "Files", "Meaning"], set_aside))
     meanings = e.ingest["flag_meanings"]
-    flags = [[name, count(n), meanings.get(name, "")] for name, n in sorted(e.ingest["flags"].items()) if n]
+    flags = [[_words(name), count(n), meanings.get(name, "")] for name, n in sorted(e.ingest["flags"].items()) if n]
     if flags:
         columns = ["Remark", "Images", "Meaning"]
-        blocks.append(Table("quality_flags", "Images accepted with a remark", columns, flags))
+        appendix.append(Table("quality_flags", "Images accepted with a remark", columns, flags))
+    found, near = e.ingest["duplicates"], _near_looked_for(e)
     copies = [
-        [words, count(e.ingest["duplicates"].get(name, 0))]
+        [words, count(found[name])]
         for name, words in COPIES.items()
-        if _near_looked_for(e) or not name.startswith("near_")
+        if found.get(name) and (near or not name.startswith("near_"))
     ]
-    if any(e.ingest["duplicates"].values()):
-        blocks.append(Table("duplicates", "Images that came more than once", ["What", "Number"], copies))
-    blocks.append(Paragraph(_copies(e)))
-    return Section("studies", "Studies", blocks)
+    if copies:
+        appendix.append(Table("duplicates", "Images that came more than once", ["What", "Number"], copies))
+    return Section("studies", "Studies", blocks, appendix)
+
+
+def _words(code: str) -> str:
+    return code.replace("_", " ")
 
 
 def _near_looked_for(e: Evidence) -> bool:
@@ -190,7 +196,7 @@ def _flow(e: Evidence) -> Figure:
         + "; ".join(f"{SPLIT_NAMES[n].lower()} {counted(s['patients'], 'patient')}" for n, s in splits.items())
         + ".",
         "Flow of files and patients. No patient is in two parts.",
-        15,
+        16,
         flow(e.ingest["received"], accepted, quarantined, boxes),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.reporting.document import Block, Heading, Paragraph, Section, Table
+from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.numbers import count, interval, number, people_interval, percent, plain_percent
 from pipeline.store.wording import counted
@@ -20,9 +20,8 @@ def deployment(e: Evidence) -> Section | None:
     if e.point is None or d is None or not d["usable"]:
         return None
     blocks: list[Block] = [Paragraph(_meaning(e, d)), _certificates(e, d), Paragraph(packaged(e))]
-    if d["subgroups"]:
-        blocks += [Heading("By group"), _groups(e, d)]
-    return Section("deployment", "The threshold to use", blocks)
+    groups = [_groups(e, d)] if d["subgroups"] else []
+    return Section("deployment", "The threshold to use", blocks, groups)
 
 
 def _meaning(e: Evidence, d: Json) -> str:
@@ -94,10 +93,11 @@ def packaged(e: Evidence) -> str:
 
 
 def _groups(e: Evidence, d: Json) -> Table:
-    rows = [_group(row) for row in d["subgroups"]]
+    rows, lowest = [_group(row) for row in d["subgroups"]], d["subgroup_threshold"] == "minimum"
     caption = (
         f"Promises by group, all of which hold at once with {plain_percent(e.threshold['confidence'])} confidence. "
-        f"Rule of the configuration: {d['subgroup_threshold']}. Where a group is too small, what can be promised of it"
+        f"The threshold to use is {'the lowest of these groups' if lowest else 'everybody'}'s. Where a group is too "
+        "small, what can be promised of it"
     )
     columns = ["Group", "With the condition", "Needed", "Promised: at least, %", "Highest that can be promised, %"]
     return Table("deployment_groups", caption, columns, rows)

@@ -36,7 +36,8 @@ def external(e: Evidence) -> Section:
     )
     verdicts = [_verdict(e, name) for name in sets]
     definitions = [_definitions(e)] if any(_differs(e, name) for name in sets) else []
-    return Section("external", title, [said, *verdicts, _beside(e), *definitions])
+    beside, calibrated = _beside(e)
+    return Section("external", title, [said, *verdicts, beside, *definitions], [calibrated])
 
 
 def _verdict(e: Evidence, name: str) -> Box | Paragraph:
@@ -79,8 +80,8 @@ def _group_verdict(e: Evidence, group: Json) -> str:
     return verdict(group["verification"], first=e.read_first, few=few)
 
 
-def _beside(e: Evidence) -> Table:
-    """Return the measures of the run's own test patients beside those of each external test set."""
+def _beside(e: Evidence) -> tuple[Table, Table]:
+    """Return the measures of the run's own test patients beside those of each external set; calibration by itself."""
     sets = {TESTED: e.metrics, **{its["group"]: its for its in e.metrics["external"].values()}}
     level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
     at = plain_percent(e.metrics["headline_prevalence"])
@@ -107,12 +108,16 @@ def _beside(e: Evidence) -> Table:
         "brier": "Brier score",
         "brier_skill": "Brier skill",
     }
-    rows += [[words, *(_cell(its, 1, "calibration", "after", m) for its in sets.values())] for m, words in line.items()]
+    calibrated = [
+        [words, *(_cell(its, 1, "calibration", "after", m) for its in sets.values())] for m, words in line.items()
+    ]
     caption = (
         f"The test patients of this run beside external test sets: same model, calibrator and threshold; {level} "
         "intervals. Sensitivity is of the patients with the condition, specificity of the others"
     )
-    return Table("external", caption, ["Measure", *map(_capital, sets)], rows)
+    columns = ["Measure", *map(_capital, sets)]
+    more = f"Calibration of the test patients of this run beside that of external test sets; {level} intervals"
+    return Table("external", caption, columns, rows), Table("external_calibration", more, columns, calibrated)
 
 
 def _people(its: Json) -> str:
@@ -162,19 +167,18 @@ def _definitions(e: Evidence) -> Table:
 def shift(e: Evidence) -> Section:
     """Return who differs from the calibration patients, whom the certificate does not cover, and all findings."""
     s = e.metrics["shift"]
-    findings = [[LEVELS[f["level"]], f["on"], f["code"], f["message"]] for f in e.findings]
-    blocks: list[Block] = [_distributions(e), Paragraph(HOW_TO_READ)]
-    blocks += [_coverage(e)] if e.point is not None else [Paragraph(WITHHELD)]
-    uncovered = [_group_name(g) for g in s["groups"] if not g["covered"]]
+    findings = [[LEVELS[f["level"]], f["on"], f["message"]] for f in e.findings]
+    blocks: list[Block] = [_coverage(e) if e.point is not None else Paragraph(WITHHELD)]
+    uncovered = [f"{_group_name(g)}: {'; '.join(_why(g))}." for g in s["groups"] if not g["covered"]]
     if e.point is not None and uncovered:
-        title = "The certificate may not speak of everyone tested"
-        blocks.append(Box("caution", title, [f"These differ from the calibration patients: {'; '.join(uncovered)}."]))
+        title = "The certificate may not speak of everyone tested: these differ from the calibration patients"
+        blocks.append(Box("caution", title, uncovered))
     if findings:
-        columns = ["Level", "Patients", "Code", "Finding"]
+        columns = ["Level", "Patients", "Finding"]
         blocks.append(Table("findings", "What the automatic checks found", columns, findings))
     else:
         blocks.append(Paragraph("The automatic checks found nothing to remark."))
-    return Section("shift", "Shift and automatic checks", blocks)
+    return Section("shift", "Shift and automatic checks", blocks, [_distributions(e), Paragraph(HOW_TO_READ)])
 
 
 HOW_TO_READ = (
@@ -224,7 +228,7 @@ def _coverage(e: Evidence) -> Table:
             "—" if tail is None else f"{count(tail['misses'])} / {number(tail['expected'], 1)}, p {p_value(tail['p'])}",
             _group_verdict(e, g),
             *("—" if tail is None else number(100 * tail["noticed"][f"{fall:g}"], 0) for fall in falls[:2]),
-            "nothing seen" if g["covered"] else "; ".join(g["differences"]) or "contradicted",
+            "nothing seen" if g["covered"] else "yes: below",
         ]
         for g, tail in zip(e.metrics["shift"]["groups"], tails, strict=True)
     ]
@@ -238,6 +242,11 @@ def _coverage(e: Evidence) -> Table:
     columns = ["Group", "With the condition", "Sensitivity, %", "Missed / expected", "The promise",
                *(f"Noticed at {plain_percent(fall)}" for fall in falls[:2]), "Different"]  # fmt: skip
     return Table("coverage", caption, columns, rows)
+
+
+def _why(group: Json) -> list[str]:
+    """Say how a group differs; one that only contradicts the promise differs in that."""
+    return list(group["differences"]) or ["the promise is contradicted there"]
 
 
 def _group_name(group: Json) -> str:

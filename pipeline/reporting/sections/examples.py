@@ -8,16 +8,12 @@ from pipeline.reporting.diagrams import gallery
 from pipeline.reporting.document import Block, Figure, Figures, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Example, prevalence_assumed
 from pipeline.reporting.numbers import count, number, percent, probability
+from pipeline.reporting.outlines import WORDS
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.store.wording import agreeing, counted
 
-OUTLINE = (
-    "About the outlines: they enclose the fewest patches of the image that together hold half of the network's "
-    "attention (attention rollout, Abnar and Zuidema 2020, mean over the seeds); attention spread evenly would give "
-    "half of the image, and an outline near that tells nothing. An outline says where the network took its "
-    "information from. It does not explain the decision, marks no lesion, and is no evidence that the answer is right "
-    "or wrong. Judge the image without it first."
-)
+ON_PAGE = 2  # of either kind; the others are in the appendix
+KEY = "cases.csv of the report's artifact, which is not delivered with the report"
 NO_OUTLINE = "No outline of attention is shown: the reported model has no attention."
 
 
@@ -27,39 +23,42 @@ def examples(e: Evidence) -> Section:
         return Section("examples", "Examples of errors", [Paragraph(WITHHELD)])
     counts = e.point["counts"]
     blocks: list[Block] = []
+    appendix: list[Block] = []
     for name, words, found, total in (
         ("misses", "Missed although with the condition, lowest scores first", e.misses, counts["fn"]),
         ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts["fp"]),
     ):
         if found:
-            blocks += _gallery(e, name, f"{words}: {len(found)} of {count(total)}", found)
+            said, first = f"{words}: {len(found)} of {count(total)}", found[:ON_PAGE]
+            blocks.append(Figures([_figure(e, name, f"{words}: {len(first)} of {count(total)}", first)]))
+            if more := found[ON_PAGE:]:
+                appendix.append(Figures([_figure(e, f"{name}_more", f"{words}: {len(more)} more", more, ON_PAGE + 1)]))
+            appendix.append(_table(name, said, found))
         else:
             blocks.append(Paragraph(f"{words}: {count(total)} in all; none shown."))
     if shown := [*e.misses, *e.false_alarms]:
-        blocks.append(Paragraph(NO_OUTLINE if shown[0].outlined is None else OUTLINE))
-        blocks.append(Paragraph(f"Probabilities are {prevalence_assumed(e)}."))
-    return Section("examples", "Examples of errors", blocks)
+        blocks.append(Paragraph(NO_OUTLINE if shown[0].outlined is None else WORDS[e.outline].about))
+        appendix.append(Paragraph(f"Probabilities are {prevalence_assumed(e)}. Whose the images are is in {KEY}."))
+    return Section("examples", "Examples of errors", blocks, appendix)
 
 
-def _gallery(e: Evidence, name: str, words: str, found: Sequence[Example]) -> list[Block]:
+def _table(name: str, words: str, found: Sequence[Example]) -> Table:
     rows = [
         [
             f"case {at}",
-            x.patient,
             number(x.score, 2),
             probability(x.probability),
-            x.site[:12] or "unknown",
+            x.site or "unknown",
             x.view or "unknown",
             count(x.images),
         ]
         for at, x in enumerate(found, 1)
     ]
-    columns = ["Case", "Patient (pseudonym)", "Score", "Probability", "Site", "View", "Images"]
-    return [Figures([_figure(e, name, words, found)]), Table(name, words, columns, rows)]
+    return Table(name, words, ["Case", "Score", "Probability", "Site", "View", "Images"], rows)
 
 
-def _figure(e: Evidence, name: str, words: str, found: Sequence[Example]) -> Figure:
-    titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, 1)]
+def _figure(e: Evidence, name: str, words: str, found: Sequence[Example], first: int = 1) -> Figure:
+    titles = [f"case {at}: score {number(x.score, 2)}" for at, x in enumerate(found, first)]
     scores = ", ".join(number(x.score, 2) for x in found)
     alt = f"What the model saw, {counted(len(found), 'image')}; {agreeing(len(found), 'score', 'scores')} {scores}."
     which = (
@@ -74,18 +73,18 @@ def _figure(e: Evidence, name: str, words: str, found: Sequence[Example]) -> Fig
         beside = agreeing(len(found), "it", "each")
         alt += f" Beside {beside} the same image with an outline, around {', '.join(percent(s, 0) for s in shares)}."
         caption += (
-            " Left: untouched. Right: the same image, with an outline around half of the network's attention: "
-            f"{_range(shares)} % of the {'volume' if e.volumes else 'image'}."
+            " Left: untouched. Right: the same image, with an outline around "
+            f"{WORDS[e.outline].half}: {_range(shares)} % of the {'volume' if e.volumes else 'image'}."
         )
     picture = gallery([x.image for x in found], [x.outlined for x in found], titles)
-    return Figure(name, alt, caption, 15.5, picture)
+    return Figure(name, alt, caption, 16, picture)
 
 
 def _planes(e: Evidence, found: Sequence[Example]) -> str:
     """Say which planes of a volume are shown; nothing of images that have but one."""
     if not e.volumes:
         return ""
-    through = "the middle" if found[0].outlined is None else "the middle of the patch with most attention"
+    through = "the middle" if found[0].outlined is None else f"the middle of {WORDS[e.outline].most}"
     return f", by its coronal, sagittal and axial plane through {through}"
 
 

@@ -39,7 +39,8 @@ def further_labels(e: Evidence) -> Section | None:
     return Section(
         "further_labels",
         "Further labels",
-        [said, shared, *withheld, *stops, _results(e), _certificates(e), _calibration(e), _definitions(e)],
+        [said, shared, *withheld, *stops, _results(e)],
+        [_certificates(e), _calibration(e), _definitions(e)],
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Json, arm_name, known_groups
+from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table, shortened
+from pipeline.reporting.evidence import Evidence, Json, known_groups
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -68,7 +68,8 @@ def subgroups(e: Evidence) -> Section:
         for note, own in frame[frame["note"] != ""].groupby("note")
     ]
     remarks = [Heading("Why numbers are missing"), Bullets(notes)] if notes else []
-    return Section("subgroups", "Subgroups", [*blocks, Table("subgroups", caption, [*columns, "AUC"], shown), *remarks])
+    table = Table("subgroups", caption, [*columns, "AUC"], shown)
+    return Section("subgroups", "Subgroups", blocks, [table, *remarks])
 
 
 def _lowest(e: Evidence, point: Json) -> list[Block]:
@@ -125,20 +126,21 @@ def _forest(e: Evidence, drawn: pd.DataFrame) -> Figure:
     panels = {"auc": "AUC"}
     overall = {"auc": e.metrics["discrimination"]["auc"]["value"]}
     if e.point is not None:
-        panels = {"recall": "Sensitivity", "specificity": "Specificity", **panels}
+        panels = {"recall": "Sensitivity, %", "specificity": "Specificity, %", **panels}
         overall |= {name: e.point[name]["value"] for name in ("recall", "specificity")}
     at_once = [
         {**r, **{f"{m}{end}": r[name] for m in panels for end, name in zip(LIMITS, _limit_columns(r, m), strict=True)}}
         for r in drawn.to_dict("records")
     ]
-    groups = pd.DataFrame(at_once).assign(name=lambda f: f["attribute"] + ": " + f["group"].str.slice(0, 14))
+    names = [f"{shortened(r['attribute'] + ' ' + r['group'], 24)} (n = {count(r['patients'])})" for r in at_once]
+    groups = pd.DataFrame(at_once).assign(name=names)
     shown = {name: float("nan") if v is None else v for name, v in overall.items()}
     return Figure(
         "subgroups",
         f"{' and '.join(panels.values())} of {counted(len(drawn), 'group')} with intervals; the numbers are in the "
-        "table below.",
-        "Groups of test patients with intervals. The dotted line is the value of all test patients.",
-        15.5,
+        "appendix.",
+        "Groups of test patients with intervals, n patients each. The dotted line is the value of all test patients.",
+        16,
         forest(groups, panels, shown),
     )
 
@@ -148,7 +150,7 @@ def comparison(e: Evidence) -> Section:
     frame = e.comparison.sort_values("reported", ascending=False, kind="stable")
     rows = [
         [
-            arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
+            e.arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
             count(r["seeds"]),
             short_interval(r["auc"], r["auc_low"], r["auc_high"]),
             limits(r["auc_seed_min"], r["auc_seed_max"]) if r["seeds"] > 1 else "—",
@@ -158,18 +160,22 @@ def comparison(e: Evidence) -> Section:
         for r in frame.to_dict("records")
     ]
     n, positives = counted(int(frame["patients"].max()), "test patient"), count(frame["positives"].max())
-    caption = f"Arms on the same {n}, {positives} with the condition, with {_level(e)} intervals"
-    columns = ["Arm", "Seeds", "AUC", "Single seeds", "Reported arm minus this arm (paired)", "p (paired DeLong)"]
+    caption = (
+        f"Arms on the same {n}, {positives} with the condition, with {_level(e)} intervals; differences, the reported "
+        "arm minus this one, and p are paired (DeLong)"
+    )
+    columns = ["Arm", "Seeds", "AUC", "Single seeds", "Difference", "p"]
     blocks: list[Block] = [Paragraph(e.metrics["comparison_sentence"])]
     drawn = frame[frame["auc"].notna()]
     if len(drawn):
-        names = [arm_name(arm) for arm in drawn["arm"]]
+        names = [e.arm_name(arm) for arm in drawn["arm"]]
         alt = "; ".join(f"{name}: AUC {number(auc)}" for name, auc in zip(names, drawn["auc"], strict=True))
         words = "AUC of each arm with its interval. Grey marks are single training seeds."
-        blocks.append(Figures([Figure("arms", f"{alt}.", words, 15.5, arms(drawn, names))]))
+        blocks.append(Figures([Figure("arms", f"{alt}.", words, 16, arms(drawn, names))]))
     blocks.append(Table("comparison", caption, columns, rows))
     decisions = [_decisions(e, frame)] if e.point else []
-    return Section("comparison", "Comparison of arms", [*blocks, *decisions, *label_fractions(e)])
+    fewer, numbers = label_fractions(e)
+    return Section("comparison", "Comparison of arms", [*blocks, *fewer], [*decisions, *numbers])
 
 
 def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
@@ -183,7 +189,7 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
 
     rows = [
         [
-            arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
+            e.arm_name(r["arm"]) + (" — reported" if r["reported"] else ""),
             *cells(r, "recall"),
             *cells(r, "specificity"),
         ]

@@ -7,25 +7,28 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from pipeline.reporting.document import Block, Figure, Figures, Heading, Paragraph, Table
-from pipeline.reporting.evidence import ARM_NAMES, Evidence, arm_name
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.figures import label_curve
 from pipeline.reporting.numbers import count, limits, number, p_value, percent, plain_percent, short_interval
 from pipeline.store.wording import counted
 
 
-def label_fractions(e: Evidence) -> Sequence[Block]:
-    """Return sentence, curve and table of the arms with fewer labelled patients; nothing when none was trained."""
+def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
+    """Return a sentence on the arms with fewer labelled patients, and, for the appendix, their curve and numbers.
+
+    Nothing when none was trained.
+    """
     if e.label_fractions is None:
-        return []
+        return [], []
     frame = e.label_fractions
     level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
     everyone = frame["labelled_patients"].max()
-    arms = sorted(set(frame["arm"]), key=list(ARM_NAMES).index)
+    arms = sorted(set(frame["arm"]), key=e.arms.index)
     rows = [
         [
             f"{count(r['labelled_patients'])} ({percent(r['labelled_patients'] / everyone)})",
             count(r["labelled_positives"]),
-            arm_name(r["arm"]),
+            e.arm_name(r["arm"]),
             short_interval(r["auc"], r["auc_low"], r["auc_high"]),
             limits(r["auc_seed_min"], r["auc_seed_max"]),
             "—" if r["arm"] == "mae" else short_interval(r["difference"], r["difference_low"], r["difference_high"]),
@@ -39,22 +42,17 @@ def label_fractions(e: Evidence) -> Sequence[Block]:
         f"Arms trained with fewer and with all labelled patients, on the same test patients, with {level} intervals; "
         "differences are paired (DeLong)"
     )
-    curves = {arm_name(arm): frame[frame["arm"] == arm] for arm in arms}
+    curves = {e.arm_name(arm): frame[frame["arm"] == arm] for arm in arms}
     figure = Figure(
         "label_fractions",
         f"AUC on the test patients against the number of labelled training patients. {_ends(curves)}",
         f"AUC by the number of labelled training patients (logarithmic). Bands are {level} intervals of the first two "
         "arms; those of all are in the table.",
-        15.5,
+        16,
         label_curve(curves),
     )
-    return [
-        Heading("With fewer labelled patients"),
-        Paragraph(e.metrics["label_fractions"]["sentence"]),
-        Figures([figure]),
-        Table("label_fractions", caption, columns, rows),
-        Paragraph(_how(e)),
-    ]
+    read = [Heading("With fewer labelled patients"), Paragraph(e.metrics["label_fractions"]["sentence"])]
+    return read, [Figures([figure]), Table("label_fractions", caption, columns, rows), Paragraph(_how(e))]
 
 
 def _ends(curves: Mapping[str, pd.DataFrame]) -> str:

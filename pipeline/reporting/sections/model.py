@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from PIL import Image
 
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Json, arm_name
+from pipeline.reporting.evidence import Evidence, Json, Pretraining
 from pipeline.reporting.figures import pretraining_loss
 from pipeline.reporting.numbers import count, number, plain_percent
 from pipeline.reporting.sections.readings import how_often_read
 from pipeline.store.wording import agreeing, counted
 
-FIGURE_CM, MAX_HEIGHT_CM = 7.6, 9.0
+FIGURE_CM, MAX_HEIGHT_CM = 8.0, 9.0
 DECODERS = {"self_attention": "He et al. 2021", "cross_attention": "He et al. 2021; decoder of Fu et al. 2024"}
 LOSSES = {
     "bce": "cross-entropy",
@@ -33,21 +33,25 @@ CHANGES = {
     "noise": "noise of {:.0%} of the range in half of them",
     "blur_pixels": "blurred by up to {:g} pixels in half of them",
     "cutout": "a box of {:.0%} of the side made black in half of them",
+    "saturation": "saturation changed by up to {:.0%}",
+    "hue": "hue turned by up to {:.0%} of the circle",
+    "channel_brightness": "each channel's brightness by up to {:.0%} of the range",
 }
+NOT_PRETRAINED = [["Pretraining", "none took place: no arm starts from an encoder that was pretrained here"]]
 MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but for a regular lattice"}
 
 
 def model(e: Evidence) -> Section:
-    """Return architecture, pretraining, training of each arm, loss curve and reconstructions."""
+    """Return architecture, pretraining, training of each arm, loss curve and reconstructions, all in the appendix."""
     trained = e.finetune["arms"].items()
     blocks: list[Block] = [
         _making(e),
         _arms(e),
-        Bullets([f"{arm_name(arm)}: {a['description']}; kept: {a['selection']}." for arm, a in trained]),
+        Bullets([f"{e.arm_name(arm)}: {a['description']}; kept: {a['selection']}." for arm, a in trained]),
         Paragraph(_scored(e)),
-        Figures([_loss(e), _reconstructions(e)]),
+        *([Figures([_loss(e, e.pretraining), _reconstructions(e, e.pretraining)])] if e.pretraining else []),
     ]
-    return Section("model", "Model and training", blocks)
+    return Section("model", "Model and training", [], blocks)
 
 
 def _scored(e: Evidence) -> str:
@@ -71,36 +75,16 @@ def _aggregation(e: Evidence) -> str:
 
 
 def _making(e: Evidence) -> Table:
-    images, pre = e.records["preprocess"]["settings"], e.records["pretrain"]["settings"]
-    encoder = pre["encoder"]
+    images = e.records["preprocess"]["settings"]
     spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
-    shown = f"{_by(images['image_size'])} pixels{spacing}; {_grey_values(images)} stretched to 0–255"
-    network = (
-        f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
-        f"{encoder['depth']}, {counted(encoder['heads'], 'head')}, {counted(e.encoder['parameters'], 'parameter')}"
-    )
-    # An artifact that was kept may be older than some of the settings.
-    decoder, mask = DECODERS[pre.get("decoder", "self_attention")], MASKS[pre.get("mask", "random")]
-    steps = f", at most {counted(pre['max_steps'], 'step')}" if pre.get("max_steps") else ""
-    method = (
-        f"masked autoencoder ({decoder}): {plain_percent(pre['mask_ratio'])} of the patches hidden {mask}, "
-        f"{counted(len(e.history), 'epoch')}{steps}, batch {pre['batch_size']}, seed {pre['seed']}"
-    )
-    images_of, held_out = e.pretrain["training_images"], e.pretrain["held_out_images"]
-    on = (
-        f"{counted(images_of, 'image')} of {counted(e.pretrain['training_patients'], 'patient')} of the training and "
-        f"pretraining parts, without labels; {counted(held_out, 'image')} of other patients of these parts "
-        f"{agreeing(held_out, 'was', 'were')} held out to watch the loss"
-    )
+    colour = " in three channels" if images.get("channels") == "colour" else ""
+    shown = f"{_by(images['image_size'])} pixels{colour}{spacing}; {_grey_values(images)} stretched to 0–255"
     training = e.records["finetune"]["settings"]
     rows = [
-        ["Reported model", arm_name(e.reported_arm)],
+        ["Reported model", e.arm_name(e.reported_arm)],
         ["Image given to the model", shown],
         ["What else it is given", "nothing: no clinical data, no reference standard; nobody chooses or judges images"],
-        ["Encoder", network],
-        ["Pretraining", method],
-        ["Pretraining images", on],
-        ["Images changed at random for pretraining", _changes(pre.get("augmentation"))],
+        *(_pretraining(e, e.pretraining) if e.pretraining else NOT_PRETRAINED),
         ["Images changed at random for training networks", _changes(training.get("augmentation"))],
         ["Loss of the networks", _loss_of(training)],
         ["Unequal numbers of the two kinds of patient", _imbalance(training)],
@@ -108,6 +92,35 @@ def _making(e: Evidence) -> Table:
         ["Models calibrated on calibration patients, as counted or stated", count(e.threshold["models_compared"])],
     ]
     return Table("making", "How the model was made", ["What", "Value"], rows, True)
+
+
+def _pretraining(e: Evidence, made: Pretraining) -> list[list[str]]:
+    """Return what was pretrained, how, and on which images."""
+    pre = e.records["pretrain"]["settings"]
+    encoder = pre["encoder"]
+    network = (
+        f"vision transformer: patches of {_by(encoder['patch_size'])} pixels, width {encoder['width']}, depth "
+        f"{encoder['depth']}, {counted(encoder['heads'], 'head')}, {counted(made.encoder['parameters'], 'parameter')}"
+    )
+    # An artifact that was kept may be older than some of the settings.
+    decoder, mask = DECODERS[pre.get("decoder", "self_attention")], MASKS[pre.get("mask", "random")]
+    steps = f", at most {counted(pre['max_steps'], 'step')}" if pre.get("max_steps") else ""
+    method = (
+        f"masked autoencoder ({decoder}): {plain_percent(pre['mask_ratio'])} of the patches hidden {mask}, "
+        f"{counted(len(made.history), 'epoch')}{steps}, batch {pre['batch_size']}, seed {pre['seed']}"
+    )
+    images_of, held_out = made.summary["training_images"], made.summary["held_out_images"]
+    on = (
+        f"{counted(images_of, 'image')} of {counted(made.summary['training_patients'], 'patient')} of the training and "
+        f"pretraining parts, without labels; {counted(held_out, 'image')} of other patients of these parts "
+        f"{agreeing(held_out, 'was', 'were')} held out to watch the loss"
+    )
+    return [
+        ["Encoder", network],
+        ["Pretraining", method],
+        ["Pretraining images", on],
+        ["Images changed at random for pretraining", _changes(pre.get("augmentation"))],
+    ]
 
 
 def _chosen(e: Evidence) -> str:
@@ -122,7 +135,8 @@ def _chosen(e: Evidence) -> str:
 def _grey_values(images: Json) -> str:
     if images.get("window"):  # absent from an artifact that was kept and is older than the setting
         return f"values from {images['window'][0]:g} to {images['window'][1]:g}"
-    return f"grey values between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
+    what = "values of all channels" if images.get("channels") == "colour" else "grey values"
+    return f"{what} between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
 
 
 def _changes(augmentation: Json | None) -> str:
@@ -167,7 +181,7 @@ def _arms(e: Evidence) -> Table:
         loaded, total = seeds[0]["encoder_tensors_loaded"], seeds[0]["encoder_tensors"]
         rows.append(
             [
-                arm_name(arm) + (" — reported" if arm == e.reported_arm else ""),
+                e.arm_name(arm) + (" — reported" if arm == e.reported_arm else ""),
                 f"{count(a['trainable_parameters'])} of {count(a['parameters'])}",
                 _epochs(a),
                 ", ".join(a["seeds"]),
@@ -194,8 +208,8 @@ def _epochs(arm: Json) -> str:
     return count(arm["epochs"]) + (f" at most; kept: {', '.join(map(count, kept))}" if early else "")
 
 
-def _loss(e: Evidence) -> Figure:
-    first, last, pre = e.history[0], e.history[-1], e.records["pretrain"]["settings"]
+def _loss(e: Evidence, made: Pretraining) -> Figure:
+    first, last, pre = made.history[0], made.history[-1], e.records["pretrain"]["settings"]
     # Artifacts that were kept may be older than these two settings.
     decoded = pre.get("decoded_share", 1)
     on = (
@@ -205,22 +219,22 @@ def _loss(e: Evidence) -> Figure:
     return Figure(
         "pretraining_loss",
         f"Loss by epoch. Training images: from {number(first['train_loss'])} to {number(last['train_loss'])} in "
-        f"{counted(len(e.history), 'epoch')}.",
+        f"{counted(len(made.history), 'epoch')}.",
         f"Pretraining: error on {on}{against}",
         FIGURE_CM,
-        pretraining_loss(e.history),
+        pretraining_loss(made.history),
     )
 
 
-def _reconstructions(e: Evidence) -> Figure:
-    width, height = Image.open(io.BytesIO(e.reconstructions)).size
+def _reconstructions(e: Evidence, made: Pretraining) -> Figure:
+    width, height = Image.open(io.BytesIO(made.reconstructions)).size
     planes = "; each volume by its coronal, sagittal and axial middle plane" if e.volumes else ""
     return Figure(
         "reconstructions",
         "Rows of images: as they are, with patches hidden, and as the model fills them in.",
         f"Pretraining: images of patients held out, with patches hidden, and as filled in by the model{planes}",
         min(FIGURE_CM, MAX_HEIGHT_CM * width / height),
-        e.reconstructions,
+        made.reconstructions,
         "png",
     )
 

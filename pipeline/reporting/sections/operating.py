@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
 from pipeline.reporting.numbers import (
     count,
     interval,
-    missing,
     number,
+    people_interval,
     percent,
     plain_percent,
     probability,
@@ -18,47 +16,54 @@ from pipeline.reporting.numbers import (
 )
 from pipeline.reporting.sections.readings import how_often_read, verdict_of
 from pipeline.reporting.sections.summary import stop
+from pipeline.reporting.sections.thresholds import slider, sweep
 from pipeline.store.wording import counted
 
-SWEEP_ROWS, NEIGHBOURS = 9, 3
 WITHHELD = "Numbers that depend on a threshold are withheld: there is no usable operating point."
 
 
 def operating_point(e: Evidence) -> Section:
-    """Return how the threshold was chosen and what it does; without a usable one, why there is none."""
+    """Return how the threshold was chosen and what it does; without a usable one, why there is none.
+
+    The slider is made here alone, where `Evidence.point` says that an operating point may be used.
+    """
     t = e.threshold
-    rows = [
-        ["Wanted: share found of those with the condition", f"at least {plain_percent(t['recall_target'])}"],
-        ["Wanted: confidence", plain_percent(t["confidence"])],
-        ["Calibration patients", f"{count(t['positives'])} with, {count(t['negatives'])} without the condition"],
-        ["Patients with the condition needed at least", count(t["positives_needed"])],
-        ["Highest share that these patients can certify", percent(t["certifiable_recall"])],
-        ["Models calibrated on these patients, as counted or stated", count(t["models_compared"])],
-        *_linked(t["linked_patients"]),
-        *([["Labels certified on these patients", count(t["labels_certified"])]] if e.further else []),
-    ]
-    if e.point is None:
-        return Section(
-            "operating_point",
-            "Operating point",
-            [
-                stop(e),
-                Table("certificate", "What was wanted, and the calibration patients", ["What", "Value"], rows, True),
-            ],
-        )
     shared = (
         f" ({plain_percent(t['confidence_used'])} after sharing it out)"
         if t["confidence_used"] != t["confidence"]
         else ""
     )
-    rows[1][1] += shared
-    misses = f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}"
+    wanted = [
+        ["Wanted: share found of those with the condition", f"at least {plain_percent(t['recall_target'])}"],
+        ["Wanted: confidence", plain_percent(t["confidence"]) + (shared if e.point is not None else "")],
+        ["Calibration patients", f"{count(t['positives'])} with, {count(t['negatives'])} without the condition"],
+        *_linked(t["linked_patients"]),
+        ["Models calibrated on these patients, as counted or stated", count(t["models_compared"])],
+        *([["Labels certified on these patients", count(t["labels_certified"])]] if e.further else []),
+    ]
+    needed = [
+        ["Patients with the condition needed at least", count(t["positives_needed"])],
+        ["Highest share that these patients can certify", percent(t["certifiable_recall"])],
+    ]
+    title, columns = "Operating point", ["What", "Value"]
+    if e.point is None:
+        caption = "What was wanted, and the calibration patients"
+        return Section(
+            "operating_point", title, [stop(e), Table("certificate", caption, columns, [*wanted, *needed], True)]
+        )
     means = f"a calibrated probability of {probability(t['probability'])} {prevalence_assumed(e)}"
     at = f"{number(t['threshold'], 4)} (log-odds), {means}"
-    rows += [
-        ["Misses allowed / seen among calibration patients", misses],
+    rows = [
+        *wanted,
+        [
+            "Misses allowed / seen among calibration patients",
+            f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}",
+        ],
         ["Certified: share found", f"at least {percent(t['certified_recall'])}"],
         ["Threshold: refer when the patient's score is at least", at],
+    ]
+    more = [
+        *needed,
         ["Calibration patients with the condition referred", _by_construction(t)],
         ["Calibration patients without it not referred", interval(t["specificity"], as_percent=True)],
         ["Calibration patients referred", interval(t["referral_rate"], as_percent=True)],
@@ -69,12 +74,16 @@ def operating_point(e: Evidence) -> Section:
         "is made about the distribution of scores; patients must be independent of each other, and new ones have as "
         f"many images each. {_chosen(e)}"
     )
-    blocks = [how, Table("certificate", "The certificate", ["What", "Value"], rows, True), _verified(e, e.point)]
-    return Section(
-        "operating_point",
-        "Operating point",
-        [*blocks, _two_by_two(e, e.point), _measures(e.point), *_targets(e, e.point), _sweep(e)],
-    )
+    measures, more_measures = _measures(e.point)
+    blocks = [
+        *(how, Table("certificate", "The certificate", columns, rows, True), _verified(e, e.point)),
+        *(_two_by_two(e, e.point), measures, *_targets(e, e.point), slider(e)),
+    ]
+    appendix = [
+        Table("certificate_more", "More about the certificate", columns, more, True),
+        *(_more_verified(e, e.point), more_measures, sweep(e)),
+    ]
+    return Section("operating_point", title, blocks, appendix)
 
 
 def _linked(n: int) -> list[list[str]]:
@@ -95,8 +104,8 @@ def _chosen(e: Evidence) -> str:
 
 
 def _verified(e: Evidence, point: Json) -> Table:
-    """Return what test patients say of the certificate, and what they could have said."""
-    confidence, planned = plain_percent(e.threshold["confidence"]), e.threshold["planning"]
+    """Return what test patients say of the certificate, and how much that is worth."""
+    confidence = plain_percent(e.threshold["confidence"])
     lower, upper = (point[f"recall_{end}_one_sided"] for end in ("lower", "upper"))
     rows = [["Verdict of the test patients", verdict_of(e, point)]]
     if point["recall"]["n"]:
@@ -105,16 +114,24 @@ def _verified(e: Evidence, point: Json) -> Table:
     chance = f"{round(100 * point['chance_of_confirmation'])} of 100"
     rows += [
         ["How often so many patients confirm a promise that is kept", chance],
+        ["How often they were read", how_often_read(e)],
+        *_linked(e.metrics["linked"]),
+    ]
+    return Table("verified", "The certificate on the test patients", ["What", "Value"], rows, True)
+
+
+def _more_verified(e: Evidence, point: Json) -> Table:
+    """Return what it takes to confirm the certificate, and what the first image of each patient alone would do."""
+    planned = e.threshold["planning"]
+    rows = [
         ["Patients with the condition needed to confirm at all", count(point["positives_to_confirm"])],
         ["Needed to confirm in 80 / 90 of 100 cases", " / ".join(_needed(planned, at) for at in ("0.8", "0.9"))],
-        ["How often they were read", how_often_read(e)],
     ]
-    rows += _linked(e.metrics["linked"])
     if point["first_image"]:
         first = {name: interval(point["first_image"][name], as_percent=True) for name in ("recall", "specificity")}
         rows.append(["With the first image of each patient only",
                      f"sensitivity {first['recall']}; specificity {first['specificity']}"])  # fmt: skip
-    return Table("verified", "The certificate on the test patients", ["What", "Value"], rows, True)
+    return Table("verified_more", "More about the certificate on the test patients", ["What", "Value"], rows, True)
 
 
 def _needed(planned: Json | None, chance: str) -> str:
@@ -169,12 +186,15 @@ def _two_by_two(e: Evidence, point: Json) -> Table:
                  ["Model", "With the condition", "Without", "All"], rows)  # fmt: skip
 
 
-def _measures(point: Json) -> Table:
+def _measures(point: Json) -> tuple[Table, Table]:
+    """Return sensitivity, specificity and the share referred, and, for the appendix, every other measure."""
     nobody = "nobody is on one side of the threshold"
     shares = (
         ("recall", "Sensitivity (recall): found, of those with the condition", "no such patients"),
         ("specificity", "Specificity: not referred, of those without the condition", "no such patients"),
         ("referral_rate", "Referred, of all", nobody),
+    )
+    others = (
         ("ppv", "Positive predictive value, at the share of these patients", nobody),
         ("npv", "Negative predictive value, at the share of these patients", nobody),
         ("balanced_accuracy", "Balanced accuracy", "one kind of patient is missing"),
@@ -185,50 +205,11 @@ def _measures(point: Json) -> Table:
         ("lr_positive", "Likelihood ratio of “refer”"),
         ("lr_negative", "Likelihood ratio of “no refer”"),
     )
+    columns, caption = ["Measure", "Result"], "At the operating point, test patients"
     rows = [[words, interval(point[name], as_percent=True, why=why)] for name, words, why in shares]
-    rows += [[words, interval(point[name], why="a denominator is zero")] for name, words in plain]
-    return Table("measures", "At the operating point, test patients", ["Measure", "Result"], rows)
-
-
-def _sweep(e: Evidence) -> Table:
-    """Show the operating point with its neighbours, and rows spread over those with a limit; data/sweep.csv has all."""
-    every = e.sweep.reset_index(drop=True)
-    s = every[every["band_recall"].notna() | every["operating_point"]].reset_index(drop=True)
-    spread = np.linspace(0, len(s) - 1, min(len(s), SWEEP_ROWS)).round().astype(int)
-    point = int(np.flatnonzero(s["operating_point"])[0])
-    chosen = s.iloc[sorted({*spread, *range(max(0, point - NEIGHBOURS), min(len(s), point + NEIGHBOURS + 1))})]
-    rows = [
-        [
-            number(r["threshold"], 2) + (" ◄" if r["operating_point"] else ""),
-            probability(r["probability"]),
-            *(count(r[n]) for n in ("false_negative", "false_positive")),
-            number(100 * r["recall"], 1),
-            *(
-                "—" if missing(r[name]) else number(100 * r[name], 1)
-                for name in ("band_recall", "specificity", "referral_rate")
-            ),
-            "—" if missing(r["cost_per_found"]) else number(r["cost_per_found"], 2),
-        ]
-        for r in chosen.to_dict("records")
-    ]
-    columns = ["Score", "Probability", "Missed", "False alarms", "Sensitivity, %", "Band: at least, %",
-               "Specificity, %", "Referred, %", "Cost per found"]  # fmt: skip
-    confidence, most = plain_percent(e.threshold["confidence_used"]), plain_percent(e.threshold["band_missed_share"])
-    caption = (
-        f"Other thresholds, calibration patients, {count(e.threshold['positives'])} with the condition. Band: the "
-        f"limits of all rows that miss up to {most} hold at once with {confidence} confidence, so that any of them may "
-        f"be picked after looking; ◄ marks the operating point, which was certified by itself, for more. {len(rows)} "
-        f"of {counted(len(every), 'threshold')}, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. "
-        f"Cost: {_costs(e)}"
-    )
-    return Table("sweep", caption, columns, rows)
-
-
-def _costs(e: Evidence) -> str:
-    person, referral = e.threshold["costs"]["cost_per_person"], e.threshold["costs"]["cost_per_referral"]
-    if (person, referral) == (0, 1):
-        return "in referrals"
-    return f"{person:g} per person screened and {referral:g} per person referred"
+    more = [[words, interval(point[name], as_percent=True, why=why)] for name, words, why in others]
+    more += [[words, interval(point[name], why="a denominator is zero")] for name, words in plain]
+    return Table("measures", caption, columns, rows), Table("measures_more", f"{caption}: more", columns, more)
 
 
 def consequences(e: Evidence) -> Section:
@@ -240,7 +221,7 @@ def consequences(e: Evidence) -> Section:
             plain_percent(r["prevalence"]),
             f"{r['per'] * r['prevalence']:g}",
             *(_short(r[name]) for name in ("found", "missed")),
-            *(_short(r[name], digits=0) for name in ("false_alarms", "referred")),
+            *(people_interval(r[name], r["per"]) for name in ("false_alarms", "referred")),
             _short(r["ppv"], scale=100),
             _short(r["npv"], scale=100, digits=2),
             _short(r["number_needed_to_recall"]),

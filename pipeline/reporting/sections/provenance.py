@@ -43,7 +43,7 @@ def statements(e: Evidence) -> Section:
     ]
     return Section(
         "statements",
-        "Statements and data provenance",
+        "Statements",
         [
             *(
                 [Table("statements", "What the dataset card states", ["About", "Statement"], said, True)]
@@ -51,8 +51,8 @@ def statements(e: Evidence) -> Section:
                 else []
             ),
             *([Paragraph(silent)] if without else []),
-            Table("data_provenance", "Where the data come from", ["What", "Value"], data, True),
         ],
+        [Table("data_provenance", "Where the data come from", ["What", "Value"], data, True)],
     )
 
 
@@ -77,7 +77,7 @@ def provenance(e: Evidence) -> Section:
         ["Threshold (threshold.json)", files["threshold.json"]],
         ["Calibrator (calibrator.json)", files["calibrator.json"]],
         ["Calibration scores", e.threshold["data_sha256"]],
-        ["Encoder", e.encoder["sha256"]],
+        *([["Encoder", e.pretraining.encoder["sha256"]]] if e.pretraining else []),
     ]
     hashes += [
         [f"Weights, {arm}, seed {seed}", s["model_sha256"]]
@@ -102,7 +102,7 @@ def provenance(e: Evidence) -> Section:
         blocks.append(Table("warnings", "Warnings of the stages", ["Stage", "Warning"], warnings))
     else:
         blocks.append(Paragraph("No stage gave a warning."))
-    return Section("provenance", "Versions and provenance", blocks)
+    return Section("provenance", "Versions and provenance", [], blocks)
 
 
 def more(e: Evidence) -> list[Table]:
@@ -121,7 +121,7 @@ def _settings(e: Evidence) -> list[list[str]]:
             return [[prefix, "—"]]
         return [[prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value)]]
 
-    return [row for stage in TRAINING for row in flat(stage, e.records[stage]["settings"])]
+    return [row for stage in TRAINING if stage in e.records for row in flat(stage, e.records[stage]["settings"])]
 
 
 def _packages(e: Evidence) -> list[list[str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from pipeline.reporting.document import Block, Box, Figure, Figures, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
-from pipeline.reporting.figures import decision, precision_recall, reliability, roc, score_histogram
+from pipeline.reporting.figures import calibration_curves, decision, precision_recall, reliability, roc, score_histogram
 from pipeline.reporting.numbers import count, interval, limits, missing, number, percent, plain_percent, short_interval
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.summary import AT_THE_END
@@ -74,27 +76,25 @@ def discrimination(e: Evidence) -> Section:
     ]
     caption = f"Test patients: {count(positives)} with, {count(negatives)} without the condition"
     cross = "" if e.point is None else " The cross is the operating point with both intervals."
-    curves = [
-        Figure(
-            "roc",
-            f"ROC curve of the test patients, area {number(auc['value'])}.{cross}",
-            f"ROC curve, area {interval(auc, why=AT_THE_END)}.{cross}",
-            7.6,
-            roc(e.curve("roc", arm), e.point),
-        ),
-        Figure(
-            "precision_recall",
-            f"Precision against recall; average precision {number(d['average_precision']['value'])}; the dotted line "
-            f"is the share with the condition, {percent(prevalence['value'])}.",
-            "Precision and recall. The dotted line is what a model without skill would reach.",
-            7.6,
-            precision_recall(e.curve("precision_recall", arm), prevalence["value"], e.point),
-        ),
-    ]
+    curve = Figure(
+        "roc",
+        f"ROC curve of the test patients, area {number(auc['value'])}.{cross}",
+        f"ROC curve, area {interval(auc, why=AT_THE_END)}.{cross}",
+        8.0,
+        roc(e.curve("roc", arm), e.point),
+    )
+    precision = Figure(
+        "precision_recall",
+        f"Precision against recall; average precision {number(d['average_precision']['value'])}; the dotted line "
+        f"is the share with the condition, {percent(prevalence['value'])}.",
+        "Precision and recall. The dotted line is what a model without skill would reach.",
+        8.0,
+        precision_recall(e.curve("precision_recall", arm), prevalence["value"], e.point),
+    )
     table = Table("discrimination", caption, ["Measure", "Result", "Without skill"], rows)
     scores = e.scores[e.scores["arm"] == arm]
-    blocks = [table, Figures(curves), Figures([_histogram(e, scores)]), Paragraph(METHODS_SAID)]
-    return Section("discrimination", "Discrimination", blocks)
+    blocks = [table, Figures([curve, _histogram(e, scores)])]
+    return Section("discrimination", "Discrimination", blocks, [Figures([precision]), Paragraph(METHODS_SAID)])
 
 
 def methods(e: Evidence) -> Table:
@@ -129,14 +129,14 @@ def _histogram(e: Evidence, score: pd.DataFrame) -> Figure:
         f"Two histograms of patient scores. Median without the condition {number(middles[0], 2)}, with the condition "
         f"{number(middles[1], 2)}.{line}",
         f"Scores of test patients without (above) and with the condition (below).{line}",
-        15.5,
+        8.0,
         score_histogram(values, label, threshold),
     )
 
 
 def calibration(e: Evidence) -> Section:
     """Return whether probabilities mean what they say, before and after calibration."""
-    c, arm = e.metrics["calibration"], e.reported_arm
+    c = e.metrics["calibration"]
     measures = (
         ("brier", "Brier score", "0"),
         ("brier_skill", "Brier skill over the share with the condition", "1"),
@@ -148,33 +148,68 @@ def calibration(e: Evidence) -> Section:
     )
     why = "too few patients of one kind, or all probabilities equal"
     rows = [
-        [words, interval(c["before"][m], why=why), interval(c["after"][m], why=why), ideal]
-        for m, words, ideal in measures
+        [words, *(_measured(c[when][m], why) for when in ("before", "after")), ideal] for m, words, ideal in measures
     ]
-    picture = reliability(e.curve("reliability_before", arm), e.curve("reliability_after", arm))
-    ece = c["after"]["ece"]["value"]
+    brier = c["after"]["brier"]
+    caption = f"Calibration on {counted(brier['n'], 'test patient')}, with {plain_percent(brier['level'])} intervals"
+    good = (
+        "Good calibration alone does not make a useful model: one that gives everybody the same probability can be "
+        "well calibrated. Read it together with the AUC and the Brier skill."
+    )
     blocks: list[Block] = [
         Paragraph(_fitted(e)),
         *_change(c),
-        Table("calibration", "Calibration on the test patients", ["Measure", "Before", "After", "Ideal"], rows),
-        Figures(
-            [
-                Figure(
-                    "reliability",
-                    f"Observed share against predicted probability, before and after calibration; expected "
-                    f"calibration error after: {number(ece)}.",
-                    "Predicted and observed. On the dotted line they agree.",
-                    15.5,
-                    picture,
-                )
-            ]
-        ),
-        Paragraph(
-            "Good calibration alone does not make a useful model: one that gives everybody the same probability can be "
-            "well calibrated. Read it together with the AUC and the Brier skill."
-        ),
+        *_curves(e),
+        Table("calibration", caption, ["Measure", "Before", "After", "Ideal"], rows),
     ]
-    return Section("calibration", "Calibration", blocks)
+    return Section("calibration", "Calibration", blocks, [Paragraph(good), Figures([_binned(e)])])
+
+
+def _measured(i: Json, why: str) -> str:
+    """Return a measure with its limits; `why` says why there are none, should it have none."""
+    if missing(i["low"]) and missing(i["high"]):
+        return f"{number(i['value'])} (no interval: {why})"
+    return short_interval(i["value"], i["low"], i["high"])
+
+
+def _curves(e: Evidence) -> list[Block]:
+    """Return the smooth calibration curve; nothing where patients are too few for one."""
+    if e.calibration_curves is None:
+        return [Paragraph("Patients are too few for a calibration curve; shares by bins are in the appendix.")]
+    curves = {name: e.calibration_curves[e.calibration_curves["calibrated"] == name] for name in ("before", "after")}
+    shown = {f"{name} calibration": curve for name, curve in curves.items() if len(curve)}
+    level = plain_percent(e.metrics["prevalence"]["level"])
+    figure = Figure(
+        "calibration_curve",
+        f"Observed share against predicted probability, {' and '.join(shown)}, as a smooth curve with its band. "
+        f"{_ends(shown)}",
+        f"Predicted and observed, by local regression (loess) with pointwise {level} bootstrap limits; on the dotted "
+        "line they agree. Spikes: patients with the condition from above, others from below.",
+        16,
+        calibration_curves(shown),
+    )
+    return [Figures([figure])]
+
+
+def _ends(shown: Mapping[str, pd.DataFrame]) -> str:
+    """Return three points of each curve, for who cannot see it."""
+    said = []
+    for title, curve in shown.items():
+        at = curve.iloc[[0, len(curve) // 2, -1]].to_dict("records")
+        said.append(f"{title}: " + ", ".join(f"{number(r['observed'], 2)} at {number(r['predicted'], 2)}" for r in at))
+    return "; ".join(said) + "."
+
+
+def _binned(e: Evidence) -> Figure:
+    arm, ece = e.reported_arm, e.metrics["calibration"]["after"]["ece"]["value"]
+    return Figure(
+        "reliability",
+        f"Observed share against predicted probability in bins, before and after calibration; expected calibration "
+        f"error after: {number(ece)}.",
+        "Predicted and observed in bins of equally many patients. On the dotted line they agree.",
+        16,
+        reliability(e.curve("reliability_before", arm), e.curve("reliability_after", arm)),
+    )
 
 
 def _change(c: Json) -> list[Block]:
@@ -250,7 +285,7 @@ def decision_curve(e: Evidence) -> Section:
         f"Net benefit against threshold probability of {', '.join(curves)} and refer no one; numbers below.",
         f"Decision curve where {plain_percent(at)} have the condition, an assumption. The band is the {level} interval "
         "of the model's probabilities; to refer everyone has no interval.",
-        15.5,
+        16,
         decision(curves, min(max(LEAST_SHOWN, 3 * at), 0.99)),
     )
     table = Table("decision_curve", caption, columns, rows)

@@ -45,14 +45,15 @@ REASONS = 2  # that page one gives for a stop
 def summary(e: Evidence) -> Section:
     """Return page one. Without a usable operating point, a box says why, and no threshold is shown."""
     condition, population = e.card["label"]["name"], e.card["intended_use"]["population"]
-    asked = f"Whom should a reader look at? Condition: {ended(short(condition, 60))} People: {ended(short(population, 100))}"
+    about = f"Condition: {ended(short(condition, 60))} People: {ended(short(population, 100))}"
+    asked = f"Whom should a reader look at? {about}"
     blocks: list[Block] = [Paragraph(asked)]
     if e.point is None:
         blocks.append(_stopped(e))
     else:
         row = headline_row(e)
         blocks += [_consequence(e, row), Figures([_icons(row)]), promise(e, e.point)]
-    return Section("summary", "Summary", [*blocks, Heading("Limits"), _limits(e)])
+    return Section("summary", "Summary", [*blocks, Heading("Limits"), limits(e)])
 
 
 def stop(e: Evidence) -> Box:
@@ -178,7 +179,7 @@ def _shared(e: Evidence) -> list[str]:
     return [f"The confidence is shared out over {labels}: one can be {confidence} sure of all promises at once."]
 
 
-def _limits(e: Evidence) -> Bullets:
+def limits(e: Evidence) -> Bullets:
     """Return who the numbers are about and what they do not say, the general limits first."""
     use, usable = e.card["intended_use"], e.point is not None
     traps = e.card["known_traps"]

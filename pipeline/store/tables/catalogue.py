@@ -1,7 +1,14 @@
 """Every table by name, for what reads them all: the report, the reference."""
 
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
-from pipeline.store.tables.evaluate import ARM_COLUMNS, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.evaluate import (
+    ARM_COLUMNS,
+    CALIBRATION_CURVE,
+    COMPARISON,
+    CURVES,
+    LABEL_FRACTIONS,
+    SUBGROUPS,
+)
 from pipeline.store.tables.ingest import (
     ASSEMBLED,
     EXAMINED,
@@ -15,15 +22,19 @@ from pipeline.store.tables.ingest import (
 )
 from pipeline.store.tables.io import Column, Table, read_table, write_table
 from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, SCORES
 from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS, UNMATCHED
 
 __all__ = [
     "ARM_COLUMNS",
     "ASSEMBLED",
+    "CALIBRATION_CURVE",
     "COMPARISON",
+    "CONTENTS",
     "CURVES",
     "EXAMINED",
+    "FIELD_OF_VIEW",
     "FILES",
     "FURTHER_LABELS",
     "FURTHER_SCORES",

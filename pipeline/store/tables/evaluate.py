@@ -126,3 +126,17 @@ CURVES = Table(
     ),
     order=(),
 )
+
+CALIBRATION_CURVE = Table(
+    "calibration_curve",
+    (
+        Column("calibrated", TEXT, "before or after calibration"),
+        Column("predicted", NUMBER, "predicted probability"),
+        Column("observed", NUMBER, "share with the condition there, by local regression"),
+        Column("low", NUMBER, "lower limit, pointwise bootstrap"),
+        Column("high", NUMBER, "upper limit, pointwise bootstrap"),
+        Column("with_condition", INTEGER, "patients with the condition whose probability is nearest to that place's"),
+        Column("without", INTEGER, "patients without it whose probability is nearest"),
+    ),
+    order=("calibrated", "predicted"),
+)

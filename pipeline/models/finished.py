@@ -1,0 +1,65 @@
+"""A finished model read back: what turns pixels into logits, and the networks behind it, which can be looked into."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# How an outline of where a network looked came about; what a reader is told of it depends on this.
+Outline = Literal["attention", "activation"]
+# A matrix product rounds the last rows of a batch otherwise, and the head has one column: with whole blocks of so many
+# rows, an image's logit does not depend, in any bit, on which images stand beside it. A test compares.
+ROWS_PER_BLOCK = 16
+
+
+class Network(nn.Module, ABC):
+    """A network with a linear `head` with one output per label, that shows where it looked and what it found.
+
+    Called with pixels (B, C, ...) in [0, 1], and factors of the residual branches or None, it returns logits (B, L).
+    """
+
+    head: nn.Linear
+    outline: ClassVar[Outline]
+    channels: int
+    # Residual branches, two to a block, that may be dropped at random while it is trained.
+    depth: int = 0
+
+    @abstractmethod
+    def shares(self, pixels: Tensor) -> np.ndarray:
+        """Return where the network looked, (B, *grid) float64 on a grid over the image, each image adding to 1."""
+
+    @abstractmethod
+    def depths(self, pixels: Tensor) -> list[Tensor]:
+        """Return what it found after each block or stage, first to last, each (B, D) float64 of pixels (B, C, ...)."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished model: `logits` takes pixels (B, C, ...) in [0, 1] and gives (B, L) float64, the main label's first.
+
+    `networks` are those behind it, in evaluation mode; none for an arm that has none.
+    """
+
+    logits: Callable[[Tensor], np.ndarray]
+    networks: tuple[Network, ...] = ()
+
+
+def whole_blocks(features: np.ndarray) -> np.ndarray:
+    """Return features (N, D) with rows of zeros behind them, up to a whole number of blocks."""
+    return np.concatenate([features, np.zeros((-len(features) % ROWS_PER_BLOCK, features.shape[1]))])
+
+
+def whole_tensor_blocks(features: Tensor) -> Tensor:
+    """Return the same of a tensor (N, D)."""
+    return torch.cat([features, features.new_zeros(-len(features) % ROWS_PER_BLOCK, features.shape[1])])
+
+
+def further_labels(content: dict[str, Any]) -> list[str]:
+    """Return the further labels of a model.json; one made before there were any does not name them."""
+    return content.get("further_labels", [])

@@ -1,0 +1,223 @@
+"""How much work each stage is: seconds, memory and disk from settings and numbers of images, by a simple model.
+
+The seconds are those of a reference machine: one core of a slow x86 server, whose products of matrices were timed at
+70 GFLOP/s (single precision) for networks of width 96, rising with the fifth root of the width. What another machine
+takes is a factor, which `estimate` learns from earlier artifacts, or from the step that `maescreen init` timed.
+
+- A network costs its products of matrices: per token and block 24 w^2 for projections and MLP, 4 T w for attention (w
+  width, T tokens), each multiply-add counted as two. A training step costs three times the forward pass.
+- Pretraining encodes the visible patches alone; its decoder sees what `decoder` and `decoded_share` say.
+- Reading costs a time per file and per megabyte; the other stages a time each, and a little per image.
+
+Memory is that of the largest thing held at once: weights, gradients and AdamW's moments (16 bytes per parameter), and
+18 numbers of the width per token and block that a step keeps; it is not learnt, since records do not hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.models.arm_registry import ARMS
+from pipeline.settings.training import FinetuneSettings, PretrainSettings
+
+FLOPS_PER_S = 70e9
+REFERENCE_WIDTH, WIDTH_EXPONENT = 96, 0.2
+# A second thread is worth less than the first: synchronisation, memory bandwidth.
+THREADS_EXPONENT = 0.85
+STEP_PASSES = 3  # forward, and twice as much backward
+AUGMENTED_VALUES_PER_S = 1e8
+EPOCH_S = 0.15  # measures, checkpoint
+TORCH_S = 6.0
+# HOG, or frozen features, and a path of regularised logistic regressions.
+CLASSICAL_S, CLASSICAL_IMAGE_S = 3.0, 0.004
+HELD_OUT_SHARE = 0.05
+INGEST_S, FILE_S, MEGABYTE_S, COMPARED_IMAGES_PER_S = 4.0, 0.010, 0.06, 5000
+PREPROCESS_S, IMAGE_S = 3.0, 0.004
+FIXED_S = {"split": 2.0, "calibrate": 3.0, "evaluate": 10.0, "package": 8.0, "report": 15.0}
+PER_IMAGE_S = {"split": 5e-4, "calibrate": 2e-4, "evaluate": 3e-3, "package": 1e-3, "report": 1e-3}
+BYTES_PER_TRAINED, BYTES_PER_CHECKPOINT, BYTES_PER_VALUE = 16, 12, 4
+KEPT_PER_TOKEN = 18
+TORCH_MB, PANDAS_MB, WORKER_MB = 500.0, 250.0, 180.0
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Items:
+    """What there is to do: files and their megabytes, images, and labelled images by split (`pretrain`: unlabelled)."""
+
+    files: int
+    megabytes: float
+    images: int
+    train: int
+    tune: int
+    calibration: int
+    test: int
+    pretrain: int = 0
+
+    @property
+    def prepared(self) -> int:
+        """Images that become arrays."""
+        return self.train + self.tune + self.calibration + self.test + self.pretrain
+
+
+@dataclass(frozen=True)
+class Job:
+    """The settings that decide how much work a stage is; `threads` and `workers` are those that will be at it."""
+
+    items: Items
+    image_size: Sequence[int]
+    pretrain: PretrainSettings
+    finetune: FinetuneSettings
+    threads: int = 1
+    workers: int = 2
+
+    @property
+    def grid_tokens(self) -> int:
+        """Patches of an image."""
+        patch = self.pretrain.encoder.patch_size
+        return math.prod(side // own for side, own in zip(self.image_size, patch, strict=True))
+
+    @property
+    def networks(self) -> int:
+        """Trainings of a network: arms times seeds."""
+        return sum(ARMS[arm].network for arm in self.finetune.arms) * len(self.finetune.seeds)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the encoder."""
+        encoder = self.pretrain.encoder
+        return 12 * encoder.width**2 * encoder.depth + math.prod(encoder.patch_size) * encoder.width
+
+
+# ---------------------------------------------------------------- networks
+
+
+def forward_flops(job: Job) -> float:
+    """Return the operations of the encoder on one image with all its patches."""
+    return _encoder(job, job.grid_tokens)
+
+
+def pretrain_flops(job: Job) -> float:
+    """Return the operations of the masked autoencoder's forward pass on one image."""
+    own, patch_values = job.pretrain, math.prod(job.pretrain.encoder.patch_size)
+    visible = max(1, round(job.grid_tokens * (1 - own.mask_ratio)))
+    decoded = max(1, round((job.grid_tokens - visible) * own.decoded_share))
+    width = own.decoder_width
+    if own.decoder == "self_attention":
+        tokens = visible + decoded
+        layer = tokens * (24 * width**2 + 4 * tokens * width)
+    else:
+        layer = decoded * (20 * width**2 + 4 * visible * width) + visible * 4 * own.encoder.width * width
+    return _encoder(job, visible) + own.decoder_depth * layer + 2 * decoded * width * patch_values
+
+
+def _encoder(job: Job, patches: int) -> float:
+    encoder, tokens = job.pretrain.encoder, patches + 1
+    per_block = tokens * (24 * encoder.width**2 + 4 * tokens * encoder.width)
+    return encoder.depth * per_block + 2 * patches * encoder.width * math.prod(encoder.patch_size)
+
+
+def flops_per_s(job: Job) -> float:
+    """Return the operations per second of the reference machine with the job's threads, for a network so wide."""
+    width = job.pretrain.encoder.width / REFERENCE_WIDTH
+    return FLOPS_PER_S * width**WIDTH_EXPONENT * job.threads**THREADS_EXPONENT
+
+
+def step_seconds(job: Job) -> tuple[float, float]:
+    """Return what a step of pretraining and one of fine-tuning cost per image, in reference seconds."""
+    changed, rate = math.prod(job.image_size) / AUGMENTED_VALUES_PER_S, flops_per_s(job)
+    return STEP_PASSES * pretrain_flops(job) / rate + changed, STEP_PASSES * forward_flops(job) / rate + changed
+
+
+# ---------------------------------------------------------------- seconds
+
+
+def seconds(stage: str, job: Job) -> float:
+    """Return the reference seconds of a stage."""
+    own = {
+        "ingest": _ingest, "preprocess": _preprocess, "pretrain": _pretrain, "finetune": _finetune, "score": _score,
+    }  # fmt: skip
+    if stage in own:
+        return own[stage](job)
+    return FIXED_S[stage] + PER_IMAGE_S[stage] * job.items.images
+
+
+def _ingest(job: Job) -> float:
+    items = job.items
+    compared = (items.images / COMPARED_IMAGES_PER_S) ** 2
+    return INGEST_S + (FILE_S * items.files + MEGABYTE_S * items.megabytes) / job.workers + compared
+
+
+def _preprocess(job: Job) -> float:
+    items = job.items
+    share = items.prepared / max(items.images, 1)
+    return PREPROCESS_S + (IMAGE_S * items.prepared + share * MEGABYTE_S * items.megabytes) / job.workers
+
+
+def _pretrain(job: Job) -> float:
+    pool, own = job.items.train + job.items.pretrain, job.pretrain
+    epochs = _epochs(own.epochs, own.max_steps, pool, own.batch_size)
+    step, _ = step_seconds(job)
+    return TORCH_S + epochs * (EPOCH_S + step * pool * (1 - HELD_OUT_SHARE + HELD_OUT_SHARE / STEP_PASSES))
+
+
+def _finetune(job: Job) -> float:
+    own, items = job.finetune, job.items
+    epochs = _epochs(own.epochs, own.max_steps, items.train, own.batch_size)
+    _, step = step_seconds(job)
+    epoch = EPOCH_S + step * (items.train + items.tune / STEP_PASSES)
+    runs = 1 + len(own.labelled_patients)  # fewer patients train for as many steps
+    classical = sum(not (ARMS[arm].network or ARMS[arm].of_others) for arm in own.arms)
+    features = CLASSICAL_S + (items.train + items.tune) * (CLASSICAL_IMAGE_S + step / STEP_PASSES)
+    return TORCH_S + runs * (job.networks * epochs * epoch + classical * features)
+
+
+def _epochs(epochs: int, max_steps: int | None, images: int, batch_size: int) -> float:
+    return epochs if max_steps is None else min(epochs, max_steps / max(1, math.ceil(images / batch_size)))
+
+
+def _score(job: Job) -> float:
+    items = job.items
+    models = job.networks + sum(not ARMS[arm].network for arm in job.finetune.arms)
+    judged = items.tune + items.calibration + items.test
+    return TORCH_S + models * judged * step_seconds(job)[1] / STEP_PASSES
+
+
+# ---------------------------------------------------------------- memory and disk
+
+
+def memory_mb(stage: str, job: Job) -> float:
+    """Return about how much memory a stage takes, all its processes together, in MB."""
+    items = job.items
+    if stage in ("ingest", "preprocess"):
+        mean = items.megabytes / max(items.files, 1)
+        return PANDAS_MB + job.workers * (WORKER_MB + 8 * mean)
+    if stage in ("pretrain", "finetune"):
+        tokens = job.grid_tokens + 1
+        if stage == "pretrain":
+            tokens = round(tokens * (1 - job.pretrain.mask_ratio)) + 1
+        encoder, batch = job.pretrain.encoder, getattr(job, stage).batch_size
+        kept = batch * tokens * encoder.depth * encoder.width * KEPT_PER_TOKEN * BYTES_PER_VALUE
+        pixels = 2 * batch * math.prod(job.image_size) * BYTES_PER_VALUE
+        return TORCH_MB + (BYTES_PER_TRAINED * job.parameters + kept + pixels) / MB
+    if stage in ("score", "package", "report"):
+        return TORCH_MB + BYTES_PER_VALUE * job.parameters / MB
+    return PANDAS_MB
+
+
+def disk_mb(stage: str, job: Job) -> float:
+    """Return about how much disk an artifact of the stage takes, in MB, with the checkpoints while it is made."""
+    items, pixels = job.items, math.prod(job.image_size)
+    weights = BYTES_PER_VALUE * job.parameters / MB
+    checkpoints = 2 * BYTES_PER_CHECKPOINT * job.parameters / MB
+    by_stage: dict[str, Callable[[], float]] = {
+        "ingest": lambda: 1 + 0.003 * items.files,
+        "preprocess": lambda: items.prepared * (pixels + 200) / MB,
+        "pretrain": lambda: 1 + weights + checkpoints,
+        "finetune": lambda: (1 + len(job.finetune.labelled_patients)) * job.networks * weights + checkpoints,
+        "package": lambda: 1 + len(job.finetune.seeds) * weights,
+        "report": lambda: 8.0,
+    }
+    return by_stage[stage]() if stage in by_stage else 0.2 + 0.0005 * items.images
