@@ -47,7 +47,6 @@ def listen(
     check(receiving)
     content, sha256 = verified(options.model)
     queue = Queue(folder)
-    sorter = Sorter(queue, waiting.quiet_s, waiting.keep_hours)
     outbox = Outbox(queue, destination, say)
     worker = WorkerProcess(queue.root, options, say)
     receiver = Receiver(queue.root, receiving, say)
@@ -60,6 +59,8 @@ def listen(
             if not models.info(content, sha256)["rule"]["usable"]:
                 say("listen: the model is not usable: no study is assessable by it; maescreen model info says why")
             receiver.start()
+            # From now on senders can go on with what a crash interrupted; before, silence means nothing.
+            sorter = Sorter(queue, waiting.quiet_s, waiting.keep_hours)
             delivering.start()
             announce(f"{receiving.title}@{receiving.host}:{receiver.port}")
             rounds = 0

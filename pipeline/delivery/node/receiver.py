@@ -6,6 +6,7 @@ but the command by which it came.
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -33,7 +34,8 @@ MB = 1024**2
 OUT_OF_RESOURCES = 0xA700
 LEAST_FREE_MB = 512
 OPEN_FILES = 1024
-PARENT_CHECK_S = 1.0
+PARENT_CHECK_S = 0.2
+BIND_S, BIND_AGAIN_S = 10.0, 0.5
 PAUSES_S = (1.0, 5.0, 20.0, 60.0)
 DEFLATED = "1.2.840.10008.1.2.1.99"  # inflates to any size when its header is read: not taken
 # What images come in; of each storage class all of them are taken.
@@ -149,11 +151,17 @@ def receive(spool: Path, receiving: Receiving, port: int, sender: Connection) ->
     for rest in (spool / RECEIVING).iterdir():
         rest.unlink()
     tempfile.tempdir = str(spool / RECEIVING)
-    try:
-        server = _server(spool, receiving, port)
-    except OSError as error:
-        sender.send(os.strerror(error.errno) if error.errno else "the address cannot be used")
-        return
+    until = time.monotonic() + BIND_S
+    while True:
+        try:
+            server = _server(spool, receiving, port)
+            break
+        except OSError as error:
+            # The process of a listener that was killed holds the port until it finds itself alone.
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                sender.send(os.strerror(error.errno) if error.errno else "the address cannot be used")
+                return
+            time.sleep(BIND_AGAIN_S)
     _limit(receiving)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
