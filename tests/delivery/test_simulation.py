@@ -1,7 +1,16 @@
 """The promises of monitor on simulated devices: few false alarms in two years, falls and scanners noticed."""
 
 import numpy as np
-from benchmarks.monitor_simulation import WEEKS, Device, delays, first_of, recall_alarm
+from benchmarks.monitor_simulation import BAND, WEEKS, Device, constant_rate_bets, delays, first_of, recall_alarm
+
+from pipeline.statistics.drift import rate_bets, restarting
+
+
+def test_bets_that_are_looked_up_are_those_of_the_product():
+    ones = np.random.default_rng(0).binomial(50, 0.2, 30)
+    for at_most in (0.05, BAND[1], 1 - BAND[0]):
+        own = restarting(constant_rate_bets(ones, 50, at_most))
+        np.testing.assert_allclose(own, restarting(rate_bets(ones, np.full(30, 50), at_most)))
 
 
 def test_at_exactly_the_target_few_devices_ever_cry_wolf():
