@@ -367,7 +367,7 @@ def test_encodings_do_not_change_unnoticed(model, quiet, tmp_path):
     predictions = replace(quiet[0], model=fixed)
     path = tmp_path / "one.dcm"
     path.write_bytes(image(1, ProcedureCodeSequence=[procedure("XR Chest PA upright")]))
-    shown = Picture(np.zeros((32, 32), np.uint8), None, ("one.dcm",))
+    shown = Picture(np.zeros((1, 32, 32), np.uint8), None, files=("one.dcm",))
     made, _ = made_of(predictions, path, tmp_path, ALL, picture=shown, remarks=("burned-in text",))
     lost = {"judgement": Judgement("not assessable", ("no_image",)), "images": 0}
     unread, _ = made_of(predictions, path, tmp_path, refused=(("one.dcm", Refusal("damaged_pixels")),), **lost)
