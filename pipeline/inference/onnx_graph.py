@@ -85,8 +85,8 @@ def build(networks: Sequence[Classifier], rendering: Rendering, flips: bool, not
     window's ends or the image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
     the networks see it, `logits` float64 (L,), the mean over the networks, the main label's first.
 
-    Raises GraphError when there is no network, it takes other channels than the rendering makes, the field of view has to
-    be found, or the file would be too large.
+    Raises GraphError when there is no network, it takes other channels than the rendering makes, the field of view has
+    to be found, or the file would be too large.
     """
     if not networks:
         raise GraphError(
