@@ -87,7 +87,8 @@ def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes:
     window's ends or the image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
     the networks see it, `logits` float64 (L,), the mean over the networks, the main label's first.
 
-    Raises GraphError when there is no network, the field of view has to be found, or the file would be too large.
+    Raises GraphError when there is no network, it takes other channels than the rendering makes, the field of view has
+    to be found, or the file would be too large.
     """
     if not networks:
         raise GraphError(
@@ -95,6 +96,10 @@ def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes:
         )
     if unknown := {type(one).__name__ for one in networks if type(one) not in LOGITS}:
         raise GraphError(f"no ONNX graph can be made here of {', '.join(sorted(unknown))}; export without")
+    if networks[0].channels != rendering.channel_count:
+        raise GraphError(
+            f"the network takes {networks[0].channels} channels, the rendering makes {rendering.channel_count}"
+        )
     if rendering.crop != "none":
         raise GraphError(
             "this model looks for the field of view (preprocess.crop), which ONNX operators do not; export without"

@@ -176,7 +176,7 @@ def test_a_constant_image_is_black(tmp_path):
     assert np.isfinite(logits).all()
 
 
-def test_a_volume_of_several_channels_or_too_many_bytes_is_refused(monkeypatch):
+def test_what_a_graph_cannot_be_is_refused(monkeypatch):
     pytest.importorskip("onnx")
     from pipeline.inference import onnx_graph
     from pipeline.inference.onnx_graph import GraphError, build
@@ -185,6 +185,8 @@ def test_a_volume_of_several_channels_or_too_many_bytes_is_refused(monkeypatch):
     colour = Classifier(EncoderSpec((32, 32), (8, 8), 3, 48, 2, 4, (0.4,) * 3, (0.25,) * 3), "linear")
     with pytest.raises(GraphError, match="3 channels"):
         build([colour], how, False, {})
+    with pytest.raises(GraphError, match="field of view"):
+        build([colour], replace(how, channels="colour", crop="field_of_view"), False, {})
     monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", 1000)
     with pytest.raises(GraphError, match="2 GB"):
         build([_network(1, (32, 32), "linear")], how, False, {})
