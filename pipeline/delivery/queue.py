@@ -14,6 +14,7 @@ interrupted. Several processes may share a queue.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.store.files import atomic, flush_directory, read_json, write_json
+from pipeline.store.files import flush_directory, read_json, write_json
 
 INCOMING, PROCESSING, FINISHED, FAILED = STATES = ("incoming", "processing", "finished", "failed")
 RECEIVING = "receiving"
@@ -81,10 +82,11 @@ class Queue:
 
     # ------------------------------------------------------------ receiving
 
-    def receive(self, source: str, name: str = "") -> Entry:
+    def receive(self, source: str, name: str = "", flushed: bool = True) -> Entry:
         """Return a new entry; write the study's files into `entry.files`, then `submit` or `discard` it.
 
-        `source` says by what it came: `http`, `dicom`. Files are to be named by the receiver, never by the sender.
+        `source` says by what it came: `http`, `dicom`. Files are to be named by the receiver, never by the sender. With
+        `flushed` the entry survives a power cut before it is submitted, as where each file is acknowledged by itself.
         """
         while True:
             now = datetime.now(UTC)
@@ -95,7 +97,12 @@ class Queue:
             if self._hold(entry_id, folder):
                 break
         (folder / FILES).mkdir(mode=0o700)
-        write_json(folder / NOTE, {"source": source, "name": name, "received": now.isoformat(timespec="milliseconds")})
+        note = {"source": source, "name": name, "received": now.isoformat(timespec="milliseconds")}
+        _write(folder / NOTE, json.dumps(note, ensure_ascii=False).encode())
+        if flushed:
+            _flush(folder / NOTE)
+            flush_directory(folder)
+            flush_directory(folder.parent)
         return _read(folder)
 
     def submit(self, entry: Entry) -> Entry:
@@ -109,6 +116,7 @@ class Queue:
             for name in names:
                 _flush(Path(folder) / name)
             flush_directory(Path(folder))
+        _flush(entry.folder / NOTE)
         flush_directory(entry.folder)
         return self._move(entry, INCOMING)
 
@@ -126,7 +134,7 @@ class Queue:
             entry_id = folder.name[1:]
             if not ID.fullmatch(entry_id) or entry_id in self._held or not self._hold(entry_id, folder):
                 continue
-            if not (folder / NOTE).is_file():  # ended before anything could be received
+            if not _noted(folder):  # ended before anything was received for good
                 self._remove(folder, entry_id)
             elif (entry := _read(folder)).source == source:
                 found.append(entry)
@@ -150,10 +158,12 @@ class Queue:
             if (again and taken) or not self._hold(entry_id, folder):
                 continue
             try:
-                with atomic(folder / ATTEMPTS) as temporary:
-                    temporary.write_text(f"{again + 1}\n", "ascii")
-                taken.append(self._move(_read(folder), PROCESSING, keep=True))
-            except (FileNotFoundError, QueueError):  # another process was faster
+                _write(folder / ATTEMPTS, f"{again + 1}\n".encode())
+                # Not flushed: after a power cut it waits again, with nothing lost.
+                entry = _read(folder)
+                entry.folder.rename(self.root / PROCESSING / entry_id)
+                taken.append(replace(entry, folder=self.root / PROCESSING / entry_id))
+            except FileNotFoundError:  # another process was faster
                 self._release(entry_id)
                 continue
             if again:
@@ -166,8 +176,9 @@ class Queue:
         What was received is then removed unless `keep_files`.
         """
         for name, content in results.items():
-            with atomic(entry.folder / name) as temporary:
-                temporary.write_bytes(content)
+            (entry.folder / name).write_bytes(content)
+            _flush(entry.folder / name)
+        flush_directory(entry.folder)
         finished = self._move(entry, FINISHED)
         if not keep_files:
             self._remove(finished.files, entry.id)
@@ -257,17 +268,16 @@ class Queue:
         if descriptor is not None:
             os.close(descriptor)
 
-    def _move(self, entry: Entry, state: str, keep: bool = False) -> Entry:
-        """Move an entry into a folder and flush both; with `keep` it stays this process's."""
+    def _move(self, entry: Entry, state: str) -> Entry:
+        """Move an entry into a folder, flush both, and let go of it."""
         target = self.root / state / entry.id
         try:
             entry.folder.rename(target)
         except FileNotFoundError:
             raise QueueError(f"{entry.id} is no longer {entry.state}") from None
-        flush_directory(target.parent)
-        flush_directory(entry.folder.parent)
-        if not keep:
-            self._release(entry.id)
+        for folder in {target.parent, entry.folder.parent}:
+            flush_directory(folder)
+        self._release(entry.id)
         return replace(entry, folder=target)
 
     def _remove(self, folder: Path, entry_id: str) -> None:
@@ -284,11 +294,25 @@ def _read(folder: Path) -> Entry:
     )
 
 
+def _noted(folder: Path) -> bool:
+    try:
+        return bool(read_json(folder / NOTE))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def _attempts(folder: Path) -> int:
     try:
         return int((folder / ATTEMPTS).read_text("ascii"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a power cut can leave it empty
         return 0
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is whole or absent whenever a process ends; flushed to disk only by who needs that."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def _flush(path: Path) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -100,8 +101,8 @@ def main() -> None:
         while not queue.ids("finished"):
             time.sleep(0.1)
         begun = time.perf_counter()
-        for content in contents:
-            client.ask("POST", "/studies", content)
+        with ThreadPoolExecutor(8) as senders:
+            list(senders.map(lambda content: client.ask("POST", "/studies", content), contents))
         while len(queue.ids("finished")) < len(contents) + 1:
             time.sleep(0.05)
         serve = len(contents) / (time.perf_counter() - begun)

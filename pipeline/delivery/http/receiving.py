@@ -86,7 +86,7 @@ class Receiver:
             raise Refused(429, f"{counted(waiting, 'study waits', 'studies wait')}; come again later", after)
         if shutil.disk_usage(self.queue.root).free - stated_bytes < self.limits.free_mb * MB:
             raise Refused(503, "the disk of the queue has no room for more studies; come again later", 60)
-        return self.queue.receive(SOURCE, name)
+        return self.queue.receive(SOURCE, name, flushed=False)  # answered once it is complete
 
     async def _write(self, body: AsyncIterator[bytes], entry: Entry, most: int) -> None:
         clock = asyncio.get_running_loop().time
