@@ -175,7 +175,7 @@ def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     config, said = initialise(tmp_path)
     assert "pictures in colour" in said
     assert "small pictures" in said
-    assert (load(config)[0].ingest.colour, load(config)[0].ingest.min_side) == ("luminance", 16)
+    assert (load(config)[0].preprocess.channels, load(config)[0].ingest.min_side) == ("colour", 16)
     where = (f"data.key_file={fixed_key(tmp_path)}", "machine.workers=1", "--store", tmp_path / "store")
     run = call("run", config, "--until", "split", *where)
     assert run.exit_code == 0, run.stderr
@@ -354,7 +354,14 @@ def test_a_proposed_target_can_be_certified_even_by_an_unlucky_split(positives):
 def studies_like(images=1000, **values):
     known = {"files": images, "megabytes": images / 10, "examined": images, "images": images, "volumes": 0}
     known |= {"patients": None, "quarantined": {}, "flags": {}, "duplicates": {}, "stated": {}, "age_years": None}
-    known |= {"colour": False, "median_size": (300, 300), "spacing_mm": None, "extent_mm": None, "seconds": 1.0}
+    known |= {
+        "colour": False,
+        "channels": "grey",
+        "median_size": (300, 300),
+        "spacing_mm": None,
+        "extent_mm": None,
+        "seconds": 1.0,
+    }
     return Fingerprint(**known | values)
 
 

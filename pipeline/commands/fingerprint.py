@@ -46,6 +46,7 @@ class Fingerprint:
     stated: Mapping[str, Mapping[str, int]]
     age_years: Sequence[float] | None
     colour: bool
+    channels: str
     median_size: Sequence[int]
     spacing_mm: Sequence[float] | None
     extent_mm: Sequence[float] | None
@@ -128,6 +129,7 @@ def fingerprint(folder: Path, seen: Glance, labels: Path | None = None) -> Finge
         stated={name: counts for name in STATED if {*(counts := counts_of(images[name]))} - {"not stated"}},
         age_years=[float(np.percentile(ages, q)) for q in (0, 50, 100)] if len(ages) else None,
         colour=bool(seen.colour),
+        channels="colour" if seen.in_colour else "grey",
         median_size=size,
         spacing_mm=spacing,
         extent_mm=extent,

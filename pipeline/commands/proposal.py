@@ -174,14 +174,18 @@ def _settings(
     more = "; small sets want more passes" if few else ""
     fits = f"fits {minutes:g} min on this machine"
     found = [Chosen("machine.workers", workers, f"of {speed.cores} cores; processes that read studies")]
-    if studies.colour:
-        found.append(Chosen("ingest.colour", "luminance", "pictures are in colour; networks take their brightness"))
+    if studies.colour and studies.channels == "grey":
+        found.append(
+            Chosen("ingest.colour", "luminance", "some pictures are in colour; networks take their brightness")
+        )
     if not volumes and min(studies.median_size, default=32) < 32:
         found.append(Chosen("ingest.min_side", 16, "pictures are smaller than the usual 32 pixels"))
     found += [
         Chosen("split.fractions", dict(capacity.fractions), _why_fractions(capacity)),
         Chosen("preprocess.image_size", list(rung.image_size), f"of a median {native}; the largest that {fits}"),
     ]
+    if studies.channels == "colour":
+        found.append(Chosen("preprocess.channels", "colour", "pictures are in colour, and networks see it"))
     if rung.volume_spacing_mm is not None:
         spacing = [rung.volume_spacing_mm] * 3
         why = "mm; alike for all, so that sizes can be compared; 95 % of the volumes fit into image_size"

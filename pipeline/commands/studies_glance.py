@@ -43,6 +43,11 @@ class Glance:
     small: int = 0
     ct: int = 0
 
+    @property
+    def in_colour(self) -> bool:
+        """Whether most of the pictures are in colour, so that networks should see it."""
+        return 2 * self.colour > self.pictures
+
     def shares(self, values: Iterable[str]) -> dict[str, float]:
         """Return which share of a column's values names files, with or without folders and suffix; and, for each kind
         of identifier, which share of the headers opened has one of the values.
@@ -59,30 +64,13 @@ class Glance:
             found[join] = sum(_without_zeros(value) in known for value in stated) / len(stated) if stated else 0.0
         return found
 
-    def settings(self) -> str:
-        """Return the sections of a config that these studies need, each line with its reason."""
-        ingest = {
-            "colour: luminance": "pictures are in colour; networks take their brightness" if self.colour else "",
-            "min_side: 16": "pictures are smaller than the usual 32 pixels" if self.small else "",
-        }
-        text = "".join(f"  {setting:<29}  # {reason}\n" for setting, reason in ingest.items() if reason)
-        text = f"ingest:\n{text}" if text else ""
-        if self.volumes > self.pictures:
-            text += (
-                "preprocess:\n  image_size: [64, 64, 64]       # the studies are volumes: superior, anterior, right\n"
-                f"{WINDOW_ADVICE if self.ct else ''}"
-                "pretrain:\n  encoder: {patch_size: [8, 8, 8]}\n"
-                "finetune:\n  arms: [mae, scratch, linear_probe]   # hog takes pictures only\n"
-            )
-        elif self.ct:
-            text += f"# preprocess:\n{WINDOW_ADVICE}"
-        return text
-
     def lines(self) -> list[str]:
         """Return what was decided, for people."""
         found = []
-        if self.colour:
-            found.append("pictures in colour: the config reduces them to their luminance (ingest.colour)")
+        if self.in_colour:
+            found.append("pictures in colour: networks will see it (preprocess.channels)")
+        elif self.colour:
+            found.append("some pictures in colour: the config reduces them to their luminance (ingest.colour)")
         if self.small:
             found.append("small pictures: the config accepts sides of 16 pixels and more (ingest.min_side)")
         if self.volumes > self.pictures:
