@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from pipeline.store.files import finite, sha256_file, sha256_json
 
 SCHEMA = "study/1"
 RESULT, PAGE, IMAGE, OUTLINE = "result.json", "page.pdf", "image.svg", "outline.svg"
-STUDIES_PER_PASS = 64
+STUDIES_PER_PASS, FINISHED_AT_A_TIME = 64, 4
 MB = 1024**2
 EMPTY = "the study holds no file"
 BROKEN = "judging it ended with an error that is of no file of it in particular ({})"
@@ -117,12 +119,12 @@ def _pass(
         )
         groups = _groups(queue, entries, predictions, left)
         by_name = {entry.id: entry for entry in entries}
-        for result in predictions.of(groups):
-            entry = by_name[result.study]
-            queue.finish(entry, _files(entry, result, predictions, how), how.keep_files)
-            del left[entry.id]
-            if stopping():
-                break
+        with _finishing(queue, how, left) as finish:
+            for result in predictions.of(groups):
+                entry = by_name[result.study]
+                finish(entry, _files(entry, result, predictions, how))
+                if stopping():
+                    break
     except StudiesError:
         for entry in entries:
             _fail(queue, left, entry, EMPTY)
@@ -136,6 +138,32 @@ def _pass(
 def _fail(queue: Queue, left: dict[str, Entry], entry: Entry, reason: str) -> None:
     queue.fail(entry, reason)
     del left[entry.id]
+
+
+@contextmanager
+def _finishing(
+    queue: Queue, how: Judging, left: dict[str, Entry]
+) -> Iterator[Callable[[Entry, Mapping[str, bytes]], None]]:
+    """Yield what finishes a study while the next is judged, since disks are slow; what is done leaves `left`.
+
+    Raises OSError when one could not be finished, after the others.
+    """
+    begun: dict[str, Future[Entry]] = {}
+
+    def finish(entry: Entry, files: Mapping[str, bytes]) -> None:
+        begun[entry.id] = disk.submit(queue.finish, entry, files, how.keep_files)
+
+    with ThreadPoolExecutor(FINISHED_AT_A_TIME) as disk:
+        try:
+            yield finish
+        finally:
+            wait(begun.values())
+            errors = [found for one in begun.values() if (found := one.exception()) is not None]
+            for entry_id, one in begun.items():
+                if one.exception() is None:
+                    del left[entry_id]
+    if errors:
+        raise errors[0]
 
 
 def _groups(queue: Queue, entries: Sequence[Entry], predictions: Predictions, left: dict[str, Entry]) -> list[Group]:
