@@ -18,7 +18,7 @@ from pipeline.delivery.queue import Queue
 from pipeline.delivery.worker_process import Options, WorkerProcess
 from pipeline.inference.model_folder import verified
 
-STEP_S, CLEAN_S = 0.2, 60.0
+STEP_S, CLEAN_S, PAUSE_S = 0.2, 60.0, 10.0
 TITLE_LENGTH = 16
 TOKEN_BYTES = 4096
 
@@ -67,11 +67,15 @@ def listen(
             while not stop.wait(STEP_S):
                 receiver.look()
                 worker.look()
-                sorter.step()
-                rounds += 1
-                if rounds * STEP_S >= CLEAN_S:
-                    rounds = 0
-                    sorter.clean()
+                try:
+                    sorter.step()
+                    rounds += 1
+                    if rounds * STEP_S >= CLEAN_S:
+                        rounds = 0
+                        sorter.clean()
+                except OSError as error:  # as without room on the disk: what has come stays in the spool
+                    say(f"listen: images cannot be sorted into studies now: OSError {error.errno}")
+                    stop.wait(PAUSE_S)
         finally:
             stop.set()
             receiver.stop()
