@@ -128,6 +128,7 @@ def _forest(e: Evidence, drawn: pd.DataFrame) -> Figure:
     if e.point is not None:
         panels = {"recall": "Sensitivity, %", "specificity": "Specificity, %", **panels}
         overall |= {name: e.point[name]["value"] for name in ("recall", "specificity")}
+    panels = {name: title for name, title in panels.items() if drawn[name].notna().any()}
     at_once = [
         {**r, **{f"{m}{end}": r[name] for m in panels for end, name in zip(LIMITS, _limit_columns(r, m), strict=True)}}
         for r in drawn.to_dict("records")
