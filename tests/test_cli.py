@@ -14,7 +14,8 @@ import pytest
 from project import DEMO
 from typer.testing import CliRunner
 
-from pipeline.cli import _sigterm_interrupts, app
+from pipeline.cli import app
+from pipeline.cli.shared import sigterm_interrupts
 from pipeline.orchestration.graph import NAMES
 from pipeline.store.artifacts import Store
 
@@ -317,7 +318,7 @@ def test_what_goes_on_after_an_interruption_is_the_whole_command(finished, tmp_p
 
 def test_sigterm_ends_a_run_as_an_interrupt_does():
     """Outside of training, which saves first."""
-    with pytest.raises(KeyboardInterrupt, match="stopped: SIGTERM"), _sigterm_interrupts():
+    with pytest.raises(KeyboardInterrupt, match="stopped: SIGTERM"), sigterm_interrupts():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

@@ -23,7 +23,6 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^(<!-- runnable -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"\bmaescreen ([a-z]+(?: info\b)?)")
 # Its command arrives with another branch; whoever merges takes it out of here.
-COMING = {"listen"}
 
 
 @cache
@@ -128,7 +127,7 @@ def typed(path: Path) -> str:
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_every_command_that_is_named_exists(path):
-    known = {command for command, _ in generator().command_tree()} | COMING | {"model"}
+    known = {command for command, _ in generator().command_tree()} | {"model"}
     assert {*COMMAND.findall(typed(path))} <= known
 
 

@@ -12,7 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from pipeline.cli import _errors
+from pipeline.cli.shared import errors
 from pipeline.commands.failures import Nameable, described, frames
 from pipeline.imaging.pseudonyms import KeyFileError, load_key
 from pipeline.store.files import read_json, sha256_file
@@ -105,7 +105,7 @@ def test_the_command_line_ends_in_one_way(error, code, words):
 
     @app.command()
     def fail() -> None:
-        with _errors():
+        with errors():
             raise error
 
     result = CliRunner().invoke(app)

@@ -12,7 +12,7 @@ ONLY_IN = {
     "mlflow": ("store/tracking.py", "store/registry.py", "store/served_model.py", "inference/mlflow_model.py"),
     "onnx": ("inference/onnx_graph.py", "inference/export.py"),
     "onnxruntime": ("inference/export.py",),
-    "typer": ("cli.py",),
+    "typer": ("cli/",),
     "torch.distributed": ("models/distributed.py",),
     "typst": ("reporting/",),
     "pydicom": ("imaging/", "delivery/dicom/", "delivery/node/", "commands/doctor.py"),
@@ -47,7 +47,7 @@ def test_reports_take_numbers_and_pictures_and_the_one_door(path):
 
 @pytest.mark.parametrize("path", [m for m in modules() if m.startswith("stages/")])
 def test_stages_know_neither_each_other_nor_how_they_are_run(path):
-    strangers = ("stages/", "orchestration/", "settings/", "commands/", "cli.py")
+    strangers = ("stages/", "orchestration/", "settings/", "commands/", "cli/")
     assert not {other for other in ours(path) if other.startswith(strangers) and other != "stages/__init__.py"}
 
 
