@@ -22,7 +22,6 @@ TEXTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^(<!-- runnable -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"\bmaescreen ([a-z]+(?: info\b)?)")
-# Its command arrives with another branch; whoever merges takes it out of here.
 
 
 @cache

@@ -33,7 +33,7 @@ LOOKED_AT = 5
 # Shorter ones say more about starting than about working, and a resumed one holds its last leg alone.
 LEAST_S = 1.0
 BUSY = 1.5
-# Of the others not all want a core all the time: at a load of 20 on two cores, work took 5 to 6 times as long, not 10.
+# Of the others not all want a core all the time: in one run at a load of 20 on two cores, work took 5 times as long.
 BUSY_EXPONENT = 0.7
 GB = 1e9
 

@@ -5,8 +5,8 @@
 As the protocol has it (Yang J, et al. MedMNIST v2. Scientific Data 2023;10:41): models are fitted to `train`, `val`
 alone tunes (here: the regularisation of logistic arms; networks keep their last epoch), `test` is read once; AUC, and
 accuracy at a probability of 0.5, of each seed by itself, then mean and standard deviation over the seeds. The stages
-pretrain, finetune and score are those of the pipeline, at the images' own size, with the network that `init` would take
-for it. Only labels of two classes; colour is reduced to its luminance.
+pretrain, finetune and score are those of the pipeline, at the images' own size, with the network that `maescreen
+init` would take for it. Only labels of two classes; colour is reduced to its luminance.
 
 What the protocol does not ask, and the pipeline would: whether one picture or one patient is in several of the splits
 (in PneumoniaMNIST some are). Copies are left in, since the published figures have them; they flatter all alike.
