@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.commands import models
+from pipeline.delivery.dicom.source import quietly
 from pipeline.delivery.node.outbox import Destination, Outbox
 from pipeline.delivery.node.receiver import ListenError, Receiver, Receiving
 from pipeline.delivery.node.sorting import Sorter
@@ -50,7 +51,7 @@ def listen(
     outbox = Outbox(queue, destination, say)
     worker = WorkerProcess(queue.root, options, say)
     receiver = Receiver(queue.root, receiving, say)
-    with _until_asked() as stop:
+    with _until_asked() as stop, quietly():
         delivering = threading.Thread(target=outbox.run, args=(stop,), name="delivering")
         try:
             worker.start()

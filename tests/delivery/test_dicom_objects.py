@@ -381,6 +381,20 @@ def test_encodings_do_not_change_unnoticed(model, quiet, tmp_path):
     assert "121112" in (GOLDEN / "sr.txt").read_text("utf-8")
 
 
+def test_nothing_of_a_header_is_said(quiet, tmp_path, recwarn, caplog):
+    """pydicom quotes what it finds wrong: a character set that nobody knows, a date that is none."""
+    predictions, _ = quiet
+    path = tmp_path / "one.dcm"
+    wrong = {"SpecificCharacterSet": ("CS", b"MUSTERFRAU"), "StudyDate": ("DA", b"Muster"), "PatientSex": ("CS", b"W")}
+    path.write_bytes(with_bytes(image(1), **wrong, PatientName=("PN", "Müller".encode("latin-1"))))
+    recwarn.clear()
+    caplog.clear()
+    made, _ = made_of(predictions, path, tmp_path)
+    assert made.files
+    assert [str(one.message) for one in recwarn] == []
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("asked", [["--dicom", "sr,xml"], ["--dicom", "pdf", "--no-pages"]])
 def test_what_cannot_be_made_is_refused_before_anything_is_written(model, tmp_path, asked):
     (tmp_path / "one.dcm").write_bytes(image(1))

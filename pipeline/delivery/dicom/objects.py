@@ -19,7 +19,7 @@ from pipeline.delivery.dicom.encapsulated_pdf import encapsulated_pdf
 from pipeline.delivery.dicom.equipment import RESEARCH_SERIES, add_equipment
 from pipeline.delivery.dicom.identifiers import IMPLEMENTATION, instance_uid, series_uid
 from pipeline.delivery.dicom.secondary_capture import draw, secondary_capture
-from pipeline.delivery.dicom.source import WHY_NONE, NoObjectsError, SourceStudy, copy_identity, read_source
+from pipeline.delivery.dicom.source import WHY_NONE, NoObjectsError, SourceStudy, copy_identity, quietly, read_source
 from pipeline.delivery.dicom.structured_report import Document, structured_report
 from pipeline.inference.batch import Group
 from pipeline.inference.model import Predictions
@@ -74,6 +74,7 @@ def replaces(source: SourceStudy, made: Mapping[str, Any]) -> bool:
     return bool(earlier) and made["subject"] == source.subject and {*earlier} <= {*source.names}
 
 
+@quietly()
 def source_of(result: Result, group: Group, predictions: Predictions) -> SourceStudy:
     """Return the study that a result is about. Raises NoObjectsError."""
     refused = {path for path, _ in result.refused}
@@ -107,6 +108,7 @@ def write_objects(
     return Made(files, made.missing, source.subject, source.names, made.document)
 
 
+@quietly()
 def make_objects(
     result: Result,
     source: SourceStudy,

@@ -6,9 +6,12 @@ encoded again may come out as other bytes, and an archive would take it for some
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+import warnings
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -63,6 +66,22 @@ NO_DATE, NO_TIME = "19000101", "000000"
 MARKS = {"≥": ">=", "≤": "<=", "–": "-", "—": "-", "−": "-", "·": "*", "×": "x", "…": "...", "’": "'", "‘": "'"}
 MARKS |= {"“": '"', "”": '"', "„": '"', "°": " deg", "ß": "ss", "\u00a0": " ", "\u202f": " "}
 FORBIDDEN = {"\\": "/", "~": "-"}  # separates values, and is another character in JIS X 0201
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep pydicom and pynetdicom from saying anything: their warnings and logs quote header values."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pynetdicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL + 1)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 class NoObjectsError(ValueError):
