@@ -179,13 +179,13 @@ def browser(up: Running):
     return client, re.search(r'name="form" value="([^"]+)"', client.get("/").text)[1]
 
 
-def started(folder: Path, model: Path) -> tuple[subprocess.Popen, Client]:
+def started(folder: Path, model: Path, *more: str) -> tuple[subprocess.Popen, Client]:
     """Start `maescreen serve` as a process, and wait until it answers."""
     token = folder / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
     options = ["--queue", str(folder / "queue"), "--token-file", str(token), "--port", "0"]
-    options += ["--workers", "1", "--threads", "1", "--device", "cpu"]
+    options += ["--workers", "1", "--threads", "1", "--device", "cpu", *more]
     command = [sys.executable, "-m", "pipeline.cli", "serve", str(model), *options]
     with (folder / "said.txt").open("a") as said:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)

@@ -106,6 +106,9 @@ def serve(
         Path | None, typer.Option("--ssl-certfile", metavar="FILE", help="certificate for https, PEM")
     ] = None,
     key: Annotated[Path | None, typer.Option("--ssl-keyfile", metavar="FILE", help="its private key, PEM")] = None,
+    dicom: Annotated[
+        str, typer.Option("--dicom", metavar="KINDS", help="sr,pdf,sc: objects beside each result, with identities")
+    ] = "",
     target: Annotated[
         float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
     ] = None,
@@ -126,6 +129,7 @@ def serve(
     config: RegistryConfig = None,
 ) -> None:
     """Judge studies that come over HTTP, and show them as a reading list in the browser."""
+    from pipeline.commands import predict as prediction
     from pipeline.commands import serve as serving
     from pipeline.delivery.http.receiving import Limits
     from pipeline.delivery.worker_process import Options
@@ -144,6 +148,7 @@ def serve(
                 workers=workers,
                 most_mb=unpacked_mb,
                 keep_files=keep_images,
+                dicom=prediction.kinds(dicom),
             )
             serving.serve(
                 serving.Place(host=host, port=port, token_file=token_file, certificate=certificate, key=key),

@@ -45,7 +45,7 @@ def test_killed_and_started_again_it_judges_every_study_once_and_leaves_no_proce
         process.kill()
         process.wait()
         assert everywhere(queue) == sorted(sent)
-        process, client = started(tmp_path, mae.model)
+        process, client = started(tmp_path, mae.model, "--dicom", "sr")
         assert client.get("/readyz").status == 200
         assert everywhere(queue) == sorted(sent)
         until = time.monotonic() + 120
@@ -55,6 +55,7 @@ def test_killed_and_started_again_it_judges_every_study_once_and_leaves_no_proce
         found = [client.get(f"/studies/{entry_id}").json for entry_id in sent]
         assert {one["result"]["decision"] for one in found} <= {"refer", "no refer"}
         assert client.get(f"/studies/{sent[0]}/page.pdf").body.startswith(b"%PDF")
+        assert client.get(f"/studies/{sent[0]}/sr.dcm").body[128:132] == b"DICM"
         assert "film" in client.get("/").text
         own += psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
