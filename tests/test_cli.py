@@ -10,7 +10,10 @@ import socket
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from imaging.files import make_dicom
+from PIL import Image
 from project import DEMO
 from typer.testing import CliRunner
 
@@ -82,7 +85,8 @@ def test_plan_says_what_would_run_and_why(finished):
     assert {(step["action"], step["estimate"]) for step in steps} == {("reuse", None)}
 
 
-def test_plan_says_what_the_steps_to_be_made_will_take_as_earlier_ones_took(finished):
+def test_plan_says_what_the_steps_to_be_made_will_take_as_earlier_ones_took(finished, monkeypatch):
+    monkeypatch.setattr("pipeline.orchestration.estimate.load", lambda: 0.0)  # whatever else runs beside the tests
     due = NAMES[3:]
     lines = call("plan", finished.config, "pretrain.mask_ratio=0.6").stdout.splitlines()[len(NAMES) :]
     assert [line.split()[0] for line in lines] == ["estimate", *due, "all"]
@@ -264,13 +268,20 @@ def test_doctor_looks_at_everything(finished):
         ("path,label\na.png,0\nb.png,1\n", [], ""),
         ("patient,finding\n1,cancer\n2,none\n", ["--positive", "cancer"], ""),
         ("patient,finding\n1,cancer\n2,none\n", [], "Say which values are positive"),
-        ("name,finding\n1,0\n", [], "no column of the label table says which image or patient"),
+        ("name,finding\nzebra,0\n", [], "no column of the label table says which image or patient"),
     ],
 )
 def test_init_writes_a_card_and_a_config_that_load(tmp_path, table, options, words):
     from pipeline.settings.load import load
 
     (tmp_path / "studies").mkdir()
+    for number, name in enumerate("ab", 1):
+        pixels = np.random.default_rng(number).integers(0, 4096, (40, 48)).astype(np.uint16)
+        if table.startswith("path"):
+            Image.fromarray((pixels >> 4).astype(np.uint8)).save(tmp_path / "studies" / f"{name}.png")
+        else:
+            uid = {"SOPInstanceUID": f"2.25.{number}", "PatientID": str(number)}
+            (tmp_path / "studies" / f"{name}.dcm").write_bytes(make_dicom(pixels, **uid))
     (tmp_path / "labels.csv").write_text(table)
     arguments = [
         "init",

@@ -258,9 +258,10 @@ def _draw(
 
 
 def _picture(image: Tensor) -> np.ndarray:
-    """Return an image (C, ...) as uint8, (h, w) or in colour (h, w, 3), with a black margin."""
+    """Return an image (C, ...) as uint8 with a black margin: three channels of a picture in colour (h, w, 3), else the
+    first (h, w)."""
     pixels = (image.cpu().numpy() * 255).round().astype(np.uint8)
-    if len(pixels) > 1:
+    if pixels.ndim == 3 and len(pixels) == 3:
         return np.pad(np.moveaxis(pixels, 0, -1), ((2, 2), (2, 2), (0, 0)))
     return np.pad(pixels[0] if pixels.ndim == 3 else three_planes(pixels[0]), 2)
 

@@ -324,6 +324,7 @@ def _models(work: Path, image_size: tuple[int, ...]) -> None:
         folder = work / arm / f"seed{seed}"
         if arm == "hog":
             hog, tensors = HogSpec((16, 16)), {"weight": torch.zeros(4), "bias": torch.zeros(1), "mean": torch.zeros(4)}
+            tensors["scale"] = torch.ones(4)
             finish(folder, arm, tensors, [], {"hog": hog.to_json()}, {})
         else:
             torch.manual_seed(seed)

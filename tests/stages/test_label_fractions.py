@@ -156,7 +156,8 @@ def test_mlflow_gets_every_point_of_the_curve(shown):
 
 
 def test_the_report_shows_sentence_curve_and_table(shown):
-    blocks = comparison(shown[1]).blocks
+    section = comparison(shown[1])
+    blocks = [*section.blocks, *section.appendix]
     said = [block.text for block in blocks if isinstance(block, Paragraph)]
     assert read_json(shown[0].file("evaluate", "metrics.json"))["label_fractions"]["sentence"] in said
     assert "The labels of the 120 tuning patients were not reduced" in said[-1]
