@@ -121,7 +121,9 @@ class Running:
     @property
     def files(self) -> list[str]:
         """Every file and folder under the queue, relative to it."""
-        return sorted(str(path.relative_to(self.queue.root)) for path in self.queue.root.rglob("*"))
+        # A folder may be gone between its being listed and its being looked into.
+        found = [Path(folder, name) for folder, folders, files in os.walk(self.queue.root) for name in folders + files]
+        return sorted(str(path.relative_to(self.queue.root)) for path in found)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -408,8 +409,9 @@ class Running:
         """
         for _ in range(1200):
             pending = list((self.folder / "queue").glob("finished/*/undelivered.json"))
-            if not pending and self.held() == images:
-                break
+            with suppress(EOFError, AttributeError, pydicom.errors.InvalidDicomError):  # storescp still writes it
+                if not pending and self.held() == images:
+                    break
             time.sleep(0.2)
         assert self.held() == images
         objects = [pydicom.dcmread(path) for path in self.got.iterdir()]

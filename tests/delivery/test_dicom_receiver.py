@@ -136,10 +136,14 @@ def connected(port: int) -> socket.socket:
 
 
 def associated(port: int) -> socket.socket:
-    connection = connected(port)
-    connection.sendall(associate())
-    assert answer(connection)[0] == 2
-    return connection
+    for _ in range(100):  # places of connections that were cut are free soon
+        connection = connected(port)
+        connection.sendall(associate())
+        if answer(connection)[0] == 2:
+            return connection
+        connection.close()
+        time.sleep(0.2)
+    raise AssertionError("no association in 20 seconds")
 
 
 def echo(port: int) -> bool:
