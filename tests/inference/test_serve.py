@@ -71,6 +71,7 @@ def test_killed_and_started_again_it_judges_every_study_once_and_leaves_no_proce
 def test_what_cannot_be_served_is_said_in_one_line(mae, tmp_path):
     token = tmp_path / "token"
     token.write_text(TOKEN)
+    token.chmod(0o644)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("chapter 1")
