@@ -20,6 +20,7 @@ from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import FLAGS
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference.batch import Group, Progress, Seen, Sorted, Task, read_groups, sort_files
+from pipeline.inference.description import describe
 from pipeline.inference.ensemble import Ensemble, load_networks, member_files, to_pixels
 from pipeline.inference.header_remarks import header_remarks
 from pipeline.inference.model_folder import MEMBERS, TYPICALITY, check_golden, verified
@@ -27,7 +28,7 @@ from pipeline.inference.outline import attention, kind_of
 from pipeline.inference.result import HARMLESS, Picture, Result
 from pipeline.inference.rule import Rule
 from pipeline.inference.study import Study, read_study
-from pipeline.inference.typicality import Reference, Typicality, describe
+from pipeline.inference.typicality import Reference, Typicality
 from pipeline.models.training import prepare
 from pipeline.store.files import sha256_json
 

@@ -1,12 +1,13 @@
 """Whether a study is like those that the certificate speaks of.
 
-An image is described by vectors: the mean patch token at four depths of the network, each of length 1 (Mueller & Hein
-2025, Mahalanobis++), the picture itself, and how fine its detail is. How far a vector lies from those of the training
-patients is its Mahalanobis distance (Lee et al. 2018; one mean for all classes, covariance of Ledoit & Wolf 2004) and,
-for two of them, what is left of it outside the main subspace of the training images (ViM's residual, Wang et al. 2022).
-The logarithm of each of these statistics is put on one scale by the tuning patients, and a patient's value is the
-largest of all statistics of all images. Its rank among the values of the calibration patients is a conformal p-value
-(Vovk et al. 2005; Bates et al. 2023), so that at most the chosen share of patients like them is flagged.
+An image is described by vectors (see description.py): the mean patch token at four depths of the network, each of
+length 1 (Mueller & Hein 2025, Mahalanobis++), the picture itself, and how fine its detail is. How far a vector lies
+from those of the training patients is its Mahalanobis distance (Lee et al. 2018; one mean for all classes, covariance
+of Ledoit & Wolf 2004) and, for two of them, what is left of it outside the main subspace of the training images (ViM's
+residual, Wang et al. 2022). The logarithm of each of these statistics is put on one scale by the tuning patients, and a
+patient's value is the largest of all statistics of all images. Its rank among the values of the calibration patients is
+a conformal p-value (Vovk et al. 2005; Bates et al. 2023), so that at most the chosen share of patients like them is
+flagged.
 
 Shapes: N images, D entries of a vector, K directions kept, S statistics.
 """
@@ -15,18 +16,14 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from scipy.special import ndtri
 from sklearn.covariance import LedoitWolf
-from torch import Tensor
 
-from pipeline.models.finished import Network
 from pipeline.store.files import atomic
 from pipeline.store.wording import counted
 
@@ -35,10 +32,6 @@ DEPTHS = ("quarter", "half", "three_quarters", "full")
 PICTURE, DETAIL = "picture", "detail"
 NAMES = (*DEPTHS, PICTURE, DETAIL)
 WITH_RESIDUAL = ("full", PICTURE)
-SIDE = {2: 16, 3: 8}  # largest number of cells per axis of the picture, by axes
-BINS = 16
-SCALES = 4  # of the detail: 1, 2, 4 and 8 pixels
-LEAST_STEP = 1e-3  # share of the range; finer than 8 bits can show
 MAIN_VARIANCE = 0.95
 # Fewer give no covariance and no spread worth the name, and a mean that is nearly a patient.
 LEAST_PATIENTS = {"training": 10, "tuning": 5, "calibration": 1}
@@ -63,56 +56,6 @@ Vectors = Mapping[str, np.ndarray]
 
 class TypicalityError(ValueError):
     """No reference can be fitted to these patients, a file is none, or vectors do not belong to it."""
-
-
-# ---------------------------------------------------------------- images as vectors
-
-
-@torch.no_grad()
-def describe(network: Network | None, pixels: Tensor) -> dict[str, np.ndarray]:
-    """Return the vectors of images (B, C, H, W) or (B, C, D, H, W) in [0, 1], each (B, D) float64.
-
-    `quarter`, `half`, `three_quarters` and `full` are what the network found after that share of its blocks or stages
-    (`Network.depths`), scaled to length 1; a network of fewer than four has fewer of them, and none (None) has none.
-    `picture` and `detail` are there for all. The network is expected in evaluation mode. An image's vectors do not
-    depend on the other images, but by rounding.
-    """
-    exact = pixels.detach().cpu().double()
-    detail = _detail(exact)
-    return {**_tokens(network, pixels), PICTURE: np.hstack([_picture(exact), detail]), DETAIL: detail}
-
-
-def _tokens(network: Network | None, pixels: Tensor) -> dict[str, np.ndarray]:
-    if network is None:
-        return {}
-    found = network.depths(pixels)
-    # In a shallow network several shares end at one block, which then has the last of their names.
-    names = {math.ceil(len(found) * share / len(DEPTHS)): name for share, name in enumerate(DEPTHS, start=1)}
-    return {name: F.normalize(found[block - 1], dim=1).cpu().numpy() for block, name in names.items()}
-
-
-def _picture(pixels: Tensor) -> np.ndarray:
-    """Return the means of a small grid, and the root of the share of pixels in each of 16 grey levels, per channel.
-
-    Roots of shares spread about equally, however large the share (Hellinger).
-    """
-    axes = pixels.ndim - 2
-    pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if axes == 2 else F.adaptive_avg_pool3d
-    grid = pool(pixels, tuple(min(side, SIDE[axes]) for side in pixels.shape[2:]))
-    levels = (pixels.flatten(2) * BINS).long().clamp(0, BINS - 1)
-    shares = torch.stack([(levels == level).double().mean(dim=2) for level in range(BINS)], dim=2)
-    return torch.cat([grid.flatten(1), shares.sqrt().flatten(1)], dim=1).numpy()
-
-
-def _detail(pixels: Tensor) -> np.ndarray:
-    """Return the logarithm of the mean step from pixel to pixel, per channel, axis and scale."""
-    pool = F.avg_pool2d if pixels.ndim == 4 else F.avg_pool3d
-    steps = []
-    for scale in range(SCALES):
-        if scale and min(pixels.shape[2:]) >= 4:
-            pixels = pool(pixels, 2)
-        steps += [pixels.diff(dim=axis).abs().flatten(2).mean(dim=2) for axis in range(2, pixels.ndim)]
-    return torch.cat(steps, dim=1).add(LEAST_STEP).log().numpy()
 
 
 # ---------------------------------------------------------------- distances

@@ -18,11 +18,12 @@ from pipeline.imaging.image import Policy
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference import model_card
 from pipeline.inference.decision import Decision, decide
+from pipeline.inference.description import describe
 from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, load_networks, member_files
 from pipeline.inference.header_remarks import header_values
 from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, TYPICALITY, seal, write_golden
 from pipeline.inference.rule import OperatingPoint, Rule
-from pipeline.inference.typicality import Cohort, Reference, TypicalityError, describe, fit
+from pipeline.inference.typicality import Cohort, Reference, TypicalityError, fit
 from pipeline.models.finished import Network
 from pipeline.models.images import read_images
 from pipeline.models.training import prepare

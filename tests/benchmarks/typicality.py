@@ -35,7 +35,8 @@ from pipeline.imaging.image import About, Image, Policy
 from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.read import read_image
 from pipeline.imaging.transforms import Rendering, render
-from pipeline.inference.typicality import Cohort, Reference, describe, fit
+from pipeline.inference.description import describe
+from pipeline.inference.typicality import Cohort, Reference, fit
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import EncoderSpec
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import betabinom, binom
 
+from pipeline.inference.description import describe
 from pipeline.inference.typicality import (
     DEPTHS,
     DETAIL,
@@ -15,7 +16,6 @@ from pipeline.inference.typicality import (
     Cohort,
     Reference,
     TypicalityError,
-    describe,
     fit,
 )
 from pipeline.models.classifier import Classifier
