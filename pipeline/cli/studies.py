@@ -91,6 +91,14 @@ def predict(
     raise typer.Exit(0 if loaded.usable else GATE_FAILED)
 
 
+def _kinds(dicom: str) -> tuple[str, ...]:
+    if not dicom:  # what serves needs no torch, which the kinds bring
+        return ()
+    from pipeline.commands import predict as prediction
+
+    return prediction.kinds(dicom)
+
+
 @app.command()
 def serve(
     model: ModelRef,
@@ -129,7 +137,6 @@ def serve(
     config: RegistryConfig = None,
 ) -> None:
     """Judge studies that come over HTTP, and show them as a reading list in the browser."""
-    from pipeline.commands import predict as prediction
     from pipeline.commands import serve as serving
     from pipeline.delivery.http.receiving import Limits
     from pipeline.delivery.worker_process import Options
@@ -148,7 +155,7 @@ def serve(
                 workers=workers,
                 most_mb=unpacked_mb,
                 keep_files=keep_images,
-                dicom=prediction.kinds(dicom),
+                dicom=_kinds(dicom),
             )
             serving.serve(
                 serving.Place(host=host, port=port, token_file=token_file, certificate=certificate, key=key),
