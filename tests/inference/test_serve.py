@@ -27,7 +27,7 @@ def test_killed_and_started_again_it_judges_every_study_once_and_leaves_no_proce
     with zipfile.ZipFile(mae.studies) as archive:
         films = [archive.read(name) for name in sorted(archive.namelist())[:8]]
     sent: list[str] = []
-    process, client = started(tmp_path, mae.model)
+    process, client = started(tmp_path, mae.model, "--dicom", "sr")
 
     def send(some: list[bytes]) -> None:
         sent.extend(client.ask("POST", "/studies?name=film", film).json["id"] for film in some)
