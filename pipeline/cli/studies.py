@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from datetime import date
 
 
+# What predict, serve and listen have in common.
+Target = Annotated[
+    float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
+]
+Prevalence = Annotated[
+    float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
+]
+Workers = Annotated[int, typer.Option(min=1, help="processes that read studies")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Table = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="columns path and study, for files without headers")
 ]
@@ -36,15 +46,11 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", exists=True, help="files, folders and zip archives")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of the results; nothing else is written")],
     table: Table = None,
-    target: Annotated[
-        float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
-    ] = None,
-    prevalence: Annotated[
-        float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes that read studies")] = 2,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    target: Target = None,
+    prevalence: Prevalence = None,
+    workers: Workers = 2,
+    threads: Threads = None,
+    device: Device = "auto",
     pages: Annotated[bool, typer.Option("--pages/--no-pages", help="a PDF page per study")] = True,
     identified: Annotated[
         bool, typer.Option("--identified", help="write the headers' patient identifiers, too; DIR becomes private")
@@ -59,6 +65,7 @@ def predict(
     """Judge new studies: refer, no refer or not assessable, with score, probability and reasons."""
     from pipeline.commands import predict as prediction
     from pipeline.commands import typed
+    from pipeline.delivery.dicom import kinds
 
     words = [*map(str, paths), *(["--config", str(config)] if config else [])]
     again = typed.command("predict", Path(model), words, out=out, table=table, store=store)
@@ -77,7 +84,7 @@ def predict(
                 workers=workers,
                 pages=pages,
                 identified=identified,
-                dicom=prediction.kinds(dicom),
+                dicom=kinds(dicom),
                 say=say,
             )
     if as_json:
@@ -89,14 +96,6 @@ def predict(
             say(line)
         print(out / "results.json")
     raise typer.Exit(0 if loaded.usable else GATE_FAILED)
-
-
-def _kinds(dicom: str) -> tuple[str, ...]:
-    if not dicom:  # what serves needs no torch, which the kinds bring
-        return ()
-    from pipeline.commands import predict as prediction
-
-    return prediction.kinds(dicom)
 
 
 @app.command()
@@ -117,12 +116,8 @@ def serve(
     dicom: Annotated[
         str, typer.Option("--dicom", metavar="KINDS", help="sr,pdf,sc: objects beside each result, with identities")
     ] = "",
-    target: Annotated[
-        float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
-    ] = None,
-    prevalence: Annotated[
-        float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
-    ] = None,
+    target: Target = None,
+    prevalence: Prevalence = None,
     upload_mb: Annotated[int, typer.Option(min=1, help="MB that one study may have as it is sent")] = 1024,
     upload_seconds: Annotated[float, typer.Option(min=1, help="seconds in which it must have arrived")] = 600.0,
     unpacked_mb: Annotated[int, typer.Option(min=1, help="MB that one study may have unpacked")] = 4096,
@@ -130,14 +125,15 @@ def serve(
     keep_images: Annotated[
         bool, typer.Option("--keep-images", help="keep what was received of a finished study, too")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="processes that read studies")] = 2,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    workers: Workers = 2,
+    threads: Threads = None,
+    device: Device = "auto",
     store: StoreOption = None,
     config: RegistryConfig = None,
 ) -> None:
     """Judge studies that come over HTTP, and show them as a reading list in the browser."""
     from pipeline.commands import serve as serving
+    from pipeline.delivery.dicom import kinds
     from pipeline.delivery.http.receiving import Limits
     from pipeline.delivery.worker_process import Options
 
@@ -155,7 +151,7 @@ def serve(
                 workers=workers,
                 most_mb=unpacked_mb,
                 keep_files=keep_images,
-                dicom=_kinds(dicom),
+                dicom=kinds(dicom),
             )
             serving.serve(
                 serving.Place(host=host, port=port, token_file=token_file, certificate=certificate, key=key),
@@ -269,21 +265,17 @@ def listen(
     memory_mb: Annotated[int, typer.Option(min=64, help="MB that the receiving process may take")] = 1024,
     connections: Annotated[int, typer.Option(min=1, help="peers at once")] = 20,
     idle_seconds: Annotated[float, typer.Option(min=1, help="seconds that a peer may say nothing")] = 30.0,
-    target: Annotated[
-        float | None, typer.Option(metavar="RECALL", help="another certified operating point; default: the first")
-    ] = None,
-    prevalence: Annotated[
-        float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes that read studies")] = 2,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    target: Target = None,
+    prevalence: Prevalence = None,
+    workers: Workers = 2,
+    threads: Threads = None,
+    device: Device = "auto",
     store: StoreOption = None,
     config: RegistryConfig = None,
 ) -> None:
     """Judge studies that come by DICOM, and send results as DICOM objects to the archive."""
     from pipeline.commands import listen as listening
-    from pipeline.commands import predict as prediction
+    from pipeline.delivery.dicom import kinds
     from pipeline.delivery.node.c_store import Archive
     from pipeline.delivery.node.receiver import Receiving
     from pipeline.delivery.node.stow import Stow
@@ -306,7 +298,7 @@ def listen(
                     prevalence=prevalence,
                     workers=workers,
                     keep_files=True,
-                    dicom=prediction.kinds(dicom),
+                    dicom=kinds(dicom),
                 ),
                 Receiving(
                     host=host,

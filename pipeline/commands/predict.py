@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from pipeline.delivery.dicom import KINDS
 from pipeline.delivery.results import Written, write_results
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.result import Result
@@ -94,13 +93,3 @@ def lines(model: Model, written: Written, out: Path) -> list[str]:
     if not model.usable:
         said.append("the model is not usable: " + "; ".join(model.rule.decision.reasons))
     return said
-
-
-def kinds(asked: str) -> tuple[str, ...]:
-    """Return kinds of DICOM objects from a list with commas, in the order of KINDS. Raises StudiesError."""
-    named = {one.strip() for one in asked.split(",") if one.strip()}
-    if unknown := named - KINDS.keys():
-        raise StudiesError(
-            f"--dicom takes {', '.join(KINDS)}, with commas between; {len(unknown)} named are none of them"
-        )
-    return tuple(kind for kind in KINDS if kind in named)

@@ -20,7 +20,7 @@ from pipeline.reporting.spreadsheet import csv_text
 from pipeline.store.files import atomic, finite, write_json
 
 if TYPE_CHECKING:
-    from pipeline.inference.model import Predictions
+    from pipeline.inference.model import Model, Predictions
 
 JOURNAL, RESULTS, TABLE, QUARANTINE = "journal.jsonl", "results.json", "results.csv", "quarantine.csv"
 SUMMARY = "summary.pdf"
@@ -144,14 +144,7 @@ def _write(
     content = {
         "schema": SCHEMA,
         "meaning": {name: MEANINGS[name] for name in (*columns, *(["superseded_by"] if superseded else []))},
-        "model": {
-            "title": model.content["title"],
-            "sha256": model.sha256,
-            "usable": model.usable,
-            "not_usable_because": list(model.rule.decision.reasons),
-            "scope": model.scope,
-            "not_for": model.content["not_for"],
-        },
+        "model": of_model(model),
         "prevalence": {"calibration": model.content["prevalence"], "local": predictions.prevalence},
         "files": {
             "received": len(predictions.sources),
@@ -166,6 +159,18 @@ def _write(
     _text(folder / TABLE, csv_text(columns, shown))
     refused = [[row[name] for name in QUARANTINE_COLUMNS] for row in quarantine]
     _text(folder / QUARANTINE, csv_text(list(QUARANTINE_COLUMNS), refused))
+
+
+def of_model(model: Model) -> dict[str, Any]:
+    """Return what results say of the model that gave them, as plain values."""
+    return {
+        "title": model.content["title"],
+        "sha256": model.sha256,
+        "usable": model.usable,
+        "not_usable_because": list(model.rule.decision.reasons),
+        "scope": model.scope,
+        "not_for": model.content["not_for"],
+    }
 
 
 def _cell(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.delivery import pages
 from pipeline.delivery.queue import Entry, Queue
+from pipeline.delivery.results import of_model
 from pipeline.delivery.uploads import Refusal, check
 from pipeline.imaging.archive.sources import Source
 from pipeline.imaging.archive.workers import WorkersError
@@ -201,7 +202,6 @@ def _files(entry: Entry, result: Result, predictions: Predictions, how: Judging)
 
 
 def _content(entry: Entry, result: Result, predictions: Predictions, at: str) -> dict[str, Any]:
-    model = predictions.model
     refused = sorted({refusal.reason for _, refusal in result.refused})
     return {
         "schema": SCHEMA,
@@ -210,14 +210,7 @@ def _content(entry: Entry, result: Result, predictions: Predictions, at: str) ->
         "source": entry.source,
         "received": entry.received,
         "judged": at,
-        "model": {
-            "title": model.content["title"],
-            "sha256": model.sha256,
-            "usable": model.usable,
-            "not_usable_because": list(model.rule.decision.reasons),
-            "scope": model.scope,
-            "not_for": model.content["not_for"],
-        },
+        "model": of_model(predictions.model),
         "why": [*(REASONS[name] for name in result.judgement.reasons), *(REFUSALS[name] for name in refused)],
         "outline": result.picture.outline if result.picture else None,
         "result": result.to_row(),

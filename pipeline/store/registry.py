@@ -82,11 +82,6 @@ class Version:
         return self.source.endswith(f"/{alias_history.FOLDER}/{GONE}")
 
 
-def is_reference(text: str) -> bool:
-    """Say whether a text was meant to name a registered model."""
-    return text.startswith("models:")
-
-
 class Registry:
     """The registered models of a store's own MLflow, or of the server at `uri`."""
 
