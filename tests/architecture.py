@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "pipeline"
 FLOORS = (
     ("store",),
     ("imaging", "models", "statistics"),
-    ("labels",),
+    ("labels", "tasks"),
     ("settings",),
     ("inference",),
     ("evaluation", "orchestration", "reporting"),

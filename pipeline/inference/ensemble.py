@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models.finished import Network
+from pipeline.inference.segmentation import Segmented, segment
+from pipeline.models.finished import Maps, Network
 from pipeline.models.reading import read_model
 
 Model = Callable[[Tensor], np.ndarray]
@@ -22,10 +23,12 @@ FULL_SCALE = 255
 class Ensemble:
     """The finished models of one arm by seed; each takes pixels (B, C, ...) in [0, 1] and gives logits (B, L) float64.
 
+    `maps` is what they say of pixels, by seed, when they were trained to segment; otherwise there are none.
     An image's logits do not depend on the images beside it in a batch, in any bit, on one machine with one device.
     """
 
     models: Mapping[int, Model]
+    maps: Mapping[int, Maps] = field(default_factory=dict)
 
     @classmethod
     def load(cls, files: Mapping[int, tuple[Path, Path]], device: torch.device, *, flips: bool = False) -> Ensemble:
@@ -34,8 +37,10 @@ class Ensemble:
         With `flips`, a logit is the mean over the image and its mirror image, left to right. Raises WeightsError when
         weights are not those that their record names by SHA-256, or do not fit.
         """
-        models = {seed: read_model(record, weights, device).logits for seed, (record, weights) in files.items()}
-        return cls({seed: _over_flips(model) if flips else model for seed, model in models.items()})
+        finished = {seed: read_model(record, weights, device) for seed, (record, weights) in files.items()}
+        models = {seed: _over_flips(one.logits) if flips else one.logits for seed, one in finished.items()}
+        maps = {seed: one.maps for seed, one in finished.items() if one.maps is not None}
+        return cls(models, {seed: _maps_over_flips(one) if flips else one for seed, one in maps.items()})
 
     def logits(self, array: np.ndarray, batch_size: int = 64) -> np.ndarray:
         """Return the mean logits over the seeds, (N, L) float64, of images (N, C, ...) uint8 as `to_array` gives them.
@@ -45,6 +50,21 @@ class Ensemble:
         each = [self._of(model, array, batch_size) for _, model in sorted(self.models.items())]
         labels = [np.stack([one[:, at] for one in each], axis=1).mean(axis=1) for at in range(each[0].shape[1])]
         return np.stack(labels, axis=1)
+
+    @property
+    def structures(self) -> Mapping[int, str]:
+        """The structures that it segments, by their number in masks; none unless it was trained to."""
+        return next(iter(self.maps.values())).structures if self.maps else {}
+
+    def segment(self, array: np.ndarray, masks: np.ndarray | None = None) -> Segmented:
+        """Return masks and marks of images (N, C, ...) uint8 as `to_array` gives them; see `segmentation.segment`.
+
+        `masks` (N, ...) uint8 is filled where given: a memory map for large volumes. Raises ValueError when the arm was
+        not trained to segment, or an image is smaller than the windows it looks at.
+        """
+        if not self.maps:
+            raise ValueError("this model was not trained to segment")
+        return segment([one for _, one in sorted(self.maps.items())], array, masks)
 
     @staticmethod
     def _of(model: Model, array: np.ndarray, batch_size: int) -> np.ndarray:
@@ -68,6 +88,12 @@ def load_networks(files: Mapping[int, tuple[Path, Path]], device: torch.device) 
     return [
         one for _, (record, weights) in sorted(files.items()) for one in read_model(record, weights, device).networks
     ]
+
+
+def _maps_over_flips(maps: Maps) -> Maps:
+    """Return maps that are the mean of the log probabilities of an image and of its mirror image, turned back."""
+    plain = maps.log_probabilities
+    return replace(maps, log_probabilities=lambda window: (plain(window) + plain(window.flip(-1)).flip(-1)) / 2)
 
 
 def _over_flips(model: Model) -> Model:

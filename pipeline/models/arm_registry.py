@@ -29,7 +29,8 @@ class ArmKind:
     optimum, and are trained by one process. An arm with an `encoder` rests on stage pretrain: on its weights, or on the
     network and the pixel statistics that it recorded. One `of_others` is made of other arms, after them. `axes` are
     those of the images it can take. `role` says as what it is compared with the pretrained arm, in the words of
-    `compared_as`. `graph` says whether its networks can be handed on as an ONNX graph.
+    `compared_as`. `graph` says whether its networks can be handed on as an ONNX graph. `segments_by` reads a
+    model back that was trained to segment, in the place of `read_by`; empty for an arm that cannot.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ArmKind:
     role: Role | None = None
     compared_as: str = ""
     graph: bool = False
+    segments_by: str = ""
 
     @property
     def needs_encoder(self) -> bool:
@@ -56,7 +58,8 @@ class ArmKind:
 
     def read(self, *arguments: Any) -> Any:
         """Read it back; see `read_by`."""
-        return _function(self.read_by)(*arguments)
+        content = arguments[0]
+        return _function(self.segments_by if content.get("task") == "segmentation" else self.read_by)(*arguments)
 
 
 def _function(place: str) -> Callable[..., Any]:
@@ -69,6 +72,7 @@ TRANSFORMER: dict[str, Any] = {
     "read_by": "pipeline.models.classifier:read_classifier",
     "network": True,
     "graph": True,
+    "segments_by": "pipeline.models.segmenter:read_segmenter",
 }
 ARMS = {
     arm.name: arm
@@ -136,6 +140,7 @@ ARMS = {
             read_by="pipeline.models.classical:read_classical",
             role="classical",
             compared_as="the classical baseline (the strongest of four kinds of features, logistic regression)",
+            segments_by="pipeline.models.pixel_regression:read_pixels",
         ),
         ArmKind(
             "ensemble",
@@ -150,6 +155,7 @@ ARMS = {
     )
 }
 NAMES = tuple(ARMS)
+SEGMENTING = tuple(name for name, arm in ARMS.items() if arm.segments_by)
 
 
 def pretrained(arms: Iterable[str]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.models.checkpoints import load_strict, require_equal, save_weights
 from pipeline.models.classifier import Classifier, Head
 from pipeline.models.images import Images
+from pipeline.models.masks import Masks
 from pipeline.models.randomness import derived_seed
 from pipeline.models.training import Hardware, TrainingError
 from pipeline.models.vit import EncoderSpec
@@ -32,7 +33,8 @@ class Start:
 class ArmData:
     """What every arm is trained on; an arm that is not in `starts` has no trained encoder to start from.
 
-    `encoder` says which network stage pretrain trained; None when no arm needs it and nothing was pretrained.
+    `encoder` says which network stage pretrain trained; None when no arm needs it and nothing was pretrained. `masks`
+    are those of both splits, for a task that learns from masks.
     """
 
     train: Images
@@ -40,6 +42,7 @@ class ArmData:
     encoder: EncoderSpec | None
     starts: Mapping[str, Start]
     hardware: Hardware
+    masks: Masks | None = None
 
     @property
     def spec(self) -> EncoderSpec:

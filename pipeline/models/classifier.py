@@ -52,7 +52,7 @@ class Classifier(Network):
     @torch.no_grad()
     def depths(self, pixels: Tensor) -> list[Tensor]:
         """Return the mean patch token after each block, (B, D) float64 each, the last one after the final norm."""
-        patches = patchify(normalise(pixels.to(self.head.weight.device), self.spec), self.spec.patch_size)
+        patches = patchify(normalise(pixels.to(self.encoder.cls_token.device), self.spec), self.spec.patch_size)
         outputs = block_outputs(self.encoder, embed(self.encoder, patches))
         outputs[-1] = self.encoder.norm(outputs[-1])
         return [tokens[:, 1:].double().mean(dim=1) for tokens in outputs[1:]]

@@ -13,7 +13,7 @@ What the settings do to the logit, which calibration turns into a probability la
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.baseline import auc
-from pipeline.models.classifier import branch_scales, freeze_below
+from pipeline.models.classifier import Classifier, branch_scales, freeze_below
 from pipeline.models.distributed import leads
 from pipeline.models.ema import RunningAverage
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
@@ -59,6 +59,17 @@ def train_transformer(
     Raises what `train_network` raises, and WeightsError when the weights to start from do not fit.
     """
     model = build_classifier(data, "norm_linear", seed).to(data.device)
+    content = {"spec": data.spec.to_json(), "head": "norm_linear"}
+    train_network(arm, seed, begun(arm, model, content, settings, data, log), settings, data, folder, log)
+
+
+def begun(
+    arm: str, model: Classifier, content: dict[str, Any], settings: FinetuneSettings, data: ArmData, log: RunLog
+) -> Untrained:
+    """Return a transformer before its first step, its encoder loaded from what the arm starts from, or left random.
+
+    Raises WeightsError when the weights to start from do not fit.
+    """
     layer_decay, loaded = 1.0, 0
     if arm in data.starts:
         layer_decay, loaded = settings.layer_decay, data.starts[arm].loaded
@@ -66,9 +77,8 @@ def train_transformer(
         # Random blocks that stay random would be no fair comparison: arm scratch is trained as a whole.
         if settings.trainable_blocks is not None:
             freeze_below(model, settings.trainable_blocks)
-    content = {"spec": data.spec.to_json(), "head": "norm_linear"}
     tensors = {"encoder_tensors_loaded": loaded, "encoder_tensors": len(model.encoder.state_dict())}
-    train_network(arm, seed, Untrained(model, content, tensors, layer_decay), settings, data, folder, log)
+    return Untrained(model, content, tensors, layer_decay)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,42 @@ class Untrained:
     layer_decay: float = 1.0
 
 
+@dataclass(frozen=True)
+class Learning:
+    """What a training asks of its task, for one seed.
+
+    `start` sets the head before the first step. `examples(numbers, drawn, epoch)` gives pixels (B, C, ...) and targets
+    of drawn images, `loss(model, pixels, branch_scale, targets)` the mean over images of a loss that depends on nothing
+    but each image. `judge` measures the network on the tuning images; of its numbers, `measure` decides which epoch is
+    best, and is called `measured` in messages. `finish` says more of the finished network, for its model.json.
+    """
+
+    start: Callable[[Network], None]
+    examples: Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Any]]
+    loss: Callable[[Network, Tensor, Tensor | None, Any], Tensor]
+    judge: Callable[[Network], dict[str, float]]
+    measure: str = "tune_auc"
+    measured: str = "AUC"
+    finish: Callable[[Network], dict[str, Any]] = lambda _: {}
+
+
+def of_labels(seed: int, settings: FinetuneSettings, data: ArmData) -> Learning:
+    """Return how labels are learnt: an image's logits against its label and further ones, judged by the AUC."""
+    loss_of = objective(settings.loss, data.train.targets, settings.focal_gamma, settings.label_smoothing, data.device)
+    augment = Augmentation(**settings.augmentation.model_dump())
+
+    def loss(model: Network, pixels: Tensor, branch_scale: Tensor | None, targets: Tensor) -> Tensor:
+        with autocast(data.device, data.hardware.precision):
+            logits = model(pixels, branch_scale)
+        return loss_of(logits.float(), targets)
+
+    def judge(model: Network) -> dict[str, float]:
+        return {"tune_auc": auc(data.tune.labels, _logits(model, data.tune, settings.batch_size, data.hardware))}
+
+    examples = Examples(data.train, augment, settings.mixup, seed, data.device)
+    return Learning(lambda model: start_at_the_odds(model, settings, data), examples.prepared, loss, judge)
+
+
 def train_network(
     arm: str,
     seed: int,
@@ -93,13 +139,15 @@ def train_network(
     data: ArmData,
     folder: Path,
     log: RunLog,
+    learning: Learning | None = None,
 ) -> None:
-    """Train a network and leave its files in `folder`; goes on from its checkpoints there.
+    """Train a network and leave its files in `folder`; goes on from its checkpoints there. It learns labels
+    unless `learning` says otherwise.
 
     Raises TrainingError when the loss stops being finite, Stopped when asked to stop.
     """
-    model = untrained.model
-    _start_at_the_odds(model, settings, data)
+    model, learning = untrained.model, learning or of_labels(seed, settings, data)
+    learning.start(model)
     groups = parameter_groups(model, settings.weight_decay, untrained.layer_decay, model.depth)
     optimiser = adamw(groups, BETAS)
     average = RunningAverage(model, settings.ema_decay) if settings.ema_decay is not None else None
@@ -115,9 +163,6 @@ def train_network(
     images = len(draw(data.train.labels, settings.sampling, seed, 0))
     schedule = Schedule(settings.learning_rate, settings.warmup_epochs, settings.epochs)
     schedule = schedule.within(settings.max_steps, steps_per_epoch(images, settings.batch_size))
-    loss_of = objective(settings.loss, data.train.targets, settings.focal_gamma, settings.label_smoothing, data.device)
-    augment = Augmentation(**settings.augmentation.model_dump())
-    examples = Examples(data.train, augment, settings.mixup, seed, data.device)
     what, checkpoints = f"{arm} seed {seed}", folder / "checkpoints"
     with begin(
         model, optimiser, schedule, data.hardware, data.train, checkpoints, log, what, further_state
@@ -128,59 +173,64 @@ def train_network(
                 average.load_state_dict(training.restored["average"])
         history = training.history
         for epoch in epochs_left(training, f"{what}, epoch"):
-            if exhausted(history, settings.early_stopping_epochs):
+            if exhausted(history, settings.early_stopping_epochs, learning.measure):
                 break
             drawn = draw(data.train.labels, settings.sampling, seed, epoch)
 
             def batch_loss(numbers: np.ndarray, epoch: int = epoch, drawn: np.ndarray = drawn) -> Tensor:
-                pixels, targets = examples.prepared(numbers, drawn, epoch)
-                with autocast(data.device, data.hardware.precision):
-                    logits = model(pixels, _dropped(settings, model.depth, data, seed, epoch, numbers))
-                return loss_of(logits.float(), targets)
+                pixels, targets = learning.examples(numbers, drawn, epoch)
+                scale = _dropped(settings, model.depth, data, seed, epoch, numbers)
+                return learning.loss(model, pixels, scale, targets)
 
             order = [drawn[places] for places in batches(len(drawn), settings.batch_size, seed, epoch)]
             done = train_epoch(training, order, batch_loss)
-            tune_auc = auc(data.tune.labels, _logits(judged, data.tune, settings.batch_size, data.hardware))
-            values = {"train_loss": done.loss, "tune_auc": tune_auc, "learning_rate": done.learning_rate}
+            values = {"train_loss": done.loss, **learning.judge(judged), "learning_rate": done.learning_rate}
             tracked = values | done.measured
             log.metrics({f"{arm}.seed{seed}.{name}": value for name, value in tracked.items()}, epoch + 1)
             record(training, values)
-            if settings.early_stopping_epochs is not None and best_epoch(history) == len(history):
+            if settings.early_stopping_epochs is not None and best_epoch(history, learning.measure) == len(history):
                 best.update({name: tensor.clone() for name, tensor in judged.state_dict().items()})
             save(training)
 
     if not leads():
         return
-    kept = len(history) if settings.early_stopping_epochs is None else best_epoch(history)
-    tune_auc = history[kept - 1]["tune_auc"]
-    log.info(f"{what}: tune AUC {tune_auc:.4f} at epoch {kept}, kept; {len(history)} epochs trained")
+    kept = len(history) if settings.early_stopping_epochs is None else best_epoch(history, learning.measure)
+    measures = {name: value for name, value in history[kept - 1].items() if name.startswith("tune_")}
+    log.info(
+        f"{what}: tune {learning.measured} {measures[learning.measure]:.4f} at epoch {kept}, kept; "
+        f"{len(history)} epochs trained"
+    )
+    if best:
+        judged.load_state_dict(best)
     content = {**untrained.content, "further_labels": data.further}
-    finish(folder, arm, best or judged.state_dict(), history, content, {
-        "tune_auc": tune_auc,
+    finish(folder, arm, judged.state_dict(), history, content, {
+        **measures,
         "best_epoch": kept,
         "epochs_trained": len(history),
         **untrained.tensors,
         **_sizes(model),
+        **learning.finish(judged),
     })  # fmt: skip
 
 
-def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """Return the epoch, counted from 1, with the highest AUC on the tuning images; the earliest of equals."""
-    return 1 + max(range(len(history)), key=lambda place: history[place]["tune_auc"])
+def best_epoch(history: Sequence[Mapping[str, float]], measure: str = "tune_auc") -> int:
+    """Return the epoch, counted from 1, with the highest `measure` of the tuning images; the earliest of equals."""
+    return 1 + max(range(len(history)), key=lambda place: history[place][measure])
 
 
-def exhausted(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
-    """Return whether the last `patience` epochs brought no higher AUC on the tuning images; None never is."""
-    return patience is not None and len(history) > 0 and len(history) - best_epoch(history) >= patience
+def exhausted(history: Sequence[Mapping[str, float]], patience: int | None, measure: str = "tune_auc") -> bool:
+    """Return whether the last `patience` epochs brought no higher `measure` of the tuning images; None never is."""
+    return patience is not None and len(history) > 0 and len(history) - best_epoch(history, measure) >= patience
 
 
-def _start_at_the_odds(model: Network, settings: FinetuneSettings, data: ArmData) -> None:
+def start_at_the_odds(model: Network, settings: FinetuneSettings, data: ArmData) -> None:
     """Let the head start at the log odds of each label."""
     shares = mean_targets(data.train.targets, settings.sampling == "balanced")
     if settings.loss == "weighted":
         shares = np.full_like(shares, 0.5)
     starts = [starting_logit(share, settings.label_smoothing) for share in shares.tolist()]
-    model.head.bias.data.copy_(torch.tensor(starts))
+    # A head may be that of further labels alone.
+    model.head.bias.data.copy_(torch.tensor(starts[-model.head.out_features :]))
 
 
 def _sizes(model: Network) -> dict[str, int]:

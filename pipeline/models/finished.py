@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -40,14 +40,33 @@ class Network(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
+class Maps:
+    """What a model that segments says of pixels.
+
+    `log_probabilities` takes one window (1, C, *window) in [0, 1] and gives (K, *window) float32: background, then the
+    `structures`, whose names are kept by number from 1. `window` is what it takes at once, None for an image of any
+    size; windows of a larger image overlap by the share `overlap`. Marks are where a structure's probability is above
+    `mark_threshold`, at most `marks_per_image` of them.
+    """
+
+    log_probabilities: Callable[[Tensor], Tensor]
+    structures: Mapping[int, str]
+    window: tuple[int, ...] | None
+    overlap: float
+    mark_threshold: float
+    marks_per_image: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """A finished model: `logits` takes pixels (B, C, ...) in [0, 1] and gives (B, L) float64, the main label's first.
 
-    `networks` are those behind it, in evaluation mode; none for an arm that has none.
+    `networks` are those behind it, in evaluation mode; none for an arm that has none. `maps` has one that segments.
     """
 
     logits: Callable[[Tensor], np.ndarray]
     networks: tuple[Network, ...] = ()
+    maps: Maps | None = None
 
 
 def whole_blocks(features: np.ndarray) -> np.ndarray:

@@ -95,6 +95,7 @@ STAGES = (
                 "summary.json",
                 *("index_train.*", "further_labels_train.*", "train-*"),
                 *("index_tune.*", "further_labels_tune.*", "tune-*"),
+                *("masks-train-*", "masks-tune-*"),
             ),
         },
         sources=("imported_weights",),

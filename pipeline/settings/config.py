@@ -53,6 +53,9 @@ class Config(Settings):
         size = self.preprocess.image_size
         if pretrained(self.finetune.arms):
             problems += _of_encoder(size, self.pretrain.encoder.patch_size)
+            window = self.finetune.segmentation.window
+            if self.finetune.task == "segmentation" and window is not None:
+                problems += _of_window(window, size, self.pretrain.encoder.patch_size)
         if len(size) == 2:
             for stage in ("pretrain", "finetune"):
                 if "depth" in getattr(self, stage).augmentation.flips:
@@ -93,6 +96,21 @@ class Config(Settings):
         spelt_out = {"axes": len(size)} | ({"colour": "keep"} if in_colour else {})  # what ingest does is in its key
         object.__setattr__(self, "ingest", self.ingest.model_copy(update=spelt_out))
         return self
+
+
+def _of_window(window: Sequence[int], size: Sequence[int], patch: Sequence[int]) -> list[str]:
+    """Return how windows do not fit the images or their patches."""
+    name = f"finetune.segmentation.window {window}"
+    if len(window) != len(size):
+        return [f"{name} has {len(window)} axes, preprocess.image_size {len(size)}"]
+    problems = (
+        [f"{name} is larger than preprocess.image_size"]
+        if any(w > s for w, s in zip(window, size, strict=True))
+        else []
+    )
+    if len(patch) == len(window) and any(w % p for w, p in zip(window, patch, strict=True)):
+        problems.append(f"{name} must be a multiple of pretrain.encoder.patch_size {patch}")
+    return problems
 
 
 def _of_encoder(size: Sequence[int], patch: Sequence[int]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.models.arm_registry import SEGMENTING
 from pipeline.settings.common import Arm, Axis, Seed, Settings, Side
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
@@ -151,6 +152,29 @@ class ResNetSettings(Settings):
     width: int = Field(64, ge=8, description="channels of its first stage; each of the three others has twice as many")
 
 
+class SegmentationSettings(Settings):
+    """Task segmentation."""
+
+    image_score: Literal["lesion", "head", "mean"] = Field(
+        "lesion",
+        description="an image's score: the log odds of its most suspicious place, those of a head, or their mean",
+    )
+    decoder_width: int = Field(
+        64, ge=8, multiple_of=8, description="channels of the decoder on the patch grid; halved as the grid doubles"
+    )
+    window: list[Side] | None = Field(
+        None,
+        min_length=2,
+        max_length=3,
+        description="pixels that a network sees at once, patches of larger images; null = the whole image",
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers, too")
+    mark_threshold: float = Field(
+        0.1, gt=0, lt=1, description="probability above which connected pixels make a mark, and are scored"
+    )
+    marks_per_image: int = Field(20, ge=1, description="marks kept at most, the surest")
+
+
 # Settings that are the business of one arm, and part of no key of a run without it.
 OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
 
@@ -158,6 +182,9 @@ OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
+    task: Literal["classification", "segmentation"] = Field(
+        "classification", description="what is learnt: labels of images, or structures in them, from masks"
+    )
     arms: list[Arm] = Field(
         ["mae", "scratch", "linear_probe", "hog"],
         min_length=1,
@@ -205,14 +232,18 @@ class FinetuneSettings(Settings):
     ensemble: list[Arm] = Field(
         ["mae", "hog"], min_length=2, description="arms whose standardised logits arm ensemble takes the mean of"
     )
+    segmentation: SegmentationSettings = Field(default_factory=SegmentationSettings)
     hog_image_size: list[Side] = Field([64, 64], min_length=2, max_length=2, description="pixels, baseline arm")
     labelled_patients: list[Annotated[int, Field(ge=2)]] = Field(
         default_factory=list,
         description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
     )
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"task"})
+
     def _left_out(self) -> set[str]:
-        return super()._left_out() | {name for name, arm in OF_ARM.items() if arm not in self.arms}
+        other_arms = {name for name, arm in OF_ARM.items() if arm not in self.arms}
+        return super()._left_out() | other_arms | ({"segmentation"} if self.task == "classification" else set())
 
     @field_validator("arms", "seeds", "labelled_patients", "ensemble")
     @classmethod
@@ -232,6 +263,10 @@ class FinetuneSettings(Settings):
             problems.append(f"ensemble names {', '.join(others)}, which arms does not; add to arms, or name others")
         if "ensemble" in self.ensemble:
             problems.append("ensemble cannot be one of its own arms; remove it from ensemble")
+        if self.task == "segmentation" and (others := [arm for arm in self.arms if arm not in SEGMENTING]):
+            problems.append(f"arms {', '.join(others)} cannot segment; task segmentation takes {', '.join(SEGMENTING)}")
+        if self.task == "segmentation" and self.mixup:
+            problems.append("mixup mixes labels, not masks; set it to 0 for task segmentation")
         if self.labelled_patients and "mae" not in self.arms:
             problems.append("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
         if problems:

@@ -1,4 +1,4 @@
-"""Train the classifiers: the same patients, epochs, batches and augmentation for every arm.
+"""Train the arms on a task: the same patients, epochs, batches and augmentation for each.
 
 Rules that hold for all arms alike:
 
@@ -14,6 +14,8 @@ Rules that hold for all arms alike:
 - **Fewer labelled patients** (`labelled_patients`) are the same for every arm and seed: an arm's score is the mean over
   its seeds, which must not know more patients than it says. Networks get as many steps as with all patients. The tune
   split stays whole: its labels choose the regularisation of the logistic regressions, and are not counted.
+- **Task segmentation** learns structures from masks beside the labels. Its measure on the tuning images is the mean
+  Dice, and a score of the image is made from what is found; see `tasks/`.
 - **Seeds.** An arm with several seeds is an ensemble: its score is the mean logit of its networks. That score is what
   is calibrated, certified and evaluated.
 
@@ -24,7 +26,7 @@ gain that was not measured here.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +38,11 @@ from pipeline.models.distributed import from_leader, leads
 from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
 from pipeline.models.labelled_patients import labelled_subsets, same_steps
+from pipeline.models.masks import PREFIX, Masks, read_masks
 from pipeline.models.training import TrainingError, hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
+from pipeline.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     from pipeline.settings.training import FinetuneSettings
@@ -67,8 +71,10 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
             "epochs": max(result.get("epochs_trained", 0) for result in results.values()),
-            "seeds": {seed: {key: result[key] for key in _PER_SEED} for seed, result in results.items()},
+            "seeds": {seed: _of_seed(result) for seed, result in results.items()},
         }
+        for remark in TASKS[settings.task].remarks(arm, results):
+            log.warn(remark)
     fewer = {str(count): _with_fewer(settings, data, count, part, work, log) for count, part in subsets.items()}
     if not leads():
         return
@@ -79,6 +85,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "labelled_patients": fewer,
             "further_labels": data.further,
             **_encoder_sha256(inputs),
+            **_structures(data),
             **{f"{name}_{what}": n for name, part in (("train", data.train), ("tune", data.tune))
                for what, n in _counts(part).items()},
         },
@@ -86,6 +93,18 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
 
 
 _PER_SEED = ("tune_auc", "best_epoch", "model_sha256", "encoder_tensors_loaded", "encoder_tensors")
+_OF_MASKS = ("tune_dice", "encoder_test")
+
+
+def _of_seed(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: result[key] for key in (*_PER_SEED, *(name for name in _OF_MASKS if name in result))}
+
+
+def _structures(data: ArmData) -> dict[str, Any]:
+    """Return what a task with masks has learnt to segment, by its number in them."""
+    if data.masks is None:
+        return {}
+    return {"task": "segmentation", "structures": {str(n): name for n, name in data.masks.structures.items()}}
 
 
 def _in_order(settings: FinetuneSettings) -> list[str]:
@@ -119,15 +138,16 @@ def _encoder_sha256(inputs: Inputs) -> dict[str, str]:
 
 def _selection(arm: str, settings: FinetuneSettings) -> str:
     """Say which of the fitted models an arm's is, and by what rule."""
+    measured = TASKS[settings.task].measured
     if not ARMS[arm].network:
-        return "regularisation with the highest AUC on the tuning images; one convex fit, so no seeds"
+        return f"regularisation with the highest {measured} on the tuning images; one convex fit, so no seeds"
     decay, patience = settings.ema_decay, settings.early_stopping_epochs
     mean = "" if decay is None else f", averaged over the steps (exponential moving average, decay {decay:g})"
     if patience is None:
         return f"weights after the last epoch{mean}"
     return (
-        f"weights{mean} after the epoch with the highest AUC on the tuning images, the earlier of equals; training "
-        f"stopped after {patience} epochs without a higher one"
+        f"weights{mean} after the epoch with the highest {measured} on the tuning images, the earlier of equals; "
+        f"training stopped after {patience} epochs without a higher one"
     )
 
 
@@ -149,9 +169,28 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
     spec, starts = None, {}
     if "pretrain" in inputs.artifacts:
         spec, starts = _encoders(settings, inputs, train.shape, log)
+    masks = _masks(inputs, (train, tune)) if TASKS[settings.task].masks else None
     prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
     train, tune = (part.cached(prepared.device) for part in (train, tune))
-    return ArmData(train, tune, spec, starts, prepared)
+    return ArmData(train, tune, spec, starts, prepared, masks)
+
+
+def _masks(inputs: Inputs, images: Sequence[Images]) -> Masks | None:
+    """Return the masks of train and tune; None when preprocess left none.
+
+    Raises TrainingError when a split has no structure in any mask, ImagesError when masks do not fit their pixels.
+    """
+    summary = read_json(inputs.file("preprocess", "summary.json"))
+    if "masks" not in summary:
+        return None
+    arrays = [path for name in ("train", "tune") for path in inputs.files("preprocess", f"{PREFIX}{name}-*.npy")]
+    masks = read_masks(arrays, summary["masks"]["structures"], images)
+    for name, part in zip(("train", "tune"), images, strict=True):
+        if not masks.shares(part)[1:].any():
+            raise TrainingError(
+                f"split {name} has no image in whose mask there is a structure; check masks and fractions"
+            )
+    return masks
 
 
 def _encoders(
@@ -216,7 +255,8 @@ def _with_fewer(
         # Repeats would weaken the regularisation of a logistic regression.
         images, chosen = (repeated, longer) if ARMS[arm].network else (part, settings)
         results = _results(arm, chosen, replace(data, train=images), work / name, own)
-        seeds = {seed: {key: result[key] for key in ("tune_auc", "model_sha256")} for seed, result in results.items()}
+        kept = ("tune_auc", *(name for name in _OF_MASKS if TASKS[settings.task].masks), "model_sha256")
+        seeds = {seed: {key: result[key] for key in kept if key in result} for seed, result in results.items()}
         arms[arm] = {"seeds": seeds}
     return {**_counts(part), "epochs": longer.epochs, "repeats": len(repeated) // len(part), "arms": arms}
 
@@ -235,7 +275,7 @@ def _result(
     if from_leader((folder / "model.json").is_file()):
         log.info(f"{arm} seed {seed}: already trained")
     elif ARMS[arm].network or leads():
-        ARMS[arm].train(arm, seed, settings, data, folder, log)
+        TASKS[settings.task].train(arm, seed, settings, data, folder, log)
     if leads():
         # A kill may fall between the last file and the clearing away of checkpoints.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

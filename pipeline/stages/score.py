@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,12 @@ import torch
 
 from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, Model
 from pipeline.models.images import Images, read_images
+from pipeline.models.marks import Mark
+from pipeline.models.masks import NOT_ANNOTATED
 from pipeline.models.training import prepare
-from pipeline.store.files import read_json, write_json
-from pipeline.store.tables.io import read_table, write_table
-from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES
+from pipeline.store.files import atomic, read_json, write_json
+from pipeline.store.tables.io import INTEGER, read_table, write_table
+from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, MARKS, SCORES
 
 if TYPE_CHECKING:
     from pipeline.settings.decision import ScoreSettings
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 SPLITS = ("tune", "calibration", "test")
+MASKS, SCRATCH = "predicted_masks", "scratch"
 
 
 def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -38,7 +42,9 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
     device = prepare(inputs.machine.device, inputs.machine.threads)
     finetuned = read_json(inputs.file("finetune", "summary.json"))
     trained = finetuned["arms"]
-    models = _models(settings, inputs, trained, device)
+    ensembles = _ensembles(settings, inputs, trained, device)
+    models = _models(ensembles)
+    segmenting = {arm: ensemble for arm, ensemble in ensembles.items() if ensemble.maps}
     summary: dict[str, Any] = {"splits": {}, "flips": settings.flips}
     for split in ("test",) if inputs.test_only else SPLITS:
         names = (f"index_{split}.parquet", f"{split}-*.npy", f"further_labels_{split}.parquet")
@@ -51,6 +57,8 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
                 further = scores[scores["label_id"] != ""].dropna(subset="label")
                 write_table(work / f"further_{path.name}", further.astype({"label": np.int64}), FURTHER_SCORES)
             write_table(path, _of_main(scores), SCORES)
+        if segmenting:
+            _segment(segmenting, labelled, split, work, log)
         summary["splits"][split] = {
             "images": len(labelled),
             "patients": labelled.index["patient_id"].nunique(),
@@ -60,6 +68,8 @@ def score(settings: ScoreSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         log.info(f"{split}: {len(labelled)} images, {len(models)} models")
         if finetuned["labelled_patients"] and split == "test" and not inputs.test_only:
             _score_fewer(settings, inputs, finetuned["labelled_patients"], labelled, work, device, log)
+    if segmenting:
+        summary |= _write_marks(work)
     summary["arms"] = {
         arm: {seed: record["model_sha256"] for seed, record in trained[arm]["seeds"].items()} for arm in trained
     }
@@ -81,25 +91,29 @@ def _score_fewer(
         return
     frames = []
     for count, record in fewer.items():
-        models = _models(settings, inputs, record["arms"], device, f"labelled{count}/")
+        models = _models(_ensembles(settings, inputs, record["arms"], device, f"labelled{count}/"))
         scores = _of_main(_scores(models, images, settings.batch_size, f"test, {count} labelled patients", log))
         frames.append(scores.assign(labelled_patients=int(count)))
     write_table(path, pd.concat(frames, ignore_index=True), LABEL_FRACTION_SCORES)
 
 
-def _models(
+def _ensembles(
     settings: ScoreSettings, inputs: Inputs, arms: Mapping[str, Any], device: torch.device, folder: str = ""
-) -> dict[tuple[str, int], Model]:
-    """Return every model by arm and seed; `folder` is where fine-tuning left the arms."""
+) -> dict[str, Ensemble]:
+    """Return the models of every arm; `folder` is where fine-tuning left the arms."""
 
     def files(arm: str, seed: str) -> tuple[Path, Path]:
         place = f"{folder}{arm}/seed{seed}"
         return inputs.file("finetune", f"{place}/{RECORD}"), inputs.file("finetune", f"{place}/{WEIGHTS}")
 
-    ensembles = {
+    return {
         arm: Ensemble.load({int(seed): files(arm, seed) for seed in arms[arm]["seeds"]}, device, flips=settings.flips)
         for arm in arms
     }
+
+
+def _models(ensembles: Mapping[str, Ensemble]) -> dict[tuple[str, int], Model]:
+    """Return every model by arm and seed."""
     return {(arm, seed): model for arm, ensemble in ensembles.items() for seed, model in ensemble.models.items()}
 
 
@@ -119,6 +133,48 @@ def _scores(
             own = {"arm": arm, "seed": seed, "logit": logits[:, at], "label": images.targets[:, at]}
             frames.append(pd.DataFrame({**columns, **own, "label_id": label_id}))
     return pd.concat(frames, ignore_index=True)
+
+
+def _segment(ensembles: Mapping[str, Ensemble], images: Images, split: str, work: Path, log: RunLog) -> None:
+    """Leave the masks that each arm finds in the images of a split, beside their arrays row by row, and its marks.
+
+    Rows of images without a label are not scored, and hold NOT_ANNOTATED. A kill costs the shard under way.
+    """
+    shards = [(arm, shard) for arm in ensembles for shard in sorted(images.arrays)]
+    for arm, shard in log.track(shards, f"{split}, masks", len(shards)):
+        path, noted = work / MASKS / f"{arm}-{shard}", work / SCRATCH / f"{arm}-{shard}.json"
+        if path.is_file() and noted.is_file():
+            continue
+        array = images.arrays[shard]
+        rows = images.index[images.index["shard"] == shard]
+        marks, left_out = [], 0
+        with atomic(path) as temporary:
+            shape = (len(array), *array.shape[2:])
+            masks = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            masks[:] = NOT_ANNOTATED
+            for image_id, row in zip(rows["image_id"], rows["row"], strict=True):
+                found = ensembles[arm].segment(array[row : row + 1], masks[row : row + 1])
+                marks += [[arm, image_id, *_cells(mark)] for mark in found.marks[0]]
+                left_out += found.left_out
+            masks.flush()
+            del masks
+        write_json(noted, {"marks": marks, "left_out": left_out})
+
+
+def _cells(mark: Mark) -> list[Any]:
+    z, y, x = (None, *mark.peak)[-3:]
+    return [mark.structure, mark.mark, mark.score, z, y, x, mark.voxels]
+
+
+def _write_marks(work: Path) -> dict[str, int]:
+    """Write the marks of all arms and splits; return how many there are, and how many more were found."""
+    pages = [read_json(path) for path in sorted((work / SCRATCH).glob("*.json"))]
+    names = [column.name for column in MARKS.columns]
+    table = pd.DataFrame([row for page in pages for row in page["marks"]], columns=names)
+    integers = {column.name: "Int64" for column in MARKS.columns if column.type == INTEGER}
+    write_table(work / "marks.parquet", table.astype({**integers, "score": np.float64}), MARKS)
+    shutil.rmtree(work / SCRATCH, ignore_errors=True)
+    return {"marks": len(table), "marks_left_out": sum(page["left_out"] for page in pages)}
 
 
 def _of_main(scores: pd.DataFrame) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from pipeline.store.tables.ingest import (
 from pipeline.store.tables.io import Column, Table, read_table, write_table
 from pipeline.store.tables.preprocess import INDEX
 from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
-from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, SCORES
+from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, MARKS, SCORES
 from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS, UNMATCHED
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "LABEL_FRACTIONS",
     "LABEL_FRACTION_SCORES",
     "LABEL_ID",
+    "MARKS",
     "MEASURED_COLUMNS",
     "NEAR_DUPLICATES",
     "PATIENT_SCORES",

@@ -1,0 +1,1 @@
+"""What a run learns and is judged by: labels of images, or structures in them."""
