@@ -16,6 +16,7 @@ from pipeline.reporting.sections import (
     examples,
     further_labels,
     groups,
+    localisation,
     model,
     operating,
     provenance,
@@ -42,6 +43,7 @@ SECTIONS = (
     elsewhere.shift,
     elsewhere.external,
     groups.comparison,
+    localisation.localisation,
     examples.examples,
     provenance.statements,
     model.model,
@@ -77,6 +79,8 @@ def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
     tables = {"comparison": e.comparison, "curves": e.curves, "subgroups": e.subgroups}
     if e.label_fractions is not None:
         tables["label_fractions"] = e.label_fractions
+    if e.localisation is not None:
+        tables |= {"froc": e.localisation.froc, "localisation_comparison": e.localisation.comparison}
     if e.point is not None:
         return {**tables, "sweep": e.sweep}
     tables["curves"] = e.curves[e.curves["curve"].str.startswith("reliability")]
@@ -104,6 +108,7 @@ def _numbers(e: Evidence) -> dict[str, Any]:
         "ingest": e.ingest,
         "split": e.split,
         "finetune": e.finetune,
+        **({} if e.localisation is None else {"localisation": e.localisation.summary}),
         **{name: _rows(table) for name, table in raw_tables(e).items() if name != "curves"},
     }
 

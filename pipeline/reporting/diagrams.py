@@ -111,13 +111,38 @@ def gallery(
             _outline(axes, area)
 
 
-def _outline(axes: Axes, area: np.ndarray) -> None:
+@svg(16, 5)
+def masks(
+    figure: Figure,
+    images: Sequence[np.ndarray],
+    references: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    titles: Sequence[str],
+) -> None:
+    """Images as in `gallery`, each untouched and beside it with two outlines: reference whole, prediction dashed."""
+    rows = -(-2 * len(images) // 4)
+    figure.set_size_inches(16 / CM_PER_INCH, 4.4 * rows / CM_PER_INCH)
+    places = figure.subplots(rows, 4, squeeze=False).ravel()
+    for axes in places:
+        axes.axis("off")
+    for at, (image, reference, predicted, title) in enumerate(
+        zip(images, references, predictions, titles, strict=True)
+    ):
+        for axes, words in zip(places[2 * at : 2 * at + 2], (title, "the same, with outlines"), strict=True):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="none")
+            axes.set_title(words, fontsize=TEXT)
+        _outline(places[2 * at + 1], reference)
+        _outline(places[2 * at + 1], predicted, "dashed")
+
+
+def _outline(axes: Axes, area: np.ndarray, line: str = "solid") -> None:
     """Draw the border of an area (h, w), closed at the image's edges: white on black, to be seen on any grey."""
     height, width = area.shape
     framed = np.pad(area.astype(float), 1)
     x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
-    for colour, thickness in (("black", 2.4), ("white", 1.0)):
-        axes.contour(x, y, framed, levels=[0.5], colors=colour, linewidths=thickness)
+    # Of nothing there is no border, which matplotlib would comment on.
+    for colour, thickness in (("black", 2.4), ("white", 1.0)) if area.any() else ():
+        axes.contour(x, y, framed, levels=[0.5], colors=colour, linewidths=thickness, linestyles=line)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 

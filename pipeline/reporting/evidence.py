@@ -42,6 +42,30 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A test image with its masks: the picture (h, w) or (h, w, 3) uint8, where the reference and where the prediction
+    has any structure, each (h, w). Of a volume, three planes through the middle of the reference. `dice` is the
+    patient's mean over structures, `place` says which patient it is by that."""
+
+    patient: str
+    image: np.ndarray
+    reference: np.ndarray
+    predicted: np.ndarray
+    dice: float
+    place: str
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """What evaluate left of masks and marks: segmentation.json, the FROC curves, the arms in pairs; and examples."""
+
+    summary: Json
+    froc: pd.DataFrame
+    comparison: pd.DataFrame
+    examples: Sequence[Drawn]
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """What stage pretrain left: model.json of the encoder, its summary, its history, and the picture of what it fills
     in."""
@@ -63,7 +87,8 @@ class Evidence:
     threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `certified_groups`
     subgroups.json of calibrate; None in artifacts without them. `packaged` is model.json of the packaged model, and
     `model_sha256` its hash (that of its SHA256SUMS); None and empty where none was packaged. `pretraining` is None when
-    no arm needed it. `outline` says how the outlines of examples came about, see models/finished.py.
+    no arm needed it. `outline` says how the outlines of examples came about, see models/finished.py. `localisation` is
+    None where no model draws masks.
     """
 
     title: str
@@ -98,6 +123,7 @@ class Evidence:
     packaged: Json | None = None
     model_sha256: str = ""
     outline: str = "attention"
+    localisation: Localisation | None = None
 
     @property
     def readings(self) -> Json | None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
@@ -198,6 +199,35 @@ def label_curve(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
     axes.set_xlabel("Labelled training patients")
     axes.set_ylabel("AUC on the test patients")
     figure.legend(loc="outside lower center", ncols=2)
+
+
+@svg(16, 6.2)
+def froc(figure: Figure, curves: Mapping[str, pd.DataFrame], rates: Sequence[float]) -> None:
+    """Share of lesions found against false marks per image, logarithmic: a line per structure, told apart by dashes.
+
+    `curves` maps labels to rows with `false_marks_per_image`, `sensitivity`, `low` and `high`; `rates`, the ends of the
+    axis and its ticks, carry the intervals as bars, set a little apart.
+    """
+    axes = figure.subplots()
+    looks = ((BLUE, "-", "o", BLUE), (ORANGE, "--", "s", ORANGE), (GREY, ":", "^", "white"), (GREY, "-.", "D", "white"))
+    keys = []
+    for at, ((label, curve), (colour, line, marker, face)) in enumerate(
+        zip(curves.items(), cycle(looks), strict=False)
+    ):
+        x = curve["false_marks_per_image"]
+        shown, own = curve[(x >= rates[0]) & (x <= rates[-1])], curve[x.isin(rates)]
+        look = {"color": colour, "markersize": 4.5, "markerfacecolor": face}
+        # Between two rates the share is that of the lower one: a straight line would flatter.
+        axes.plot(shown["false_marks_per_image"], shown["sensitivity"], line, color=colour, drawstyle="steps-post")
+        bars = _bars(own["sensitivity"], own["low"], own["high"])
+        apart = own["false_marks_per_image"] * 1.03**at
+        axes.errorbar(apart, own["sensitivity"], bars, fmt=marker, capsize=2.5, linewidth=1, **look)
+        keys.append(Line2D([], [], linestyle=line, marker=marker, label=label, **look))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(rates), [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
+    axes.set(ylim=(-0.03, 1.03), xlabel="False marks per image, at most", ylabel="Lesions found")
+    figure.legend(handles=keys, loc="outside lower center", ncols=3)
 
 
 @svg(8, 5.9)

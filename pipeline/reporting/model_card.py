@@ -12,6 +12,7 @@ from pipeline.reporting.document import RESEARCH_USE, Block, Box, ended, shorten
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, interval
 from pipeline.reporting.sections.deployment import packaged
+from pipeline.reporting.sections.localisation import sentence
 from pipeline.reporting.sections.readings import how_often_read
 from pipeline.reporting.sections.summary import AT_THE_END, limits, summary
 from pipeline.store.wording import counted
@@ -44,6 +45,7 @@ def text(e: Evidence) -> str:
         "",
         *_boxes(summary(e).blocks),
         *_listed("AUC", interval(e.metrics["discrimination"]["auc"], why=AT_THE_END)),
+        *(_listed("Where the finding lies", where) if (where := sentence(e)) else []),
         *_listed("Test patients", _tested(e)),
         *_listed("How often they were read", how_often_read(e)),
         "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -82,6 +82,10 @@ class EvaluateSettings(Settings):
         10, ge=2, description="below this no recall of a group; with as few without the condition, no specificity"
     )
     calibration_bins: int = Field(10, ge=2, le=1000, description="equal-mass bins of the reliability diagram")
+    surface_tolerance_mm: float = Field(
+        1.0, gt=0, le=100, description="of masks: surfaces this near agree; the distance at which two readers differ"
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"surface_tolerance_mm"})
 
     @field_validator("prevalences")
     @classmethod
