@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.baseline import auc
-from pipeline.models.classifier import branch_scales, freeze_below
+from pipeline.models.classifier import branch_scales, freeze_below, pooling_content
 from pipeline.models.distributed import leads
 from pipeline.models.ema import RunningAverage
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
@@ -58,7 +58,8 @@ def train_transformer(
 
     Raises what `train_network` raises, and WeightsError when the weights to start from do not fit.
     """
-    model = build_classifier(data, "norm_linear", seed).to(data.device)
+    registers = data.starts[arm].registers if arm in data.starts else 0
+    model = build_classifier(data, "norm_linear", seed, settings.pooling, registers).to(data.device)
     layer_decay, loaded = 1.0, 0
     if arm in data.starts:
         layer_decay, loaded = settings.layer_decay, data.starts[arm].loaded
@@ -66,7 +67,7 @@ def train_transformer(
         # Random blocks that stay random would be no fair comparison: arm scratch is trained as a whole.
         if settings.trainable_blocks is not None:
             freeze_below(model, settings.trainable_blocks)
-    content = {"spec": data.spec.to_json(), "head": "norm_linear"}
+    content = {"spec": model.spec.to_json(), "head": "norm_linear", **pooling_content(model)}
     tensors = {"encoder_tensors_loaded": loaded, "encoder_tensors": len(model.encoder.state_dict())}
     train_network(arm, seed, Untrained(model, content, tensors, layer_decay), settings, data, folder, log)
 
@@ -99,7 +100,7 @@ def train_network(
     Raises TrainingError when the loss stops being finite, Stopped when asked to stop.
     """
     model = untrained.model
-    _start_at_the_odds(model, settings, data)
+    start_at_the_odds(model, settings, data)
     groups = parameter_groups(model, settings.weight_decay, untrained.layer_decay, model.depth)
     optimiser = adamw(groups, BETAS)
     average = RunningAverage(model, settings.ema_decay) if settings.ema_decay is not None else None
@@ -174,7 +175,7 @@ def exhausted(history: Sequence[Mapping[str, float]], patience: int | None) -> b
     return patience is not None and len(history) > 0 and len(history) - best_epoch(history) >= patience
 
 
-def _start_at_the_odds(model: Network, settings: FinetuneSettings, data: ArmData) -> None:
+def start_at_the_odds(model: Network, settings: FinetuneSettings, data: ArmData) -> None:
     """Let the head start at the log odds of each label."""
     shares = mean_targets(data.train.targets, settings.sampling == "balanced")
     if settings.loss == "weighted":

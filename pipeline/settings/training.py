@@ -158,6 +158,8 @@ OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"pooling"})
+
     arms: list[Arm] = Field(
         ["mae", "scratch", "linear_probe", "hog"],
         min_length=1,
@@ -201,6 +203,11 @@ class FinetuneSettings(Settings):
         description="of each training; the schedule is shortened to them; null = all epochs",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
+    pooling: Literal["mean", "attention", "class_token"] = Field(
+        "mean",
+        description="what the head of arms mae, scratch and imported is given: the mean of the patch tokens, what "
+        "learned queries read of them (Psomas et al. 2026), or the class token",
+    )
     cnn: ResNetSettings = Field(default_factory=ResNetSettings)
     ensemble: list[Arm] = Field(
         ["mae", "hog"], min_length=2, description="arms whose standardised logits arm ensemble takes the mean of"
