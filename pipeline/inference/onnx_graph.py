@@ -279,15 +279,33 @@ def _of_transformer(graph: _Graph, network: Classifier, pixels: str) -> str:
     projection: Any = embedding.patch_embeddings
     tokens = _affine(graph, patches, projection.weight.flatten(1), projection.bias)
     tokens = graph.add("Add", tokens, _tensor(graph, embedding.position_embeddings))
-    tokens = graph.add("Concat", _tensor(graph, encoder.cls_token), tokens, axis=1)
+    before: list[Any] = [encoder.cls_token, *([encoder.register_tokens] if spec.registers else [])]
+    tokens = graph.add("Concat", *(_tensor(graph, one) for one in before), tokens, axis=1)
     for block in encoder.blocks:
         tokens = _block(graph, block, tokens, spec)
     tokens = _norm(graph, tokens, encoder.norm)
-    ends = graph.whole(1), graph.whole(1 + spec.tokens), graph.whole(1)
-    features = graph.add("ReduceMean", graph.add("Slice", tokens, *ends), graph.whole(1), keepdims=0)
+    features = _pooled(graph, network, tokens)
     if isinstance(network.head_norm, nn.LayerNorm):
         features = _norm(graph, features, network.head_norm)
     return graph.cast(_affine(graph, features, network.head.weight, network.head.bias), F64)
+
+
+def _pooled(graph: _Graph, network: Classifier, tokens: str) -> str:
+    """Return what Classifier.pooled does, (1, D)."""
+    spec = network.spec
+    if network.pooling == "class_token":
+        return graph.add("Gather", tokens, graph.constant(0, np.int64), axis=1)
+    ends = graph.whole(spec.prefix), graph.whole(spec.prefix + spec.tokens), graph.whole(1)
+    patches = graph.add("Slice", tokens, *ends)
+    if network.pool is None:
+        return graph.add("ReduceMean", patches, graph.whole(1), keepdims=0)
+    queries, width = network.pool.queries.shape
+    asked = _tensor(graph, network.pool.queries * width**-0.5)
+    products = graph.add("MatMul", asked, graph.add("Transpose", patches, perm=[0, 2, 1]))
+    read = graph.add("MatMul", graph.add("Softmax", products, axis=-1), patches)
+    columns = graph.add("Reshape", read, graph.whole(queries, width, 1))
+    blocks = _tensor(graph, network.pool.values.weight.unflatten(0, (queries, -1)))
+    return graph.add("Reshape", graph.add("MatMul", blocks, columns), graph.whole(1, width))
 
 
 def _per_channel(graph: _Graph, values: Sequence[float], spec: EncoderSpec | ResNetSpec) -> str:
@@ -309,7 +327,7 @@ def _patches(graph: _Graph, pixels: str, spec: EncoderSpec) -> str:
 
 def _block(graph: _Graph, block: Any, tokens: str, spec: EncoderSpec) -> str:
     """Return what a transformer block does: attention and a perceptron, each on a normalised copy that is added."""
-    heads, size, count = spec.heads, spec.width // spec.heads, 1 + spec.tokens
+    heads, size, count = spec.heads, spec.width // spec.heads, spec.prefix + spec.tokens
     attention = block.attn
     mixed = _affine(graph, _norm(graph, tokens, block.norm1), attention.qkv.weight, attention.qkv.bias)
     parts = graph.add("Reshape", mixed, graph.whole(count, 3, heads, size))

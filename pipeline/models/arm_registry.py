@@ -123,6 +123,15 @@ ARMS = {
             graph=True,
         ),
         ArmKind(
+            "attentive_probe",
+            "pretrained, frozen (attentive probe)",
+            "learned queries that read the frozen pretrained encoder's patches, and a linear head",
+            trained_by="pipeline.models.attentive_probe:train_attentive_probe",
+            read_by="pipeline.models.classifier:read_classifier",
+            encoder="pretrained",
+            graph=True,
+        ),
+        ArmKind(
             "hog",
             "classical baseline (HOG, logistic regression)",
             "logistic regression on histograms of oriented gradients, no network",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.models.checkpoints import load_strict, require_equal, save_weights
 from pipeline.models.classifier import Classifier, Head
 from pipeline.models.images import Images
 from pipeline.models.masks import Masks
+from pipeline.models.pooling import Pooling
 from pipeline.models.randomness import derived_seed
 from pipeline.models.training import Hardware, TrainingError
 from pipeline.models.vit import EncoderSpec
@@ -22,11 +23,15 @@ from pipeline.store.files import sha256_file, write_json
 
 @dataclass(frozen=True)
 class Start:
-    """Encoder weights to start from: `loaded` of the `tensors` are those of `origin`, the rest is never used."""
+    """Encoder weights to start from: `loaded` of the `tensors` are those of `origin`, the rest is never used.
+
+    `registers` are the register tokens that the network needs for them.
+    """
 
     tensors: Mapping[str, Tensor]
     origin: str
     loaded: int
+    registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,11 @@ class ArmData:
         return [str(name) for name in self.train.further]
 
 
-def build_classifier(data: ArmData, head: Head, seed: int) -> Classifier:
-    """Return a network with fresh weights, a pure function of `seed`."""
+def build_classifier(data: ArmData, head: Head, seed: int, pooling: Pooling = "mean", registers: int = 0) -> Classifier:
+    """Return a network with fresh weights, a pure function of `seed`; `registers` are those of imported weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        return Classifier(data.spec, head, 1 + len(data.further))
+        return Classifier(replace(data.spec, registers=registers), head, 1 + len(data.further), pooling)
 
 
 def load_pretrained(model: Classifier, start: Start, say: Callable[[str], None]) -> None:

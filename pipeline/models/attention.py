@@ -1,11 +1,12 @@
 """Where a classifier looked in an image, as far as its attention tells.
 
-Attention rollout (Abnar & Zuidema 2020), read by the head, which takes the mean of the patch tokens. Attention times
+Attention rollout (Abnar & Zuidema 2020), read by the head, which takes the mean of the patch tokens or the class token;
+where the head reads patch tokens by learned queries, the attention of these, see `pooling`. Attention times
 gradient (Chefer et al. 2021) was tried and left: on networks of one to four blocks that find a planted sign in every
 image, rollout gave the patch with the sign the largest share in every image, attention times gradient in 0 to 100 % of
 them by network, since a sure answer has hardly any gradient. The test beside this module repeats the former.
 
-Shapes: B images, L patches, T = 1 + L tokens, N heads.
+Shapes: B images, L patches, T = L + 1 or more tokens, N heads.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def rollout(model: Classifier, pixels: Tensor) -> np.ndarray:
     `pixels` (B, C, ...) are in [0, 1]. Per block the mean attention of the heads counts half and the residual
     connection, by which a token keeps what it has, the other half (Abnar & Zuidema 2020, section 3).
     """
-    size = 1 + model.spec.tokens
+    before = model.spec.prefix
+    size = before + model.spec.tokens
     reached = torch.eye(size, dtype=torch.float64).repeat(len(pixels), 1, 1)
 
     def follow(_module: nn.Module, _inputs: tuple[Tensor, ...], attention: Tensor) -> None:
@@ -49,7 +51,8 @@ def rollout(model: Classifier, pixels: Tensor) -> np.ndarray:
         for block, hook, was in zip(blocks, hooks, fused, strict=True):
             hook.remove()
             block.use_flash_attention = was
-    shares = reached[:, 1:, 1:].mean(dim=1)
+    of_patches = reached[:, :, before:]
+    shares = of_patches[:, 0] if model.pooling == "class_token" else of_patches[:, before:].mean(dim=1)
     shares = shares / shares.sum(dim=1, keepdim=True)
     return shares.reshape(-1, *model.spec.grid).numpy()
 

@@ -11,21 +11,23 @@ from torch import Tensor, nn
 from pipeline.models.attention import rollout
 from pipeline.models.checkpoints import load_strict
 from pipeline.models.finished import Finished, Network, further_labels, whole_tensor_blocks
+from pipeline.models.pooling import AttentivePooling, Pooling, queries_for
 from pipeline.models.vit import EncoderSpec, block_outputs, build_encoder, embed, encode, normalise, patchify
 
 Head = Literal["norm_linear", "linear"]
 
 
 class Classifier(Network):
-    """Encoder, mean over its patch tokens, and a linear head with one output per label: its logit.
+    """Encoder, one vector made of its tokens, and a linear head with one output per label: its logit.
 
-    Head `norm_linear` normalises the mean first (fine-tuning); `linear` does not (linear probe, whose
-    standardisation is folded into the weights).
+    `pooling`: that vector is the mean over the patch tokens, what learned queries read of them (`queries` of them, or
+    as many as suit the width), or the class token. Head `norm_linear` normalises it first (fine-tuning); `linear` does
+    not (linear probe, whose standardisation is folded into the weights).
     """
 
-    outline = "attention"
-
-    def __init__(self, spec: EncoderSpec, head: Head, labels: int = 1) -> None:
+    def __init__(
+        self, spec: EncoderSpec, head: Head, labels: int = 1, pooling: Pooling = "mean", queries: int | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.depth = spec.depth
@@ -35,19 +37,44 @@ class Classifier(Network):
         self.head = nn.Linear(spec.width, labels)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        self.pooling = pooling
+        self.pool = AttentivePooling(spec.width, queries or queries_for(spec.width)) if pooling == "attention" else None
+        self.outline = "attention" if self.pool is None else "queries"
+
+    def tokens(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
+        """Return the normalised tokens (B, 1 + R + L, D) of pixels (B, C, ...) in [0, 1]."""
+        patches = patchify(normalise(pixels, self.spec), self.spec.patch_size)
+        return encode(self.encoder, embed(self.encoder, patches), branch_scale)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return the one vector, (B, D), that the head is given of tokens (B, 1 + R + L, D)."""
+        if self.pooling == "class_token":
+            return tokens[:, 0]
+        return self.pooled_patches(tokens[:, self.spec.prefix :])
+
+    def pooled_patches(self, patches: Tensor) -> Tensor:
+        """Return the mean of patch tokens (B, L, D), or what learned queries read of them, (B, D)."""
+        return patches.mean(dim=1) if self.pool is None else self.pool(patches)
 
     def features(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
-        """Return the mean of the normalised patch tokens, (B, D), for pixels (B, C, ...) in [0, 1]."""
-        patches = patchify(normalise(pixels, self.spec), self.spec.patch_size)
-        return encode(self.encoder, embed(self.encoder, patches), branch_scale)[:, 1:].mean(dim=1)
+        """Return what the head is given, (B, D), for pixels (B, C, ...) in [0, 1]; see `pooling`."""
+        return self.pooled(self.tokens(pixels, branch_scale))
 
     def forward(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
         """Return logits (B, L), the main label's first, for pixels (B, C, ...) in [0, 1]."""
         return self.head(self.head_norm(self.features(pixels, branch_scale)))
 
     def shares(self, pixels: Tensor) -> np.ndarray:
-        """Return the share of each patch in what the head reads, (B, *grid); see `attention.rollout`."""
-        return rollout(self, pixels)
+        """Return the share of each patch in what the head reads, (B, *grid); see `attention.rollout`.
+
+        With learned queries, the mean of their attention, as in the paper's figures.
+        """
+        if self.pool is None:
+            return rollout(self, pixels)
+        with torch.no_grad():
+            patches = self.tokens(pixels.to(self.head.weight.device))[:, self.spec.prefix :]
+            shares = self.pool.attention(patches).double().mean(dim=1)
+        return (shares / shares.sum(dim=1, keepdim=True)).reshape(-1, *self.spec.grid).cpu().numpy()
 
     @torch.no_grad()
     def depths(self, pixels: Tensor) -> list[Tensor]:
@@ -55,7 +82,14 @@ class Classifier(Network):
         patches = patchify(normalise(pixels.to(self.encoder.cls_token.device), self.spec), self.spec.patch_size)
         outputs = block_outputs(self.encoder, embed(self.encoder, patches))
         outputs[-1] = self.encoder.norm(outputs[-1])
-        return [tokens[:, 1:].double().mean(dim=1) for tokens in outputs[1:]]
+        return [tokens[:, self.spec.prefix :].double().mean(dim=1) for tokens in outputs[1:]]
+
+
+def pooling_content(model: Classifier) -> dict[str, Any]:
+    """Return what model.json needs to know of the pooling; nothing where it is the mean."""
+    if model.pool is None:
+        return {} if model.pooling == "mean" else {"pooling": model.pooling}
+    return {"pooling": model.pooling, "queries": len(model.pool.queries)}
 
 
 def freeze_below(model: Classifier, trainable_blocks: int) -> None:
@@ -63,7 +97,9 @@ def freeze_below(model: Classifier, trainable_blocks: int) -> None:
     if trainable_blocks == 0:
         model.encoder.requires_grad_(False)
         return
-    model.encoder.cls_token.requires_grad_(False)
+    for name, parameter in model.encoder.named_parameters():
+        if name in ("cls_token", "register_tokens"):
+            parameter.requires_grad_(False)
     model.encoder.patch_embedding.requires_grad_(False)
     model.encoder.blocks[: model.spec.depth - trainable_blocks].requires_grad_(False)
 
@@ -80,13 +116,17 @@ def branch_scales(uniform: Tensor, drop_path: float, depth: int) -> Tensor:
 
 def read_classifier(content: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Finished:
     """Return a finished classifier from its model.json and its tensors. Raises WeightsError when they do not fit."""
-    model = Classifier(EncoderSpec.from_json(content["spec"]), content["head"], 1 + len(further_labels(content)))
+    spec, labels = EncoderSpec.from_json(content["spec"]), 1 + len(further_labels(content))
+    model = Classifier(spec, content["head"], labels, content.get("pooling", "mean"), content.get("queries"))
     load_strict(model, tensors)
     model = model.to(device).eval()
 
     @torch.no_grad()
     def logits(pixels: Tensor) -> np.ndarray:
-        blocks = whole_tensor_blocks(model.features(pixels.to(device)))
+        tokens = model.tokens(pixels.to(device))
+        # The product of queries and their blocks rounds by the number of images; of one at a time it cannot.
+        features = torch.cat([model.pooled(one) for one in (tokens.split(1) if model.pool else (tokens,))])
+        blocks = whole_tensor_blocks(features)
         return model.head(model.head_norm(blocks))[: len(pixels)].double().cpu().numpy()
 
     return Finished(logits, (model,))

@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
 from pipeline.models.augmentation import Augmentation
 from pipeline.models.baseline import auc
-from pipeline.models.classifier import Classifier, branch_scales, freeze_below
+from pipeline.models.classifier import Classifier, branch_scales, freeze_below, pooling_content
 from pipeline.models.distributed import leads
 from pipeline.models.ema import RunningAverage
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
@@ -58,8 +58,9 @@ def train_transformer(
 
     Raises what `train_network` raises, and WeightsError when the weights to start from do not fit.
     """
-    model = build_classifier(data, "norm_linear", seed).to(data.device)
-    content = {"spec": data.spec.to_json(), "head": "norm_linear"}
+    registers = data.starts[arm].registers if arm in data.starts else 0
+    model = build_classifier(data, "norm_linear", seed, settings.pooling, registers).to(data.device)
+    content = {"spec": model.spec.to_json(), "head": "norm_linear", **pooling_content(model)}
     train_network(arm, seed, begun(arm, model, content, settings, data, log), settings, data, folder, log)
 
 

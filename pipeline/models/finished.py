@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 # How an outline of where a network looked came about; what a reader is told of it depends on this.
-Outline = Literal["attention", "activation"]
+Outline = Literal["attention", "queries", "activation"]
 # A matrix product rounds the last rows of a batch otherwise, and the head has one column: with whole blocks of so many
 # rows, an image's logit does not depend, in any bit, on which images stand beside it. A test compares.
 ROWS_PER_BLOCK = 16
@@ -25,7 +25,7 @@ class Network(nn.Module, ABC):
     """
 
     head: nn.Linear
-    outline: ClassVar[Outline]
+    outline: Outline
     channels: int
     # Residual branches, two to a block, that may be dropped at random while it is trained.
     depth: int = 0

@@ -1,7 +1,7 @@
 """Vision transformer weights of other projects, in and out: the layouts of timm, Hugging Face transformers and MONAI.
 
-The layout of timm is also that of facebookresearch/mae, MONAI's that of our own encoders. No project is imported: a
-layout is a list of names.
+The layout of timm is also that of facebookresearch/mae and, with LayerScale and registers, of facebookresearch/dinov2;
+MONAI's is that of our own encoders. No project is imported: a layout is a list of names.
 Nothing is passed over in silence: every tensor is taken, converted, left out for a reason that is stated, or an error.
 
 The licences of weights are their authors' (those of facebookresearch/mae are for non-commercial use).
@@ -13,7 +13,7 @@ import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,26 @@ class Account:
     left_out: dict[str, str] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    licence: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.layout}: {len(self.taken)} tensors taken as they are: {', '.join(self.taken)}"]
         for title, part in (("converted", self.converted), ("left out", self.left_out), ("made", self.made)):
             lines += [f"{title}: {', '.join(names)}: {reason}" for reason, names in _by_reason(part).items()]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        said = f"not stated in the file, and yours to keep{self.licence}"
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"licence: {said}"])
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Tensors in the layout asked for, and what became of each that was given."""
+    """Tensors in the layout asked for, and what became of each that was given.
+
+    `registers` are the register tokens that an encoder needs for them, see `EncoderSpec.registers`.
+    """
 
     tensors: dict[str, Tensor]
     account: Account
+    registers: int = 0
 
 
 def _by_reason(part: Mapping[str, str]) -> dict[str, list[str]]:
@@ -107,7 +113,7 @@ _REST = {"patch_embed.proj": "patch_embedding.patch_embeddings", "norm": "norm"}
 
 # Hugging Face's names and timm's: files of the hub, and models of transformers 5. Queries, keys and values apart.
 _HUGGING_FACE = (
-    (r"^(vit|vit_mae)\.", ""),
+    (r"^(vit|vit_mae|dinov2|dinov2_with_registers)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -121,7 +127,11 @@ _HUGGING_FACE = (
     (r"(?<=\d)\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
     (r"(?<=\d)\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(?<=\d)\.output\.dense\.", ".mlp.fc2."),
+    (r"(?<=\d)\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"^embeddings\.register_tokens$", "register_tokens"),
 )
+# timm's name for what facebookresearch/dinov2 calls otherwise.
+_TIMM = ((r"^reg_token$", "register_tokens"),)
 # MONAI's names and timm's: its ViT, and its MaskedAutoEncoderViT, whose final norm is the last of its blocks.
 _MONAI = (
     (r"^patch_embedding\.patch_embeddings\.", "patch_embed.proj."),
@@ -137,17 +147,40 @@ _LEFT_OUT = (
 )
 _UNUSED = r"^(classification_head\.|blocks\.\d+\.norm_cross_attn\.)"
 
-# A layout, a name that tells it, and the LayerNorm eps that its models are built with; files do not say.
+# LayerScale (Touvron et al. 2021): a factor per channel on what a branch adds, and the last layer of that branch.
+_SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+_GATED = r"^blocks\.\d+\.mlp\.(w12|w3|weights_in|weights_out)\."
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A layout, a name that tells it, and what files do not say: the LayerNorm eps that its models are built with, and
+    the licence under which well-known ones were published."""
+
+    name: str
+    sign: str
+    eps: float
+    licence: str = ""
+
+
+_OF_DINOV2 = " (facebookresearch/dinov2: Apache 2.0; those of others, as RAD-DINO, are on their model cards)"
 _LAYOUTS = (
-    ("timm or facebookresearch/mae", r"^patch_embed\.proj\.weight$", 1e-6),
-    ("Hugging Face", r"^(vit\.|vit_mae\.)?embeddings\.patch_embeddings\.projection\.weight$", 1e-12),
-    ("MONAI", r"^patch_embedding\.patch_embeddings\.weight$", 1e-5),
+    _Layout("timm or facebookresearch/dinov2", r"^blocks\.\d+\.ls1\.gamma$", 1e-6, _OF_DINOV2),
+    _Layout("Hugging Face dinov2", r"\.layer_scale1\.lambda1$", 1e-6, _OF_DINOV2),
+    _Layout(
+        "timm or facebookresearch/mae",
+        r"^patch_embed\.proj\.weight$",
+        1e-6,
+        " (facebookresearch/mae: CC BY-NC 4.0, not for commercial use)",
+    ),
+    _Layout("Hugging Face", r"^(vit\.|vit_mae\.)?embeddings\.patch_embeddings\.projection\.weight$", 1e-12),
+    _Layout("MONAI", r"^patch_embedding\.patch_embeddings\.weight$", 1e-5),
 )
 
 
 def _to_timm(name: str) -> str:
     """Return timm's name for one of Hugging Face's or MONAI's; names that are timm's stay."""
-    for pattern, replacement in _HUGGING_FACE + _MONAI:
+    for pattern, replacement in _HUGGING_FACE + _MONAI + _TIMM:
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -186,10 +219,12 @@ def import_encoder(
     - Positions are resampled to the grid of `spec`. `grid_from` (patches per axis) is needed unless it was square.
     - The class token's own position is added to the class token, since a MONAI ViT gives it none.
     - Models without a bias on queries, keys and values, as MONAI makes them by default, get one of zeros.
+    - LayerScale is multiplied into the layer before it, weight and bias, which changes nothing but rounding.
+    - Register tokens are kept: the encoder for them is `build_encoder` of `spec` with as many `registers`.
 
-    Raises WeightsError, naming every tensor that is missing, unknown or of another shape.
+    Raises WeightsError, naming every tensor that is missing, unknown or of another shape, or of a gated MLP.
     """
-    layout, eps = _layout(tensors)
+    layout = _layout(tensors)
     file_names = {_to_timm(name): name for name in tensors}
     if len(file_names) < len(tensors):
         raise WeightsError("some tensors stand twice, with and without a prefix; expected one model")
@@ -197,7 +232,11 @@ def import_encoder(
     left_out = {name: reason for name in given if (reason := _reason_to_leave_out(name)) is not None}
     kept = {name: tensor for name, tensor in given.items() if name not in left_out}
     converted: dict[str, str] = {}
+    _refuse_gated(kept, file_names)
     ours = _join_queries_keys_values(kept, converted)
+    ours = _fold_layer_scale(ours, spec.depth, converted)
+    registers = kept["register_tokens"].shape[1] if kept.get("register_tokens", torch.empty(0)).ndim == 3 else 0
+    spec = replace(spec, registers=registers)
     ours = _split_positions(ours, spec, grid_from, converted)
     ours = _fit_channels(ours, spec, converted)
     ours = {_to_ours(name): tensor for name, tensor in ours.items()}
@@ -212,23 +251,26 @@ def import_encoder(
     notes = []
     if kinds := {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"}:
         notes.append(f"{', '.join(sorted(kinds))} became float32")
-    if eps != spec.eps:
-        notes.append(f"LayerNorm eps is {spec.eps:g} here and {eps:g} by default there: outputs differ a little")
+    if layout.eps != spec.eps:
+        notes.append(f"LayerNorm eps is {spec.eps:g} here and {layout.eps:g} by default there: outputs differ a little")
+    if "dinov2" in layout.name and "resampled" in converted.get("pos_embed", ""):
+        notes.append("positions are resampled linearly; DINOv2's own code does so bicubically")
     account = Account(
-        layout,
+        layout.name,
         taken=[file_names[name] for name in kept if name not in converted],
         converted={file_names[name]: how for name, how in converted.items()},
         left_out={file_names[name]: reason for name, reason in left_out.items()},
         made=unused | dict.fromkeys(unbiased, "zeros, since this model has no such bias"),
         notes=notes,
+        licence=layout.licence,
     )
-    return Converted({name: ours[name].contiguous() for name in template}, account)
+    return Converted({name: ours[name].contiguous() for name in template}, account, registers)
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> tuple[str, float]:
-    for layout, sign, eps in _LAYOUTS:
-        if any(re.search(sign, name) for name in tensors):
-            return layout, eps
+def _layout(tensors: Mapping[str, Tensor]) -> _Layout:
+    for layout in _LAYOUTS:
+        if any(re.search(layout.sign, name) for name in tensors):
+            return layout
     raise WeightsError(
         "no known vision transformer: expected patch_embed.proj.weight (timm, facebookresearch/mae), "
         "embeddings.patch_embeddings.projection.weight (Hugging Face) or patch_embedding.patch_embeddings.weight "
@@ -248,6 +290,35 @@ def _join_queries_keys_values(tensors: Mapping[str, Tensor], converted: dict[str
             joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([joined.pop(part) for part in parts])
             converted |= dict.fromkeys(parts, "queries, keys and values joined in one matrix")
     return joined
+
+
+def _refuse_gated(tensors: Mapping[str, Tensor], file_names: Mapping[str, str]) -> None:
+    if gated := [file_names[name] for name in tensors if re.match(_GATED, name)]:
+        raise WeightsError(
+            f"these weights have a gated MLP (SwiGLU), which this encoder does not: {', '.join(gated)}; take a model "
+            "whose MLP is two layers with GELU between them (DINOv2's small, base and large)"
+        )
+
+
+def _fold_layer_scale(tensors: Mapping[str, Tensor], depth: int, converted: dict[str, str]) -> dict[str, Tensor]:
+    """Multiply each branch's factors into its last layer: g * (W x + b) = (g W) x + g b.
+
+    Tensors of a model that has factors in some blocks alone stay as they are, and are unknown to the encoder.
+    """
+    folded = dict(tensors)
+    scales = [f"blocks.{at}.{scale}.gamma" for at in range(depth) for scale in _SCALED]
+    layers = [f"blocks.{at}.{layer}" for at in range(depth) for layer in _SCALED.values()]
+    needed = [*scales, *(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))]
+    if any(name not in folded for name in needed):
+        return folded
+    for scale, layer in zip(scales, layers, strict=True):
+        factors, weight, bias = folded.pop(scale), folded[f"{layer}.weight"], folded[f"{layer}.bias"]
+        if factors.shape != bias.shape or weight.shape[:1] != bias.shape:
+            return dict(tensors)
+        folded |= {f"{layer}.weight": factors[:, None] * weight, f"{layer}.bias": factors * bias}
+        converted[scale] = "LayerScale, multiplied into the layer before it"
+        converted |= dict.fromkeys((f"{layer}.weight", f"{layer}.bias"), "multiplied by LayerScale")
+    return folded
 
 
 def _split_positions(
@@ -324,6 +395,8 @@ def export_timm(tensors: Mapping[str, Tensor], spec: EncoderSpec) -> Converted:
     """
     if len(spec.grid) != 2:
         raise WeightsError("timm's vision transformer is for 2-D images; this encoder is for volumes")
+    if spec.registers:
+        raise WeightsError("register_tokens: this encoder has registers, which are not written for timm")
     template = _template(spec)
     _require_fit(tensors, template, {})
     unused = {name: "never used by the encoder" for name in template if re.match(_UNUSED, name)}

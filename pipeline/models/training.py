@@ -164,7 +164,9 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim < 2 or name.endswith(("_token", "position_embeddings")) else weight_decay
+        decay = (
+            0.0 if parameter.ndim < 2 or name.endswith(("_token", "_tokens", "position_embeddings")) else weight_decay
+        )
         scale = layer_decay ** (depth + 1 - _layer(name, depth))
         group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "scale": scale})
         group["params"].append(parameter)
@@ -172,11 +174,11 @@ def parameter_groups(
 
 
 def _layer(name: str, depth: int) -> int:
-    """0: class token and patch embedding; 1 to depth: blocks; depth + 1: final norm and head."""
+    """0: class token, registers and patch embedding; 1 to depth: blocks; depth + 1: final norm and head."""
     parts = name.split(".")
     if "blocks" in parts:
         return int(parts[parts.index("blocks") + 1]) + 1
-    return 0 if "cls_token" in parts or "patch_embedding" in parts else depth + 1
+    return 0 if {"cls_token", "register_tokens", "patch_embedding"} & set(parts) else depth + 1
 
 
 def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:

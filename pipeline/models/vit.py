@@ -1,6 +1,7 @@
 """The encoder: a real MONAI ViT, run on all patches of an image or on the visible ones alone.
 
-Shapes: B images, C channels, L tokens of the grid, K of them visible, P values per patch (C x patch), D width.
+Shapes: B images, C channels, L tokens of the grid, K of them visible, P values per patch (C x patch), D width, R
+register tokens (none in our own encoders; Darcet et al. 2024).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class EncoderSpec:
     # ViT weights in public use were trained with 1e-6; MONAI's own default of 1e-5 shifts their outputs.
     eps: float = 1e-6
     positions: PositionKind = "sin_cos"
+    registers: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -71,13 +73,21 @@ class EncoderSpec:
         return math.prod(self.grid)
 
     @property
+    def prefix(self) -> int:
+        """Tokens before those of the patches: the class token, and registers where there are any."""
+        return 1 + self.registers
+
+    @property
     def patch_values(self) -> int:
         """Values per patch, P."""
         return self.channels * math.prod(self.patch_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for model.json."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if not self.registers:  # came later than the first encoders, whose bytes stay
+            del values["registers"]
+        return values
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EncoderSpec:
@@ -136,7 +146,7 @@ def build_encoder(spec: EncoderSpec) -> ViT:
     (Dosovitskiy et al. 2021).
 
     Weights that this pipeline never uses (MONAI's cross-attention norms and class-token head) are kept, so that the
-    state dict loads strictly into a plain MONAI ViT, and frozen.
+    state dict loads strictly into a plain MONAI ViT, and frozen. `register_tokens` is what a MONAI ViT does not have.
     """
     encoder = ViT(
         in_channels=spec.channels,
@@ -162,6 +172,9 @@ def build_encoder(spec: EncoderSpec) -> ViT:
         positions = _embedding(encoder).position_embeddings
         positions.data.copy_(position_table(spec.grid, spec.width))
         positions.requires_grad_(False)
+    if spec.registers:
+        registers = nn.Parameter(torch.zeros(1, spec.registers, spec.width))
+        encoder.register_tokens = nn.init.normal_(registers, std=0.02)
     encoder.classification_head.requires_grad_(False)
     for block in _blocks(encoder):
         block.norm_cross_attn.requires_grad_(False)
@@ -199,17 +212,20 @@ def per_channel(values: Sequence[float], images: Tensor) -> Tensor:
 def embed(encoder: ViT, patches: Tensor, places: Tensor | None = None) -> Tensor:
     """Embed patches (B, K, P) that lie at `places` (B, K) of the grid; None means all patches, in order.
 
-    Returns tokens (B, 1 + K, D), the class token first. Embedding after selection costs only what is visible.
+    Returns tokens (B, 1 + R + K, D): the class token, registers, patches. Embedding after selection costs only what is
+    visible.
     """
     projection = _projection(encoder)
     tokens = F.linear(patches, projection.weight.flatten(1), projection.bias)
     positions = _embedding(encoder).position_embeddings
     tokens = tokens + (positions if places is None else positions[0][places])
-    return torch.cat((encoder.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+    registers = getattr(encoder, "register_tokens", None)
+    before = (encoder.cls_token,) if registers is None else (encoder.cls_token, registers)
+    return torch.cat((*(one.expand(len(tokens), -1, -1) for one in before), tokens), dim=1)
 
 
 def block_outputs(encoder: ViT, tokens: Tensor) -> list[Tensor]:
-    """Return tokens (B, 1 + K, D) before the first block and after each, without the final norm."""
+    """Return tokens (B, 1 + R + K, D) before the first block and after each, without the final norm."""
     outputs = [tokens]
     for block in _blocks(encoder):
         outputs.append(through(block, outputs[-1]))
@@ -217,7 +233,7 @@ def block_outputs(encoder: ViT, tokens: Tensor) -> list[Tensor]:
 
 
 def encode(encoder: ViT, tokens: Tensor, branch_scale: Tensor | None = None) -> Tensor:
-    """Run the encoder's blocks and final norm on tokens (B, 1 + K, D).
+    """Run the encoder's blocks and final norm on tokens (B, 1 + R + K, D).
 
     `branch_scale` (depth, 2, B) multiplies each image's residual branches: stochastic depth (Huang et al. 2016).
     """

@@ -32,6 +32,8 @@ EPOCH_S = 0.15  # measures, checkpoint
 TORCH_S = 3.0
 # HOG, or frozen features, and a path of regularised logistic regressions.
 CLASSICAL_S, CLASSICAL_IMAGE_S = 3.0, 0.004
+# Learned queries on frozen features: three trainings of 60 epochs, of so many values of a token per second.
+PROBE_EPOCHS, PROBE_STEP_S, PROBE_VALUES_PER_S = 3 * 60, 0.004, 1.5e8
 HELD_OUT_SHARE = 0.05
 INGEST_S, FILE_S, MEGABYTE_S, COMPARED_IMAGES_PER_S = 4.0, 0.010, 0.06, 5000
 PREPROCESS_S, IMAGE_S = 6.0, 0.004
@@ -171,7 +173,14 @@ def _finetune(job: Job) -> float:
     runs = 1 + len(own.labelled_patients)  # fewer patients train for as many steps
     classical = sum(not (ARMS[arm].network or ARMS[arm].of_others) for arm in own.arms)
     features = CLASSICAL_S + (items.train + items.tune) * (CLASSICAL_IMAGE_S + step / STEP_PASSES)
-    return TORCH_S + runs * (job.networks * epochs * epoch + classical * features)
+    probe = _attentive_probe(job) if "attentive_probe" in own.arms else 0.0
+    return TORCH_S + runs * (job.networks * epochs * epoch + classical * features + probe)
+
+
+def _attentive_probe(job: Job) -> float:
+    images = job.items.train
+    steps = math.ceil(images / job.finetune.batch_size) * PROBE_STEP_S
+    return PROBE_EPOCHS * (steps + images * job.grid_tokens * job.pretrain.encoder.width / PROBE_VALUES_PER_S)
 
 
 def _epochs(epochs: int, max_steps: int | None, images: int, batch_size: int) -> float:
@@ -212,11 +221,13 @@ def disk_mb(stage: str, job: Job) -> float:
     items, pixels = job.items, math.prod(job.image_size)
     weights = BYTES_PER_VALUE * job.parameters / MB
     checkpoints = 2 * BYTES_PER_CHECKPOINT * job.parameters / MB
+    features = (items.train + items.tune) * job.grid_tokens * job.pretrain.encoder.width * BYTES_PER_VALUE / MB
+    kept = features if "attentive_probe" in job.finetune.arms else 0.0
     by_stage: dict[str, Callable[[], float]] = {
         "ingest": lambda: 1 + 0.003 * items.files,
         "preprocess": lambda: items.prepared * (pixels + 200) / MB,
         "pretrain": lambda: 1 + weights + checkpoints,
-        "finetune": lambda: (1 + len(job.finetune.labelled_patients)) * job.networks * weights + checkpoints,
+        "finetune": lambda: (1 + len(job.finetune.labelled_patients)) * job.networks * weights + checkpoints + kept,
         "package": lambda: 1 + len(job.finetune.seeds) * weights,
         "report": lambda: 8.0,
     }

@@ -32,6 +32,18 @@ WORDS = {
         "give half of the image, and an outline near that tells nothing. An outline says where the network took its "
         f"information from. {NO_PROOF}",
     ),
+    "queries": Words(
+        "half of the network's attention",
+        "where half of the network's attention lay",
+        "the patch with most attention",
+        "where the network looked",
+        "About the outlines: they enclose the fewest patches of the image that together hold half of the attention "
+        "with which the network's learned queries read the patches (efficient probing, Psomas et al. 2026, mean over "
+        "the queries and the seeds); attention spread evenly would give half of the image, and an outline near that "
+        "tells nothing. A patch stands for what the encoder made of it, which other patches enter, too. An outline "
+        "says where the "
+        f"network took its information from. {NO_PROOF}",
+    ),
     "activation": Words(
         "half of what raised the network's score",
         "where half of what raised the network's score lay",

@@ -182,6 +182,8 @@ OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"pooling", "task"})
+
     task: Literal["classification", "segmentation"] = Field(
         "classification", description="what is learnt: labels of images, or structures in them, from masks"
     )
@@ -228,6 +230,11 @@ class FinetuneSettings(Settings):
         description="of each training; the schedule is shortened to them; null = all epochs",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="as in pretrain")
+    pooling: Literal["mean", "attention", "class_token"] = Field(
+        "mean",
+        description="what the head of arms mae, scratch and imported is given: the mean of the patch tokens, what "
+        "learned queries read of them (Psomas et al. 2026), or the class token",
+    )
     cnn: ResNetSettings = Field(default_factory=ResNetSettings)
     ensemble: list[Arm] = Field(
         ["mae", "hog"], min_length=2, description="arms whose standardised logits arm ensemble takes the mean of"
@@ -238,8 +245,6 @@ class FinetuneSettings(Settings):
         default_factory=list,
         description="train every arm with so many labelled patients as well, e.g. [100, 300, 1000]; empty = only all",
     )
-
-    LATER: ClassVar[frozenset[str]] = frozenset({"task"})
 
     def _left_out(self) -> set[str]:
         other_arms = {name for name, arm in OF_ARM.items() if arm not in self.arms}

@@ -225,7 +225,7 @@ def _imported(inputs: Inputs, spec: EncoderSpec, log: RunLog) -> Start:
     converted = import_encoder(read_foreign(path), spec)
     log.info(f"imported weights, {converted.account}")
     loaded = len(converted.tensors) - len(converted.account.made)
-    return Start(converted.tensors, f"imported weights, SHA-256 {sha256[:16]}", loaded)
+    return Start(converted.tensors, f"imported weights, SHA-256 {sha256[:16]}", loaded, converted.registers)
 
 
 def _counts(images: Images) -> dict[str, int]:

@@ -73,6 +73,11 @@ def mae(judged) -> Packaged:
 
 
 @pytest.fixture(scope="session")
+def attentive(judged) -> Packaged:
+    return _packaged(judged, "attentive_probe", "finetune.arms=[attentive_probe]")
+
+
+@pytest.fixture(scope="session")
 def cnn(judged) -> Packaged:
     return _packaged(judged, "cnn", *FURTHER)
 

@@ -111,6 +111,10 @@ CASES = [
     ((32, 40), None, True, "resnet"),
     ((128, 128), None, False, "resnet"),
     ((16, 20, 16), None, False, "resnet"),
+    ((32, 32), None, True, "attention"),
+    ((16, 16, 16), None, False, "attention"),
+    ((32, 32), None, False, "class_token"),
+    ((32, 32), None, False, "registers"),
 ]
 
 
@@ -151,7 +155,14 @@ def _network(seed, size, head) -> Network:
     if head == "resnet":
         network = ResNetClassifier(ResNetSpec(size, 1, 10, 8, (0.4,), (0.25,)), labels=2)
     else:
-        network = Classifier(EncoderSpec(size, (8,) * len(size), 1, 48, 2, 4, (0.4,), (0.25,)), head, labels=2)
+        registers = 3 if head == "registers" else 0
+        spec = EncoderSpec(size, (8,) * len(size), 1, 48, 2, 4, (0.4,), (0.25,), registers=registers)
+        if head in ("norm_linear", "linear"):
+            network = Classifier(spec, head, labels=2)
+        else:
+            network = Classifier(spec, "norm_linear", 2, "mean" if registers else head)
+            if network.pool is not None:
+                torch.nn.init.normal_(network.pool.queries)
     torch.nn.init.normal_(network.head.weight, std=0.3)
     torch.nn.init.normal_(network.head.bias)
     return network.eval()

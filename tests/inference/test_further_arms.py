@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from inference.conftest import FURTHER
 from pypdf import PdfReader
 
@@ -43,6 +45,21 @@ def test_the_page_of_a_study_says_what_its_outline_is(cnn, tmp_path):
     assert "an outline round half of what raised the network's score" in text
     assert "attention" not in text
     assert {"quarter", "half", "three_quarters", "full"} < set(model.reference.spaces)  # of its four stages
+
+
+def test_an_attentive_probe_outlines_the_attention_of_its_queries_and_has_a_graph(attentive, tmp_path):
+    pytest.importorskip("onnxruntime")
+    found = export(attentive.model, tmp_path / "out", onnx=True, say=lambda line: None)
+    assert found["compared"]["largest_difference"] < 1e-5
+    model = attentive.load()
+    predictions = model.predict([attentive.studies], workers=1, pictures=True)
+    result = next(one for one in predictions if one.picture is not None)
+    assert result.picture.outline == "queries"
+    (network,) = model.networks
+    array = torch.from_numpy(result.picture.array[None]).float() / 255
+    assert np.allclose(result.picture.shares, network.shares(array)[0], atol=1e-6)
+    (tmp_path / "page.pdf").write_bytes(page(result, predictions, "2026-01-01T00:00:00+00:00"))
+    assert "half of the network's attention" in text_of(tmp_path / "page.pdf")
 
 
 def test_an_ensemble_has_no_graph_and_says_so(ensemble, tmp_path):

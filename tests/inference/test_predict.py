@@ -46,7 +46,7 @@ def scores(results) -> dict[str, str]:
     return {one.study: one.judgement.score.hex() for one in results if one.judgement.score is not None}
 
 
-@pytest.mark.parametrize("which", ["hog", "mae", "cnn", "classical", "ensemble"])
+@pytest.mark.parametrize("which", ["hog", "mae", "attentive", "cnn", "classical", "ensemble"])
 def test_logits_are_those_of_score_bit_for_bit(which, request, tmp_path):
     packaged = request.getfixturevalue(which)
     model = packaged.load()

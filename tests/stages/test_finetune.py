@@ -466,3 +466,49 @@ def test_an_encoder_of_smaller_images_is_fitted_to_larger_ones(copy):
     run_stage(copy, "finetune", arms=["linear_probe"])
     spec = read_json(copy / "finetune" / "linear_probe" / "seed1" / "model.json")["spec"]
     assert spec["image_size"] == [16, 16]
+
+
+# ---------------------------------------------------------------- what the head is given
+
+
+def test_the_default_of_pooling_is_in_no_key_and_in_no_file(trained):
+    assert "pooling" not in SETTINGS["finetune"].model_dump()
+    assert SETTINGS["finetune"].model_copy(update={"pooling": "attention"}).model_dump()["pooling"] == "attention"
+    record = read_json(trained[0] / "finetune" / "mae" / "seed1" / "model.json")
+    assert not {"pooling", "queries"} & set(record)
+    assert "registers" not in record["spec"]
+
+
+@pytest.mark.parametrize(("pooling", "said"), [("attention", {"queries": 8}), ("class_token", {})])
+def test_the_head_is_given_what_pooling_says_and_the_encoder_is_still_pretrainings(copy, pooling, said):
+    run_stage(copy, "finetune", arms=["mae", "scratch"], seeds=[1], epochs=2, pooling=pooling)
+    for arm in ("mae", "scratch"):
+        folder = copy / "finetune" / arm / "seed1"
+        record = read_json(folder / "model.json")
+        assert record.items() >= {"pooling": pooling, **said}.items()
+        model = read_model(folder / "model.json", folder / "model.safetensors", torch.device("cpu"))
+        tune = stage._read(SETTINGS["finetune"], inputs(copy, "finetune"), RunLog("finetune")).tune
+        logits = model.logits(tune.pixels(np.arange(len(tune)), torch.device("cpu")))[:, 0]
+        assert auc(tune.labels, logits) == pytest.approx(record["tune_auc"], abs=0.02)
+    assert read_json(copy / "finetune" / "mae" / "seed1" / "model.json")["encoder_tensors_loaded"] > 0
+
+
+def test_weights_with_registers_are_fine_tuned_with_them(copy):
+    """In the layout of DINOv2: as many register tokens as the file has stand in the trained network."""
+    spec = EncoderSpec.from_json(read_json(copy / "pretrain" / "model.json"))
+    encoder = replace(spec, registers=2)
+    torch.manual_seed(0)
+    weights = {name: tensor.clone() for name, tensor in build_encoder(encoder).state_dict().items()}
+    converted = import_encoder(weights, spec)
+    assert converted.registers == 2
+    start = Start(converted.tensors, "a test", len(weights), converted.registers)
+    data = stage._read(SETTINGS["finetune"].model_copy(update={"arms": ["mae"]}), inputs(copy, "finetune"),
+                       RunLog("finetune", quiet=True))  # fmt: skip
+    settings = SETTINGS["finetune"].model_copy(update={"epochs": 1, "warmup_epochs": 0.5})
+    folder = copy / "trained"
+    ARMS["imported"].train("imported", 1, settings, replace(data, starts={"imported": start}), folder,
+                           RunLog("finetune", quiet=True))  # fmt: skip
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors["encoder.register_tokens"].shape == (1, 2, spec.width)
+    assert not torch.equal(tensors["encoder.register_tokens"], weights["register_tokens"])
+    assert read_json(folder / "model.json")["spec"]["registers"] == 2

@@ -10,7 +10,7 @@ SCORES = Table(
     (
         Column("image_id", TEXT, "pseudonym of the image"),
         Column("patient_id", TEXT, "pseudonym of the patient"),
-        Column("arm", TEXT, "mae, scratch, imported, cnn, linear_probe, hog, classical or ensemble"),
+        Column("arm", TEXT, "mae, scratch, imported, cnn, linear_probe, attentive_probe, hog, classical or ensemble"),
         Column("seed", INTEGER, "training seed"),
         Column(
             "logit",
