@@ -97,6 +97,7 @@ def _numbers(e: Evidence) -> dict[str, Any]:
             for label_id, threshold in e.further_thresholds.items()
         },
         "deployment": e.deployment if e.decision.usable else None,
+        "further_deployments": {label_id: e.further_deployment(label_id) for label_id in e.further_deployments},
         "certified_groups": e.certified_groups if e.decision.usable else None,
         "model_sha256": e.model_sha256 or None,
         "calibrator": e.calibrator,
