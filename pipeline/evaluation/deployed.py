@@ -36,7 +36,7 @@ def deployed(
     record = {
         "rule": rule,
         "subgroup_threshold": by_group if images is not None else "report",
-        "decided": "in the configuration, before the test patients were read",
+        "decided": "in the configuration, before this run read the test patients",
         "usable": decision.usable,
         "reasons": list(decision.reasons),
         "calibration_threshold_hex": certificate["threshold_hex"] if decision.usable else None,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.inference.decision import Decision
 from pipeline.reporting.document import Document, shortened
-from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.sections import (
     background,
     deployment,
@@ -98,6 +98,7 @@ def _numbers(e: Evidence) -> dict[str, Any]:
         },
         "deployment": e.deployment if e.decision.usable else None,
         "further_deployments": {label_id: e.further_deployment(label_id) for label_id in e.further_deployments},
+        "between_sites": [_between(e, group) for group in e.between_sites],
         "certified_groups": e.certified_groups if e.decision.usable else None,
         "model_sha256": e.model_sha256 or None,
         "calibrator": e.calibrator,
@@ -107,6 +108,11 @@ def _numbers(e: Evidence) -> dict[str, Any]:
         "finetune": e.finetune,
         **{name: _rows(table) for name, table in raw_tables(e).items() if name != "curves"},
     }
+
+
+def _between(e: Evidence, group: Json) -> dict[str, Any]:
+    """Return the variation between sites, less what is at a threshold that may not be used."""
+    return dict(group) if e.decision.usable else {**group, "recall": None, "specificity": None}
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

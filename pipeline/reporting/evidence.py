@@ -64,7 +64,7 @@ class Evidence:
     those of further labels by id, `certified_groups` subgroups.json of calibrate; None in artifacts without them.
     `packaged` is model.json of the packaged model, and `model_sha256` its hash (that of its SHA256SUMS); None and
     empty where none was packaged. `pretraining` is None when no arm needed it. `outline` says how the outlines of
-    examples came about, see models/finished.py.
+    examples came about, see models/finished.py. `between_sites` is between_sites.json of evaluate; empty without it.
     """
 
     title: str
@@ -97,6 +97,7 @@ class Evidence:
     deployment: Json | None = None
     further_deployments: Mapping[str, Json | None] = field(default_factory=dict)
     certified_groups: Json | None = None
+    between_sites: Sequence[Json] = ()
     packaged: Json | None = None
     model_sha256: str = ""
     outline: str = "attention"

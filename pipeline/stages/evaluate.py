@@ -14,6 +14,7 @@ from pipeline.evaluation.deployed import deployed
 from pipeline.evaluation.external_validation import External, Reference, judge_external, shifts
 from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
+from pipeline.evaluation.site_variation import site_variation
 from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
 from pipeline.inference.decision import decide
 from pipeline.statistics.arms import comparators, comparison_table, matched_decisions, pretraining_benefit, seed_aucs
@@ -71,10 +72,10 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
 
     Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet, findings.json
     (those of the calibration patients first), deployment.json (the threshold to use from now on, by the rule that
-    calibrate recorded; that of each further label in `further/<id>`), calibration_curve.parquet where patients are
-    enough for it and, when arms were also trained with fewer labelled patients, label_fractions.parquet in `work`.
-    Raises ValueError when a patient is in two splits, when scores are not finite or not complete, or when the arms
-    were not scored on the same patients.
+    calibrate recorded; that of each further label in `further/<id>`), between_sites.json where several sites are
+    stated, calibration_curve.parquet where patients are enough for it and, when arms were also trained with fewer
+    labelled patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when
+    scores are not finite or not complete, or when the arms were not scored on the same patients.
     """
     scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
@@ -127,6 +128,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, frozen.threshold, (at, there))
         smooth = calibration_curves(test.y, expit(test.s), calibrated, settings.level, settings.seed)
         subgroups = _subgroups(settings, test, of_test, frozen.threshold)
+        trained_at = set(images.loc[images["image_id"].isin(split.loc[split["split"] == "train", "image_id"]), "site"])
+        between = site_variation(settings, frozen.threshold, test, of_test, trained_at - {""}, external)
         if point := metrics["operating_point"]:
             point["lowest_groups"] = lowest_groups(subgroups, settings.level)
             point["watching"] = _watching(frozen, metrics)
@@ -165,6 +168,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
+    if between:
+        write_json(work / "between_sites.json", between)
     write_json(work / "deployment.json", to_use)
     for label_id, one in further.items():
         may = decision.of_further_label(one.metrics["problems"])

@@ -18,9 +18,7 @@ from pipeline.stages.report import _evidence
 LABEL = {"reference_standard": "one reader", "positive": ["1"], "negative": ["0"], "definition": "seen by one reader"}
 
 
-def made(
-    root: Path, deploy: Literal["calibration", "pooled"] = "calibration", **choices: Any
-) -> tuple[Evidence, Document]:
+def made(root: Path, deploy: Any = "calibration", **choices: Any) -> tuple[Evidence, Document]:
     labels = [{"id": name, "name": f"<b>{name}</b>", "column": name, **LABEL} for name in ("nodule", "effusion")]
     cards, target = example_run.card(further_labels=labels), CalibrateSettings(recall_targets=[0.85], deploy=deploy)
     inputs = example_run.make_run(root, patients=400, cards=cards, calibration=target, **choices)
