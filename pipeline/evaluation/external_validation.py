@@ -89,11 +89,13 @@ def _those(patients: Patients, chosen: np.ndarray) -> Patients:
 
 @dataclass(frozen=True)
 class External:
-    """What came of an external test set; no shift when nobody in it is new."""
+    """What came of an external test set; no shift when nobody in it is new. `sites` (n,) are those of the `members`."""
 
     metrics: dict[str, Any]
     shift: GroupShift | None
     findings: list[Finding]
+    members: Patients | None = None
+    sites: np.ndarray | None = None
 
 
 def judge_external(
@@ -126,7 +128,8 @@ def judge_external(
         *(assess_image_numbers(reference.image_numbers, numbers, on) if how == "max" else []),
     ]
     findings += [replace(one, level="warn") if one.level == "fail" else one for one in found]
-    return External(metrics, shift, findings)
+    sites = patient_attributes(images)["site"].loc[members.ids].to_numpy(str)
+    return External(metrics, shift, findings, members, sites)
 
 
 def _overlap_findings(excluded: Mapping[str, Any], patients: int, on: str) -> list[Finding]:

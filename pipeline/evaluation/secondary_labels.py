@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FurtherLabel:
-    """What came of a further label on the test patients that have it."""
+    """What came of a further label on the test patients that have it; `frozen` stands on the `calibration` patients."""
 
+    frozen: Frozen
+    calibration: Patients
     test: Patients
-    threshold: float | None
     metrics: dict[str, Any]
     findings: list[Finding]
 
@@ -49,7 +50,7 @@ def judge_further_label(
         *findings_of(settings, test, frozen, metrics),
     ]
     metrics["problems"] = [one.to_dict() for one in findings if one.level == "fail"]
-    return FurtherLabel(test, frozen.threshold, metrics, findings)
+    return FurtherLabel(frozen, calibration, test, metrics, findings)
 
 
 def macro_metrics(
@@ -58,7 +59,7 @@ def macro_metrics(
     """Return the means over the main label and all further ones; None when there are none."""
     if not further:
         return None
-    thresholds = [threshold, *(one.threshold for one in further.values())]
+    thresholds = [threshold, *(one.frozen.threshold for one in further.values())]
     patients = [test, *(one.test for one in further.values())]
     means = macro_averages(patients, thresholds, settings.level, seed=settings.seed)
     return {"labels": len(patients), **{name: mean and mean.to_dict() for name, mean in means.items()}}

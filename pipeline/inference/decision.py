@@ -39,6 +39,13 @@ class Decision:
         nothing = dict.fromkeys(name for name in AT_THE_THRESHOLD if name in threshold)
         return {**threshold, **nothing, **message, "other_operating_points": []}
 
+    def of_further_label(self, problems: Sequence[Json]) -> Decision:
+        """Return whether a further label's operating point may be used: where this one may, and nothing is against it.
+
+        `problems` are its findings that would close the gate, were it the main label.
+        """
+        return Decision((*self.reasons, *map(in_words, problems)))
+
     def metrics(self, metrics: Json) -> dict[str, Any]:
         """Return the content of metrics.json that may leave; a further label's results only when its own may, too."""
         further = {

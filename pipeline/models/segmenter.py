@@ -82,7 +82,7 @@ class Segmenter(Classifier):
         tokens = embed(self.encoder, patchify(image, self.spec.patch_size))
         outputs = block_outputs(self.encoder, tokens) if branch_scale is None else self._dropped(tokens, branch_scale)
         outputs[-1] = self.encoder.norm(outputs[-1])
-        depths = [outputs[depth][:, 1:] for depth in depths_of(self.spec.depth)]
+        depths = [outputs[depth][:, self.spec.prefix :] for depth in depths_of(self.spec.depth)]
         return depths, depths[0].mean(dim=1)
 
     def _dropped(self, tokens: Tensor, branch_scale: Tensor) -> list[Tensor]:

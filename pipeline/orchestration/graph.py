@@ -155,7 +155,7 @@ STAGES = (
             "finetune": ("summary.json", "*/seed*/model.json", "*/seed*/model.safetensors"),
             "score": ("summary.json",),
             "calibrate": ("*",),
-            "evaluate": ("metrics.json", "findings.json", "deployment.json"),
+            "evaluate": ("metrics.json", "findings.json", "deployment.json", "further/*/deployment.json"),
         },
         sources=("card",),
     ),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.inference.decision import Decision
 from pipeline.reporting.document import Document, shortened
-from pipeline.reporting.evidence import Evidence
+from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.sections import (
     background,
     deployment,
@@ -101,6 +101,8 @@ def _numbers(e: Evidence) -> dict[str, Any]:
             for label_id, threshold in e.further_thresholds.items()
         },
         "deployment": e.deployment if e.decision.usable else None,
+        "further_deployments": {label_id: e.further_deployment(label_id) for label_id in e.further_deployments},
+        "between_sites": [_between(e, group) for group in e.between_sites],
         "certified_groups": e.certified_groups if e.decision.usable else None,
         "model_sha256": e.model_sha256 or None,
         "calibrator": e.calibrator,
@@ -111,6 +113,11 @@ def _numbers(e: Evidence) -> dict[str, Any]:
         **({} if e.localisation is None else {"localisation": e.localisation.summary}),
         **{name: _rows(table) for name, table in raw_tables(e).items() if name != "curves"},
     }
+
+
+def _between(e: Evidence, group: Json) -> dict[str, Any]:
+    """Return the variation between sites, less what is at a threshold that may not be used."""
+    return dict(group) if e.decision.usable else {**group, "recall": None, "specificity": None}
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

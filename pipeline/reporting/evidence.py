@@ -84,11 +84,12 @@ class Evidence:
     `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
     Sites are letters in all of it. `label_fractions` is None when no arm was trained with fewer labelled patients,
     `calibration_curves` when patients are too few, or in artifacts without them. `further_thresholds` has the
-    threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `certified_groups`
-    subgroups.json of calibrate; None in artifacts without them. `packaged` is model.json of the packaged model, and
-    `model_sha256` its hash (that of its SHA256SUMS); None and empty where none was packaged. `pretraining` is None when
-    no arm needed it. `outline` says how the outlines of examples came about, see models/finished.py. `localisation` is
-    None where no model draws masks.
+    threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `further_deployments`
+    those of further labels by id, `certified_groups` subgroups.json of calibrate; None in artifacts without them.
+    `packaged` is model.json of the packaged model, and `model_sha256` its hash (that of its SHA256SUMS); None and
+    empty where none was packaged. `pretraining` is None when no arm needed it. `outline` says how the outlines of
+    examples came about, see models/finished.py. `localisation` is None where no model draws masks. `between_sites` is
+    between_sites.json of evaluate; empty without it.
     """
 
     title: str
@@ -119,7 +120,9 @@ class Evidence:
     external: Mapping[str, Json] = field(default_factory=dict)
     further_thresholds: Mapping[str, Json] = field(default_factory=dict)
     deployment: Json | None = None
+    further_deployments: Mapping[str, Json | None] = field(default_factory=dict)
     certified_groups: Json | None = None
+    between_sites: Sequence[Json] = ()
     packaged: Json | None = None
     model_sha256: str = ""
     outline: str = "attention"
@@ -182,6 +185,11 @@ class Evidence:
     def further_point(self, label_id: str) -> Json | None:
         """Return a further label's operating point on the test patients, or None when it, or any, may not be used."""
         return self.decision.metrics(self.metrics)["further_labels"][label_id]["operating_point"]
+
+    def further_deployment(self, label_id: str) -> Json | None:
+        """Return the threshold of a further label to use from now on, or None when it, or any, may not be used."""
+        made = self.further_deployments.get(label_id)
+        return made if made is not None and made["usable"] and self.further_point(label_id) is not None else None
 
     def further_name(self, label_id: str) -> str:
         """Return a further label in words."""

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from scipy.special import expit
 
+from pipeline.evaluation.deployed import deployed
 from pipeline.evaluation.external_validation import External, Reference, judge_external, shifts
 from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
+from pipeline.evaluation.site_variation import site_variation
 from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
-from pipeline.inference.decision import Decision, decide
+from pipeline.inference.decision import decide
 from pipeline.statistics.arms import comparators, comparison_table, matched_decisions, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import calibrator_from_dict
 from pipeline.statistics.curves import curve_table
-from pipeline.statistics.deployment import certified_subgroups, deployment, lowered, pooled
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.gate import Finding, linked_findings, of_further_label
 from pipeline.statistics.image_counts import assess_image_numbers, first_images, images_per_patient
@@ -69,11 +70,12 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     Patients who are linked, since they share a picture, count as one in every number; patient_scores.parquet has them
     all.
 
-    Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet,
-    findings.json (those of the calibration patients first), deployment.json (the threshold to use from now on, by the
-    rule that calibrate recorded), calibration_curve.parquet where patients are enough for it and, when arms were also
-    trained with fewer labelled patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two
-    splits, when scores are not finite or not complete, or when the arms were not scored on the same patients.
+    Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet, findings.json
+    (those of the calibration patients first), deployment.json (the threshold to use from now on, by the rule that
+    calibrate recorded; that of each further label in `further/<id>`), between_sites.json where several sites are
+    stated, calibration_curve.parquet where patients are enough for it and, when arms were also trained with fewer
+    labelled patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when
+    scores are not finite or not complete, or when the arms were not scored on the same patients.
     """
     scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
@@ -126,6 +128,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         curves = curve_table(arms, arm, expit(test.s), calibrated, bins, settings.level, frozen.threshold, (at, there))
         smooth = calibration_curves(test.y, expit(test.s), calibrated, settings.level, settings.seed)
         subgroups = _subgroups(settings, test, of_test, frozen.threshold)
+        trained_at = set(images.loc[images["image_id"].isin(split.loc[split["split"] == "train", "image_id"]), "site"])
+        between = site_variation(settings, frozen.threshold, test, of_test, trained_at - {""}, external)
         if point := metrics["operating_point"]:
             point["lowest_groups"] = lowest_groups(subgroups, settings.level)
             point["watching"] = _watching(frozen, metrics)
@@ -151,7 +155,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
 
     metrics["readings"] = _readings(inputs, frozen, scores["test"], work)
     decision = decide([finding.to_dict() for finding in findings], frozen.certificate, metrics)
-    deployed = _deployment(settings, decision, frozen, calibration, test, images)
+    to_use = deployed(settings, decision, frozen, calibration, test, images)
     write_json(work / "metrics.json", metrics)
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
     write_table(work / "comparison.parquet", comparison, COMPARISON)
@@ -164,7 +168,14 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
-    write_json(work / "deployment.json", deployed)
+    if between:
+        write_json(work / "between_sites.json", between)
+    write_json(work / "deployment.json", to_use)
+    for label_id, one in further.items():
+        may = decision.of_further_label(one.metrics["problems"])
+        folder = work / "further" / label_id
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "deployment.json", deployed(settings, may, one.frozen, one.calibration, one.test))
     for said in filter(None, (sentence, metrics["label_fractions"]["sentence"])):
         log.info(said)
     for warning in warned:
@@ -252,57 +263,6 @@ def _watching(frozen: Frozen, metrics: Mapping[str, Any]) -> dict[str, Any]:
     # Declared, and so rounded outwards to whole per cents.
     band = (math.floor(100 * low) / 100, math.ceil(100 * high) / 100) if low == low else None
     return watching(frozen.certificate["recall_target"], band)
-
-
-def _deployment(
-    settings: EvaluateSettings,
-    decision: Decision,
-    frozen: Frozen,
-    calibration: Patients,
-    test: Patients,
-    images: pd.DataFrame,
-) -> dict[str, Any]:
-    """Return the threshold to use, by the rules that calibrate recorded before the test patients were read.
-
-    No threshold where the gate is closed.
-    """
-    certificate = frozen.certificate
-    rule, by_group = certificate["deploy"], certificate["subgroup_threshold"]
-    record = {
-        "rule": rule,
-        "subgroup_threshold": by_group,
-        "decided": "in the configuration, before the test patients were read",
-        "usable": decision.usable,
-        "reasons": list(decision.reasons),
-        "calibration_threshold_hex": certificate["threshold_hex"] if decision.usable else None,
-    }
-    if not decision.usable:
-        return record
-    with collect_warnings():
-        first, chosen = (
-            deployment(one, calibration, test, certificate, settings.headline_prevalence, settings.level)
-            for one in ("calibration", rule)
-        )
-    on = pooled(calibration, test) if rule == "pooled" else calibration
-    groups = certified_subgroups(
-        on,
-        patient_attributes(images[images["patient_id"].isin(on.ids)]),
-        certificate["subgroup_attributes"],
-        certificate["recall_target"],
-        certificate["confidence"],
-        certificate["models_compared"] * certificate["labels_certified"],
-        chosen["threshold"],
-    )
-    lowest = groups["minimum"]
-    if by_group == "minimum" and lowest is not None and lowest < chosen["threshold"]:
-        # A lower threshold refers more, so that the promise over everybody holds all the more.
-        chosen = lowered(chosen, lowest, calibration, test, settings.level)
-    return {
-        **record,
-        **chosen,
-        "subgroups": groups["groups"],
-        "referral_of_calibration_alone": first["referral"],
-    }
 
 
 def _label_fractions(inputs: Inputs, scores: pd.DataFrame, how: Any, level: float) -> pd.DataFrame | None:

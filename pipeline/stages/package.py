@@ -143,11 +143,11 @@ def _rule(
     decision: Decision,
     threshold: Mapping[str, Any],
     name: str,
-    deployed: Mapping[str, Any] | None = None,
+    deployed: Mapping[str, Any],
 ) -> Rule:
     """Return the rule of one label; `folder` is where `calibrate` left its files.
 
-    The first operating point is the one to use after the test, `deployed`, where there is one.
+    The first operating point is the one to use after the test, `deployed`.
     """
     calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", f"{folder}calibrator.json")))
     scores = read_table(inputs.file("calibrate", f"{folder}patient_scores.parquet"), PATIENT_SCORES)
@@ -157,7 +157,7 @@ def _rule(
             band = np.stack(probability_band(scores["label"], scores["score"], calibrator.method))
     points = [threshold, *threshold["other_operating_points"]] if decision.usable else []
     certified = [_point(one, "calibration") for one in points if one["certified"]]
-    if deployed is not None and certified:
+    if certified:
         certified[0] = _point(deployed, deployed["rule"])
     return Rule(threshold["aggregation"], calibrator, tuple(certified), decision, band, name)
 
@@ -178,10 +178,9 @@ def _further(
     """Return the rule of a further label as JSON: usable where the model is, and nothing speaks against its own."""
     folder = f"further/{label['id']}/"
     threshold = read_json(inputs.file("calibrate", f"{folder}threshold.json"))
-    problems = tuple(metrics["further_labels"][label["id"]]["problems"])
-    refused = () if threshold["certified"] else (threshold["message"],)
-    own = Decision((*decision.reasons, *problems, *refused))
-    return _rule(inputs, folder, own, threshold, label["name"]).to_json()
+    own = decision.of_further_label(metrics["further_labels"][label["id"]]["problems"])
+    deployed = read_json(inputs.file("evaluate", f"{folder}deployment.json"))
+    return _rule(inputs, folder, own, threshold, label["name"], deployed).to_json()
 
 
 def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,12 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
             for label_id in metrics["further_labels"]
         },
         deployment=sites.lettered(optional("evaluate", "deployment.json")),
+        further_deployments={
+            label_id: optional("evaluate", f"further/{label_id}/deployment.json")
+            for label_id in metrics["further_labels"]
+        },
         certified_groups=sites.lettered(optional("calibrate", "subgroups.json")),
+        between_sites=optional("evaluate", "between_sites.json") or (),
         packaged=content("package", "model/model.json") if packaged else None,
         model_sha256=sha256_file(inputs.file("package", "model/SHA256SUMS")) if packaged else "",
         label_fractions=optional_table("evaluate", "label_fractions.parquet", tables.LABEL_FRACTIONS),

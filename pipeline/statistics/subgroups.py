@@ -15,7 +15,7 @@ from pipeline.statistics.metrics import confusion
 
 ATTRIBUTES = ("sex", "age band", "view", "manufacturer", "site")
 AGE_BANDS = ((0, "0–4"), (5, "5–17"), (18, "18–39"), (40, "40–64"), (65, "65–89"), (90, "90+"))
-UNKNOWN = "unknown"
+UNKNOWN, SEVERAL = "unknown", "several"
 RATES = {"recall": 1, "specificity": 0}
 
 
@@ -36,7 +36,7 @@ def patient_attributes(images: pd.DataFrame) -> pd.DataFrame:
 
     def common(values: pd.Series) -> str:
         stated = {v for v in values if v}
-        return UNKNOWN if not stated else stated.pop() if len(stated) == 1 else "several"
+        return UNKNOWN if not stated else stated.pop() if len(stated) == 1 else SEVERAL
 
     table = {name: patients[name].agg(common) for name in ATTRIBUTES if name != "age band"}
     table["age band"] = patients["age_years"].min().map(age_band)

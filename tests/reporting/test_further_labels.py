@@ -18,9 +18,9 @@ from pipeline.stages.report import _evidence
 LABEL = {"reference_standard": "one reader", "positive": ["1"], "negative": ["0"], "definition": "seen by one reader"}
 
 
-def made(root: Path, **choices: Any) -> tuple[Evidence, Document]:
+def made(root: Path, deploy: Any = "calibration", **choices: Any) -> tuple[Evidence, Document]:
     labels = [{"id": name, "name": f"<b>{name}</b>", "column": name, **LABEL} for name in ("nodule", "effusion")]
-    cards, target = example_run.card(further_labels=labels), CalibrateSettings(recall_targets=[0.85])
+    cards, target = example_run.card(further_labels=labels), CalibrateSettings(recall_targets=[0.85], deploy=deploy)
     inputs = example_run.make_run(root, patients=400, cards=cards, calibration=target, **choices)
     evidence = _evidence(ReportSettings(title="x"), inputs)
     return evidence, build(evidence)
@@ -35,7 +35,7 @@ def section(document: Document, name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def unknown(tmp_path_factory) -> tuple[Evidence, Document]:
     """Further labels that the model does not know."""
-    return made(tmp_path_factory.mktemp("unknown"), further_skill=0.0)
+    return made(tmp_path_factory.mktemp("unknown"), deploy="pooled", further_skill=0.0)
 
 
 def test_rows_stand_in_the_order_of_the_card_with_the_mean_last(unknown):
@@ -75,3 +75,26 @@ def test_a_run_with_one_label_has_no_such_section(tmp_path):
     document = build(evidence)
     assert "further_labels" not in {one["name"] for one in document.to_dict()["sections"]}
     assert document.numbers["further_thresholds"] == {}
+
+
+def test_thresholds_certified_on_test_patients_as_well_stand_beside_the_tested_ones(tmp_path):
+    evidence, document = made(tmp_path, deploy="pooled")
+    blocks = section(document, "further_labels")["blocks"]
+    assert "certified anew on its calibration and test patients together" in json.dumps(blocks)
+    tables = {block["name"]: block for block in blocks if "rows" in block}
+    rows = {row[0]: row[1:] for row in tables["further_deployment"]["rows"]}
+    assert list(rows) == ["pneumonia (main)", "<b>nodule</b>", "<b>effusion</b>"]
+    for label_id in evidence.further:
+        to_use, tested = evidence.further_deployment(label_id), evidence.further_thresholds[label_id]
+        assert to_use is not None
+        assert rows[f"<b>{label_id}</b>"][0] == str(to_use["positives"])
+        assert to_use["positives"] > tested["positives"]
+        assert to_use["threshold_hex"] != tested["threshold_hex"]
+        assert document.numbers["further_deployments"][label_id]["threshold_hex"] == to_use["threshold_hex"]
+
+
+def test_of_a_label_that_the_model_does_not_know_no_threshold_to_use_is_shown(unknown):
+    document = unknown[1]
+    tables = {block["name"]: block for block in section(document, "further_labels")["blocks"] if "rows" in block}
+    assert [row[0] for row in tables["further_deployment"]["rows"]] == ["pneumonia (main)"]
+    assert set(document.numbers["further_deployments"].values()) == {None}

@@ -54,7 +54,8 @@ def findings(made, on=None):
 
 def test_it_leaves_its_files_with_the_columns_defined(evaluated):
     names = sorted(p.name for p in (evaluated.folder / "evaluate").iterdir())
-    assert names == sorted([*TABLES, "metrics.json", "findings.json", "deployment.json", "artifact.json"])
+    content = ("metrics.json", "findings.json", "deployment.json", "between_sites.json", "artifact.json")
+    assert names == sorted([*TABLES, *content])
     for name, table in TABLES.items():
         assert len(read_table(evaluated.path("evaluate", name), table))
 

@@ -65,7 +65,8 @@ def found(home, tmp_path_factory) -> dict[str, Any]:
     work.mkdir()
     evaluate(EvaluateSettings(), inputs, work, RunLog("evaluate", quiet=True))
     scores = {name: pd.read_parquet(artifacts[f"score@{name}"].path / "scores_test.parquet") for name in SETS}
-    return {name: read_json(work / f"{name}.json") for name in ("metrics", "findings")} | {"scores": scores}
+    left = {name: read_json(work / f"{name}.json") for name in ("metrics", "findings", "between_sites")}
+    return left | {"scores": scores}
 
 
 def negated(scores: pd.DataFrame) -> pd.DataFrame:
@@ -140,3 +141,19 @@ def test_patients_of_the_run_are_left_out_and_counted_to_the_last(found):
         "200 of 200 patients occur in this run already and were left out (200 images: same image)" in overlap["message"]
     )
     assert "external set again" not in [g["group"] for g in found["metrics"]["shift"]["groups"]]
+
+
+def test_variation_between_sites_is_that_of_test_patients_and_of_external_sets_apart(home, found):
+    own, elsewhere = found["between_sites"]
+    assert (own["group"], own["sites"], own["in_training"]) == ("test", 2, 2)
+    home.run("evaluate")
+    assert home.json("evaluate", "between_sites.json") == [own]
+    table = home.table("evaluate", "subgroups.parquet").query("attribute == 'site'")
+    for measure in ("recall", "specificity", "auc"):
+        assert own[measure]["lowest"] == pytest.approx(table[measure].min())
+        assert own[measure]["highest"] == pytest.approx(table[measure].max())
+        # Two sites do not tell what a third would show.
+        assert own[measure]["another"] is None
+    # The two sites of every set that has anybody new; what one reversed does to them shows.
+    assert (elsewhere["group"], elsewhere["sites"]) == ("external sets", 2)
+    assert elsewhere["recall"]["highest"] < own["recall"]["lowest"]

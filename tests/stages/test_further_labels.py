@@ -252,3 +252,43 @@ def test_scores_of_a_further_label_other_than_those_certified_are_found_out(judg
     changed.publish("score")
     with pytest.raises(ValueError, match="1 images of calibration are not scored"):
         changed.run("evaluate")
+
+
+@pytest.fixture(scope="module")
+def pooled(judged, tmp_path_factory) -> Cohort:
+    folder = shutil.copytree(judged.folder, tmp_path_factory.mktemp("pooled") / "cohort")
+    return Cohort(Path(folder)).run("calibrate", deploy="pooled").run("evaluate")
+
+
+@pytest.mark.parametrize("label_id", ["", "not"])
+def test_each_label_is_certified_anew_on_calibration_and_test_patients(pooled, label_id):
+    name, table = ("further_scores", FURTHER_SCORES) if label_id else ("scores", SCORES)
+    scores = pd.concat([read_table(pooled.path("score", f"{name}_{s}.parquet"), table) for s in SPLITS[1:]])
+    both = patients_of(scores[scores["label_id"] == label_id] if label_id else scores, "mae", "max")
+    folder = f"further/{label_id}/" if label_id else ""
+    found = pooled.json("evaluate", f"{folder}deployment.json")
+    expected = certify_threshold(both.y, both.s, 0.95, 1 - 0.05 / 3)
+    assert (found["rule"], found["usable"]) == ("pooled", True)
+    assert float.fromhex(found["threshold_hex"]) == expected.threshold
+    assert (found["positives"], found["misses_allowed"]) == (expected.positives, expected.misses_allowed)
+    # The confidence is that shared out over three labels, so that the promises of all thresholds to use hold at once.
+    assert (found["labels_certified"], found["confidence"]) == (3, 0.95)
+    negatives = both.s[both.y == 0]
+    assert found["specificity"]["value"] == pytest.approx((negatives < expected.threshold).mean())
+    # The verdict of the test patients stays about the first threshold.
+    metrics = pooled.json("evaluate", "metrics.json")
+    point = (metrics["further_labels"][label_id] if label_id else metrics)["operating_point"]
+    assert point["threshold"] == pooled.json("calibrate", f"{folder}threshold.json")["threshold"]
+    assert point["threshold"] != expected.threshold
+
+
+def test_a_further_label_with_problems_gets_no_threshold_to_use(pooled):
+    found = pooled.json("evaluate", "further/chance/deployment.json")
+    assert not found["usable"]
+    assert "threshold" not in found
+    assert any("not shown to separate patients" in reason for reason in found["reasons"])
+
+
+def test_without_pooling_the_threshold_to_use_is_the_one_that_was_tested(judged):
+    found = judged.json("evaluate", "further/not/deployment.json")
+    assert found["threshold_hex"] == judged.json("calibrate", "further/not/threshold.json")["threshold_hex"]

@@ -24,10 +24,26 @@ def deployment(e: Evidence) -> Section | None:
     return Section("deployment", "The threshold to use", blocks, groups)
 
 
+def lowered(d: Json) -> bool:
+    """Return whether the threshold to use is that of a group, since it is lower than everybody's."""
+    certified = [row["threshold"] for row in d["subgroups"] if row["certified"]]
+    return d["subgroup_threshold"] == "minimum" and bool(certified) and min(certified) == d["threshold"]
+
+
 def _meaning(e: Evidence, d: Json) -> str:
+    by_group = (
+        " It is the lowest that a group of patients needs, so that the promise holds for each certified group as well."
+        if lowered(d)
+        else ""
+    )
     if d["rule"] == "calibration":
+        which = (
+            "The threshold to use was certified on the calibration patients alone; the configuration says so."
+            if by_group
+            else "The threshold to use is the one that the calibration patients certified; the configuration says so."
+        )
         return (
-            "The threshold to use is the one that the calibration patients certified; the configuration says so. "
+            f"{which}{by_group} "
             "Specificity is taken from all patients without the condition whom the model had not seen."
         )
     beforehand = (
@@ -40,13 +56,14 @@ def _meaning(e: Evidence, d: Json) -> str:
         "The threshold to use is certified anew on calibration and test patients with the condition together, by the "
         f"same rule: more patients allow more misses, and fewer people are referred. {beforehand} What the test "
         "patients say of the promise is about the first threshold; no others are left to judge this one. It is made of "
-        "patients with the condition alone, so that specificity stays an honest estimate."
+        f"patients with the condition alone, so that specificity stays an honest estimate.{by_group}"
     )
 
 
 def _certificates(e: Evidence, d: Json) -> Table:
     """Return both certificates side by side, with what each refers at the prevalence of page one."""
     t, pooled = e.threshold, d["rule"] == "pooled"
+    lower = lowered(d) and d["threshold_hex"] != t["threshold_hex"]
     at = plain_percent(d["prevalence"])
     columns = ["What", "Certified on calibration patients"]
     rows = [
@@ -56,9 +73,12 @@ def _certificates(e: Evidence, d: Json) -> Table:
         ["Threshold on the score", number(t["threshold"], 4)],
         [f"Referred of {count(PER)} at {at} prevalence (assumed)", _referred(d["referral_of_calibration_alone"])],
     ]
-    if pooled:
-        columns.append("Certified on calibration and test patients: to use")
-        own = [count(d["positives"]), count(d["misses_allowed"]), f"at least {plain_percent(d['recall_target'])}",
+    if pooled or lower:
+        on = "calibration and test patients" if pooled else "calibration patients"
+        columns.append(f"Certified on {on}{', the lowest of groups' if lower else ''}: to use")
+        # So many misses are those that everybody's threshold may make, not those of a lower one.
+        allowed = NOTHING if lower else count(d["misses_allowed"])
+        own = [count(d["positives"]), allowed, f"at least {plain_percent(d['recall_target'])}",
                number(d["threshold"], 4), _referred(d["referral"])]  # fmt: skip
         rows = [[*row, cell] for row, cell in zip(rows, own, strict=True)]
     caption = (
@@ -93,7 +113,7 @@ def packaged(e: Evidence) -> str:
 
 
 def _groups(e: Evidence, d: Json) -> Table:
-    rows, lowest = [_group(row) for row in d["subgroups"]], d["subgroup_threshold"] == "minimum"
+    rows, lowest = [_group(row) for row in d["subgroups"]], lowered(d)
     caption = (
         f"Promises by group, all of which hold at once with {plain_percent(e.threshold['confidence'])} confidence. "
         f"The threshold to use is {'the lowest of these groups' if lowest else 'everybody'}'s. Where a group is too "

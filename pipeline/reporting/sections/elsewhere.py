@@ -13,6 +13,7 @@ from pipeline.reporting.numbers import (
     plain_percent,
     short_interval,
 )
+from pipeline.reporting.sections.between_sites import between_sites
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.readings import verdict
 from pipeline.store.wording import agreeing, counted
@@ -178,7 +179,9 @@ def shift(e: Evidence) -> Section:
         blocks.append(Table("findings", "What the automatic checks found", columns, findings))
     else:
         blocks.append(Paragraph("The automatic checks found nothing to remark."))
-    return Section("shift", "Shift and automatic checks", blocks, [_distributions(e), Paragraph(HOW_TO_READ)])
+    variation, by_site = between_sites(e)
+    blocks.insert(1, variation)
+    return Section("shift", "Shift and automatic checks", blocks, [*by_site, _distributions(e), Paragraph(HOW_TO_READ)])
 
 
 HOW_TO_READ = (

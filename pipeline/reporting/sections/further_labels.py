@@ -39,8 +39,8 @@ def further_labels(e: Evidence) -> Section | None:
     return Section(
         "further_labels",
         "Further labels",
-        [said, shared, *withheld, *stops, _results(e)],
-        [_certificates(e), _calibration(e), _definitions(e)],
+        [said, shared, *withheld, *stops, _results(e), *_deployed(e)],
+        [_certificates(e), *_to_use(e), _calibration(e), _definitions(e)],
     )
 
 
@@ -79,6 +79,50 @@ def _results(e: Evidence) -> Table:
         "has a usable threshold"
     )
     return Table("further_labels", caption, ["Label", "Patients", "With it", "AUC", *rates.values(), "Promise"], rows)
+
+
+def _pooled(e: Evidence) -> dict[str, Json]:
+    """Return the thresholds to use by label, the main one first, where they are certified on test patients as well."""
+    made = {f"{e.card['label']['name']} (main)": e.deployment if e.point is not None else None}
+    made |= {e.further_name(label_id): e.further_deployment(label_id) for label_id in e.further}
+    return {name: d for name, d in made.items() if d is not None and d["usable"] and d["rule"] == "pooled"}
+
+
+def _deployed(e: Evidence) -> list[Block]:
+    if not _pooled(e):
+        return []
+    confidence = plain_percent(e.threshold["confidence"])
+    said = (
+        "The threshold to use of each label that has one is certified anew on its calibration and test patients "
+        f"together, with the confidence shared out as before: {confidence} sure of all these promises at once. What "
+        "test patients say of a promise is about the threshold that they did not certify; the appendix has both."
+    )
+    return [Paragraph(said)]
+
+
+def _to_use(e: Evidence) -> list[Block]:
+    """Return the table of the thresholds to use; none where they are those of the calibration patients."""
+    if not (pooled := _pooled(e)):
+        return []
+    rows = [
+        [
+            name,
+            count(d["positives"]),
+            count(d["misses_allowed"]),
+            number(100 * d["certified_recall"], 1),
+            number(d["threshold"], 2),
+            f"{_short(d['specificity'], 100)} (n = {count(d['negatives'])})",
+        ]
+        for name, d in pooled.items()
+    ]
+    columns = ["Label", "With it", "Misses allowed", "Certified, %", "Score", "Specificity, %"]
+    level = plain_percent(next(iter(pooled.values()))["specificity"]["level"])
+    caption = (
+        f"The thresholds to use, certified on calibration and test patients: at least "
+        f"{plain_percent(e.threshold['recall_target'])} found, each with {percent(e.threshold['confidence_used'], 2)} "
+        f"confidence. Specificity of all patients without the label whom the model had not seen, with {level} intervals"
+    )
+    return [Table("further_deployment", caption, columns, rows)]
 
 
 def _certificates(e: Evidence) -> Table:

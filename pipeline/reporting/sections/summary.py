@@ -32,6 +32,7 @@ from pipeline.reporting.numbers import (
     plain_percent,
     short_interval,
 )
+from pipeline.reporting.sections.deployment import lowered
 from pipeline.reporting.sections.readings import briefly_read, verdict_of
 from pipeline.store.wording import agreeing, counted
 
@@ -136,13 +137,15 @@ def _missed(i: Json) -> str:
 
 
 def _pooled(e: Evidence, per: int) -> list[str]:
-    """Return one line on the pooled certificate, where it is the one to use."""
+    """Return one line on the threshold to use, where it is another than the one that was tested."""
     d = e.deployment
-    if d is None or not d["usable"] or d["rule"] != "pooled":
+    if d is None or not d["usable"] or d["threshold_hex"] == e.threshold["threshold_hex"]:
         return []
     referral = {name: d["referral"][name] * per if not missing(d["referral"][name]) else None
                 for name in ("value", "low", "high")}  # fmt: skip
-    return [f"Certified on test patients, too, the threshold to use refers about {people_interval(referral, per)}."]
+    which = "Certified on test patients, too, the threshold to use" if d["rule"] == "pooled" else "The threshold to use"
+    lowest = ", the lowest that a group needs," if lowered(d) else ""
+    return [f"{which}{lowest} refers about {people_interval(referral, per)}."]
 
 
 def _icons(row: Json) -> Figure:
