@@ -7,8 +7,14 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from pipeline.store.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "data_manifests" / "demo_chest_xray"
@@ -83,6 +89,11 @@ def _write_studies(folder: Path, patients: slice, drop: str = "none") -> None:
             name = row.split(",")[0]
             mini.writestr(demo.getinfo(name), demo.read(name))
     (folder / "labels.csv").write_text("\n".join([first, *kept]) + "\n")
+
+
+def pipeline_runs(tracker: Tracker) -> list[Run]:
+    """Return what MLflow holds of whole runs of the pipeline, newest first."""
+    return [*tracker.client.search_runs([tracker.experiment_id], "tags.`maescreen.kind` = 'pipeline'")]
 
 
 SETTINGS = {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from imaging.files import make_dicom
 from PIL import Image
-from project import DEMO
+from project import DEMO, pipeline_runs
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -246,14 +246,16 @@ def test_reindex_rebuilds_a_lost_database(finished, tmp_path):
     assert call("reindex", project.config).stdout.strip() == "10 artifacts are indexed"
     tracker = Tracker("mini", project.store)
     assert {key.split("/")[0] for key in tracker.indexed("stage")} == set(NAMES)
-    (restored,) = tracker.pipeline_runs()
-    (before,) = Tracker("mini", finished.store).pipeline_runs()
-    for what in ("key", "status", "parameters", "metrics"):
-        assert restored[what] == before[what], what
-    names = {file.path for file in tracker.client.list_artifacts(restored["run_id"])}
+    (restored,) = pipeline_runs(tracker)
+    (before,) = pipeline_runs(Tracker("mini", finished.store))
+    assert restored.info.status == before.info.status
+    for what in ("params", "metrics"):
+        assert getattr(restored.data, what) == getattr(before.data, what), what
+    assert restored.data.tags["maescreen.key"] == before.data.tags["maescreen.key"]
+    names = {file.path for file in tracker.client.list_artifacts(restored.info.run_id)}
     assert {"report.pdf", "sweep.json"} <= names
     assert call("reindex", project.config).exit_code == 0
-    assert len(Tracker("mini", project.store).pipeline_runs()) == 1
+    assert len(pipeline_runs(Tracker("mini", project.store))) == 1
 
 
 def test_doctor_looks_at_everything(finished):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from project import DEMO, PATIENTS, Project, add_external
+from project import DEMO, PATIENTS, Project, add_external, pipeline_runs
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pypdf import PdfReader
 
@@ -157,9 +157,9 @@ def test_report_json_and_mlflow_say_the_same(project, result, metrics):
     auc = its["discrimination"]["auc"]["value"]
     numbers = headline(result.artifacts)
     assert numbers["external_site_b_auc"] == auc
-    (latest, *_) = Tracker("mini", project.store).pipeline_runs()
-    assert latest["metrics"]["external_site_b_auc"] == pytest.approx(auc)
-    assert latest["tags"]["key.score.site_b"] == result.artifacts["score@site_b"].key
+    (latest, *_) = pipeline_runs(Tracker("mini", project.store))
+    assert latest.data.metrics["external_site_b_auc"] == pytest.approx(auc)
+    assert latest.data.tags["key.score.site_b"] == result.artifacts["score@site_b"].key
     content = json.loads(result.artifacts["report"].file("report.json").read_text())
     assert content["numbers"]["metrics"]["external"]["site_b"]["patients"] == its["patients"]
 

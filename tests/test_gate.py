@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pypdf
 import pytest
+from project import pipeline_runs
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -72,10 +73,14 @@ def test_before_the_test_patients_were_read_no_threshold_leaves_the_store(finish
     result = CliRunner().invoke(app, ["run", str(project.config), "--until", "calibrate", "--json"])
     assert result.exit_code == 0, result.output
     assert not {"threshold", "certified_recall", "misses_seen"} & set(json.loads(result.stdout)["headline"])
-    (run,) = [one for one in Tracker("mini", project.store).pipeline_runs() if one["key"].startswith("calibrate/")]
-    assert not {"threshold", "certified_recall"} & set(run["metrics"])
+    (run,) = [
+        one
+        for one in pipeline_runs(Tracker("mini", project.store))
+        if one.data.tags["maescreen.key"].startswith("calibrate/")
+    ]
+    assert not {"threshold", "certified_recall"} & set(run.data.metrics)
     assert "sweep.json" not in {
-        file.path for file in Tracker("mini", project.store).client.list_artifacts(run["run_id"])
+        file.path for file in Tracker("mini", project.store).client.list_artifacts(run.info.run_id)
     }
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from project import pipeline_runs
 
 from pipeline.orchestration.graph import NAMES, STAGES
 from pipeline.orchestration.plan import RunError, plan
@@ -184,13 +185,13 @@ def test_report_metrics_and_mlflow_say_the_same(finished):
 
     artifacts = {name: artifact(finished, name) for name in NAMES}
     metrics = json.loads((artifacts["evaluate"].path / "metrics.json").read_text())
-    (pipeline,) = Tracker("mini", finished.store).pipeline_runs()
-    assert pipeline["status"] == "FINISHED"
+    (pipeline,) = pipeline_runs(Tracker("mini", finished.store))
+    assert pipeline.info.status == "FINISHED"
     numbers = headline(artifacts)
-    assert pipeline["metrics"] == pytest.approx(numbers, abs=1e-12)
+    assert pipeline.data.metrics == pytest.approx(numbers, abs=1e-12)
     assert numbers["test_auc"] == metrics["discrimination"]["auc"]["value"]
-    assert pipeline["parameters"]["pretrain.mask_ratio"] == "0.75"
-    assert {f"stage.{name}" for name in NAMES} <= set(pipeline["tags"])
+    assert pipeline.data.params["pretrain.mask_ratio"] == "0.75"
+    assert {f"stage.{name}" for name in NAMES} <= set(pipeline.data.tags)
 
 
 def test_every_seed_of_an_arm_is_a_run_below_that_of_finetune(finished):

@@ -155,13 +155,6 @@ class Reference:
         return self.smallest_rate <= self.rate
 
     @property
-    def kept_rate(self) -> float:
-        """The share of ordinary patients that is flagged when no two values are equal, at most `rate`."""
-        return sum(rank / (self.patients + 1) <= self.rate for rank in range(1, self.patients + 1)) / (
-            self.patients + 1
-        )
-
-    @property
     def statement(self) -> str:
         """What a flag means, or why there is none, in one sentence."""
         seen = f"compared with {counted(self.patients, 'calibration patient')}"

@@ -1,4 +1,4 @@
-"""Vision transformer weights of other projects, in and out: the layouts of timm, Hugging Face transformers and MONAI.
+"""Vision transformer weights of other projects: the layouts of timm, Hugging Face transformers and MONAI.
 
 The layout of timm is also that of facebookresearch/mae and, with LayerScale and registers, of facebookresearch/dinov2;
 MONAI's is that of our own encoders. No project is imported: a layout is a list of names.
@@ -48,7 +48,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Converted:
-    """Tensors in the layout asked for, and what became of each that was given.
+    """Tensors under our names, and what became of each that was given.
 
     `registers` are the register tokens that an encoder needs for them, see `EncoderSpec.registers`.
     """
@@ -381,34 +381,3 @@ def _template(spec: EncoderSpec) -> dict[str, Tensor]:
 
 def _by(grid: Sequence[int]) -> str:
     return " by ".join(map(str, grid))
-
-
-# ---------------------------------------------------------------- out
-
-
-def export_timm(tensors: Mapping[str, Tensor], spec: EncoderSpec) -> Converted:
-    """Convert the state dict of an encoder into the layout of timm's VisionTransformer with `num_classes=0`.
-
-    Outputs are equal. The class token gets position 0, which is what a MONAI ViT gives it. Build the timm model with
-    the spec's image size, patch size, channels, width, depth and heads. Raises WeightsError for a 3-D encoder, which
-    timm does not have, and for tensors that are not those of `spec`, naming them.
-    """
-    if len(spec.grid) != 2:
-        raise WeightsError("timm's vision transformer is for 2-D images; this encoder is for volumes")
-    if spec.registers:
-        raise WeightsError("register_tokens: this encoder has registers, which are not written for timm")
-    template = _template(spec)
-    _require_fit(tensors, template, {})
-    unused = {name: "never used by the encoder" for name in template if re.match(_UNUSED, name)}
-    kept = {name: tensors[name].detach().clone() for name in template if name not in unused}
-    positions = kept.pop(POSITIONS)
-    renamed = {_from_ours(name): tensor for name, tensor in kept.items()}
-    renamed["pos_embed"] = torch.cat((positions.new_zeros(1, 1, spec.width), positions), dim=1)
-    account = Account(
-        "MONAI ViT to timm",
-        taken=list(kept),
-        converted={POSITIONS: "a row of zeros put before it for the class token"},
-        left_out=unused,
-        notes=[f"LayerNorm eps is {spec.eps:g}; timm's default is 1e-06"] if spec.eps != 1e-6 else [],
-    )
-    return Converted(renamed, account)

@@ -26,9 +26,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.optimize import root_scalar
 from scipy.special import gammaln, xlog1py, xlogy
-from scipy.stats import beta, binom
-
-from pipeline.statistics.threshold import max_misses
+from scipy.stats import beta
 
 
 def joint_probability(n: int, limits: np.ndarray) -> float:
@@ -101,27 +99,3 @@ def joint_confidence(n_pos: int, misses: Sequence[int], recalls: Sequence[float]
     for allowed, recall in zip(misses, recalls, strict=True):
         limits[: allowed + 1] = np.minimum(limits[: allowed + 1], 1 - recall)
     return joint_probability(n_pos, limits)
-
-
-def shared_level(n_pos: int, recalls: Sequence[float], confidence: float) -> tuple[float, tuple[int, ...]] | None:
-    """Return the level of each of several targets, and the misses it allows, so that all hold at once.
-
-    The level is the largest that keeps the exact joint probability at `confidence`: never less than Bonferroni's, often
-    that of a single target. None where some target cannot be certified.
-    """
-    candidates = {1 - confidence}
-    for recall in recalls:
-        most = max_misses(n_pos, recall, confidence)
-        if most is None:
-            return None
-        tails = binom.cdf(np.arange(most + 1), n_pos, 1 - recall)
-        candidates |= {float(tail) for tail in tails}
-    for level in sorted(candidates, reverse=True):
-        # A level that is itself a tail must not lose it to rounding.
-        allowed = [max_misses(n_pos, recall, 1 - level * (1 + 1e-12)) for recall in recalls]
-        misses = [one for one in allowed if one is not None]
-        if len(misses) < len(recalls):
-            return None
-        if joint_confidence(n_pos, misses, recalls) >= confidence:
-            return level, tuple(misses)
-    return None

@@ -121,11 +121,6 @@ class VennAbersCalibrator(Calibrator):
     high: tuple[float, ...]
     method: ClassVar[str] = "venn_abers"
 
-    def predict_interval(self, s: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return both probabilities (n,), p0 <= p1: their distance says how little is known of such a score."""
-        p0, p1 = self._pair(_finite(s))
-        return self._clipped(p0), self._clipped(p1)
-
     def _probability(self, scores: np.ndarray) -> np.ndarray:
         p0, p1 = self._pair(scores)
         return p1 / (1 - p0 + p1)

@@ -22,7 +22,6 @@ class Clean:
     s: np.ndarray
     patient_id: np.ndarray | None
     weight: np.ndarray | None
-    n_dropped: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,6 @@ def validate(
         s=np.full(int(keep.sum()), np.nan) if scores is None else scores[keep],
         patient_id=None if ids is None else ids[keep],
         weight=None if weights is None else weights[keep],
-        n_dropped=int((~keep).sum()),
     )
 
 

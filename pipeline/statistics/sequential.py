@@ -20,7 +20,6 @@ outcome was sought. Where outcomes come back for referred people only, there is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -180,40 +179,6 @@ def band_alarm_probability(
         silent[: few + 1] = 0
         raised[n - 1] = 1 - silent.sum()
     return raised
-
-
-# ---------------------------------------------------------------- what is known at any time
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What the audited outcomes say so far. `alarm` holds once raised; limits hold at all times together."""
-
-    outcomes: int
-    misses: int
-    e_value: float
-    alarm: bool
-    recall: float
-    recall_low: float
-    recall_high: float
-
-
-def watch(misses: np.ndarray, recall: float = 0.95, alpha: float = ALPHA) -> list[Watch]:
-    """Return what is known after each audited patient with the condition: (n,) of 1 missed and 0 found, in order.
-
-    Alarm when the evidence against recall >= `recall` has once reached 1/alpha. Raises ValueError for other values.
-    """
-    missed = np.asarray(misses)
-    if not np.isin(missed, (0, 1)).all():
-        raise ValueError("outcomes of audited patients are 1 (missed) or 0 (found)")
-    found, k, alarm = [], 0, False
-    for n, one in enumerate(missed.tolist(), 1):
-        k += one
-        evidence = log_e_value(k, n, 1 - recall)
-        alarm = alarm or evidence >= math.log(1 / alpha)
-        low, high = confidence_sequence(k, n, alpha)
-        found.append(Watch(n, k, math.exp(min(evidence, 700.0)), alarm, 1 - k / n, 1 - high, 1 - low))
-    return found
 
 
 def confidence_sequence(ones: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:

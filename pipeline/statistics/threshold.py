@@ -193,19 +193,3 @@ def verify_threshold(y: Any, s: Any, t: float, recall: float, confidence: float)
     if lower >= recall:
         return "confirmed"
     return "contradicted" if upper < recall else "not_confirmed"
-
-
-def youden_threshold(y: Any, s: Any) -> float:
-    """Return the highest threshold with the largest recall + specificity - 1. For display: no guarantee."""
-    labels = validate(y, s).y
-    return cost_threshold(y, s, 1 / max(int(labels.sum()), 1), 1 / max(int((1 - labels).sum()), 1))
-
-
-def cost_threshold(y: Any, s: Any, cost_miss: float, cost_false_alarm: float) -> float:
-    """Return the highest threshold with the lowest total cost on these patients. For display: no guarantee."""
-    clean = validate(y, s)
-    positives, negatives = np.sort(clean.s[clean.y == 1]), np.sort(clean.s[clean.y == 0])
-    thresholds = np.unique(clean.s)[::-1]
-    missed = np.searchsorted(positives, thresholds, side="left")
-    alarms = len(negatives) - np.searchsorted(negatives, thresholds, side="left")
-    return float(thresholds[int(np.argmin(cost_miss * missed + cost_false_alarm * alarms))])

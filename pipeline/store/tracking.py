@@ -191,20 +191,6 @@ class Tracker:
         """Log a table that the UI shows sortable."""
         self.client.log_table(run_id, dict(columns), name)
 
-    def pipeline_runs(self) -> list[dict[str, Any]]:
-        """Return id, key, parameters, metrics and tags of every pipeline run, newest first."""
-        return [
-            {
-                "run_id": run.info.run_id,
-                "key": run.data.tags.get(KEY),
-                "status": run.info.status,
-                "parameters": dict(run.data.params),
-                "metrics": dict(run.data.metrics),
-                "tags": dict(run.data.tags),
-            }
-            for run in self._search(f"tags.`{KIND}` = 'pipeline'")
-        ]
-
     def _search(self, query: str) -> list[Run]:
         found: list[Run] = []
         token = None

@@ -237,17 +237,19 @@ def over_splits(
         for name, vectors in others.items():
             rows = np.arange(len(next(iter(vectors.values()))))
             shares[name].append(flags(reference, vectors, rows).mean())
-    ranks = round(reference.kept_rate * (calibration + 1))
+    # The values of calibration patients that flag: when no two are equal, this share of patients is flagged.
+    ranks = sum(rank / (calibration + 1) <= reference.rate for rank in range(1, calibration + 1))
+    kept_rate = ranks / (calibration + 1)
     limits = {
         "binomial, stated rate": binom.interval(0.99, tested, rate),
-        "binomial, kept rate": binom.interval(0.99, tested, reference.kept_rate),
+        "binomial, kept rate": binom.interval(0.99, tested, kept_rate),
         # The share depends on the calibration patients drawn: Beta(k, n + 1 - k), so counts are beta-binomial.
         "beta-binomial": betabinom.interval(0.99, tested, ranks, calibration + 1 - ranks),
     }
     return {
         "patients": {"training": len(base.training), "tuning": tuning, "calibration": calibration, "test": tested},
         "stated rate": rate,
-        "kept rate": round(reference.kept_rate, 5),
+        "kept rate": round(kept_rate, 5),
         "held-out patients flagged": f"{sum(held)} of {tested * SPLITS}: {sum(held) / tested / SPLITS:.4f}",
         "in each split": held,
         "splits inside exact 99 % limits": {

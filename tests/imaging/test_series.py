@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
-from pipeline.imaging.formats.dicom_geometry import GEOMETRY_ELEMENTS, frame_headers, frames_of, slice_of
+from pipeline.imaging.formats.dicom_geometry import GEOMETRY_ELEMENTS, frame_headers, slice_of
 from pipeline.imaging.volumes.orientation import canvas
 from pipeline.imaging.volumes.series import Slice, Stack, assemble
 from pipeline.store.files import sha256_bytes
@@ -41,6 +41,12 @@ def read(case: Case, folder: Path) -> tuple[list[list[Slice]], dict[tuple[str, i
             pixels[one.source_id, one.frame] = values
         series[dataset.SeriesInstanceUID].extend(slices)
     return [series[uid] for uid in sorted(series, key=lambda uid: -len(series[uid]))], pixels
+
+
+def frames_of(dataset: Dataset, source_id: str, content: str) -> list[Slice] | None:
+    """Return a slice for each frame as the format makes them, or None when the header is not of an enhanced object."""
+    headers = frame_headers(dataset)
+    return headers and [slice_of(one, source_id, f"{content}/{frame}", frame) for frame, one in enumerate(headers)]
 
 
 def assemble_all(series: list[list[Slice]]) -> tuple[list[Stack], list]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from pipeline.models.checkpoints import WeightsError, load_strict, save_weights
 from pipeline.models.classifier import Classifier
-from pipeline.models.formats import export_timm, import_encoder, read_foreign
+from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, patchify
 
 SPEC = EncoderSpec((42, 42), (14, 14), 3, 24, 2, 3, (0.5,) * 3, (0.25,) * 3)
@@ -173,13 +173,11 @@ def test_a_block_without_its_factors_is_refused_with_the_names_of_the_others():
     assert "blocks.0.ls1.gamma is unknown" in str(error.value)
 
 
-def test_registers_are_not_written_for_timm_and_a_file_is_read_back(tmp_path):
+def test_a_file_with_registers_is_read_back(tmp_path):
     weights = hugging_face(dinov2_weights(registers=2))
     save_weights(tmp_path / "rad-dino.safetensors", weights)
     imported = import_encoder(read_foreign(tmp_path / "rad-dino.safetensors"), SPEC)
     spec = dataclasses.replace(SPEC, registers=2)
-    with pytest.raises(WeightsError, match="register_tokens: this encoder has registers"):
-        export_timm(imported.tensors, spec)
     model = Classifier(spec, "linear").eval()
     load_strict(model.encoder, imported.tensors)
     assert torch.equal(model.features(pictures()), model.tokens(pictures())[:, 3:].mean(dim=1))

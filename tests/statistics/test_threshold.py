@@ -10,13 +10,11 @@ from pipeline.statistics.metrics import confusion
 from pipeline.statistics.threshold import (
     certifiable_recall,
     certify_threshold,
-    cost_threshold,
     max_misses,
     min_positives,
     recall_bounds,
     shared_confidence,
     verify_threshold,
-    youden_threshold,
 )
 
 
@@ -195,14 +193,6 @@ def test_verification_is_by_one_sided_exact_limits(found, verdict):
             proportion_ci(found, 100, 0.9, "exact").high if found < 100 else 1,
         )
     )
-
-
-def test_youden_and_cost_thresholds_are_the_best_there_are():
-    y = np.array([0, 0, 0, 1, 0, 1, 1, 1])
-    s = np.array([1, 2, 3, 4, 5, 6, 7, 8.0])
-    assert youden_threshold(y, s) in (4, 6)
-    assert cost_threshold(y, s, cost_miss=100, cost_false_alarm=1) == 4
-    assert cost_threshold(y, s, cost_miss=1, cost_false_alarm=100) == 6
 
 
 def test_confidence_is_shared_out_over_labels_and_models_alike():

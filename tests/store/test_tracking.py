@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from project import pipeline_runs
 
 from pipeline.store.indexed import readable
 from pipeline.store.tracking import BOOT, PROCESS, Tracker, TrackingError, closing, experiment_id
@@ -103,7 +104,7 @@ def test_parameters_metrics_datasets_and_tables_arrive(tracker, tmp_path):
     assert run.data.metrics == {"test_auc": 0.9, "test_auc_low": 0.8}
     assert run.inputs.dataset_inputs[0].dataset.digest == ("ab" * 32)[:32]
     assert {file.path for file in tracker.client.list_artifacts(run_id)} == {"sweep.json", "report.pdf"}
-    assert [found["run_id"] for found in tracker.pipeline_runs()] == [run_id]
+    assert [found.info.run_id for found in pipeline_runs(tracker)] == [run_id]
 
 
 def test_nothing_of_the_machine_or_the_user_is_tagged(tracker):

@@ -37,8 +37,8 @@ OPEN_FILES = 1024
 PARENT_CHECK_S = 0.2
 BIND_S, BIND_AGAIN_S = 10.0, 0.5
 PAUSES_S = (1.0, 5.0, 20.0, 60.0)
-DEFLATED = "1.2.840.10008.1.2.1.99"  # inflates to any size when its header is read: not taken
-# What images come in; of each storage class all of them are taken.
+# What images come in; of each storage class all of them are taken. Deflated ones (1.2.840.10008.1.2.1.99) are not: they
+# inflate to any size when the header is read.
 SYNTAXES = (
     *("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5"),
     *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),

@@ -57,17 +57,6 @@ def slice_of(dataset: Dataset, source_id: str, content: str, frame: int = 0) -> 
     )
 
 
-def frames_of(dataset: Dataset, source_id: str, content: str) -> list[Slice] | None:
-    """Return a slice for each frame of an enhanced multi-frame object, or None when the header is not of one.
-
-    `content` is a hash of the whole file; each frame's is told from it.
-    """
-    headers = frame_headers(dataset)
-    if headers is None:
-        return None
-    return [slice_of(header, source_id, f"{content}/{frame}", frame) for frame, header in enumerate(headers)]
-
-
 def frame_headers(dataset: Dataset) -> list[Dataset] | None:
     """Return for each frame a header as a single-frame object would have it, or None when there are no frame headers.
 
