@@ -25,7 +25,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.formats import import_encoder
 from pipeline.models.reading import read_model
 from pipeline.models.training import TrainingError
-from pipeline.models.vit import EncoderSpec
+from pipeline.models.vit import EncoderSpec, build_encoder
 from pipeline.reporting.evidence import EARLIER_NAMES
 from pipeline.settings.common import Arm
 from pipeline.settings.training import FinetuneAugmentation
