@@ -60,6 +60,8 @@ def data_of(axes: int, train: int = 40, tune: int = 8) -> ArmData:
 
 
 def settings_of(**changes) -> FinetuneSettings:
-    values = {"task": "segmentation", "arms": ["mae", "scratch", "classical"], "seeds": [1], "epochs": 8, "batch_size": 8,
-              "warmup_epochs": 1.0, "learning_rate": 5e-3, "segmentation": {"decoder_width": 32}}  # fmt: skip
+    values = {
+        "task": "segmentation", "arms": ["mae", "scratch", "classical"], "seeds": [1], "epochs": 8, "batch_size": 8,
+        "warmup_epochs": 1.0, "learning_rate": 5e-3, "segmentation": {"decoder_width": 32},
+    }  # fmt: skip
     return FinetuneSettings(**{**values, **changes})
