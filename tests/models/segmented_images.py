@@ -38,7 +38,7 @@ def balls(count: int, axes: int, seed: int, size: tuple[int, ...] = ()) -> tuple
 def images_of(name: str, pixels: np.ndarray, labels: np.ndarray) -> Images:
     index = pd.DataFrame({
         "image_id": [f"{name}-{at:03d}" for at in range(len(pixels))],
-        "patient_id": [f"{name}-patient-{at // 2:03d}" for at in range(len(pixels))],
+        "patient_id": [f"{name}-patient-{at // 4 * 2 + at % 2:03d}" for at in range(len(pixels))],
         "label": pd.array(labels, "Int64"),
         "shard": f"{name}-000.npy",
         "row": np.arange(len(pixels)),
