@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
@@ -222,7 +221,7 @@ def froc(figure: Figure, curves: Mapping[str, pd.DataFrame], rates: Sequence[flo
         bars = _bars(own["sensitivity"], own["low"], own["high"])
         apart = own["false_marks_per_image"] * 1.03**at
         axes.errorbar(apart, own["sensitivity"], bars, fmt=marker, capsize=2.5, linewidth=1, **look)
-        keys.append(Line2D([], [], linestyle=line, marker=marker, label=label, **look))
+        keys += axes.plot([], [], f"{marker}{line}", label=label, **look)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(rates), [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
