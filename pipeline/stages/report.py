@@ -265,7 +265,7 @@ def _write_keys(e: Evidence, sites: Sites, work: Path) -> None:
     of_site = e.images["site"].value_counts()
     rows = [[letter, name, int(of_site[letter])] for name, letter in sites.letters.items()]
     _write(work / "sites.csv", csv_text(["site", "pseudonym", "images"], rows).encode())
-    shown = {"misses": e.misses, "false_alarms": e.false_alarms}
+    shown: dict[str, Sequence[Example | Drawn]] = {"misses": e.misses, "false_alarms": e.false_alarms}
     if e.localisation is not None:
         shown["localisation_examples"] = e.localisation.examples
     cases = [[name, f"case {at}", x.patient] for name, found in shown.items() for at, x in enumerate(found, 1)]

@@ -17,6 +17,7 @@ from pipeline.store.runlog import RunLog
 from pipeline.store.tables.io import read_table
 from pipeline.store.tables.segmentation import FROC, SEGMENTATION_COMPARISON, SEGMENTATION_PATIENTS
 
+PATIENTS, STRUCTURES = 600, ("consolidation", "effusion")
 NEW = {"segmentation.json", "segmentation_patients.parquet", "froc.parquet", "segmentation_comparison.parquet"}
 
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    return example_run.make_run(folder / "store", patients=600, structures=["consolidation", "effusion"])
+    return example_run.make_run(folder / "store", patients=PATIENTS, structures=STRUCTURES)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_evaluate_leaves_the_numbers_of_the_arrays(run):
     index, reference, predicted = arrays(run)
     assert (summary["arm"], set(summary["arms"])) == ("mae", {"mae", "scratch"})
     assert summary["images"] == len(index)
-    for number, name in enumerate(["consolidation", "effusion"], 1):
+    for number, name in enumerate(STRUCTURES, 1):
         there, drawn = reference == number, predicted == number
         common, total = ((a.sum(axis=(1, 2))) for a in (there & drawn, there.astype(int) + drawn))
         dice = pd.Series(np.where(total > 0, 2 * common / np.maximum(total, 1), np.nan), index["patient_id"])
@@ -77,7 +78,9 @@ def test_evaluate_leaves_the_numbers_of_the_arrays(run):
 def test_a_wider_tolerance_forgives_more_and_is_no_part_of_earlier_settings(run, folder):
     assert "surface_tolerance_mm" not in EvaluateSettings().model_dump()
     wide = EvaluateSettings(surface_tolerance_mm=5.0)
-    other = example_run.make_run(folder / "wide", patients=600, structures=["consolidation", "effusion"], evaluation=wide)
+    other = example_run.make_run(
+        folder / "wide", patients=PATIENTS, structures=["consolidation", "effusion"], evaluation=wide
+    )
     one, more = (read_json(each.artifacts["evaluate"].file("segmentation.json")) for each in (run, other))
     assert more["tolerance_mm"] == 5
     near, far = (each["arms"]["mae"]["consolidation"]["nsd"]["value"] for each in (one, more))
@@ -92,8 +95,9 @@ def test_the_report_has_a_section_on_where_the_finding_lies(made, run):
     own = summary["arms"]["mae"]["consolidation"]
     at = next(point["sensitivity"] for point in own["froc"] if point["rate"] == 1.0)
     found = round(at["value"] * own["lesions"])
-    assert f"consolidation: of {own['lesions']} lesions in {own['patients_with_lesions']} patients, {found} were found" in (
-        bullets["items"][0]
+    assert (
+        f"consolidation: of {own['lesions']} lesions in {own['patients_with_lesions']} patients, {found} were found"
+        in (bullets["items"][0])
     )
     assert [row[0] for row in table["rows"]] == ["consolidation", "effusion"]
     assert table["rows"][0][2].startswith(f"{own['dice']['value']:.3f} (")
@@ -119,7 +123,7 @@ def test_without_examples_no_picture_of_a_patient_is_shown(folder, run):
 
 
 def test_without_masks_there_is_neither_section_nor_file(folder):
-    run = example_run.make_run(folder / "without", patients=600)
+    run = example_run.make_run(folder / "without", patients=PATIENTS)
     assert not NEW & set(run.artifacts["evaluate"].record["files"])
     content = read_json(reported(folder / "none", run) / "report.json")
     assert not [one for one in (*content["sections"], *content["appendix"]) if one["name"] == "localisation"]
@@ -128,7 +132,7 @@ def test_without_masks_there_is_neither_section_nor_file(folder):
 
 
 def test_volumes_are_shown_by_three_planes(folder):
-    volume = np.zeros((8, 16, 16), np.uint8)
+    volume = np.zeros((12, 16, 16), np.uint8)
     run = example_run.make_run(folder / "volumes", patients=300, image=volume, structures=["lesion"])
     summary = read_json(run.artifacts["evaluate"].file("segmentation.json"))
     assert summary["size_unit"] == "ml"
