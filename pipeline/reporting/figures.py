@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from itertools import cycle
 from typing import Any
 
@@ -200,7 +201,7 @@ def label_curve(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
     figure.legend(loc="outside lower center", ncols=2)
 
 
-@svg(16, 6.2)
+@svg(8, 8)
 def froc(figure: Figure, curves: Mapping[str, pd.DataFrame], rates: Sequence[float]) -> None:
     """Share of lesions found against false marks per image, logarithmic: a line per structure, told apart by dashes.
 
@@ -223,7 +224,7 @@ def froc(figure: Figure, curves: Mapping[str, pd.DataFrame], rates: Sequence[flo
         axes.errorbar(apart, own["sensitivity"], bars, fmt=marker, capsize=2.5, linewidth=1, **look)
         keys += axes.plot([], [], f"{marker}{line}", label=label, **look)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(rates), [f"{rate:g}" for rate in rates])
+    axes.set_xticks(list(rates), [str(Fraction(rate)) for rate in rates])
     axes.minorticks_off()
     axes.set(ylim=(-0.03, 1.03), xlabel="False marks per image, at most", ylabel="Lesions found")
     figure.legend(handles=keys, loc="outside lower center", ncols=3)

@@ -32,11 +32,11 @@ def localisation(e: Evidence) -> Section | None:
         Bullets([*(_in_frequencies(name, own, s) for _, own, name in shown), LIMITS]),
         _results(found, shown, "localisation"),
     ]
-    if curves := {name: rows for arm, _, name in shown if len(rows := _curve(found, arm, name))}:
-        blocks.append(Figures([_froc(curves, s)]))
+    curves = {name: rows for arm, _, name in shown if len(rows := _curve(found, arm, name))}
+    figures = [*([_froc(curves, s)] if curves else []), *([_examples(found)] if found.examples else [])]
+    if figures:
+        blocks.append(Figures(figures))
     appendix: list[Block] = [_cases(e, found), Paragraph(_how(s)), Paragraph(_contradictions(s))]
-    if found.examples:
-        blocks.append(Figures([_examples(found)]))
     if len(s["arms"]) > 1:
         every = [(arm, own, name) for arm, structures in s["arms"].items() for name, own in structures.items()]
         appendix.insert(0, _results(found, every, "localisation_arms", e))
@@ -90,14 +90,14 @@ def _results(
             count(own["dice"]["n"]),
             _short(own["dice"]),
             _short(own["nsd"]),
-            _short(own["size_error"], digits=2),
+            _short(own["size_error"]),
             _short(own["relative_size_error"], 100),
             _short(own["sensitivity"], 100),
             _short(own["false_marks_per_image"], digits=2),
         ]
         for arm, own, structure in shown
     ]
-    columns = ["Structure", "Patients", "Dice", f"NSD at {number(s['tolerance_mm'], 1)} mm", f"Size error, {unit}",
+    columns = ["Structure", "Patients", "Dice", f"NSD at {s['tolerance_mm']:g} mm", f"Size error, {unit}",
                "Size error, % of reference", "Lesions found by any mark, %", "False marks per image, all"]  # fmt: skip
     columns = columns if e is None else ["Arm", *columns]
     caption = (
@@ -125,7 +125,7 @@ def _froc(curves: Mapping[str, pd.DataFrame], s: Json) -> Figure:
         f"Share of lesions found against false marks per image. {ends}.",
         "Lesions found against false marks per image (free-response ROC; logarithmic), with "
         f"{plain_percent(s['level'])} intervals. Where a curve is level to its end, there are no more marks to be had.",
-        16,
+        8,
         froc(curves, rates),
     )
 
@@ -141,7 +141,7 @@ def _examples(found: Localisation) -> Figure:
     )
     alt = f"{counted(len(some), 'image')} with the outlines of reference and predicted mask; Dice {dice}."
     drawn = masks([x.image for x in some], [x.reference for x in some], [x.predicted for x in some], titles)
-    return Figure("localisation_examples", alt, caption, 16, drawn)
+    return Figure("localisation_examples", alt, caption, 8, drawn)
 
 
 def _cases(e: Evidence, found: Localisation) -> Table:
