@@ -38,7 +38,7 @@ def balls(count: int, axes: int, seed: int, size: tuple[int, ...] = ()) -> tuple
 def images_of(name: str, pixels: np.ndarray, labels: np.ndarray) -> Images:
     index = pd.DataFrame({
         "image_id": [f"{name}-{at:03d}" for at in range(len(pixels))],
-        "patient_id": [f"{name}-patient-{at // 2:03d}" for at in range(len(pixels))],
+        "patient_id": [f"{name}-patient-{at // 4 * 2 + at % 2:03d}" for at in range(len(pixels))],
         "label": pd.array(labels, "Int64"),
         "shard": f"{name}-000.npy",
         "row": np.arange(len(pixels)),
@@ -60,6 +60,8 @@ def data_of(axes: int, train: int = 40, tune: int = 8) -> ArmData:
 
 
 def settings_of(**changes) -> FinetuneSettings:
-    values = {"task": "segmentation", "arms": ["mae", "scratch", "classical"], "seeds": [1], "epochs": 8, "batch_size": 8,
-              "warmup_epochs": 1.0, "learning_rate": 5e-3, "segmentation": {"decoder_width": 32}}  # fmt: skip
+    values = {
+        "task": "segmentation", "arms": ["mae", "scratch", "classical"], "seeds": [1], "epochs": 8, "batch_size": 8,
+        "warmup_epochs": 1.0, "learning_rate": 5e-3, "segmentation": {"decoder_width": 32},
+    }  # fmt: skip
     return FinetuneSettings(**{**values, **changes})
