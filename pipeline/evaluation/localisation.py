@@ -22,12 +22,12 @@ from pipeline.statistics.froc import (
 )
 from pipeline.statistics.segmentation import (
     CASES,
-    NOT_ANNOTATED,
     agreement,
     mean_interval,
     patient_means,
     size_of_voxel,
 )
+from pipeline.store.tables.masks import NOT_ANNOTATED
 
 MEASURES = ("dice", "nsd", "size_error", "relative_size_error")
 PAIRED = ("dice", "nsd")

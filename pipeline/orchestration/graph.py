@@ -131,11 +131,13 @@ STAGES = (
             "score": (
                 *("scores_calibration.parquet", "scores_test.parquet", "label_fractions_test.parquet"),
                 *("further_scores_calibration.parquet", "further_scores_test.parquet"),
+                *("marks.parquet", "predicted_masks/*-test-*"),
             ),
             "finetune": ("summary.json",),
             "calibrate": ("*",),
             "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
             "split": ("split.parquet", "further_labels.parquet"),
+            "preprocess": ("summary.json", "index_test.*", "masks-test-*", "mask_grid.parquet"),
         },
         of_external={
             "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
@@ -164,10 +166,10 @@ STAGES = (
         {
             "ingest": ("*",),
             "split": ("*",),
-            "preprocess": ("summary.json", "index_test.*", "test-*"),
+            "preprocess": ("summary.json", "index_test.*", "test-*", "masks-test-*"),
             "pretrain": ("*.json", "*.png"),
             "finetune": ("*.json", "*.safetensors"),
-            "score": ("summary.json", "scores_test.parquet"),
+            "score": ("summary.json", "scores_test.parquet", "predicted_masks/*-test-*"),
             "calibrate": ("*",),
             "evaluate": ("*",),
             "package": ("model/model.json", "model/SHA256SUMS"),

@@ -111,7 +111,7 @@ def gallery(
             _outline(axes, area)
 
 
-@svg(16, 5)
+@svg(8, 8)
 def masks(
     figure: Figure,
     images: Sequence[np.ndarray],
@@ -119,16 +119,15 @@ def masks(
     predictions: Sequence[np.ndarray],
     titles: Sequence[str],
 ) -> None:
-    """Images as in `gallery`, each untouched and beside it with two outlines: reference whole, prediction dashed."""
-    rows = -(-2 * len(images) // 4)
-    figure.set_size_inches(16 / CM_PER_INCH, 4.4 * rows / CM_PER_INCH)
-    places = figure.subplots(rows, 4, squeeze=False).ravel()
+    """Images as in `gallery`, a row each: untouched, and with two outlines, reference whole and prediction dashed."""
+    figure.set_size_inches(8 / CM_PER_INCH, 4 * len(images) / CM_PER_INCH)
+    places = figure.subplots(len(images), 2, squeeze=False).ravel()
     for axes in places:
         axes.axis("off")
     for at, (image, reference, predicted, title) in enumerate(
         zip(images, references, predictions, titles, strict=True)
     ):
-        for axes, words in zip(places[2 * at : 2 * at + 2], (title, "the same, with outlines"), strict=True):
+        for axes, words in zip(places[2 * at : 2 * at + 2], (title, "with outlines"), strict=True):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="none")
             axes.set_title(words, fontsize=TEXT)
         _outline(places[2 * at + 1], reference)

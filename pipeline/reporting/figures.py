@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from itertools import cycle
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
@@ -201,7 +201,7 @@ def label_curve(figure: Figure, curves: Mapping[str, pd.DataFrame]) -> None:
     figure.legend(loc="outside lower center", ncols=2)
 
 
-@svg(16, 6.2)
+@svg(8, 8)
 def froc(figure: Figure, curves: Mapping[str, pd.DataFrame], rates: Sequence[float]) -> None:
     """Share of lesions found against false marks per image, logarithmic: a line per structure, told apart by dashes.
 
@@ -222,9 +222,9 @@ def froc(figure: Figure, curves: Mapping[str, pd.DataFrame], rates: Sequence[flo
         bars = _bars(own["sensitivity"], own["low"], own["high"])
         apart = own["false_marks_per_image"] * 1.03**at
         axes.errorbar(apart, own["sensitivity"], bars, fmt=marker, capsize=2.5, linewidth=1, **look)
-        keys.append(Line2D([], [], linestyle=line, marker=marker, label=label, **look))
+        keys += axes.plot([], [], f"{marker}{line}", label=label, **look)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(rates), [f"{rate:g}" for rate in rates])
+    axes.set_xticks(list(rates), [str(Fraction(rate)) for rate in rates])
     axes.minorticks_off()
     axes.set(ylim=(-0.03, 1.03), xlabel="False marks per image, at most", ylabel="Lesions found")
     figure.legend(handles=keys, loc="outside lower center", ncols=3)

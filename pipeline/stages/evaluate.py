@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import expit
 
 from pipeline.evaluation.deployed import deployed
 from pipeline.evaluation.external_validation import External, Reference, judge_external, shifts
+from pipeline.evaluation.localisation import Localisation, Masks, judge_masks
 from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.evaluation.site_variation import site_variation
@@ -46,8 +48,12 @@ from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
 from pipeline.store.tables.evaluate import CALIBRATION_CURVE, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
 from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table, write_table
-from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, SCORES
+from pipeline.store.tables.masks import MASK_GRID, mask_name
+from pipeline.store.tables.preprocess import INDEX
+from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, MARKS, SCORES
+from pipeline.store.tables.segmentation import FROC, SEGMENTATION_COMPARISON, SEGMENTATION_PATIENTS
 from pipeline.store.tables.split import FURTHER_LABELS, SPLIT
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.decision import EvaluateSettings
@@ -69,6 +75,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
 
     Patients who are linked, since they share a picture, count as one in every number; patient_scores.parquet has them
     all.
+
+    Where arms draw masks, these and their marks are judged on the test patients, too; see `judge_masks`. That leaves
+    segmentation.json, segmentation_patients.parquet, froc.parquet and segmentation_comparison.parquet.
 
     Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet, findings.json
     (those of the calibration patients first), deployment.json (the threshold to use from now on, by the rule that
@@ -103,6 +112,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         given = bool((split.loc[split["split"] == "test", "given"] != "").any())
         shift, *sites = shifts(reference, test, of_test, given=given)
         further = _further_labels(settings, inputs, split, images)
+        located = _localisation(settings, inputs, scores["test"], units, arm, log)
         first = first_images(scores["test"], arm) if how == "max" else None
         external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
         elsewhere = [one.shift for one in external.values() if one.shift]
@@ -167,6 +177,11 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     if fractions is not None:
         write_table(work / "label_fractions.parquet", fractions, LABEL_FRACTIONS)
     write_table(work / "patient_scores.parquet", patient_scores, PATIENT_SCORES)
+    if located is not None:
+        write_json(work / "segmentation.json", located.summary)
+        write_table(work / "segmentation_patients.parquet", located.patients, SEGMENTATION_PATIENTS)
+        write_table(work / "froc.parquet", located.froc, FROC)
+        write_table(work / "segmentation_comparison.parquet", located.comparison, SEGMENTATION_COMPARISON)
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
     if between:
         write_json(work / "between_sites.json", between)
@@ -283,6 +298,57 @@ def _fraction_numbers(fractions: pd.DataFrame | None, level: float) -> dict[str,
         return {"sentence": "", "intervals": {}}
     sentence, intervals = label_fraction_sentence(fractions, level), label_fraction_intervals(fractions, level)
     return {"sentence": sentence, "intervals": intervals}
+
+
+def _localisation(
+    settings: EvaluateSettings, inputs: Inputs, scores: pd.DataFrame, units: pd.Series, reported: str, log: RunLog
+) -> Localisation | None:
+    """Judge the masks that arms drew in the scored test images; None where none drew any, or nothing is annotated.
+
+    Of patients who are linked, the first by pseudonym counts.
+    """
+    if not (marks := inputs.files("score", "marks.parquet")):
+        return None
+    index = read_table(inputs.file("preprocess", "index_test.parquet"), INDEX)
+    index = index[index["image_id"].isin(scores["image_id"])]
+    ids = pd.Series(sorted(set(index["patient_id"])))
+    linked = ids[ids.map(units).duplicated()]
+    index = index[~index["patient_id"].isin(linked)].reset_index(drop=True)
+    grid = read_table(inputs.file("preprocess", "mask_grid.parquet"), MASK_GRID).set_index("image_id")
+    shards = sorted(set(index["shard"]))
+    reference = {shard: _array(inputs.file("preprocess", mask_name(shard))) for shard in shards}
+    axes = next(iter(reference.values())).ndim - 1
+    names = read_json(inputs.file("preprocess", "summary.json"))["masks"]["structures"]
+    predicted = {
+        arm: {shard: _array(found[0]) for shard in shards if (found := inputs.files("score", _predicted(arm, shard)))}
+        for arm in sorted(set(scores["arm"]))
+    }
+    masks = Masks(
+        index=index,
+        spacing_mm={name: _known(row[-axes:]) for name, row in zip(grid.index, grid.to_numpy(float), strict=True)},
+        structures={int(number): name for number, name in names.items()},
+        reference=reference,
+        predicted={arm: of_arm for arm, of_arm in predicted.items() if of_arm},
+        marks=read_table(marks[0], MARKS),
+    )
+    located = judge_masks(masks, reported, settings.surface_tolerance_mm, settings.level, settings.seed)
+    if located is None:
+        log.warn("no test image has an annotated mask: where the finding lies cannot be judged")
+    elif len(linked):
+        log.info(f"masks of {counted(len(linked), 'test patient')} linked to another are not counted")
+    return located
+
+
+def _array(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _predicted(arm: str, shard: str) -> str:
+    return f"predicted_masks/{arm}-{shard}"
+
+
+def _known(spacing_mm: np.ndarray) -> tuple[float, ...] | None:
+    return tuple(spacing_mm.tolist()) if np.isfinite(spacing_mm).all() else None
 
 
 def _subgroups(

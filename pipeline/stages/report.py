@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.ensemble import RECORD, WEIGHTS, load_networks
 from pipeline.inference.outline import attention, kind_of, shown
 from pipeline.models.attention import half_of
@@ -18,12 +19,13 @@ from pipeline.models.training import prepare
 from pipeline.reporting import html, model_card, pdf
 from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
-from pipeline.reporting.evidence import Evidence, Example, Pretraining
+from pipeline.reporting.evidence import Drawn, Evidence, Example, Localisation, Pretraining
 from pipeline.reporting.sites import Sites
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
 from pipeline.store.files import atomic, read_json, sha256_file, write_json
 from pipeline.store.tables import catalogue as tables
+from pipeline.store.tables.masks import BACKGROUND, NOT_ANNOTATED, mask_name
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
@@ -126,7 +128,54 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         packaged=content("package", "model/model.json") if packaged else None,
         model_sha256=sha256_file(inputs.file("package", "model/SHA256SUMS")) if packaged else "",
         label_fractions=optional_table("evaluate", "label_fractions.parquet", tables.LABEL_FRACTIONS),
+        localisation=_localisation(inputs, index, settings.examples),
     )
+
+
+def _localisation(inputs: Inputs, index: pd.DataFrame, examples: int) -> Localisation | None:
+    """Return what evaluate left of masks, with examples of the arm that the report shows; None without masks."""
+    if not (found := inputs.files("evaluate", "segmentation.json")):
+        return None
+    summary = read_json(found[0])
+    froc, comparison, patients = (
+        tables.read_table(inputs.file("evaluate", f"{name}.parquet"), table)
+        for name, table in (
+            ("froc", tables.FROC),
+            ("segmentation_comparison", tables.SEGMENTATION_COMPARISON),
+            ("segmentation_patients", tables.SEGMENTATION_PATIENTS),
+        )
+    )
+    arm = summary["arm"] or next(iter(summary["arms"]))
+    own = patients[(patients["arm"] == arm) & (patients["found"] + patients["missed"] > 0)]
+    dice = own.groupby("patient_id")["dice"].mean().sort_values(kind="stable")
+    places = {0: "the lowest Dice of all patients with a structure", len(dice) // 2: "the middle one"}
+    shown = list(places.items())[: min(examples, len(dice))]
+    drawn = [_drawn(inputs, index, arm, str(dice.index[at]), float(dice.iloc[at]), place) for at, place in shown]
+    return Localisation(summary, froc, comparison, drawn)
+
+
+def _drawn(inputs: Inputs, index: pd.DataFrame, arm: str, patient: str, dice: float, place: str) -> Drawn:
+    """Return that image of a patient in which the reference has most of a structure, with both masks."""
+
+    def row(stage: str, name: str, at: int) -> np.ndarray:
+        return np.load(inputs.file(stage, name), mmap_mode="r", allow_pickle=False)[at]
+
+    own = index[index["patient_id"] == patient].sort_values("image_id")
+    places = list(zip(own["shard"], own["row"], strict=True))
+    references = [_structures(row("preprocess", mask_name(shard), at)) for shard, at in places]
+    most = max(range(len(places)), key=lambda at: references[at].sum())
+    (shard, at), reference = places[most], references[most]
+    predicted = _structures(row("score", f"predicted_masks/{arm}-{shard}", at))
+    array = row("preprocess", shard, at)
+    picture = np.moveaxis(array, 0, -1) if len(array) > 1 else array[0]
+    if reference.ndim == 3:
+        centre = [int(np.median(axis)) for axis in np.nonzero(reference)]
+        picture, reference, predicted = (three_planes(one, centre) for one in (picture, reference, predicted))
+    return Drawn(patient, picture, reference, predicted, dice, place)
+
+
+def _structures(mask: np.ndarray) -> np.ndarray:
+    return (mask != BACKGROUND) & (mask != NOT_ANNOTATED)
 
 
 def sites_of(inputs: Inputs) -> Sites:
@@ -221,7 +270,9 @@ def _write_keys(e: Evidence, sites: Sites, work: Path) -> None:
     of_site = e.images["site"].value_counts()
     rows = [[letter, name, int(of_site[letter])] for name, letter in sites.letters.items()]
     _write(work / "sites.csv", csv_text(["site", "pseudonym", "images"], rows).encode())
-    shown = {"misses": e.misses, "false_alarms": e.false_alarms}
+    shown: dict[str, Sequence[Example | Drawn]] = {"misses": e.misses, "false_alarms": e.false_alarms}
+    if e.localisation is not None:
+        shown["localisation_examples"] = e.localisation.examples
     cases = [[name, f"case {at}", x.patient] for name, found in shown.items() for at, x in enumerate(found, 1)]
     _write(work / "cases.csv", csv_text(["figure", "case", "patient_id"], cases).encode())
 

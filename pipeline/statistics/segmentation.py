@@ -19,9 +19,8 @@ from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
 
 from pipeline.statistics.intervals import Interval, bootstrap, undefined
+from pipeline.store.tables.masks import NOT_ANNOTATED
 
-# Pixels that nobody annotated, in a mask of the stage preprocess. They count neither for nor against a model.
-NOT_ANNOTATED = 255
 Case = Literal["found", "missed", "invented", "both_empty"]
 CASES: tuple[Case, ...] = ("found", "missed", "invented", "both_empty")
 # Intervals need patients who differ: of one patient there is no interval.

@@ -9,9 +9,9 @@ import pytest
 from evaluation.planted import planted
 
 from pipeline.evaluation.localisation import Masks, judge_masks
-from pipeline.statistics.segmentation import NOT_ANNOTATED
 from pipeline.statistics.threshold import certify_threshold
 from pipeline.store.tables.io import write_table
+from pipeline.store.tables.masks import NOT_ANNOTATED
 from pipeline.store.tables.segmentation import FROC, SEGMENTATION_COMPARISON, SEGMENTATION_PATIENTS
 
 ABOVE = 0.3

@@ -87,6 +87,7 @@ def make_run(
     image: np.ndarray | None = None,
     labelled: Sequence[int] = (),
     further_skill: float = 1.0,
+    structures: Sequence[str] = (),
 ) -> Inputs:
     """Make a run in a store under `root` and return what the report stage is given.
 
@@ -94,7 +95,8 @@ def make_run(
     the site of every image, the quarantine's meaning and the message of a warning by strings of the caller. `image`,
     if given, is added to a number that tells test images apart, and stands for each of them. `labelled` are numbers of
     labelled patients with which arms were trained as well: the fewer, the less they know. Further labels of the card
-    are drawn at random, missing for one patient in ten, and known with `further_skill`.
+    are drawn at random, missing for one patient in ten, and known with `further_skill`. `structures` are drawn into the
+    masks of positive images, and by arms mae and scratch into theirs, beside and apart from them.
     """
     text = dict(text or {})
     generator = np.random.default_rng(5)
@@ -111,10 +113,17 @@ def make_run(
     made("split", lambda work: _split(work, split, further))
     size = (SIDE, SIDE) if image is None else image.shape
     settings = SETTINGS["preprocess"] | {"image_size": list(size)}
-    made("preprocess", lambda work: _preprocess(work, split, generator, image), **settings)
+    made("preprocess", lambda work: _preprocess(work, split, generator, image, structures), **settings)
     made("pretrain", _pretrain, **SETTINGS["pretrain"])
     made("finetune", lambda work: _finetune(work, size, labelled))
-    made("score", lambda work: _score(work, split, generator, skill, labelled, further, further_skill))
+    reference = None if not structures else np.load(artifacts["preprocess"].path / "masks-test-000.npy")
+
+    def scored(work: Path) -> None:
+        _score(work, split, generator, skill, labelled, further, further_skill)
+        if reference is not None:
+            _drawn(work, split, reference)
+
+    made("score", scored)
     for stage, function, settings in (
         ("calibrate", calibrate, calibration or CalibrateSettings(recall_targets=[0.95, 0.9, 0.99])),
         ("evaluate", evaluate, evaluation or EvaluateSettings()),
@@ -256,7 +265,13 @@ def _split(work: Path, split: pd.DataFrame, further: pd.DataFrame) -> None:
     write_json(work / "summary.json", {"splits": splits, **checks, "fractions": SPLITS, "seed": 17})
 
 
-def _preprocess(work: Path, split: pd.DataFrame, generator: np.random.Generator, image: np.ndarray | None) -> None:
+def _preprocess(
+    work: Path,
+    split: pd.DataFrame,
+    generator: np.random.Generator,
+    image: np.ndarray | None,
+    structures: Sequence[str],
+) -> None:
     own = split[split["split"] == "test"].sort_values("image_id")
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     lung = 200 * np.exp(-((np.hypot(x, y) - 0.6) ** 2) / 0.08)
@@ -268,7 +283,49 @@ def _preprocess(work: Path, split: pd.DataFrame, generator: np.random.Generator,
         shard="test-000.npy", row=np.arange(len(own)), padding=[[0.0] * 4] * len(own)
     )
     tables.write_table(work / "index_test.parquet", index, tables.INDEX)
-    write_json(work / "summary.json", {"image_size": [SIDE, SIDE], "channels": 1, "dtype": "uint8"})
+    summary: dict[str, Any] = {"image_size": [SIDE, SIDE], "channels": 1, "dtype": "uint8"}
+    if structures:
+        summary["masks"] = {"structures": {str(n): name for n, name in enumerate(structures, 1)}}
+        size = pixels.shape[2:]
+        masks = np.zeros((len(own), *size), np.uint8)
+        for at in np.flatnonzero(own["label"] == 1):
+            for number in range(1, len(structures) + 1):
+                masks[at][_disc(size, 100 * at + number, 4)] = number
+        np.save(work / "masks-test-000.npy", masks)
+        spacing = dict.fromkeys([f"spacing_{axis}_mm" for axis in "zyx"[-len(size) :]], 0.8)
+        unknown = {} if len(size) == 3 else {"spacing_z_mm": np.nan}
+        grid = pd.DataFrame({"image_id": own["image_id"], **unknown, **spacing})
+        tables.write_table(work / "mask_grid.parquet", grid, tables.MASK_GRID)
+    write_json(work / "summary.json", summary)
+
+
+def _disc(size: Sequence[int], seed: int, radius: int) -> np.ndarray:
+    """Return a disc, or ball, somewhere in an array."""
+    centre = np.random.default_rng(seed).integers(radius, np.array(size) - radius)
+    return sum((axis - at) ** 2 for axis, at in zip(np.indices(size), centre, strict=True)) <= radius**2
+
+
+def _drawn(work: Path, split: pd.DataFrame, reference: np.ndarray) -> None:
+    """Write what arms drew: the reference moved a little, sometimes nothing, sometimes a disc where none is."""
+    ids = sorted(split.loc[split["split"] == "test", "image_id"])
+    generator, rows = np.random.default_rng(3), []
+    (work / "predicted_masks").mkdir()
+    for arm, skill in (("mae", 0.9), ("scratch", 0.7)):
+        masks = np.zeros_like(reference)
+        for at, name in enumerate(ids):
+            moved = np.roll(reference[at], generator.integers(-2, 3), -1)
+            for number in range(1, int(reference.max()) + 1):
+                there = (moved == number) & (generator.random() < skill)
+                invented = _disc(there.shape, 7 * at + number, 2) if generator.random() < 0.1 else np.zeros_like(there)
+                for area, low in ((there, 0.5), (invented & ~there, 0.1)):
+                    if area.any():
+                        masks[at][area] = number
+                        peak = [int(np.median(axis)) for axis in np.nonzero(area)]
+                        score = low + 0.5 * generator.random()
+                        rows.append([arm, name, number, len(rows), score, *[None] * (3 - len(peak)), *peak, area.sum()])
+        np.save(work / "predicted_masks" / f"{arm}-test-000.npy", masks)
+    marks = pd.DataFrame(rows, columns=[column.name for column in tables.MARKS.columns])
+    tables.write_table(work / "marks.parquet", marks.astype({"z": "Int64"}), tables.MARKS)
 
 
 def _pretrain(work: Path) -> None:

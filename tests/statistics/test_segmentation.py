@@ -14,13 +14,13 @@ from monai.metrics import compute_surface_dice
 from scipy import ndimage
 
 from pipeline.statistics.segmentation import (
-    NOT_ANNOTATED,
     agreement,
     mean_interval,
     patient_means,
     size_of_voxel,
     surface_dice,
 )
+from pipeline.store.tables.masks import NOT_ANNOTATED
 
 SPACING = (3.0, 0.8, 1.5)
 masks = arrays(np.bool_, st.tuples(*[st.integers(1, 9)] * 2))

@@ -16,8 +16,8 @@ from pipeline.store.wording import agreeing, counted
 NOTHING = "—"
 PLAIN_RATE = 1.0  # false marks per image of the sentence for clinicians
 LIMITS = (
-    "A mark says where to look first and is no finding; a mask is no measurement that a decision may rest on unread. The "
-    "certificate is about who is referred, and promises nothing about where."
+    "A mark says where to look first and is no finding; a mask is no measurement that a decision may rest on unread. "
+    "The certificate is about who is referred, and promises nothing about where."
 )
 WORDS = {"dice": "Dice", "nsd": "NSD", "sensitivity": "lesions found at one false mark per image"}
 
@@ -27,16 +27,16 @@ def localisation(e: Evidence) -> Section | None:
     if e.localisation is None:
         return None
     found, s = e.localisation, e.localisation.summary
-    shown = _shown(e, found)
+    shown = _shown(found)
     blocks: list[Block] = [
         Bullets([*(_in_frequencies(name, own, s) for _, own, name in shown), LIMITS]),
         _results(found, shown, "localisation"),
     ]
-    if curves := {name: rows for arm, _, name in shown if len(rows := _curve(found, arm, name))}:
-        blocks.append(Figures([_froc(curves, s)]))
+    curves = {name: rows for arm, _, name in shown if len(rows := _curve(found, arm, name))}
+    figures = [*([_froc(curves, s)] if curves else []), *([_examples(found)] if found.examples else [])]
+    if figures:
+        blocks.append(Figures(figures))
     appendix: list[Block] = [_cases(e, found), Paragraph(_how(s)), Paragraph(_contradictions(s))]
-    if found.examples:
-        blocks.append(Figures([_examples(found)]))
     if len(s["arms"]) > 1:
         every = [(arm, own, name) for arm, structures in s["arms"].items() for name, own in structures.items()]
         appendix.insert(0, _results(found, every, "localisation_arms", e))
@@ -49,14 +49,14 @@ def sentence(e: Evidence) -> str:
     """Return the sentences in natural frequencies of the reported arm, for the model card; empty without masks."""
     if e.localisation is None:
         return ""
-    shown = _shown(e, e.localisation)
+    shown = _shown(e.localisation)
     return " ".join(_in_frequencies(name, own, e.localisation.summary) for _, own, name in shown)
 
 
-def _shown(e: Evidence, found: Localisation) -> list[tuple[str, Json, str]]:
+def _shown(found: Localisation) -> list[tuple[str, Json, str]]:
     """Return arm, numbers and structure of what stands on the page: the reported arm, else the first that draws."""
     arms = found.summary["arms"]
-    arm = found.summary["arm"] or next(name for name in e.arms if name in arms)
+    arm = found.summary["arm"] or next(iter(arms))
     return [(arm, own, name) for name, own in arms[arm].items()]
 
 
@@ -90,21 +90,21 @@ def _results(
             count(own["dice"]["n"]),
             _short(own["dice"]),
             _short(own["nsd"]),
-            _short(own["size_error"], digits=2),
+            _short(own["size_error"]),
             _short(own["relative_size_error"], 100),
             _short(own["sensitivity"], 100),
             _short(own["false_marks_per_image"], digits=2),
         ]
         for arm, own, structure in shown
     ]
-    columns = ["Structure", "Patients", "Dice", f"NSD at {number(s['tolerance_mm'], 1)} mm", f"Size error, {unit}",
+    columns = ["Structure", "Patients", "Dice", f"NSD at {s['tolerance_mm']:g} mm", f"Size error, {unit}",
                "Size error, % of reference", "Lesions found by any mark, %", "False marks per image, all"]  # fmt: skip
     columns = columns if e is None else ["Arm", *columns]
     caption = (
         f"Masks and marks on {counted(s['images'], 'annotated test image')} of {counted(s['patients'], 'patient')}, "
-        f"with {plain_percent(s['level'])} intervals. Dice, NSD (normalised surface distance) and size errors are means "
-        "over patients. In Dice and NSD a missed or invented structure counts 0; an image without it in either mask "
-        "counts nowhere. Size error: predicted minus reference; in per cent, its absolute value"
+        f"with {plain_percent(s['level'])} intervals. Dice, NSD (normalised surface distance) and size errors are "
+        "means over patients. In Dice and NSD a missed or invented structure counts 0; an image without it in either "
+        "mask counts nowhere. Size error: predicted minus reference; in per cent, its absolute value"
     )
     return Table(name, caption, columns, rows)
 
@@ -125,7 +125,7 @@ def _froc(curves: Mapping[str, pd.DataFrame], s: Json) -> Figure:
         f"Share of lesions found against false marks per image. {ends}.",
         "Lesions found against false marks per image (free-response ROC; logarithmic), with "
         f"{plain_percent(s['level'])} intervals. Where a curve is level to its end, there are no more marks to be had.",
-        16,
+        8,
         froc(curves, rates),
     )
 
@@ -141,7 +141,7 @@ def _examples(found: Localisation) -> Figure:
     )
     alt = f"{counted(len(some), 'image')} with the outlines of reference and predicted mask; Dice {dice}."
     drawn = masks([x.image for x in some], [x.reference for x in some], [x.predicted for x in some], titles)
-    return Figure("localisation_examples", alt, caption, 16, drawn)
+    return Figure("localisation_examples", alt, caption, 8, drawn)
 
 
 def _cases(e: Evidence, found: Localisation) -> Table:
@@ -189,7 +189,7 @@ def _how(s: Json) -> str:
     return (
         f"How it is counted: a lesion is a connected part of the reference mask; it is found when {s['hit']} (the rule "
         "of CAMELYON16), and a mark elsewhere is false. A structure is found in an image when a predicted pixel lies "
-        "inside it. NSD is the share of both surfaces that lie within the tolerance of each other (Nikolov et al. 2021). "
+        "inside it. NSD is the share of both surfaces within the tolerance of each other (Nikolov et al. 2021). "
         "Images of one patient are averaged first. Pixels that nobody annotated count neither for nor against; "
         f"{counted(left_out, 'test image')} without an annotated pixel {agreeing(left_out, 'is', 'are')} left out."
         f"{unknown if spacing else ''}"

@@ -25,6 +25,7 @@ from pipeline.store.tables.masks import MASK_GRID, MASKS
 from pipeline.store.tables.preprocess import INDEX
 from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, MARKS, SCORES
+from pipeline.store.tables.segmentation import FROC, SEGMENTATION_COMPARISON, SEGMENTATION_PATIENTS
 from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS, UNMATCHED
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "EXAMINED",
     "FIELD_OF_VIEW",
     "FILES",
+    "FROC",
     "FURTHER_LABELS",
     "FURTHER_SCORES",
     "IMAGES",
@@ -55,6 +57,8 @@ __all__ = [
     "QUALITY",
     "QUARANTINE",
     "SCORES",
+    "SEGMENTATION_COMPARISON",
+    "SEGMENTATION_PATIENTS",
     "SPLIT",
     "SPLITS",
     "SUBGROUPS",
