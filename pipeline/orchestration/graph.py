@@ -61,7 +61,7 @@ EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (
     Stage(
         "ingest",
-        sources=("studies", "patients", "join", "expected", "key"),
+        sources=("studies", "patients", "join", "expected", "key", "channels"),
         costly=True,
         incremental=("studies", "patients", "expected"),
     ),
@@ -78,6 +78,7 @@ STAGES = (
     Stage(
         "preprocess",
         {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet", "further_labels.parquet")},
+        sources=("channels",),
         costly=True,
         incremental=("ingest", "split"),
     ),

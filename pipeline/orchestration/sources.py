@@ -34,6 +34,8 @@ def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None,
         used["fonts"] = studies_digest([config.report.fonts], hashes)
     if card.further_labels:
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
+    if card.channels:
+        used["channels"] = sha256_json([channel.model_dump() for channel in card.channels])
     return {
         **used,
         "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),

@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from monai.data import set_track_meta
 
-from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
+from pipeline.imaging.archive.loading import load
+from pipeline.imaging.archive.sources import Source, find_sources
 from pipeline.imaging.archive.workers import Pool, each_batch
+from pipeline.imaging.channels import channels_of
 from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import path_pseudonym
-from pipeline.imaging.quarantine import Refusal, Refused
-from pipeline.imaging.read import load_image
-from pipeline.imaging.transforms import CHANNELS, Rendered, Rendering, render
-from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_json, write_json
+from pipeline.imaging.quarantine import Refusal
+from pipeline.imaging.transforms import Rendered, Rendering, render
+from pipeline.store.files import atomic, read_json, sha256_json, write_json
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
 from pipeline.store.tables.preprocess import INDEX
@@ -51,6 +52,8 @@ NO_LIMITS = Policy(
     accept_any_kind=True,
     accept_for_processing=True,
     min_side=1,
+    fill_channels=True,
+    min_overlap=0.0,
 )
 # The files of one image, in order, each with its SHA-256.
 Parts = tuple[tuple[Source, str], ...]
@@ -68,7 +71,7 @@ class Shard:
 
 
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary,
+    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, C, D, H, W), their indices, a summary,
     and with `crop` a table of what was cut out of each image.
 
     Further labels, if there are any, are divided by split, so that later stages see those of their own images alone.
@@ -93,7 +96,9 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
         )
         for image_id, group in files.groupby("image_id")
     }
-    how = Rendering.from_settings(settings.model_dump())
+    channels = channels_of(inputs.card.model_dump())
+    how = Rendering.from_settings(settings.model_dump(), [one.name for one in channels])
+    policy = replace(NO_LIMITS, keep_colour=how.channels == "colour", channels=channels)
     scratch = work / SCRATCH
     scratch.mkdir(exist_ok=True)
     shards = list(_shards(rows, settings.shard_size))
@@ -103,7 +108,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     before = _before(inputs.previous, contents)
     if before:
         log.info(f"{counted(len(before), 'image is', 'images are')} taken over from an earlier artifact")
-    written = (None for shard in todo for _ in _write_shard(shard, parts, before, how, work, inputs.machine))
+    written = (None for shard in todo for _ in _write_shard(shard, parts, before, how, policy, work, inputs.machine))
     for _ in log.track(written, "images", total=len(rows), start=start):
         pass
     pages = [read_json(_page(scratch, shard)) for shard in shards]
@@ -113,7 +118,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     write_table(work / "contents.parquet", table, CONTENTS)
     for path in inputs.files("split", "further_labels.parquet"):
         _write_further_labels(read_table(path, FURTHER_LABELS), rows, work)
-    summary = _summary(settings, rows, padding)
+    summary = _summary(settings, how, rows, padding)
     if settings.crop == "field_of_view":
         fields = {image: field for page in pages for image, field in page["fields"].items()}
         summary["field_of_view"] = _write_fields(fields, work)
@@ -203,7 +208,13 @@ def _copy(before: Mapping[str, Place], ids: Sequence[str], array: np.ndarray) ->
 
 
 def _write_shard(
-    shard: Shard, parts: Mapping[str, Parts], before: Mapping[str, Place], how: Rendering, work: Path, machine: Machine
+    shard: Shard,
+    parts: Mapping[str, Parts],
+    before: Mapping[str, Place],
+    how: Rendering,
+    policy: Policy,
+    work: Path,
+    machine: Machine,
 ) -> Iterator[None]:
     """Write one array atomically and note the padding of its images; yield once per image."""
     ids = list(shard.rows["image_id"])
@@ -222,7 +233,7 @@ def _write_shard(
         for name in _copy(before, ids, array):
             padding[name], fields[name] = [int(side) for side in before[name][2]], list(before[name][3])
             yield
-        for start, results in each_batch(partial(_render, how), tasks, pool, work / SCRATCH):
+        for start, results in each_batch(partial(_render, how, policy), tasks, pool, work / SCRATCH):
             for row, result in zip(batches[start], results, strict=True):
                 if isinstance(result, Rendered):
                     array[row] = result.pixels
@@ -239,15 +250,12 @@ def _write_shard(
     write_json(_page(work / SCRATCH, shard), {"padding": padding, "fields": fields})
 
 
-def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
+def _render(how: Rendering, policy: Policy, item: tuple[Parts, int, str]) -> Rendered | Refusal:
     parts, axes, pixel_hash = item
     torch.set_num_threads(1)  # the processes share the cores already
     set_track_meta(False)  # half the time of a small image would go into noting what was done to it
-    contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source, _ in parts]
-    if any(sha256_bytes(data) != sha256 for data, (_, sha256) in zip(contents, parts, strict=True)):
-        raise Refused("unreadable", "changed since ingest")
-    policy = replace(NO_LIMITS, keep_colour=how.channel_count > 1)
-    return render(load_image(contents, axes, pixel_hash, policy), how)
+    sources, hashes = zip(*parts, strict=True)
+    return render(load(sources, axes, pixel_hash, policy, hashes), how)
 
 
 def _problem(refusal: Refusal) -> str:
@@ -283,11 +291,14 @@ def _write_further_labels(further: pd.DataFrame, rows: pd.DataFrame, work: Path)
         write_table(work / f"further_labels_{name}.parquet", own, FURTHER_LABELS)
 
 
-def _summary(settings: PreprocessSettings, rows: pd.DataFrame, padding: dict[str, list[int]]) -> dict[str, Any]:
+def _summary(
+    settings: PreprocessSettings, how: Rendering, rows: pd.DataFrame, padding: dict[str, list[int]]
+) -> dict[str, Any]:
     counts = rows["split"].value_counts()
     return {
+        **({"channel_names": list(how.channel_names)} if how.channel_names else {}),
         "image_size": list(settings.image_size),
-        "channels": CHANNELS[settings.channels],
+        "channels": how.channel_count,
         "dtype": "uint8",
         "range": [0, 255],
         "window": settings.window,
