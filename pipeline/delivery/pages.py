@@ -73,6 +73,7 @@ def page(result: Result, predictions: Predictions, at: str, time_is: str = PREDI
             outlined_share=float(half_of(picture.shares).mean()) if picture and picture.shares is not None else None,
             outline=picture.outline if picture else "attention",
             volume=picture is not None and picture.array.ndim == 4,
+            channel=next(iter(model.rendering.channel_names), ""),
             score=judged.score,
             **{**calibrated, **carried},
             interval_level=BAND_LEVEL,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from pipeline.imaging.channels import Channel, by_axis, by_file
 from pipeline.imaging.grid import Grid
 
 HASHED_ROWS = 256
@@ -29,6 +30,10 @@ def from_json(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
+# What a policy without channels says nothing of.
+OF_CHANNELS = ("channels", "fill_channels", "min_overlap")
+
+
 @dataclass(frozen=True)
 class Policy:
     """What is accepted, in bytes and pixels and kinds.
@@ -38,7 +43,8 @@ class Policy:
     `image_types` are accepted third values of ImageType; empty = all but phase, real and imaginary images, which
     `accept_any_kind` takes, too. `refused_flags` are those that exclude an image; with `axes`, so does another number
     of them. With `accept_unclear_orientation`, a volume that does not say how it lies is taken by its better statement,
-    or an assumption.
+    or an assumption. With `channels`, those of a study become one image; a missing one is zeros with `fill_channels`,
+    and each has to cover the share `min_overlap` of the first.
     """
 
     max_file_bytes: int
@@ -57,10 +63,23 @@ class Policy:
     axes: int | None = None
     accept_unclear_orientation: bool = False
     keep_colour: bool = False
+    channels: tuple[Channel, ...] = ()
+    fill_channels: bool = False
+    min_overlap: float = 0.9
+
+    @property
+    def joins(self) -> bool:
+        """Whether several files or series make one image, as its channels."""
+        return bool(self.channels) and not by_axis(self.channels)
+
+    @property
+    def joins_files(self) -> bool:
+        """Whether these are files, told by their names or by a table; else series."""
+        return by_file(self.channels)
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Policy:
-        """Return what the settings of `ingest` accept."""
+    def from_settings(cls, settings: Mapping[str, Any], channels: tuple[Channel, ...] = ()) -> Policy:
+        """Return what the settings of `ingest` accept, of studies with the card's channels if it lists any."""
         return cls(
             max_file_bytes=int(settings["max_file_mb"] * MB),
             max_pixel_bytes=int(settings["max_pixels_mb"] * MB),
@@ -77,16 +96,22 @@ class Policy:
             axes=settings["axes"],
             accept_unclear_orientation=settings["orientation"] == "accept",
             keep_colour=settings["colour"] == "keep",
+            channels=channels,
+            # Artifacts can be of before there was a choice.
+            fill_channels=settings.get("missing_channels") == "zero",
+            min_overlap=settings.get("min_overlap", 0.9),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for a model's JSON."""
-        return as_json(self)
+        content = as_json(self) | {"channels": [one.to_json() for one in self.channels]}
+        return {name: value for name, value in content.items() if self.channels or name not in OF_CHANNELS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Policy:
         """Return the policy kept in a model's JSON."""
-        return cls(**from_json(content))
+        channels = tuple(Channel.from_settings(one) for one in content.get("channels", ()))
+        return cls(**from_json(content) | {"channels": channels})
 
 
 @dataclass(frozen=True)
@@ -98,6 +123,7 @@ class Identity:
     series_uid: str = ""
     sop_instance_uid: str = ""
     institution: str = ""
+    frame_uid: str = ""
     study_date: date | None = None
 
 
@@ -126,7 +152,9 @@ class Image:
     and right side (RAS+ with the axes reversed, so that the slowest comes first). `valid` marks pixels that are not
     padding; None when all are valid. `spacing_mm` has one entry per axis, in the same order. `colour` is float32
     (3, H, W), red, green and blue, of a colour image in a colour task, whose `pixels` are its luminance; else None.
-    `grid` says how `pixels` lie in the file and the patient; None where they lie as stored, and nobody knows where.
+    `joined` is float32 (C, D, H, W) of a volume with the channels that a card lists, whose `pixels` are the first there
+    is; those in `absent` are zeros. `grid` says how `pixels` lie in the file and the patient; None where they lie as
+    stored, and nobody knows where.
     """
 
     pixels: np.ndarray
@@ -136,6 +164,8 @@ class Image:
     polarity_fixed: bool = False
     flags: tuple[str, ...] = ()
     colour: np.ndarray | None = None
+    joined: np.ndarray | None = None
+    absent: tuple[int, ...] = ()
     grid: Grid | None = None
 
     @property
@@ -150,15 +180,21 @@ class Image:
 
     @property
     def channels(self) -> np.ndarray:
-        """The values of each channel: (3, H, W) of a colour image, (1, H, W) or (1, D, H, W) of a grey one."""
-        return self.pixels[None] if self.colour is None else self.colour
+        """The values of each channel: (3, H, W) in colour, (C, D, H, W) of the card's channels, else (1, ...)."""
+        return next((one for one in (self.colour, self.joined) if one is not None), self.pixels[None])
+
+    def parts(self) -> list[Image]:
+        """Return a grey image for each channel that there is of an image of several, the first first."""
+        planes = () if self.joined is None else self.joined
+        there = [plane for number, plane in enumerate(planes) if number not in self.absent]
+        return [replace(self, pixels=plane, joined=None, absent=()) for plane in there]
 
     def pixel_hash(self) -> str:
         """Return 128 bits of XXH3 of shape and display pixels, the same on every machine.
 
         It finds equal pictures; that files are unchanged is for SHA-256 to say.
         """
-        values = self.pixels if self.colour is None else self.colour
+        values = self.pixels if self.colour is None and self.joined is None else self.channels
         digest = xxhash.xxh3_128(str(values.shape).encode())
         rows = values.reshape(-1, values.shape[-1])
         for start in range(0, len(rows), HASHED_ROWS):
@@ -169,7 +205,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Part:
-    """A file that is an image only together with others, those with the same `series`; no pixels were decoded."""
+    """A file that is an image only together with others, those with the same `series`; no pixels were decoded.
+
+    In a task of several channels, `series` is what all of them have in common, and `volume` what those files have that
+    are one `channel`.
+    """
 
     about: About
     series: str = field(repr=False)
+    channel: str = ""
+    volume: str = field(default="", repr=False)

@@ -32,7 +32,8 @@ class Rendering:
     `window`, lowest and highest value shown, is for images whose values mean the same everywhere (CT, in Hounsfield
     units); without, each image is shown between two of its own percentiles, of all its channels together, so that hue
     stays. `channels`: grey, or colour, in which grey images are repeated. `crop`: none, or field_of_view, by which the
-    disc of a fundus photograph is cut out first; see `field_of_view`.
+    disc of a fundus photograph is cut out first; see `field_of_view`. `channel_names` are those of volumes with the
+    card's channels, each of which is shown between percentiles of its own, since each has its own scale.
     """
 
     image_size: tuple[int, ...]
@@ -42,19 +43,20 @@ class Rendering:
     window: tuple[float, float] | None = None
     channels: str = "grey"
     crop: str = "none"
+    channel_names: tuple[str, ...] = ()
 
     @property
     def channel_count(self) -> int:
         """Channels of an array, C."""
-        return CHANNELS[self.channels]
+        return len(self.channel_names) or CHANNELS[self.channels]
 
     def no_arrays(self) -> np.ndarray:
         """Return the arrays of no image, (0, C, ...) uint8."""
         return np.empty((0, self.channel_count, *self.image_size), np.uint8)
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Rendering:
-        """Return how the settings of `preprocess` make arrays."""
+    def from_settings(cls, settings: Mapping[str, Any], channel_names: Sequence[str] = ()) -> Rendering:
+        """Return how the settings of `preprocess` make arrays, of images with the card's channels if it lists any."""
         spacing, window = settings["spacing_mm"], settings["window"]
         return cls(
             image_size=tuple(settings["image_size"]),
@@ -65,21 +67,23 @@ class Rendering:
             # Artifacts and models can be of before there was a choice.
             channels=settings.get("channels", "grey"),
             crop=settings.get("crop", "none"),
+            channel_names=tuple(channel_names),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for a model's JSON."""
-        return as_json(self)
+        content = as_json(self)
+        return {name: value for name, value in content.items() if name != "channel_names" or value}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Rendering:
         """Return the rendering kept in a model's JSON."""
-        return cls.from_settings(content)
+        return cls.from_settings(content, content.get("channel_names", ()))
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """uint8 `pixels` of shape (C, H, W) or (1, D, H, W), and pixels added before and after each axis (cut: < 0).
+    """uint8 `pixels` of shape (C, H, W) or (C, D, H, W), and pixels added before and after each axis (cut: < 0).
 
     `size` is the image's own, `resized` what it was scaled to before `padding`, both per axis. `box` is what was cut
     out of the image before, first and behind the last place of each axis: all of it unless `cropped`.
@@ -136,6 +140,8 @@ def render(image: Image, how: Rendering) -> Rendered:
     """
     if image.pixels.ndim != len(how.image_size):
         raise Refused("bad_geometry", f"{image.pixels.ndim}-D image, but preprocess.image_size has another number")
+    if how.channel_names:
+        return _each_channel(image, how)
     whole = image.pixels.shape
     box = field_of_view(image.channels) if how.crop == "field_of_view" else None
     if box is not None:
@@ -156,6 +162,25 @@ def render(image: Image, how: Rendering) -> Rendered:
     taken = box or tuple(end for side in whole for end in (0, side))
     padding = _padding(size, how.image_size)
     return Rendered(np.ascontiguousarray(array), padding, whole, size, taken, box is not None)
+
+
+def _each_channel(image: Image, how: Rendering) -> Rendered:
+    """Return the array of an image of several channels; one that was missing is zeros."""
+    if image.joined is None or len(image.joined) != how.channel_count:
+        raise Refused("missing_channel", f"{how.channel_count} channels are needed")
+    alone = replace(how, channel_names=())
+    parts = [render(part, alone) for part in image.parts()]
+    pixels = np.zeros((how.channel_count, *how.image_size), np.uint8)
+    there = [number for number in range(how.channel_count) if number not in image.absent]
+    pixels[there] = np.concatenate([part.pixels for part in parts])
+    return replace(parts[0], pixels=pixels)
+
+
+def windows_of(image: Image, how: Rendering) -> list[tuple[float, float]]:
+    """Return the values that each channel is shown between, one pair for all channels of a picture in colour."""
+    alone = replace(how, channel_names=())
+    parts = image.parts() if how.channel_names else [image]
+    return [how.window or window_of(part, alone) for part in parts]
 
 
 def _cut(image: Image, box: tuple[int, int, int, int]) -> Image:

@@ -21,7 +21,7 @@ from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.transforms import Rendering, render
-from pipeline.inference.grouping import Glance, glance, own_key, stem
+from pipeline.inference.grouping import Glance, glance, own_key, study_name
 from pipeline.inference.study import read_study
 from pipeline.store.files import sha256_json
 
@@ -94,7 +94,7 @@ def sort_files(
         for at, result in enumerate(results, start):
             # A file at which a worker died is still somebody's study.
             known = isinstance(result, Glance)
-            glances[at] = result if known else Glance("", own_key(sources[at], named), refusal=result)
+            glances[at] = result if known else Glance("", own_key(sources[at], named, task.policy), refusal=result)
         done += len(results)
         progress("files looked at", done, len(sources))
     members: dict[str, list[int]] = defaultdict(list)
@@ -104,7 +104,8 @@ def sort_files(
             members[one.key].append(at)
         else:
             alone.append((sources[at].path, one.refusal or Refusal("unknown_format")))
-    return Sorted(_groups(members, sources, glances, named), tuple(sorted(alone, key=lambda pair: pair[0])))
+    groups = _groups(members, sources, glances, named, task.policy)
+    return Sorted(groups, tuple(sorted(alone, key=lambda pair: pair[0])))
 
 
 def _glance(policy: Policy, named: Mapping[str, str], item: tuple[Source, ...]) -> Glance:
@@ -112,7 +113,11 @@ def _glance(policy: Policy, named: Mapping[str, str], item: tuple[Source, ...]) 
 
 
 def _groups(
-    members: Mapping[str, Sequence[int]], sources: Sequence[Source], glances: Sequence[Glance], named: Mapping[str, str]
+    members: Mapping[str, Sequence[int]],
+    sources: Sequence[Source],
+    glances: Sequence[Glance],
+    named: Mapping[str, str],
+    policy: Policy,
 ) -> tuple[Group, ...]:
     found = []
     for key, places in members.items():
@@ -120,7 +125,7 @@ def _groups(
         own = tuple(sources[at] for at in places)
         contents = [[sources[at].place, glances[at].sha256] for at in places]
         given = named.get(normal_path(own[0].path), "")
-        name = given or first.study_uid or stem(normal_path(own[0].path))
+        name = given or first.study_uid or study_name(normal_path(own[0].path), policy)
         found.append((name, key, Group(name, first.study_uid, first.patient, own, sha256_json(contents))))
     groups, taken = [], defaultdict(int)
     for name, _, group in sorted(found, key=lambda one: one[:2]):

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.imaging.image import About, Image
-from pipeline.imaging.transforms import Rendering, render, window_of
+from pipeline.imaging.transforms import Rendering, render, windows_of
 from pipeline.inference.model import Model
 from pipeline.inference.model_folder import GOLDEN, verified
 from pipeline.models.arm_registry import ARMS
@@ -29,12 +30,13 @@ NO_INT8 = (
 )
 NO_ONNX = "--onnx needs the packages onnx and onnxruntime: pip install 'maescreen[onnx]'"
 MEANINGS = {
-    "pixels": "float32 (H, W), in colour (3, H, W), or (D, H, W): one image after the display chain (rescaled, "
-    "windowed by the header, polarity mended, padding filled), of any size; uint16 pixels with slope and intercept "
-    "become slope * value + intercept first",
-    "low": "float64: lowest value shown: the rendering's window, else the image's lower percentile (rendering in "
-    "model.json)",
-    "high": "float64: highest value shown, likewise",
+    "pixels": "float32 (H, W), in colour (3, H, W), (D, H, W), or (C, D, H, W) where rendering.channel_names lists "
+    "channels: one image after the display chain (rescaled, windowed by the header, polarity mended, padding filled), "
+    "of any size; uint16 pixels with slope and intercept become slope * value + intercept first; channels on one grid, "
+    "zeros where one is missing",
+    "low": "float64, (C,) with channels: lowest value shown: the rendering's window, else the image's lower percentile "
+    "(rendering in model.json); 0 of a missing channel",
+    "high": "float64, (C,) with channels: highest value shown, likewise",
     "spacing_mm": "float64, one per axis, slowest first; ones where the image does not say and rendering.spacing_mm "
     "is missing",
     "array": "uint8 (C, ...): what the networks see",
@@ -118,12 +120,16 @@ def compare(graph: Path, model: Model) -> dict[str, Any]:
     arrays = np.load(model.folder / GOLDEN / "arrays.npy", allow_pickle=False)
     spacing = model.rendering.spacing_mm or (1.0,) * len(model.rendering.image_size)
     session = open_graph(graph)
-    golden = [run_graph(session, array if len(array) > 1 else array[0], 0.0, FULL, spacing)[1] for array in arrays]
+    several = len(model.rendering.channel_names)
+    lowest, highest = (np.full(several, end) if several else end for end in (0.0, FULL))
+    given = [array if len(array) > 1 else array[0] for array in arrays]
+    golden = [run_graph(session, pixels, lowest, highest, spacing)[1] for pixels in given]
     differences = [np.abs(np.stack(golden) - model.ensemble.logits(arrays)).max()]
     other_bytes, drawn = 0, drawings(model.rendering)
     for image in drawn:
-        low, high = model.rendering.window or window_of(image, model.rendering)
-        pixels = image.pixels if image.colour is None else image.colour
+        windows = windows_of(image, model.rendering)
+        low, high = np.array(windows if several else windows[0]).T
+        pixels = image.channels if len(image.channels) > 1 else image.pixels
         array, logits = run_graph(session, pixels, low, high, image.spacing_mm or spacing)
         wanted = render(image, model.rendering).pixels
         other_bytes += int((array != wanted).sum())
@@ -153,10 +159,15 @@ def drawings(how: Rendering) -> list[Image]:
         top = (how.window or (0, (1 << BITS) - 1))[1]
         bottom = (how.window or (0, 0))[0]
         values = bottom + (top - bottom) * np.clip((picture + 1) / 2 + grains, 0, 1)
-        pixels, colour = np.round(values).astype(np.float32), None
-        if how.channel_count > 1:
-            colour = np.stack([pixels, pixels[::-1], top - pixels[:, ::-1]])
-        images.append(Image(pixels, About("drawn", BITS), spacing_mm=how.spacing_mm, colour=colour))
+        pixels, about = np.round(values).astype(np.float32), About("drawn", BITS)
+        image = Image(pixels, about, spacing_mm=how.spacing_mm)
+        looks = [pixels, pixels[::-1], top - pixels[:, ::-1]]
+        if how.channel_names:
+            joined = np.stack([looks[n % 3] / (1 + n // 3) for n in range(how.channel_count)])
+            image = replace(image, pixels=joined[0], joined=joined)
+        elif how.channel_count > 1:
+            image = replace(image, colour=np.stack(looks))
+        images.append(image)
     return images
 
 
@@ -170,13 +181,13 @@ def open_graph(path: Path) -> Any:
 
 
 def run_graph(
-    session: Any, pixels: np.ndarray, low: float, high: float, spacing_mm: tuple[float, ...]
+    session: Any, pixels: np.ndarray, low: np.ndarray | float, high: np.ndarray | float, spacing_mm: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the array (C, ...) uint8 and the logits (L,) float64 of one image."""
     given = {
         "pixels": pixels.astype(np.float32),
-        "low": np.float64(low),
-        "high": np.float64(high),
+        "low": np.asarray(low, np.float64),
+        "high": np.asarray(high, np.float64),
         "spacing_mm": np.array(spacing_mm, np.float64),
     }
     array, logits = session.run(["array", "logits"], {name: np.asarray(value) for name, value in given.items()})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pipeline.imaging.archive.sources import Source, read_bytes
+from pipeline.imaging.channels import of_path
 from pipeline.imaging.formats.dicom import is_dicom, study_of
 from pipeline.imaging.image import Policy
 from pipeline.imaging.pseudonyms import normal_path
@@ -43,7 +44,7 @@ def glance(source: Source, policy: Policy, named: Mapping[str, str]) -> Glance:
     """
     path = normal_path(source.path)
     given = named.get(path, "")
-    own = own_key(source, named)
+    own = own_key(source, named, policy)
     try:
         data = read_bytes(source, policy.max_file_bytes)
     except Refused as refused:
@@ -58,10 +59,16 @@ def glance(source: Source, policy: Policy, named: Mapping[str, str]) -> Glance:
     return Glance(sha256, "", refusal=Refusal("unknown_format"))
 
 
-def own_key(source: Source, named: Mapping[str, str]) -> str:
+def own_key(source: Source, named: Mapping[str, str], policy: Policy) -> str:
     """Return the key of the study that a file is of whatever its content: by the table, else by its name."""
     path = normal_path(source.path)
-    return f"table\0{named[path]}" if named.get(path) else f"path\0{source.root}\0{stem(path)}"
+    return f"table\0{named[path]}" if named.get(path) else f"path\0{source.root}\0{study_name(path, policy)}"
+
+
+def study_name(path: str, policy: Policy) -> str:
+    """Return what the files of one study have in common of their paths: of several channels, what no suffix is."""
+    channel, rest = of_path(path, policy.channels)
+    return rest if channel and PurePosixPath(rest).name else stem(path)
 
 
 def stem(path: str) -> str:

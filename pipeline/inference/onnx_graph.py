@@ -83,8 +83,9 @@ class _Graph:
 def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes: dict[str, str]) -> onnx.ModelProto:
     """Return the graph of all networks of a model; `notes` are kept in it as text.
 
-    Inputs: `pixels` float32 (H, W), in colour (3, H, W), or (D, H, W), of any size, `low` and `high` float64, the
-    window's ends or the image's own percentiles, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
+    Inputs: `pixels` float32 (H, W), in colour (3, H, W), (D, H, W), or (C, D, H, W) where the card lists channels, of
+    any size, `low` and `high` float64, the window's ends or the image's own percentiles, (C,) where the card lists
+    channels, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
     the networks see it, `logits` float64 (L,), the mean over the networks, the main label's first.
 
     Raises GraphError when there is no network, it takes other channels than the rendering makes, the field of view has
@@ -105,7 +106,9 @@ def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes:
             "this model looks for the field of view (preprocess.crop), which ONNX operators do not; export without"
         )
     graph = _Graph()
-    planes = [_rendered(graph, rendering, plane) for plane in _planes(graph, rendering.channel_count)]
+    pixels = _planes(graph, rendering.channel_count)
+    windows = _windows(graph, rendering)
+    planes = [_rendered(graph, rendering, *one) for one in zip(pixels, windows, strict=True)]
     array = planes[0] if len(planes) == 1 else graph.add("Concat", *planes, axis=0)
     graph.name(array, "array")
     pixels = graph.add("Div", graph.cast(graph.add("Unsqueeze", array, graph.whole(0)), F32), graph.floats(FULL_SCALE))
@@ -119,10 +122,11 @@ def _finished(graph: _Graph, rendering: Rendering, labels: int, notes: dict[str,
     axes = len(rendering.image_size)
     sides = ["depth", "height", "width"][-axes:]
     channels = rendering.channel_count
+    windows = [channels] if rendering.channel_names else []
     inputs = [
         helper.make_tensor_value_info("pixels", F32, [channels, *sides] if channels > 1 else sides),
-        helper.make_tensor_value_info("low", F64, []),
-        helper.make_tensor_value_info("high", F64, []),
+        helper.make_tensor_value_info("low", F64, windows),
+        helper.make_tensor_value_info("high", F64, windows),
         helper.make_tensor_value_info("spacing_mm", F64, [axes]),
     ]
     outputs = [
@@ -150,10 +154,18 @@ def _planes(graph: _Graph, channels: int) -> list[str]:
     return [graph.add("Gather", "pixels", graph.constant(n, np.int64), axis=0) for n in range(channels)]
 
 
-def _rendered(graph: _Graph, how: Rendering, pixels: str) -> str:
-    """Return what `imaging.transforms.render` makes of one channel between `low` and `high`: uint8 (1, ...)."""
+def _windows(graph: _Graph, how: Rendering) -> list[tuple[str, str]]:
+    """Return the lowest and highest value shown of each channel: a pair of each, or the same for all."""
+    if not how.channel_names:
+        return [("low", "high")] * how.channel_count
+    places = [graph.constant(n, np.int64) for n in range(how.channel_count)]
+    return [(graph.add("Gather", "low", at, axis=0), graph.add("Gather", "high", at, axis=0)) for at in places]
+
+
+def _rendered(graph: _Graph, how: Rendering, pixels: str, window: tuple[str, str]) -> str:
+    """Return what `imaging.transforms.render` makes of one channel between the ends of its window: uint8 (1, ...)."""
     axes = len(how.image_size)
-    low, high = graph.cast("low", F32), graph.cast("high", F32)
+    low, high = (graph.cast(end, F32) for end in window)
     value = graph.cast(graph.add("Clip", pixels, low, high), F64)
     shape = graph.add("Shape", pixels)
     sizes = _sizes(graph, shape, how)
@@ -171,11 +183,11 @@ def _rendered(graph: _Graph, how: Rendering, pixels: str) -> str:
     places = [_places(graph, _side(graph, sizes, axis), how.image_size[axis]) for axis in range(axes)]
     for axis in reversed(range(axes)):  # and interpolates along the last axis first
         value = _linear(graph, value, places[axis][0], _side(graph, kept, axis), _side(graph, sizes, axis), axis, axes)
-    span = graph.cast(graph.add("Sub", "high", "low"), F32)
+    span = graph.cast(graph.add("Sub", *reversed(window)), F32)
     shares = graph.add("Div", graph.add("Sub", value, low), span)
     scaled = graph.add("Mul", shares, graph.floats(FULL_SCALE))
     grey = graph.add("Round", graph.add("Clip", scaled, graph.floats(0.0), graph.floats(FULL_SCALE)))
-    shown = graph.add("Greater", "high", "low")  # a constant image is black, and so is padding
+    shown = graph.add("Greater", *reversed(window))  # a constant image is black, and so is padding
     for axis in range(axes):
         shown = graph.add("And", shown, _along(graph, places[axis][1], axis, axes))
     black = graph.add("Where", shown, grey, graph.floats(0.0))

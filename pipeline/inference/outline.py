@@ -26,12 +26,13 @@ def kind_of(networks: Sequence[Network]) -> str:
 
 
 def shown(array: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the picture of an array (C, H, W) or (1, D, H, W), as (h, w) or (h, w, 3), and the outlined area in it.
+    """Return the picture of an array (C, H, W) or (C, D, H, W), as (h, w) or (h, w, 3), and the outlined area in it.
 
-    A volume is shown by three planes, through the patch with most attention where that is known, else the middle.
+    A volume is shown by three planes, through the patch with most attention where that is known, else the middle; of
+    its channels, by those of the first.
     """
-    picture = np.moveaxis(array, 0, -1) if len(array) > 1 else array[0]
     volume = array.ndim == 4
+    picture = np.moveaxis(array, 0, -1) if len(array) > 1 and not volume else array[0]
     if shares is None:
         return (three_planes(picture) if volume else picture), None
     size = array.shape[1:]

@@ -16,7 +16,7 @@ SCHEMA = "results/1"
 # Reasons for refusal that hide no image of the kind that the model judges; every other one may hide a finding.
 HARMLESS = frozenset(
     "left_out symbolic_link special_file unknown_format not_an_image modality secondary_capture derived mosaic "
-    "image_type for_processing few_slices localiser mixed_orientation duplicate".split()
+    "no_channel image_type for_processing few_slices localiser mixed_orientation duplicate".split()
 )
 MEANINGS = {
     "study": "the study as it was named: by the table, its Study Instance UID, or its path without suffix",

@@ -21,12 +21,14 @@ from pipeline.models.intensity import add_noise, blur, cut_out
 from pipeline.models.randomness import AUGMENTATION, uniform
 from pipeline.models.resampling import resample, resample_planes
 
+MOST_CHANNELS = 16
 # The numbers drawn per image, in this order. Published results hang on it: new ones go to the end.
 _COUNTS = {
     "crop_share": 1, "crop_place": 3, "rotate": 1, "flip_horizontal": 1, "contrast": 1, "brightness": 1,
     "tilt": 2, "shear": 6, "scale": 3, "translate": 3, "flip_vertical": 1, "flip_depth": 1, "gamma": 1,
     "noisy": 1, "noise_std": 1, "noise_field": 1, "blurred": 1, "blur_sigma": 3,
     "cut": 1, "cut_side": 3, "cut_place": 3, "saturation": 1, "hue": 1, "channel_brightness": 3,
+    "channel_dropout": MOST_CHANNELS,
 }  # fmt: skip
 COLUMNS = {
     name: slice(end - count, end)
@@ -76,6 +78,7 @@ class Augmentation:
     `cutout`: largest side of a box made black, share of the image's. Each of these three befalls half of the images.
     Of three channels, `saturation`: largest relative change of it; `hue`: largest turn either way, share of the circle;
     `channel_brightness`: largest shift of each channel by itself, share of the range.
+    `channel_dropout`: chance of each channel to be made black; where all would be, one stays.
     Black is what lies outside an image, too, and does not depend on what the image shows.
     """
 
@@ -95,6 +98,7 @@ class Augmentation:
     saturation: float = 0.0
     hue: float = 0.0
     channel_brightness: float = 0.0
+    channel_dropout: float = 0.0
 
     def __call__(self, pixels: Tensor, seed: int, epoch: int, images: np.ndarray) -> Tensor:
         """Return the augmented batch; `pixels` (B, C, ...) in [0, 1], `images` (B,) are the images' own numbers.
@@ -186,6 +190,10 @@ class Augmentation:
             sides = 1 + np.floor(draws.of_each("cut_side", axes)[rows] * largest).astype(int)
             starts = np.floor(draws.of_each("cut_place", axes)[rows] * (np.array(size) - sides + 1)).astype(int)
             cut_out(pixels, rows.tolist(), starts, sides)
+        if self.channel_dropout:
+            chances = draws.of_each("channel_dropout", pixels.shape[1])
+            dropped = (chances < self.channel_dropout) & (chances < chances.max(axis=1, keepdims=True))
+            pixels[torch.from_numpy(dropped).to(pixels.device)] = 0.0
 
     def _coloured(self, pixels: Tensor, draws: Draws) -> Tensor:
         """Return RGB images (B, 3, H, W) in other colours."""

@@ -61,7 +61,7 @@ EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (
     Stage(
         "ingest",
-        sources=("studies", "patients", "join", "expected", "key", "masks"),
+        sources=("studies", "patients", "join", "expected", "key", "channels", "masks"),
         costly=True,
         incremental=("studies", "patients", "expected", "masks"),
     ),
@@ -81,6 +81,7 @@ STAGES = (
             "ingest": ("images.parquet", "files.parquet", "masks.parquet", "structures.json"),
             "split": ("split.parquet", "further_labels.parquet"),
         },
+        sources=("channels",),
         costly=True,
         incremental=("ingest", "split"),
     ),

@@ -36,6 +36,8 @@ def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None,
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
     if card.label.mask is not None:
         used["masks"] = _masks(data.labels, labels, card.columns, card.label.mask, hashes, code)
+    if card.channels:
+        used["channels"] = sha256_json([channel.model_dump() for channel in card.channels])
     return {
         **used,
         "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),

@@ -144,6 +144,16 @@ class Evidence:
         return len(self.records["preprocess"]["settings"]["image_size"]) == 3
 
     @property
+    def channels(self) -> list[str]:
+        """The channels of a volume by their names in the card; empty where it lists none."""
+        return [channel["name"] for channel in self.card.get("channels", ())]
+
+    @property
+    def planes_shown(self) -> str:
+        """Of which channel the planes of a volume are, in words; nothing where there is but one, unnamed."""
+        return f" in channel {self.channels[0]}" if self.channels else ""
+
+    @property
     def reported_arm(self) -> str:
         """The arm that was calibrated."""
         return self.metrics["arm"]

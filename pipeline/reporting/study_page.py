@@ -69,6 +69,7 @@ class StudyPage:
     outlined_share: float | None = None
     outline: str = "attention"
     volume: bool = False
+    channel: str = ""
     score: float | None = None
     probability: float | None = None
     probability_low: float | None = None
@@ -269,7 +270,8 @@ def _typical(page: StudyPage) -> str:
 def _caption(page: StudyPage) -> str:
     if page.image is None:
         return ""
-    planes = ": coronal, sagittal and axial plane" if page.volume else ""
+    channel = f" of channel {page.channel}" if page.channel else ""
+    planes = f": coronal, sagittal and axial plane{channel}" if page.volume else ""
     if page.outlined is None:
         return f"The image as the network saw it, untouched{planes}. No outline of attention is available."
     share = "" if page.outlined_share is None else f", {percent(page.outlined_share, 0)} of the {_whole(page)}"

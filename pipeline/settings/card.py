@@ -142,6 +142,42 @@ class CardColumns(Settings):
         return self
 
 
+class CardChannel(Settings):
+    """A channel of the images, and what tells it, in one of four ways; all channels of a card in the same way.
+
+    With `description` or `suffix`, a series or a file of its own, resampled to the grid of the first channel; with
+    `axis`, a part of one four-dimensional NIfTI file.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="what tables, reports and messages call it")
+    description: list[str] = Field(
+        default_factory=list,
+        description="code words of the Series Description, compared as whole words whatever their case; all words of "
+        "one entry must be there: [FLAIR, T1 POST]",
+    )
+    without: list[str] = Field(
+        default_factory=list, description="words of the Series Description that speak against it, likewise"
+    )
+    suffix: str | None = Field(None, min_length=1, description="end of the file's name, e.g. _t1.nii.gz")
+    axis: int | None = Field(None, ge=0, description="place along the last axis of a four-dimensional NIfTI, from 0")
+
+    @model_validator(mode="after")
+    def _told_in_one_way(self) -> CardChannel:
+        if len(self.ways) != 1:
+            raise ValueError("name one of description, suffix and axis")
+        if self.without and not self.description:
+            raise ValueError("without goes with description")
+        if any(not any(letter.isalnum() for letter in text) for text in (*self.description, *self.without)):
+            raise ValueError("description and without: every entry needs a word")
+        return self
+
+    @property
+    def ways(self) -> list[str]:
+        """By which of the ways it is told."""
+        said = {"description": bool(self.description), "suffix": self.suffix is not None, "axis": self.axis is not None}
+        return [way for way, is_said in said.items() if is_said]
+
+
 class Expected(Settings):
     """What the dataset should consist of; an image that states something else is flagged. Empty = anything."""
 
@@ -209,6 +245,12 @@ class Card(Settings):
         "findings with columns of their own, or classes of one column, each against the others",
     )
     columns: CardColumns
+    channels: list[CardChannel] = Field(
+        [],
+        max_length=16,
+        description="several series or files of a study as channels of one volume, on the grid of the first; empty = "
+        "each is an image of its own",
+    )
     identifiers: Literal["real", "synthetic"] = Field(
         description="synthetic: headers are made up, so a published pseudonymisation key does no harm"
     )
@@ -226,6 +268,21 @@ class Card(Settings):
     )
     known_traps: list[str] = Field(default_factory=list, description="what is known to be wrong with the data")
     study: StudyStatements = Field(default_factory=StudyStatements)
+    LATER: ClassVar[frozenset[str]] = frozenset({"channels"})
+
+    @field_validator("channels")
+    @classmethod
+    def _can_be_told(cls, value: list[CardChannel]) -> list[CardChannel]:
+        if len({one.name for one in value}) < len(value):
+            raise ValueError("names must be distinct")
+        if len({way for one in value for way in one.ways}) > 1:
+            raise ValueError("all channels must be told in the same way: description, suffix or axis")
+        suffixes = [one.suffix.lower() for one in value if one.suffix]
+        if any(one.endswith(other) for n, one in enumerate(suffixes) for m, other in enumerate(suffixes) if n != m):
+            raise ValueError("a suffix is the end of another one: a file would be both channels")
+        if len({one.axis for one in value if one.axis is not None}) < len(value) and "axis" in value[0].ways:
+            raise ValueError("every axis may be named once")
+        return value
 
     @field_validator("further_labels")
     @classmethod

@@ -65,6 +65,12 @@ class IngestSettings(Settings):
     slices: Literal["assemble", "separate"] = Field(
         "assemble", description="CT, MR and PET slices: volumes by geometry, or pictures of their own"
     )
+    missing_channels: Literal["refuse", "zero"] = Field(
+        "refuse", description="studies that lack one of card.channels: refused, or taken with zeros and a flag"
+    )
+    min_overlap: Share = Field(
+        0.9, description="share of the first channel's volume that each other one has to cover, else they are refused"
+    )
     min_side: int = Field(32, ge=1, description="smallest accepted height and width of a picture, pixels")
     max_aspect: float = Field(4.0, ge=1, description="longer side / shorter side above which an image is flagged")
     max_clipped: Share = Field(0.25, description="share of pixels at one extreme value above which it is flagged")
@@ -74,6 +80,7 @@ class IngestSettings(Settings):
         True, description="look for near-duplicates; a second for 5,000 images, growing with the square of their number"
     )
     batch_size: int = Field(200, ge=1, description="files per batch; a finished batch survives a kill")
+    LATER: ClassVar[frozenset[str]] = frozenset({"missing_channels", "min_overlap"})
 
     @field_validator("max_spacing_mm")
     @classmethod

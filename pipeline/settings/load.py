@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.settings.card import Card
+from pipeline.settings.channels import channel_problems
 from pipeline.settings.common import ConfigError, Settings
 from pipeline.settings.config import Config
 from pipeline.settings.where import Studies
@@ -68,13 +69,15 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
         card = _card(config.data.card, problems)
         for external in config.data.external:
             other = _card(external.card, problems)
+            if card and other and [c.name for c in card.channels] != [c.name for c in other.channels]:
+                problems.append(f"{external.card}: channels: names and order must be those of {config.data.card}")
             if card and other and (card.identifiers, other.identifiers) == ("synthetic", "real"):
                 problems.append(
                     f"{external.card}: identifiers are real, but the key of a run on synthetic ones may be public; use "
                     "a secret data.key_file and a data.card that says real"
                 )
         if card is not None:
-            problems += _forbidden_flips(config, card, path, lines)
+            problems += _forbidden_flips(config, card, path, lines) + channel_problems(config, card)
     if problems or config is None or card is None:
         raise ConfigError("\n".join(problems))
     return config, card

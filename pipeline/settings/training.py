@@ -73,6 +73,10 @@ class PretrainAugmentation(Mirroring):
     """How images are changed for pretraining, which has to reproduce them: not in their values."""
 
     crop_min: float = Field(0.5, gt=0, le=1, description="smallest share of the area kept by the random crop")
+    channel_dropout: float = Field(
+        0.0, ge=0, le=0.9, description="of card.channels, chance of each to be made black; never all of them"
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"channel_dropout"})
 
 
 class FinetuneAugmentation(Mirroring):
@@ -97,7 +101,10 @@ class FinetuneAugmentation(Mirroring):
     channel_brightness: float = Field(
         0.0, ge=0, le=0.5, description="of colour images, each channel by itself, share of the range"
     )
-    LATER: ClassVar[frozenset[str]] = frozenset({"saturation", "hue", "channel_brightness"})
+    channel_dropout: float = Field(
+        0.0, ge=0, le=0.9, description="of card.channels, chance of each to be made black; never all of them"
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"saturation", "hue", "channel_brightness", "channel_dropout"})
 
 
 class PretrainSettings(Settings):

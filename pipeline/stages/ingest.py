@@ -26,6 +26,7 @@ from pipeline.imaging.archive.examination import Assembled, Examined, Member, Ru
 from pipeline.imaging.archive.quality import UNEXPECTED, Limits, reassessed
 from pipeline.imaging.archive.sources import Source, find_sources
 from pipeline.imaging.archive.workers import Pool, each_batch
+from pipeline.imaging.channels import channels_of
 from pipeline.imaging.copies.duplicates import (
     ACROSS_PATIENTS,
     NEARLY_ACROSS_PATIENTS,
@@ -123,7 +124,8 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
         sources = masks.images(sources)
     named = _named(inputs, sources, log)
     limits = Limits.from_settings(settings.model_dump(), inputs.card.expected.model_dump())
-    rules = Rules(Policy.from_settings(settings.model_dump()), limits, inputs.secret, columns.join)
+    channels = channels_of(inputs.card.model_dump())
+    rules = Rules(Policy.from_settings(settings.model_dump(), channels), limits, inputs.secret, columns.join)
     journal = work / JOURNAL
     journal.mkdir(exist_ok=True)
     archive = _Archive(sources, inputs)

@@ -14,6 +14,7 @@ import torch
 
 from pipeline import __version__
 from pipeline.imaging.archive.quality import Limits
+from pipeline.imaging.channels import channels_of
 from pipeline.imaging.image import Policy
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference import model_card
@@ -90,7 +91,8 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
     metrics = read_json(inputs.file("evaluate", "metrics.json"))
     decision = decide(read_json(inputs.file("evaluate", "findings.json")), threshold, metrics)
     record, card = inputs.record("ingest")["settings"], inputs.card.model_dump()
-    rendering = Rendering.from_settings(inputs.record("preprocess")["settings"])
+    channels = channels_of(card)
+    rendering = Rendering.from_settings(inputs.record("preprocess")["settings"], [one.name for one in channels])
     trained = read_json(inputs.file("finetune", "summary.json"))["arms"][threshold["arm"]]
     deployed = read_json(inputs.file("evaluate", "deployment.json"))
     rule = _rule(inputs, "", decision, threshold, card["label"]["name"], deployed)
@@ -106,7 +108,7 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
         "labels": [_label("", card["label"]), *(_label(one["id"], one) for one in card["further_labels"])],
         "rendering": rendering.to_json(),
         "accepts": {
-            "policy": Policy.from_settings(record).to_json(),
+            "policy": Policy.from_settings(record, channels).to_json(),
             "limits": Limits.from_settings(record, card["expected"]).to_json(),
             "min_slices": record["min_slices"],
             "timeout_s": record["timeout_s"],
@@ -245,7 +247,10 @@ def _golden(inputs: Inputs) -> np.ndarray:
     waves = 127 + 120 * np.sin(np.linspace(0, 9, width))[None] * np.cos(np.linspace(0, 7, height))[:, None]
     grains = rng.uniform(0, 255, (height, width))
     planes = np.stack([falling, waves, grains]).astype(np.uint8)
-    if images.shape[0] > 1:  # each channel another picture, so that a swap of them would be seen
-        return np.stack([np.roll(planes, shift, axis=0) for shift in range(len(planes))])
-    extra = (1,) * (len(images.shape) - 2)
-    return np.broadcast_to(planes.reshape(3, *extra, height, width), (3, *images.shape)).copy()
+    count, deep = images.shape[0], len(images.shape) == 4
+    each = planes[:, None]
+    if count > 1:  # each channel another picture, so that a swap of them would be seen
+        each = np.stack(
+            [[np.roll(planes[(n - at) % 3], 5 * (n // 3), axis=1) for n in range(count)] for at in range(3)]
+        )
+    return np.broadcast_to(each[:, :, None] if deep else each, (3, *images.shape)).copy()

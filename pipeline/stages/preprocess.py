@@ -17,16 +17,17 @@ import pandas as pd
 import torch
 from monai.data import set_track_meta
 
+from pipeline.imaging.archive.loading import load
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.archive.workers import Pool, each_batch
+from pipeline.imaging.channels import channels_of
 from pipeline.imaging.image import Policy
 from pipeline.imaging.masks.prepared import Masks, mask_grid, remarks
 from pipeline.imaging.masks.reading import read_mask
 from pipeline.imaging.masks.structures import NOT_ANNOTATED, Structures
 from pipeline.imaging.pseudonyms import path_pseudonym
 from pipeline.imaging.quarantine import Refusal, Refused
-from pipeline.imaging.read import load_image
-from pipeline.imaging.transforms import CHANNELS, Rendered, Rendering, render
+from pipeline.imaging.transforms import Rendered, Rendering, render
 from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_json, write_json
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
@@ -56,6 +57,8 @@ NO_LIMITS = Policy(
     accept_any_kind=True,
     accept_for_processing=True,
     min_side=1,
+    fill_channels=True,
+    min_overlap=0.0,
 )
 # The files of one image, in order, each with its SHA-256.
 Parts = tuple[tuple[Source, str], ...]
@@ -72,8 +75,17 @@ class Shard:
     rows: pd.DataFrame
 
 
+@dataclass(frozen=True)
+class Way:
+    """How an image, and its mask where the dataset has some, becomes rows of the arrays."""
+
+    rendering: Rendering
+    policy: Policy
+    structures: Structures | None
+
+
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
-    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary,
+    """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, C, D, H, W), their indices, a summary,
     and with `crop` a table of what was cut out of each image. Where the dataset has masks, there is a file
     `masks-<split>-<number>.npy`, uint8 (N, H, W) or (N, D, H, W), beside each: the index of the structure that a pixel
     shows, 0 for none, 255 where nobody said (images without a mask, padding), and `mask_grid.parquet` with the spacing
@@ -101,7 +113,9 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
         )
         for image_id, group in files.groupby("image_id")
     }
-    how = Rendering.from_settings(settings.model_dump())
+    channels = channels_of(inputs.card.model_dump())
+    how = Rendering.from_settings(settings.model_dump(), [one.name for one in channels])
+    policy = replace(NO_LIMITS, keep_colour=how.channels == "colour", channels=channels)
     scratch = work / SCRATCH
     scratch.mkdir(exist_ok=True)
     masks = _masks(inputs, found)
@@ -112,7 +126,8 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     before = _before(inputs.previous, contents)
     if before:
         log.info(f"{counted(len(before), 'image is', 'images are')} taken over from an earlier artifact")
-    written = (None for shard in todo for _ in _write_shard(shard, parts, before, how, masks, work, inputs.machine))
+    way = Way(how, policy, None if masks is None else masks.structures)
+    written = (None for shard in todo for _ in _write_shard(shard, parts, before, way, masks, work, inputs.machine))
     for _ in log.track(written, "images", total=len(rows), start=start):
         pass
     pages = [read_json(_page(scratch, shard)) for shard in shards]
@@ -122,7 +137,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     write_table(work / "contents.parquet", table, CONTENTS)
     for path in inputs.files("split", "further_labels.parquet"):
         _write_further_labels(read_table(path, FURTHER_LABELS), rows, work)
-    summary = _summary(settings, rows, padding)
+    summary = _summary(settings, how, rows, padding)
     fields = {image: field for page in pages for image, field in page["fields"].items()}
     if masks is not None:
         shown = {image: counts for page in pages for image, counts in page["shown"].items()}
@@ -240,7 +255,7 @@ def _write_shard(
     shard: Shard,
     parts: Mapping[str, Parts],
     before: Mapping[str, Place],
-    how: Rendering,
+    way: Way,
     masks: Masks | None,
     work: Path,
     machine: Machine,
@@ -261,9 +276,9 @@ def _write_shard(
     problems: dict[str, list[str]] = {}
     pool = Pool(machine.workers, TIMEOUT_S, machine.backend, machine.scheduler)
     counts: dict[str, list[int]] = {}
-    structures = None if masks is None else masks.structures
+    structures = way.structures
     with ExitStack() as stack:
-        shape = (len(items), how.channel_count, *how.image_size)
+        shape = (len(items), way.rendering.channel_count, *way.rendering.image_size)
         array = _new_array(stack.enter_context(atomic(work / shard.name)), shape)
         shown = None
         if structures is not None:
@@ -272,7 +287,7 @@ def _write_shard(
         for name in _copy(before, ids, array, shown):
             padding[name], fields[name] = [int(side) for side in before[name][2]], list(before[name][3])
             yield
-        for start, results in each_batch(partial(_render, how, structures), tasks, pool, work / SCRATCH):
+        for start, results in each_batch(partial(_render, way), tasks, pool, work / SCRATCH):
             for row, result in zip(batches[start], results, strict=True):
                 if isinstance(result, Refusal):
                     problems.setdefault(_problem(result), []).append(ids[row])
@@ -301,24 +316,20 @@ def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
-def _render(
-    how: Rendering, structures: Structures | None, item: tuple[Parts, int, str, tuple[Source, str] | None]
-) -> tuple[Rendered, np.ndarray | None]:
+def _render(way: Way, item: tuple[Parts, int, str, tuple[Source, str] | None]) -> tuple[Rendered, np.ndarray | None]:
     parts, axes, pixel_hash, mask = item
     torch.set_num_threads(1)  # the processes share the cores already
     set_track_meta(False)  # half the time of a small image would go into noting what was done to it
-    contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source, _ in parts]
-    if any(sha256_bytes(data) != sha256 for data, (_, sha256) in zip(contents, parts, strict=True)):
-        raise Refused("unreadable", "changed since ingest")
-    policy = replace(NO_LIMITS, keep_colour=how.channel_count > 1)
-    image = load_image(contents, axes, pixel_hash, policy)
-    rendered = render(image, how)
-    if structures is None or mask is None:
+    sources, hashes = zip(*parts, strict=True)
+    image = load(sources, axes, pixel_hash, way.policy, hashes)
+    rendered = render(image, way.rendering)
+    if way.structures is None or mask is None:
         return rendered, None
     data = read_bytes(mask[0], NO_LIMITS.max_file_bytes)
     if sha256_bytes(data) != mask[1]:
         raise Refused("unreadable", "changed since ingest")
-    indices = read_mask(data, image, contents, structures, NO_LIMITS)
+    contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source in sources]
+    indices = read_mask(data, image, contents, way.structures, NO_LIMITS)
     return rendered, rendered.of_image(indices, NOT_ANNOTATED)
 
 
@@ -355,11 +366,14 @@ def _write_further_labels(further: pd.DataFrame, rows: pd.DataFrame, work: Path)
         write_table(work / f"further_labels_{name}.parquet", own, FURTHER_LABELS)
 
 
-def _summary(settings: PreprocessSettings, rows: pd.DataFrame, padding: dict[str, list[int]]) -> dict[str, Any]:
+def _summary(
+    settings: PreprocessSettings, how: Rendering, rows: pd.DataFrame, padding: dict[str, list[int]]
+) -> dict[str, Any]:
     counts = rows["split"].value_counts()
     return {
+        **({"channel_names": list(how.channel_names)} if how.channel_names else {}),
         "image_size": list(settings.image_size),
-        "channels": CHANNELS[settings.channels],
+        "channels": how.channel_count,
         "dtype": "uint8",
         "range": [0, 255],
         "window": settings.window,

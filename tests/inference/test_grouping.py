@@ -40,6 +40,6 @@ def test_a_file_at_which_a_worker_dies_stays_with_its_study(tmp_path: Path, monk
     names = [(group.name, [one.path for one in group.sources]) for group in found.groups]
     expected = [("Anna", ["dies.png", "lives.png"])] if named else [("dies", ["dies.png"]), ("lives", ["lives.png"])]
     assert names == expected
-    assert {own_key(one, named) for one in sources} == (
+    assert {own_key(one, named, POLICY) for one in sources} == (
         {"table\0Anna"} if named else {"path\x000\0dies", "path\x000\0lives"}
     )

@@ -477,3 +477,19 @@ def test_earlier_draws_stay_when_colour_is_added():
     before = sum(column.stop - column.start for name, column in COLUMNS.items() if name not in COLOUR)
     drawn = Draws.of(3, 4, np.arange(5)).values
     assert np.array_equal(drawn[:, :before], randomness.uniform(3, 4, np.arange(5), randomness.AUGMENTATION, before))
+
+
+def test_channels_are_dropped_each_by_its_own_chance_and_never_all_of_them():
+    pixels, images = torch.full((400, 3, 4, 4, 4), 0.5), np.arange(400)
+    changed = Augmentation(channel_dropout=0.4)(pixels, 1, 2, images)
+    kept = changed.flatten(2).mean(dim=2).numpy()
+    assert set(np.unique(kept)) == {0.0, 0.5}
+    dropped = kept == 0
+    assert not dropped.all(axis=1).any()
+    chances = Draws.of(1, 2, images).of_each("channel_dropout", 3)
+    several = ~(chances < 0.4).all(axis=1)
+    assert (dropped == (chances < 0.4))[several].all()
+    assert dropped[~several].sum(axis=1).tolist() == [2] * (~several).sum()
+    # An image alone loses what it loses in a batch, and one channel is never lost.
+    assert torch.equal(Augmentation(channel_dropout=0.4)(pixels[7:8], 1, 2, images[7:8])[0], changed[7])
+    assert (Augmentation(channel_dropout=0.9)(pixels[:, :1], 1, 2, images) == 0.5).all()

@@ -10,16 +10,16 @@ import pandas as pd
 from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
-from pipeline.imaging.archive.sources import Source, read_bytes
+from pipeline.imaging.archive.loading import load
+from pipeline.imaging.archive.sources import Source
 from pipeline.imaging.image import Policy
-from pipeline.imaging.read import load_image
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.store.files import atomic
 
 # What is no fault of the picture.
 HARMLESS = {
     *("spacing_unknown", "units_assumed", "rotated", "spacing_assumed", "spacing_at_detector"),
-    *("colour_reduced", "grey_repeated", "profile_converted"),
+    *("colour_reduced", "grey_repeated", "profile_converted", "channels_resampled"),
 }
 SHOWN, PER_ROW = 24, 6
 PICTURE, MARGIN, LINE = 200, 12, 15
@@ -61,12 +61,11 @@ def contact_sheet(path: Path, images: pd.DataFrame, pictures: Mapping[str, np.nd
 def thumbnail(sources: Sequence[Source], axes: int, pixel_hash: str, policy: Policy) -> np.ndarray:
     """Return uint8 of at most PICTURE x PICTURE, (h, w) or in colour (h, w, 3), between two percentiles.
 
-    Of a volume, three planes are shown.
+    Of a volume, three planes are shown; of several channels, those of the first.
 
     Raises Refused when the files no longer hold that image.
     """
-    contents = [read_bytes(source, policy.max_file_bytes) for source in sources]
-    image = load_image(contents, axes, pixel_hash, policy)
+    image = load(sources, axes, pixel_hash, policy)
     plane = image.pixels if image.pixels.ndim == 2 else three_planes(image.pixels)
     if image.colour is not None:
         plane = np.moveaxis(image.colour, 0, -1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.imaging.archive.channel_groups import channel_file, read_channels
+from pipeline.imaging.archive.members import Member, contents
 from pipeline.imaging.archive.quality import Limits, Quality, assess
 from pipeline.imaging.archive.sources import Source, read_bytes
 from pipeline.imaging.copies.fingerprints import fingerprint
-from pipeline.imaging.formats.nifti import inflate, read_nifti
+from pipeline.imaging.formats.nifti import read_nifti
 from pipeline.imaging.identifiers import KINDS, own_name, placeholder
 from pipeline.imaging.image import About, Identity, Image, Part, Policy
 from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym
@@ -107,6 +109,8 @@ def read_file(source: Source, data: bytes, policy: Policy) -> Image | Part:
 
     Raises Refused.
     """
+    if policy.joins and policy.joins_files:
+        return channel_file(source, data, policy)
     stem = f"pair\0{SUFFIX.sub('', source.place)}"
     try:
         found = read_image(data, policy)
@@ -119,15 +123,6 @@ def read_file(source: Source, data: bytes, policy: Policy) -> Image | Part:
             raise Refused("damaged_pixels", "the header of a pair in a file that is not called .hdr")
         return Part(found.about, stem)
     return found
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of a series, as it was when it was examined."""
-
-    source_id: str
-    source: Source
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -152,13 +147,16 @@ def examine_series(members: Sequence[Member], patient_id: str, rules: Rules) -> 
 
 
 def read_group(members: Sequence[Member], policy: Policy) -> tuple[list[Volume], list[tuple[str, Refusal]]]:
-    """Return the volumes in the parts of one series, or of one pair of NIfTI files, and every file that is in none.
+    """Return the volumes in the parts of one series, of one pair of NIfTI files, or of one study with several channels,
+    and every file that is in none.
 
     Raises Refused when they cannot be used as a whole.
     """
+    if policy.joins:
+        return read_channels(members, policy)
     if SUFFIX.search(members[0].source.path) and any(_is_pair_part(member) for member in members):
         return [_pair(members, policy)], []
-    return read_series(_contents(members, policy), policy)
+    return read_series(contents(members, policy), policy)
 
 
 def _assembled(volume: Volume, patient_id: str, rules: Rules) -> Assembled:
@@ -168,18 +166,6 @@ def _assembled(volume: Volume, patient_id: str, rules: Rules) -> Assembled:
         return Assembled(volume.source_ids, image_row(volume.image, patient_id, name, rules))
     except Refused as refused:
         return Assembled(volume.source_ids, refusal=refused.refusal)
-
-
-def _contents(members: Sequence[Member], policy: Policy) -> Iterator[tuple[str, bytes]]:
-    """Yield source_id and content of each file.
-
-    Raises Refused when one cannot be read any more, or has changed since it was examined.
-    """
-    for member in members:
-        data = read_bytes(member.source, policy.max_file_bytes)
-        if sha256_bytes(data) != member.sha256:
-            raise Refused("unreadable", "changed while it was read")
-        yield member.source_id, inflate(data, policy.max_file_bytes)
 
 
 def _is_pair_part(member: Member) -> bool:
@@ -193,7 +179,7 @@ def _pair(members: Sequence[Member], policy: Policy) -> Volume:
     if len(headers) != 1 or len(voxels) != 1:
         raise Refused("damaged_pixels" if headers else "unknown_format", "one .hdr and one .img file make an image")
     both = (headers[0], voxels[0])
-    header, content = (data for _, data in _contents(both, policy))
+    header, content = (data for _, data in contents(both, policy))
     image = read_nifti(header, policy, content)
     return Volume(image, tuple(member.source_id for member in both), f"{both[0].sha256}\0{both[1].sha256}")
 

@@ -69,7 +69,7 @@ class Quality:
 
 
 def assess(image: Image, limits: Limits) -> Quality:
-    """Measure an image and name all that is odd about it."""
+    """Measure an image, of several channels the first, and name all that is odd about any of them."""
     pixels = image.pixels if image.valid is None else image.pixels[image.valid]
     lowest, highest = float(pixels.min()), float(pixels.max())
     clipped = max(np.count_nonzero(pixels == extreme) for extreme in (lowest, highest)) / pixels.size
@@ -84,9 +84,10 @@ def assess(image: Image, limits: Limits) -> Quality:
         "spacing_implausible": not _plausible(image.spacing_mm, limits),
     }
     about = image.about
+    others = [flag for part in image.parts()[1:] for flag in assess(part, limits).flags]
     found = {flag for flag, is_odd in checks.items() if is_odd}
     found |= unexpected(about.modality, about.view, about.body_part, limits)
-    return Quality(lowest, highest, clipped, tuple(sorted(found | {*image.flags})))
+    return Quality(lowest, highest, clipped, tuple(sorted(found | {*image.flags, *others})))
 
 
 def is_two_valued(pixels: np.ndarray) -> bool:

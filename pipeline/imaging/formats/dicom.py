@@ -23,6 +23,7 @@ from pydicom.uid import (
 )
 
 from pipeline.imaging import vocabulary
+from pipeline.imaging.channels import of_description
 from pipeline.imaging.colour import Planes, planes_of, to_srgb
 from pipeline.imaging.display import Display, display
 from pipeline.imaging.formats.decoding import COLOUR, GREY, check_size, contradicts, decode, frame_count, integer
@@ -58,6 +59,8 @@ ELEMENTS = tuple(dict.fromkeys((*IMAGE_ELEMENTS, *GEOMETRY_ELEMENTS)))
 MOSAIC_TAG = Tag(0x0019100A)
 MOSAIC_CODES = ("MOSAIC", "MONTAGE")
 PHASE_CODES = ("P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "VELOCITY", "VELOCITY MAP")
+# Read in a task of several channels alone. The description is free text: a channel's name is all that becomes of it.
+CHANNEL_TAGS = (Tag("SeriesDescription"), Tag("FrameOfReferenceUID"))
 TAG_OF = {element: Tag(element) for element in ELEMENTS}
 PIXEL_ELEMENTS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -105,6 +108,8 @@ def read_dicom(data: bytes, policy: Policy) -> Image | Part:
         about = about_image(dataset)
         check(dataset, about, policy)
         series = _series(dataset, about, policy)
+        if series and policy.joins and not policy.joins_files:
+            return _channel_part(dataset, about, series, policy)
         if series:
             return Part(about, series)
         return _image(decode(dataset), dataset, about, policy)
@@ -114,12 +119,25 @@ def read_dicom(data: bytes, policy: Policy) -> Image | Part:
         raise Refused("damaged_header", type(error).__name__) from None
 
 
+def _channel_part(dataset: Dataset, about: About, series: str, policy: Policy) -> Part:
+    """Return a part of a study with several channels. Raises Refused for a series that is none of them."""
+    channel = of_description(_free_text(dataset, "SeriesDescription"), policy.channels)
+    study = about.identity.study_uid
+    return Part(about, f"channels\0{study}" if study else series, channel, series)
+
+
+def _free_text(dataset: Dataset, keyword: str) -> str:
+    """Return an element that is read for channels alone; nothing where it is missing."""
+    return str(dataset.get(keyword, "") or "").strip() if Tag(keyword) in dataset else ""
+
+
 def parse(data: bytes, policy: Policy) -> Dataset:
     """Return the elements of ELEMENTS.
 
     Raises Refused when the header cannot be read or the file is a program, document or archive as well.
     """
-    dataset = _elements(data, policy, [*TAG_OF.values(), MOSAIC_TAG])
+    more = CHANNEL_TAGS if policy.joins else ()
+    dataset = _elements(data, policy, [*TAG_OF.values(), MOSAIC_TAG, *more])
     if "TransferSyntaxUID" not in dataset.file_meta and is_bare(data):
         implicit, little = dataset.original_encoding
         little_endian = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -266,6 +284,7 @@ def about_image(dataset: Dataset) -> About:
             series_uid=_text(dataset, "SeriesInstanceUID"),
             sop_instance_uid=_text(dataset, "SOPInstanceUID"),
             institution=_text(dataset, "InstitutionName"),
+            frame_uid=_free_text(dataset, "FrameOfReferenceUID"),
             study_date=studied,
         ),
         modality=vocabulary.modality(_text(dataset, "Modality")),

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.imaging.image import BYTES_PER_PIXEL, LARGEST_SPACING_MM, About, Image, Policy
 from pipeline.imaging.quarantine import Refused
-from pipeline.imaging.volumes.orientation import canvas
+from pipeline.imaging.volumes.orientation import Canvas, canvas
 
 GZIP = b"\x1f\x8b"
 # Length of the header, little or big endian, and where the magic string stands (NIfTI-1 and NIfTI-2 headers).
@@ -89,11 +89,15 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         raise Refused("bad_values", "scaling is not finite")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) != 3:
+    places = [one.axis for one in policy.channels if one.axis is not None]
+    if places and (len(shape) != 4 or shape[3] <= max(places)):
+        raise Refused("missing_channel", f"{'x'.join(map(str, shape))} voxels; channels lie along a fourth axis")
+    if len(shape) != 3 and not places:
         raise Refused("bad_geometry", f"{len(shape)} axes")
+    shape = shape[:3]
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise Refused("colour" if dtype.fields else "bad_values", "not real numbers of at most 64 bits")
-    count = math.prod(shape) if min(shape) > 0 else 0
+    count = math.prod(shape) * max(1, len(places)) if min(shape) > 0 else 0
     if count == 0 or count * max(BYTES_PER_PIXEL, dtype.itemsize) > policy.max_pixel_bytes:
         raise Refused("too_large" if count else "bad_geometry", "x".join(map(str, shape)) + " voxels")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < FLATTEST_AFFINE:
@@ -102,26 +106,36 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
     if unclear and not policy.accept_unclear_orientation:
         raise Refused("unclear_orientation", UNCLEAR[unclear])
     try:
-        into = canvas(shape, affine)
-        rest = (0,) * (len(volume.shape) - 3)
-        for plane in range(shape[2]):  # scaled values are float64; all at once would take twice the volume more
-            into.stored[..., plane] = volume.dataobj[(slice(None), slice(None), plane, *rest)]
+        filled = [_voxels(volume, shape, affine, place) for place in places or (0,)]
+        into = filled[0]
         unit = str(header.get_xyzt_units()[0])
     except Exception as error:
         raise Refused("damaged_pixels", type(error).__name__) from None
-    if not np.isfinite(into.canonical).all():
+    if not all(np.isfinite(one.canonical).all() for one in filled):
         raise Refused("bad_values", "voxels are not finite")
-    mm = MM_PER_UNIT.get(unit, 1.0)
-    spacing_mm = tuple(length * mm for length in into.spacing_mm)
+    to_mm = MM_PER_UNIT.get(unit, 1.0)
+    spacing_mm = tuple(length * to_mm for length in into.spacing_mm)
     if not all(0 < length < LARGEST_SPACING_MM for length in spacing_mm):
         raise Refused("bad_geometry", "voxel size impossible")
+    joined = np.stack([one.canonical for one in filled]) if places else None
     return Image(
-        pixels=into.canonical,
+        pixels=into.canonical if joined is None else joined[0],
         about=About(format="nifti", bits_stored=dtype.itemsize * 8),
         spacing_mm=spacing_mm,
+        joined=joined,
         flags=(*(("units_assumed",) if unit == "unknown" else ()), *((unclear,) if unclear else ())),
-        grid=replace(into.grid, affine=np.diag([mm, mm, mm, 1.0]) @ into.grid.affine),
+        grid=replace(into.grid, affine=np.diag([to_mm, to_mm, to_mm, 1.0]) @ into.grid.affine),
     )
+
+
+def _voxels(volume: nib.Nifti1Pair, shape: tuple[int, ...], affine: np.ndarray, place: int) -> Canvas:
+    """Return the voxels of a volume, those at one place of its fourth axis if it has any, turned to RAS+."""
+    into = canvas(shape, affine)
+    further = len(volume.shape) - 3
+    rest = (place, *(0,) * (further - 1)) if further else ()
+    for plane in range(shape[2]):  # scaled values are float64; all at once would take twice the volume more
+        into.stored[..., plane] = volume.dataobj[(slice(None), slice(None), plane, *rest)]
+    return into
 
 
 def _unclear_orientation(header: nib.Nifti1Header) -> str:

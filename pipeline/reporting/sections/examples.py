@@ -85,7 +85,7 @@ def _planes(e: Evidence, found: Sequence[Example]) -> str:
     if not e.volumes:
         return ""
     through = "the middle" if found[0].outlined is None else f"the middle of {WORDS[e.outline].most}"
-    return f", by its coronal, sagittal and axial plane through {through}"
+    return f", by its coronal, sagittal and axial plane{e.planes_shown} through {through}"
 
 
 def _range(shares: Sequence[float]) -> str:

@@ -36,6 +36,7 @@ CHANGES = {
     "saturation": "saturation changed by up to {:.0%}",
     "hue": "hue turned by up to {:.0%} of the circle",
     "channel_brightness": "each channel's brightness by up to {:.0%} of the range",
+    "channel_dropout": "each channel made black with a chance of {:.0%}, never all",
 }
 NOT_PRETRAINED = [["Pretraining", "none took place: no arm starts from an encoder that was pretrained here"]]
 MASKS = {"random": "at random", "block": "in contiguous blocks", "grid": "but for a regular lattice"}
@@ -77,8 +78,7 @@ def _aggregation(e: Evidence) -> str:
 def _making(e: Evidence) -> Table:
     images = e.records["preprocess"]["settings"]
     spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
-    colour = " in three channels" if images.get("channels") == "colour" else ""
-    shown = f"{_by(images['image_size'])} pixels{colour}{spacing}; {_grey_values(images)} stretched to 0–255"
+    shown = f"{_by(images['image_size'])} pixels{_channels(e)}{spacing}; {_grey_values(e)} stretched to 0–255"
     training = e.records["finetune"]["settings"]
     rows = [
         ["Reported model", e.arm_name(e.reported_arm)],
@@ -132,10 +132,19 @@ def _chosen(e: Evidence) -> str:
     return f"in the configuration. {how_often_read(e)}"
 
 
-def _grey_values(images: Json) -> str:
+def _channels(e: Evidence) -> str:
+    if e.channels:
+        *others, last = e.channels
+        return f" in the channels {', '.join(others)} and {last}" if others else f" of channel {last}"
+    return " in three channels" if e.records["preprocess"]["settings"].get("channels") == "colour" else ""
+
+
+def _grey_values(e: Evidence) -> str:
+    images = e.records["preprocess"]["settings"]
     if images.get("window"):  # absent from an artifact that was kept and is older than the setting
         return f"values from {images['window'][0]:g} to {images['window'][1]:g}"
     what = "values of all channels" if images.get("channels") == "colour" else "grey values"
+    what = "grey values of each channel" if e.channels else what
     return f"{what} between percentiles {images['lower_percentile']:g} and {images['upper_percentile']:g}"
 
 
@@ -228,7 +237,7 @@ def _loss(e: Evidence, made: Pretraining) -> Figure:
 
 def _reconstructions(e: Evidence, made: Pretraining) -> Figure:
     width, height = Image.open(io.BytesIO(made.reconstructions)).size
-    planes = "; each volume by its coronal, sagittal and axial middle plane" if e.volumes else ""
+    planes = f"; each volume by its coronal, sagittal and axial middle plane{e.planes_shown}" if e.volumes else ""
     return Figure(
         "reconstructions",
         "Rows of images: as they are, with patches hidden, and as the model fills them in.",
