@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from pipeline.inference.plain_text import RESEARCH_USE
+from pipeline.inference.plain_text import ended as ended
+from pipeline.inference.plain_text import shortened as shortened
+
 Level = Literal["stop", "caution", "result", "good"]
 SCHEMA = "1.2"
 APPENDIX = "A"  # stands before the numbers of its sections, tables and figures
-RESEARCH_USE = "Research use only — not for diagnosis"
 
 # What a reader must never meet as such: control, format (text direction included), unassigned and private characters.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
@@ -234,19 +237,3 @@ def _printable(character: str) -> str:
     if character in "\n\r\t\u2028\u2029":
         return " "
     return "�" if unicodedata.category(character) in _UNPRINTABLE else character
-
-
-def ended(text: str) -> str:
-    """Return `text` with a full stop, unless it ends a sentence already or was cut."""
-    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
-
-
-def shortened(text: str, length: int = 160) -> str:
-    """Return `text` cut to about `length` characters: after a sentence, else after a word with an ellipsis."""
-    text = " ".join(text.split())
-    if len(text) <= length:
-        return text
-    cut = text[: length - 1]
-    if ". " in cut[length // 2 :]:
-        return cut.rsplit(". ", 1)[0] + "."
-    return (cut.rsplit(" ", 1)[0] if " " in cut[length // 2 :] else cut) + "…"

@@ -93,7 +93,8 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
     record, card = inputs.record("ingest")["settings"], inputs.card.model_dump()
     channels = channels_of(card)
     rendering = Rendering.from_settings(inputs.record("preprocess")["settings"], [one.name for one in channels])
-    trained = read_json(inputs.file("finetune", "summary.json"))["arms"][threshold["arm"]]
+    summary = read_json(inputs.file("finetune", "summary.json"))
+    trained = summary["arms"][threshold["arm"]]
     deployed = read_json(inputs.file("evaluate", "deployment.json"))
     rule = _rule(inputs, "", decision, threshold, card["label"]["name"], deployed)
     return {
@@ -104,6 +105,11 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
             "seeds": threshold["seeds"],
             "description": trained["description"],
             "parameters_per_network": trained["parameters"],
+        },
+        "trained_on": {
+            "patients": summary["train_patients"],
+            "positives": summary["train_positive_patients"],
+            "images": summary["train_images"],
         },
         "labels": [_label("", card["label"]), *(_label(one["id"], one) for one in card["further_labels"])],
         "rendering": rendering.to_json(),
@@ -190,7 +196,9 @@ def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
     point = metrics["operating_point"] or {}
     shown = {name: point.get(name) for name in ("recall", "specificity", "referral_rate", "verification")}
     numbers = {name: metrics[name] for name in ("patients", "positives", "images")}
-    return {**numbers, "auc": metrics["discrimination"]["auc"], **shown}
+    threshold = point.get("threshold")
+    tested_at = {"threshold_hex": None if threshold is None else float(threshold).hex()}
+    return {**numbers, "auc": metrics["discrimination"]["auc"], **shown, **tested_at}
 
 
 def _watch(inputs: Inputs, deployed: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -108,11 +108,11 @@ def equal_groups(generator, groups, each, recall, negatives=5):
     )
 
 
-def test_the_lowest_of_ten_equal_groups_is_not_called_different():
-    """The interval of the lowest by itself lies wholly below the truth in 37 of 100 runs."""
-    generator, below, gaps, runs = np.random.default_rng(6), 0, 0, 120
+def test_the_lowest_of_twenty_equal_groups_is_not_called_different():
+    """The interval of the lowest by itself lies wholly below the truth in 62 of 100 runs; gaps by Wilson's, in 15."""
+    generator, below, gaps, runs = np.random.default_rng(6), 0, 0, 60
     for _ in range(runs):
-        table = subgroup_table(equal_groups(generator, 10, 40, 0.98), ["site"], 0.5)
+        table = subgroup_table(equal_groups(generator, 20, 40, 0.98), ["site"], 0.5)
         below += (table["recall_high_simultaneous"] < 0.98).any()
         gaps += ((table["recall_gap_low"] > 0) | (table["recall_gap_high"] < 0)).any()
     assert below / runs <= 0.06
