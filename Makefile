@@ -1,6 +1,6 @@
 # make demo   from a fresh machine to the report of the demo      make test   the tests
 # make lint   style and types                                make lock   new constraints.txt
-# make docs   the documentation as a site, in site/
+# make docs   the documentation as a site, in site/         make coverage   lines and branches that tests run
 SHELL := /bin/bash
 VENV  ?= .venv
 PY    := $(VENV)/bin/python
@@ -15,7 +15,7 @@ export DO_NOT_TRACK := true
 # Without .pyc files every command spends seconds compiling the same libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint lock docs
+.PHONY: demo test coverage lint lock docs
 .SILENT:
 
 demo: $(VENV)/.installed
@@ -23,6 +23,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(PY) -m pytest -q -n 2 --dist loadfile
+
+# TESTS=tests/store looks at a part, of which no share is asked.
+coverage: $(VENV)/.installed
+	rm -f .coverage .coverage.*
+	$(PY) -m coverage run -m pytest -q -n 2 --dist loadfile $(TESTS)
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report $(if $(TESTS),--fail-under=0)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

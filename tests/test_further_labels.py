@@ -4,16 +4,15 @@ import io
 
 import pandas as pd
 import pytest
-import yaml
 from project import Project
 from pypdf import PdfReader
+from small_projects import add_further_labels
 
 from pipeline.orchestration.mlflow_runs import headline
 from pipeline.orchestration.plan import plan
 from pipeline.orchestration.run import Result, run
 from pipeline.store.files import read_json
 
-HOSTILE = '#import "x" *b* <script>alert(1)</script> =1+1'
 QUICK = (
     "pretrain.max_steps=6",
     "finetune.epochs=2",
@@ -26,17 +25,7 @@ QUICK = (
 @pytest.fixture(scope="module")
 def project(finished, tmp_path_factory) -> Project:
     made = finished.copy(tmp_path_factory.mktemp("further") / "project")
-    table = pd.read_csv(made.labels)
-    # Every image gets a class; nobody looked for the sign in every tenth.
-    table["sign"] = table["label"].map({"pneumonia": "yes", "normal": "no"}).where(table.index % 10 > 0)
-    table.to_csv(made.labels, index=False)
-    card = yaml.safe_load((made.folder / "card.yaml").read_text())
-    words = {"definition": HOSTILE, "reference_standard": "nobody"}
-    card["further_labels"] = [
-        {"id": "sign", "name": HOSTILE, **words, "column": "sign", "positive": ["yes"], "negative": ["no"]},
-        {"id": "healthy", "name": "no finding", **words, "positive": ["normal"], "negative": ["pneumonia"]},
-    ]
-    (made.folder / "card.yaml").write_text(yaml.safe_dump(card))
+    add_further_labels(made)
     return made
 
 

@@ -3,14 +3,12 @@
 import io
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
-from project import SETTINGS, Project
+from project import Project
 from pypdf import PdfReader
-from stages.sources_run import make_card
+from small_projects import IMAGE_SIZE, VOLUMES, make_volumes, volume
 
 from pipeline import Model, write_results
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
@@ -20,57 +18,12 @@ from pipeline.orchestration.run import run
 from pipeline.store.artifacts import Store
 from pipeline.store.files import read_json
 
-SHAPE = (20, 28, 22)  # right, anterior, superior, as NIfTI has them, mm
-IMAGE_SIZE = [24, 32, 24]
-PATIENTS = 90
 PANEL = IMAGE_SIZE[0] + IMAGE_SIZE[1] + 4 + 4  # two planes, their gaps, the panel's margin
-
-
-def volume(generator: np.random.Generator, ill: bool, dtype: type) -> bytes:
-    """Return noise with a bright ball in ill patients, on a scale of its own."""
-    places = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1)
-    distance = np.linalg.norm(places - np.array(SHAPE) * generator.uniform(0.4, 0.6, 3), axis=-1)
-    values = generator.uniform(40, 80, SHAPE) + 120 * (ill & (distance < 5))
-    scale = 1 if dtype is np.uint8 else generator.uniform(1, 1000)
-    image = nib.Nifti1Image((values * scale).astype(dtype), np.eye(4), dtype=dtype)
-    image.header.set_xyzt_units("mm")
-    return image.to_bytes()
 
 
 @pytest.fixture(scope="module")
 def finished_volumes(tmp_path_factory) -> Project:
-    project = Project(tmp_path_factory.mktemp("volumes"))
-    generator = np.random.default_rng(5)
-    rows = ["path,patient,label"]
-    (project.folder / "studies").mkdir()
-    for patient in range(PATIENTS):
-        ill = patient % 2 == 0
-        name = f"{patient:03d}.nii"
-        content = volume(generator, ill, np.uint8 if patient % 3 else np.float32)
-        (project.folder / "studies" / name).write_bytes(content)
-        rows.append(f"{name},{patient},{'ill' if ill else 'well'}")
-    project.labels.write_text("\n".join(rows) + "\n")
-    # A key of its own, as each run would make one, and the division of the patients with it: another test each time.
-    key = project.folder / "volumes.key"
-    key.write_text("7f" * 32 + "\n")
-    key.chmod(0o600)
-    (project.folder / "card.yaml").write_text(yaml.safe_dump(make_card(path="path", patient_id="patient").model_dump()))
-    settings = {
-        **SETTINGS,
-        "machine": {**SETTINGS["machine"], "workers": 1},  # a second process costs more than it gives
-        "data": {**SETTINGS["data"], "studies": ["../studies"], "key_file": "../volumes.key"},
-        "preprocess": {"image_size": IMAGE_SIZE, "spacing_mm": [1.0, 1.0, 1.0]},
-        "pretrain": {
-            **SETTINGS["pretrain"],
-            "encoder": {**SETTINGS["pretrain"]["encoder"], "patch_size": [8, 8, 8]},
-            "max_steps": 12,  # a trial: the balls lie in noise, which nothing can predict
-        },
-        "finetune": {"arms": ["mae", "linear_probe"], "seeds": [1], "epochs": 4, "warmup_epochs": 1.0},
-        "calibrate": {"recall_targets": [0.7], "confidence": 0.9, "arm": "mae"},
-        "report": {"title": "Balls", "examples": 2},
-    }
-    project.config.parent.mkdir()
-    project.config.write_text("# volumes\n" + yaml.safe_dump(settings))
+    project = make_volumes(tmp_path_factory.mktemp("volumes") / "project")
     run(*project.load(), say=lambda line: None)
     return project
 
@@ -82,7 +35,7 @@ def artifact(project: Project, stage: str):
 
 def test_every_stage_takes_volumes_and_a_report_comes_out(finished_volumes):
     assert [name for name in NAMES if not Store(finished_volumes.store).all(name)] == []
-    assert read_json(artifact(finished_volumes, "ingest") / "summary.json")["volumes"] == PATIENTS
+    assert read_json(artifact(finished_volumes, "ingest") / "summary.json")["volumes"] == VOLUMES
     metrics = read_json(artifact(finished_volumes, "evaluate") / "metrics.json")
     assert metrics["discrimination"]["auc"]["value"] > 0.9
     assert (artifact(finished_volumes, "report") / "report.pdf").read_bytes().startswith(b"%PDF")

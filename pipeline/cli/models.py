@@ -61,8 +61,9 @@ def opened(
         with known.folder(version) as folder:
             check_same(folder, version)
             yield folder, known, version
-    elif models.is_folder(reference) or not Path(reference).is_file():
+    elif not Path(reference).is_file():
         nameable.add(Path(reference))
+        models.check_there(Path(reference))
         yield Path(reference), _registry(store, config, nameable) if registry and (store or config) else None, None
     else:
         settings, card = settings_of(Path(reference), None, store, nameable)

@@ -269,7 +269,8 @@ def gc(
         shown = {name: [item.to_dict() for item in items] for name, items in rows.items()}
         print_json({**shown, "bytes": collection.total(listed), "remarks": found.remarks})
     else:
-        print("\n".join(collection.lines(listed, found.kept)))
+        for line in collection.lines(listed, found.kept):
+            print(line)
     for remark in found.remarks:
         say(typed.filled(remark, config, overrides, store))
     size = collection.human(collection.total(listed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -34,7 +34,7 @@ Prevalence = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="processes that read studies")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the network runs")]
 Table = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="columns path and study, for files without headers")
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.commands.label_table import InitError
 from pipeline.imaging.archive.sources import find_sources
-from pipeline.store.wording import counted
+from pipeline.store.wording import agreeing, counted
 
 LEAST_CLASSES, MOST_CLASSES = 2, 20
 SHOWN = 5
@@ -64,10 +64,11 @@ def read_class_folders(folder: Path, header_names_patients: bool) -> ClassFolder
     loose = [path for path in paths if "/" not in path]
     classes = sorted({path.partition("/")[0] for path in paths if "/" in path})
     if not LEAST_CLASSES <= len(classes) <= MOST_CLASSES:
-        named = ", ".join(classes[:SHOWN]) or "none"
+        named = f"{len(classes)}: {', '.join(classes[:SHOWN])}" if classes else "none"
         raise InitError(
-            f"--classes takes {LEAST_CLASSES} to {MOST_CLASSES} folders, one for each class; there are {len(classes)}: "
-            f"{named}. Name the folder that holds them, or give a table with --labels"
+            f"--classes takes {LEAST_CLASSES} to {MOST_CLASSES} folders with files, one for each class; here "
+            f"{agreeing(len(classes), 'is', 'are')} {named}. Name the folder that holds them, or give a table with "
+            "--labels"
         )
     if loose:
         raise InitError(

@@ -77,6 +77,8 @@ def examined(
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return what a person would want to read of it."""
+    if not found["files"]:
+        return ["there is no file"]
     refused = sum(count for count, _ in found["quarantined"].values())
     images, volumes, nameless = found["images"], found["volumes"], found["images_without_header"]
     accepted = "none would be accepted"

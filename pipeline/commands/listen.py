@@ -49,7 +49,7 @@ def listen(
     content, sha256 = verified(options.model)
     queue = Queue(folder)
     outbox = Outbox(queue, destination, say)
-    worker = WorkerProcess(queue.root, options, say)
+    worker = WorkerProcess(queue.root, options, lambda line: say(f"listen: {line}"))
     receiver = Receiver(queue.root, receiving, say)
     with _until_asked() as stop, quietly():
         delivering = threading.Thread(target=outbox.run, args=(stop,), name="delivering")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.inference.model_folder import ModelError
 from pipeline.store.artifacts import Store
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.card import Card
@@ -26,9 +27,10 @@ def folder_of_run(config: Config, card: Card, secret: bytes | None) -> Path:
     return artifact.path / FOLDER
 
 
-def is_folder(reference: str) -> bool:
-    """Say whether a reference is a folder, so that a model was meant to be in it."""
-    return Path(reference).is_dir()
+def check_there(reference: Path) -> None:
+    """Raise ModelError where a reference is neither a folder nor a file."""
+    if not reference.exists():
+        raise ModelError(f"{reference}: no such file or folder; a model is its folder, or the CONFIG of a finished run")
 
 
 def info(content: dict[str, Any], sha256: str) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"model        {found['sha256']}",
         f"title        {found['title'].strip()}",
         f"judges       {', '.join(label['name'] for label in found['labels'])}",
-        f"network      arm {network['arm']}, {len(network['seeds'])} seeds, {network['description']}",
+        f"network      arm {network['arm']}, {counted(len(network['seeds']), 'seed')}, {network['description']}",
         f"usable       {'yes' if rule['usable'] else 'no: ' + '; '.join(rule['not_usable_because'])}",
         *(f"operates at  {point}" for point in points),
         *(f"scope        {sentence}" for sentence in found["scope"]),

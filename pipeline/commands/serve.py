@@ -56,7 +56,7 @@ def serve(
     content, sha256 = verified(options.model)
     queue = Queue(queue_folder)
     listener = bound(place.host, place.port)
-    worker = WorkerProcess(queue.root, options, say)
+    worker = WorkerProcess(queue.root, options, lambda line: say(f"serve: {line}"))
     if not place.is_local and place.certificate is None:
         say("serve: others reach this address without https: token and studies cross the network in clear text")
     try:

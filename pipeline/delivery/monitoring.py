@@ -42,11 +42,11 @@ NAMES = {
     "quality": "Not assessable",
 }
 WHAT = {
-    "referral": "{share} of studies with a decision were referred; {expected} is expected",
-    "scores": "{share} of scores below the threshold lie in the upper half of those of calibration patients without "
+    "referral": "of studies with a decision, {share} were referred; {expected} is expected",
+    "scores": "of scores below the threshold, {share} lie in the upper half of those of calibration patients without "
     "the condition; {expected} is expected",
-    "typicality": "{share} of studies are as unusual as {expected} of calibration patients",
-    "quality": "{share} of studies were not assessable; up to {expected} is accepted",
+    "typicality": "of studies, {share} are as unusual as {expected} of calibration patients",
+    "quality": "of studies, {share} were not assessable; up to {expected} is accepted",
 }
 TODO = {
     RECALL: "Have every study read as if there were no model. Look at the missed ones together, then certify again on "
@@ -191,13 +191,13 @@ def _unwatched(kind: str, model: Watched) -> Light:
 def _of_recall(stream: Stream | None, seen: Verification, model: Watched, alarm_at: float) -> Light:
     if seen.why_not:
         others = seen.counts.not_referred
-        drawn = min(seen.audits, others)
-        everyone = " (all there are)" if drawn == others else ""
-        todo = (
-            f"Recall cannot be stated. Draw {counted(drawn, 'study', 'studies')}{everyone} at random from the "
-            f"{others:,} that were not referred, and record their outcomes: if none has the condition, at most "
-            f"{plain_percent(MISSED)} of those not referred are missed."
+        draw = (
+            f"Draw {counted(seen.audits, 'study', 'studies')} at random from the {others:,} that were not referred, "
+            f"and record their outcomes: if none has the condition, at most {plain_percent(MISSED)} of those not "
+            "referred are missed."
         )
+        few = f"{counted(others, 'study was', 'studies were')} not referred, and a part of so few says too little"
+        todo = f"Recall cannot be stated. {draw if seen.audits < others else f'Record all outcomes: {few}.'}"
         return Light(RECALL, None, "amber", f"{seen.why_not[0].upper()}{seen.why_not[1:]}.", todo)
     if stream is None:
         said = "No audited person with the condition yet, so recall cannot be stated."

@@ -58,7 +58,10 @@ class Status:
 
 
 class WorkerProcess:
-    """The process that judges the queue in `root`; `look` starts it anew when it has ended by itself."""
+    """The process that judges the queue in `root`; `look` starts it anew when it has ended by itself.
+
+    `say` is told what it says, and that it has ended, in lines that do not name the command.
+    """
 
     def __init__(self, root: Path, options: Options, say: Callable[[str], None]) -> None:
         self.root, self.options, self.say = root, options, say
@@ -90,7 +93,7 @@ class WorkerProcess:
             pause = PAUSES_S[min(self._ended, len(PAUSES_S) - 1)]
             self._process, self._status = None, Status("ended", why)
             self._ended, self._not_before = self._ended + 1, time.monotonic() + pause
-            self.say(f"serve: the process that judges has ended ({why}); it starts again in {pause:g} s")
+            self.say(f"the process that judges has ended ({why}); it starts again in {pause:g} s")
         elif self._process is None and time.monotonic() >= self._not_before:
             self.start()
         return self._status

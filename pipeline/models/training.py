@@ -71,7 +71,7 @@ def prepare(device: str, threads: int | None) -> torch.device:
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("machine.device is cuda, but torch finds no GPU; use auto or cpu")
+        raise TrainingError("device cuda was asked for, but torch finds no GPU; use auto or cpu")
     # cuBLAS repeats its results only with a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # What use_deterministic_algorithms(True, warn_only=True) does, but for the compiler: it takes seconds to import.

@@ -118,7 +118,7 @@ def _keep(step: Step, store: Store, asked: bool) -> Step:
     nearest, changes = _nearest(step, store)
     reason = _reason(nearest, changes)
     if nearest is None or set(changes) != {"code"}:
-        raise RunError(f"--keep {step.name}: not only its code changed ({reason})")
+        raise RunError(f"--keep {step.name}: not only its code changed ({reason}); leave this --keep out")
     return replace(step, key=nearest.key, kept=reason)
 
 

@@ -33,7 +33,7 @@ class CardLabel(Settings):
     def _disjoint(self) -> CardLabel:
         twice = [value for value, count in Counter([*self.positive, *self.negative, *self.unused]).items() if count > 1]
         if twice:
-            raise ValueError(f"values listed more than once among positive, negative and unused: {twice}")
+            raise ValueError(f"values listed more than once among positive, negative and unused: {', '.join(twice)}")
         return self
 
 

@@ -72,7 +72,9 @@ class Config(Settings):
                 "score.flips needs horizontal among finetune.augmentation.flips: a model cannot judge what it never saw"
             )
         if self.calibrate.arm not in self.finetune.arms:
-            problems.append(f"calibrate.arm {self.calibrate.arm} is not among finetune.arms {self.finetune.arms}")
+            problems.append(
+                f"calibrate.arm {self.calibrate.arm} is not among finetune.arms: {', '.join(self.finetune.arms)}"
+            )
         for arm in (ARMS[name] for name in self.finetune.arms if len(size) not in ARMS[name].axes):
             needed, given = ("2-D", "volumes") if len(size) == 3 else ("3-D", "pictures")
             problems.append(f"finetune.arms names {arm.name}, which needs {needed} images; remove it for {given}")

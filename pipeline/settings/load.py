@@ -130,6 +130,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; name a YAML file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({type(error).__name__})") from error
     if len(text) > MAX_BYTES:
@@ -240,27 +242,31 @@ def _validate(model: type, content: dict, lines: dict[Loc, int], path: Path, pro
         # Through JSON, where strict mode still takes a string as a path but no string as a number.
         return model.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
+        said: set[str] = set()
         for detail in error.errors(include_url=False):
-            problems.append(_describe(model, detail, lines, path))
+            problem, known = _describe(model, detail, lines, path)
+            problems.append(problem if known in said else problem + known)
+            said.add(known)
         return None
 
 
-def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: Path) -> str:
+def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: Path) -> tuple[str, str]:
+    """Return what is wrong, and behind it the names that are known there: they are listed once."""
     loc: Loc = detail["loc"]
     place = _place(loc, lines, path)
     name = ".".join(map(str, loc))
     if detail["type"] == "missing":
-        return f"{place}: {name} is missing"
+        return f"{place}: {name} is missing", ""
     if detail["type"] == "extra_forbidden":
         siblings = _fields(model, loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]), siblings, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(siblings)}"
-        return f"{place}: {name} is not a setting; {hint}"
+        hint, known = (f"; did you mean {near[0]}?", "") if near else ("", f"; known here: {', '.join(siblings)}")
+        return f"{place}: {name} is not a setting{hint}", known
     message = detail["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     given = detail["input"]
     got = f" (got {given!r})" if not isinstance(given, dict) else ""
-    return f"{place}: {name or 'config'}: {message}{got}"
+    return f"{place}: {name + ': ' if name else ''}{message}{got}", ""
 
 
 def _place(loc: Loc, lines: dict[Loc, int], path: Path) -> str:

@@ -166,7 +166,8 @@ def _calibrate(
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
 
     for point in points:
-        log.info(what + (_certified_in_words(point, settings) if point.certificate else point.message))
+        if point.certificate:  # why there is none is said by a finding
+            log.info(what + _certified_in_words(point, settings))
     for warning in warned:
         log.warn(what + str(warning))
     for finding in findings:

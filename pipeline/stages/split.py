@@ -196,8 +196,8 @@ def _labels(inputs: Inputs, archive: Archive, meaning: CardLabel, value_column: 
             (
                 unknown,
                 f"{unknown} of {counted(len(table), 'row')} {'has' if unknown == 1 else 'have'} a value in column "
-                f"{value_column} that is neither {meaning.positive} nor {meaning.negative}; "
-                "add it to label.positive, label.negative or label.unused",
+                f"{value_column} that is neither positive ({', '.join(meaning.positive)}) nor negative "
+                f"({', '.join(meaning.negative)}); add it to label.positive, label.negative or label.unused",
             ),
             (nameless, f"{counted(nameless, 'row has', 'rows have')} nothing in column {join}"),
             (contradicting, contradicting),

@@ -38,7 +38,7 @@ SHA256, USABLE, FORCED, HEAD = "maescreen.sha256", "maescreen.usable", "maescree
 PYFUNC = "pyfunc"
 REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-VERSION_LIKE = re.compile(r"(v[0-9]+|latest)", re.IGNORECASE)  # MLflow's own
+VERSION_LIKE = re.compile(r"(v?[0-9]+|latest)", re.IGNORECASE)  # MLflow's own, and bare numbers
 LONGEST_REASON = 500
 GONE = "gone"  # where the files of a version are that was restored without them: nowhere
 

@@ -206,7 +206,7 @@ def test_the_process_that_judges_is_started_again_and_ends_when_asked(mae, films
         process.look()
         time.sleep(0.05)
     assert result(queue, entry_id)["result"]["score"] is not None
-    assert said == ["serve: the process that judges has ended (exit code -9); it starts again in 1 s"]
+    assert said == ["the process that judges has ended (exit code -9); it starts again in 1 s"]
     pid = process._process.pid
     process.stop()
     assert not Path(f"/proc/{pid}").exists()

@@ -208,7 +208,7 @@ def test_every_problem_of_the_table_at_once_and_no_cell_quoted(tmp_path):
     with pytest.raises(LabelsError) as error:
         make(tmp_path, patients, labels).run("split")
     message = str(error.value)
-    assert "1 of 102 rows has a value in column label that is neither ['ill'] nor ['well']" in message
+    assert "1 of 102 rows has a value in column label that is neither positive (ill) nor negative (well)" in message
     assert "1 row has nothing in column path" in message
     assert "1 image has contradicting labels" in message
     assert "Meier" not in message

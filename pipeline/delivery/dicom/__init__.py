@@ -15,7 +15,5 @@ def kinds(asked: str) -> tuple[str, ...]:
     """Return kinds of DICOM objects from a list with commas, in the order of KINDS. Raises KindsError."""
     named = {one.strip() for one in asked.split(",") if one.strip()}
     if unknown := named - KINDS.keys():
-        raise KindsError(
-            f"--dicom takes {', '.join(KINDS)}, with commas between; {len(unknown)} named are none of them"
-        )
+        raise KindsError(f"--dicom takes {', '.join(KINDS)}, with commas between, not {', '.join(sorted(unknown))}")
     return tuple(kind for kind in KINDS if kind in named)

@@ -27,13 +27,13 @@ def read_token(file: Path) -> str:
     """
     try:
         status = file.stat()
-        content = file.read_bytes()[: MOST_BYTES + 1]
     except FileNotFoundError:
         raise TokenError(f"{file}: no such file; make one with: {MAKE_ONE}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise TokenError(f"{file} is no file")
+        raise TokenError(f"{file} is no file; make one with: {MAKE_ONE}")
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise TokenError(f"{file} can be read or changed by others; allow its owner alone: chmod 600 FILE")
+    content = file.read_bytes()[: MOST_BYTES + 1]
     token = content.decode("ascii", "replace").strip()
     if len(content) > MOST_BYTES or not token.isascii() or not token.isprintable() or " " in token:
         raise TokenError(f"{file} holds no token: expected one line of ASCII without spaces; make one with: {MAKE_ONE}")
