@@ -251,6 +251,39 @@ def test_pictures_with_an_orientation_tag(tag, tmp_path):
     assert np.array_equal(there_and_back(image, mask, how), mask)
 
 
+def saved(picture: pillow.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_values_of_pictures_are_taken_as_they_are():
+    image, mask = read_raster(saved(pillow.fromarray(mask_of((40, 48)) * 80)), POLICY), mask_of((40, 48))
+    palette = pillow.fromarray(mask, "P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 9, 9, 9])
+    named = Structures(("head", "body", "tail"), (1, 2, 300))
+    wide = np.where(mask == 3, np.uint16(300), mask)
+    for data, structures in (
+        (saved(palette), STRUCTURES),
+        (saved(pillow.fromarray(np.stack([mask] * 3, -1))), STRUCTURES),
+        (saved(pillow.fromarray(wide)), named),
+        (saved(pillow.fromarray(wide.astype(np.float32)), "TIFF"), named),
+        (saved(pillow.fromarray(mask), "TIFF", compression="tiff_lzw"), STRUCTURES),
+    ):
+        assert np.array_equal(read_mask(data, image, [], structures, POLICY), mask)
+    bilevel = read_mask(saved(pillow.fromarray(mask == 2)), image, [], Structures(("any",)), POLICY)
+    assert np.array_equal(bilevel, mask == 2)
+    colours = mask[..., None] * np.array([1, 2, 3], np.uint8)
+    for data, reason in (
+        (saved(pillow.fromarray(mask), "JPEG"), "mask_format"),
+        (saved(pillow.fromarray(colours)), "mask_values"),
+        (saved(pillow.fromarray(mask).rotate(90, expand=True)), "mask_size"),
+    ):
+        with pytest.raises(Refused) as refused:
+            read_mask(data, image, [], STRUCTURES, POLICY)
+        assert refused.value.refusal.reason == reason
+
+
 def moved(affine: np.ndarray, **by: float) -> np.ndarray:
     return affine + np.array([[0, 0, 0, by.get("x", 0)], [0, by.get("shear", 0), 0, 0], [0] * 4, [0] * 4])
 
