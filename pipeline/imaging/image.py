@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pipeline.imaging.grid import Grid
+
 HASHED_ROWS = 256
 # Display values are float32, whatever is stored.
 BYTES_PER_PIXEL = 4
@@ -124,6 +126,7 @@ class Image:
     and right side (RAS+ with the axes reversed, so that the slowest comes first). `valid` marks pixels that are not
     padding; None when all are valid. `spacing_mm` has one entry per axis, in the same order. `colour` is float32
     (3, H, W), red, green and blue, of a colour image in a colour task, whose `pixels` are its luminance; else None.
+    `grid` says how `pixels` lie in the file and the patient; None where they lie as stored, and nobody knows where.
     """
 
     pixels: np.ndarray
@@ -133,6 +136,17 @@ class Image:
     polarity_fixed: bool = False
     flags: tuple[str, ...] = ()
     colour: np.ndarray | None = None
+    grid: Grid | None = None
+
+    @property
+    def affine(self) -> np.ndarray | None:
+        """The matrix (4, 4) from an index of `pixels`, slowest axis first, to RAS+ mm; None where unknown."""
+        return None if self.grid is None else self.grid.affine
+
+    @property
+    def file_grid(self) -> Grid:
+        """The grid of `pixels`, also where they lie as they are stored."""
+        return self.grid or Grid.plain(self.pixels.shape)
 
     @property
     def channels(self) -> np.ndarray:

@@ -51,6 +51,14 @@ REASONS = {
     "no_patient": "no patient identifier in header or label table, or only a placeholder that several studies share",
     "duplicate": "the same image or slice of the same patient as another file, which was kept",
     "uid_conflict": "different images under one SOP Instance UID; none is trusted",
+    "mask_format": "a mask that is neither NIfTI, PNG, TIFF nor DICOM SEG, or cannot be read",
+    "mask_contours": "contours (RTSTRUCT) as a mask: convert them to DICOM SEG or NIfTI, in 3D Slicer or plastimatch",
+    "mask_size": "a mask of another size than its image as stored",
+    "mask_position": "a mask whose voxels do not lie on those of its image: direction, spacing or place differ",
+    "mask_reference": "a DICOM SEG about other images than it is named for, or in another frame of reference",
+    "mask_values": "values that label.mask.structures does not name, no whole numbers, or segments that overlap",
+    "mask_without_image": "a mask whose image was refused, or is a copy of another one",
+    "mask_ambiguous": "one of several masks of an image, or a mask that fits several images",
     "ambiguous_name": "the name differs from another file's in nothing but its spelling (Unicode form, separators)",
 }
 

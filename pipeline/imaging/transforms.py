@@ -6,7 +6,7 @@ size → scale the window to uint8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,12 +103,22 @@ class Rendered:
 
     def to_image(self, values: np.ndarray) -> np.ndarray:
         """Return `values` of the array's pixels on those of the image, the nearest for each; 0 beyond the array."""
-        grids = [np.arange(side) for side in self.size]
-        inverse = np.linalg.inv(self.matrix)
-        places = [np.round(grid * inverse[n, n] + inverse[n, -1]).astype(int) for n, grid in enumerate(grids)]
-        inside = [(place >= 0) & (place < side) for place, side in zip(places, values.shape, strict=True)]
-        found = values[np.ix_(*(np.clip(p, 0, s - 1) for p, s in zip(places, values.shape, strict=True)))]
-        return np.where(_outer(inside), found, np.zeros((), values.dtype))
+        return _sampled(values, np.linalg.inv(self.matrix), self.size, 0)
+
+    def of_image(self, values: np.ndarray, beyond: int) -> np.ndarray:
+        """Return `values` of the image's pixels on those of the array, the nearest for each; `beyond` in the padding.
+
+        A structure smaller than a pixel of the array can be lost.
+        """
+        return _sampled(values, self.matrix, self.pixels.shape[1:], beyond)
+
+
+def _sampled(values: np.ndarray, matrix: np.ndarray, size: Sequence[int], beyond: int) -> np.ndarray:
+    """Return `values` at the places to which `matrix` leads from the indices of an array of `size`, the nearest."""
+    places = [np.round(np.arange(side) * matrix[n, n] + matrix[n, -1]).astype(int) for n, side in enumerate(size)]
+    inside = [(place >= 0) & (place < side) for place, side in zip(places, values.shape, strict=True)]
+    found = values[np.ix_(*(np.clip(p, 0, s - 1) for p, s in zip(places, values.shape, strict=True)))]
+    return np.where(_outer(inside), found, np.array(beyond, values.dtype))
 
 
 def _outer(masks: list[np.ndarray]) -> np.ndarray:

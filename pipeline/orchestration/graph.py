@@ -61,9 +61,9 @@ EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (
     Stage(
         "ingest",
-        sources=("studies", "patients", "join", "expected", "key"),
+        sources=("studies", "patients", "join", "expected", "key", "masks"),
         costly=True,
-        incremental=("studies", "patients", "expected"),
+        incremental=("studies", "patients", "expected", "masks"),
     ),
     Stage(
         "split",
@@ -77,7 +77,10 @@ STAGES = (
     ),
     Stage(
         "preprocess",
-        {"ingest": ("images.parquet", "files.parquet"), "split": ("split.parquet", "further_labels.parquet")},
+        {
+            "ingest": ("images.parquet", "files.parquet", "masks.parquet", "structures.json"),
+            "split": ("split.parquet", "further_labels.parquet"),
+        },
         costly=True,
         incremental=("ingest", "split"),
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.imaging import pseudonyms
 from pipeline.orchestration.chosen_studies import chosen_digest
-from pipeline.settings.card import Card, CardColumns
+from pipeline.settings.card import Card, CardColumns, CardMask
 from pipeline.settings.config import Config
 from pipeline.settings.load import read_card
 from pipeline.settings.where import Studies
@@ -34,13 +34,15 @@ def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None,
         used["fonts"] = studies_digest([config.report.fonts], hashes)
     if card.further_labels:
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
+    if card.label.mask is not None:
+        used["masks"] = _masks(data.labels, labels, card.columns, card.label.mask, hashes, code)
     return {
         **used,
         "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),
         "patients": _patients(data.labels, labels, card.columns, hashes, code),
         "join": card.columns.join,
         "labels": labels,
-        "label": sha256_json(card.label.model_dump()),
+        "label": sha256_json(card.label.model_dump(exclude={"mask"})),
         "columns": sha256_json(card.columns.model_dump()),
         "expected": sha256_json(card.expected.model_dump()),
         "splits": sha256_json(card.splits),
@@ -62,6 +64,18 @@ def _patients(file: Path, sha256: str, columns: CardColumns, hashes: SourceHashe
 
     by = [sha256, file.suffix, columns.model_dump(), code_digests("pipeline.labels.identity", code)]
     return hashes.derived(["patients", *by], read)
+
+
+def _masks(file: Path, sha256: str, columns: CardColumns, mask: CardMask, hashes: SourceHashes, code: Code) -> str:
+    """Return the digest of which files are masks of what; the label table is read when it is new."""
+
+    def read() -> str:
+        from pipeline.labels.mask_files import masks_digest
+
+        return masks_digest(mask, columns, file)
+
+    code_of = code_digests("pipeline.labels.mask_files", code)
+    return hashes.derived(["masks", sha256, file.suffix, columns.model_dump(), mask.model_dump(), code_of], read)
 
 
 def _newest_key(config: Config) -> str:

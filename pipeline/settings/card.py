@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +13,8 @@ from pipeline.settings.common import Axis, Settings
 JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
 SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
 NOT_STATED = "not stated"
+# Indices of structures are bytes: 0 is background, 255 means not annotated.
+LARGEST_STRUCTURE = 254
 
 
 class CardLabel(Settings):
@@ -32,6 +35,58 @@ class CardLabel(Settings):
         if twice:
             raise ValueError(f"values listed more than once among positive, negative and unused: {twice}")
         return self
+
+
+class MaskRule(Settings):
+    """From the path of an image to that of its mask, both inside the studies."""
+
+    image: str = Field(description=r"regular expression that fits the whole path of an image, e.g. images/(.+)\.png")
+    mask: str = Field(description=r"path of its mask, with the groups of `image`, e.g. masks/\1_mask.png")
+
+    @model_validator(mode="after")
+    def _expands(self) -> MaskRule:
+        try:
+            re.compile(f"(?:{self.image})|", re.DOTALL).match("").expand(self.mask)  # type: ignore[union-attr]
+        except (re.error, IndexError) as error:
+            raise ValueError(f"image and mask are no expression and its replacement: {error}") from None
+        return self
+
+
+class CardMask(Settings):
+    """Where the masks of the images are, and what their values mean."""
+
+    column: str | None = Field(None, description="column of the label table with the path of the mask in the studies")
+    rule: MaskRule | None = Field(None, description="or how paths of images lead to those of masks")
+    structures: dict[int | Literal["nonzero"], str] = Field(
+        {"nonzero": "lesion"},
+        description="values of the mask, of a DICOM SEG numbers of segments, and what they are; 0 is background. "
+        "nonzero, alone: all values but 0 are the one structure, e.g. of masks of 0 and 255",
+    )
+    others: Literal["refuse", "background"] = Field(
+        "refuse", description="values that `structures` does not name: the mask is refused, or they count as background"
+    )
+
+    @model_validator(mode="after")
+    def _checked(self) -> CardMask:
+        if (self.column is None) == (self.rule is None):
+            raise ValueError("name either `column` or `rule`: where masks are found")
+        keys = list(self.structures)
+        if not keys or ("nonzero" in keys and len(keys) > 1) or len(keys) > LARGEST_STRUCTURE:
+            raise ValueError(f"structures: between 1 and {LARGEST_STRUCTURE} values, or nonzero alone")
+        if any(key != "nonzero" and key < 1 for key in keys):
+            raise ValueError("structures: values are whole numbers from 1 on; 0 is background")
+        if len({*self.structures.values()}) < len(keys):
+            raise ValueError("structures: names must be distinct")
+        return self
+
+
+class MainLabel(CardLabel):
+    """The label that decides: what it means, and where a mask shows it."""
+
+    mask: CardMask | None = Field(
+        None, description="a mask of lesion or organ beside the label; null = images without masks"
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"mask"})
 
 
 class FurtherLabel(CardLabel):
@@ -147,7 +202,7 @@ class Card(Settings):
     source: str = Field(description="where the data comes from")
     licence: str = Field(description="on what terms it may be used")
     attribution: str = Field(description="who is to be named")
-    label: CardLabel
+    label: MainLabel
     further_labels: list[FurtherLabel] = Field(
         default_factory=list,
         description="learned, certified and reported beside the main label, which alone decides page one and the gate: "

@@ -36,6 +36,16 @@ from pipeline.imaging.copies.duplicates import (
 )
 from pipeline.imaging.copies.template_correlation import INVERTED_BELOW, likeness
 from pipeline.imaging.image import MB, Policy
+from pipeline.imaging.masks.examination import (
+    Checked,
+    Pair,
+    check_pair,
+    check_pairs,
+    pair_content,
+    refused_files,
+    settled,
+)
+from pipeline.imaging.masks.structures import Structures
 from pipeline.imaging.padding import padding_of_maker
 from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
 from pipeline.imaging.quarantine import FLAGS, REASONS, Refusal
@@ -52,6 +62,7 @@ from pipeline.labels.identity import (
     row_pseudonym,
     with_patients,
 )
+from pipeline.labels.mask_files import OF_ONE_IMAGE, MaskFiles, find_masks
 from pipeline.labels.path_rules import PathRule, apart, check_paths
 from pipeline.labels.values import read_labels
 from pipeline.store.files import sha256_json, write_json
@@ -66,6 +77,7 @@ from pipeline.store.tables.ingest import (
     QUARANTINE,
 )
 from pipeline.store.tables.io import iterate, merge_pages, return_memory, write_arrow, write_rows, write_table
+from pipeline.store.tables.masks import MASKS
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
@@ -94,7 +106,8 @@ class NothingAccepted(ValueError):
 
 def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave `images`, `files`, `quarantine`, `quality` and `near_duplicates`, all Parquet, `contact_sheet.png`, and
-    `summary.json`; every file received is in `files` or in `quarantine`.
+    `summary.json`; every file received is in `files` or in `quarantine`. Where the card has masks, these are no images:
+    they are in `masks`, checked against their images, or in `quarantine`; `structures.json` says what they show.
 
     Batches are journalled in `work`, so that a killed run goes on where it was. Raises NothingAccepted when no image
     was, SourcesError and LabelsError when sources or label table cannot be used as a whole.
@@ -104,6 +117,10 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     sources = apart(find_sources(inputs.studies, inputs.labels, columns.path is not None, choice, follow))
     if not sources:
         raise NothingAccepted("there is no file under data.studies", NO_FILES)
+    received, masks = len(sources), None
+    if (mask := inputs.card.label.mask) is not None:
+        masks = find_masks(mask, columns, inputs.labels, sources, inputs.secret)
+        sources = masks.images(sources)
     named = _named(inputs, sources, log)
     limits = Limits.from_settings(settings.model_dump(), inputs.card.expected.model_dump())
     rules = Rules(Policy.from_settings(settings.model_dump()), limits, inputs.secret, columns.join)
@@ -124,11 +141,21 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     del kept
     return_memory()
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
-    if used + len(quarantine) != len(sources):
-        raise RuntimeError(f"{len(sources)} files received, but {used} + {len(quarantine)} have a verdict")
+    of_images = refused = pd.DataFrame()
+    if mask is not None and masks is not None:
+        structures = Structures.from_card(mask.model_dump())
+        write_json(work / "structures.json", asdict(structures))
+        verdicts = _check_masks(settings, structures, masks, archive, (images, files), rules, inputs, work, log)
+        of_images, refused = _settle_masks(verdicts, masks, inputs.secret)
+        used += of_images["source_id"].nunique()
+        quarantine = pd.concat([quarantine, refused], ignore_index=True)
+    if used + len(quarantine) != received:
+        raise RuntimeError(f"{received} files received, but {used} + {len(quarantine)} have a verdict")
     images, near, odd = _compare(settings, images, work)
     return_memory()
     summary = _summary(images, files, quarantine, {**duplicates, **odd}, inputs.secret)
+    if masks is not None:
+        summary |= _of_masks(summary, masks, of_images, refused)
     summary["identity"] = asdict(identity) | {"objection": objection(identity, columns.patient_from)}
     for remark in [objection(identity, columns.patient_from), *remarks(identity)]:
         if remark:
@@ -553,6 +580,87 @@ def _compare(
     return images, near, {"near_duplicates": len(near), "near_duplicates_across_patients": len(across)}
 
 
+# ---------------------------------------------------------------- masks
+
+
+def _check_masks(
+    settings: IngestSettings,
+    structures: Structures,
+    masks: MaskFiles,
+    archive: _Archive,
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+    rules: Rules,
+    inputs: Inputs,
+    work: Path,
+    log: RunLog,
+) -> pd.DataFrame:
+    """Leave and return `masks.parquet`: the verdict on each mask for each image that it is named for."""
+    (images, files), columns, secret = tables, inputs.card.columns, inputs.secret
+    row_ids = archive.row_ids(PathRule(**columns.path_rule)) if columns.join == "path" else {}
+    named = masks.of_images(files, images, row_ids, columns, secret)
+    by_id = {path_pseudonym(secret, source.place): source for source in masks.sources}
+    parts = files[files["image_id"].isin(named["image_id"])].sort_values(["image_id", "part"])
+    found = archive.chosen({*parts["source_id"]})
+    members = {
+        str(image): tuple(Member(n, found[n], s) for n, s in zip(group["source_id"], group["sha256"], strict=True))
+        for image, group in parts.groupby("image_id")
+    }
+    facts = images.set_index("image_id")[["axes", "pixel_hash"]]
+    stored = {name: archive.stored_sha256(source) for name, source in by_id.items()}
+    pairs = []
+    for image, name in named.itertuples(index=False):
+        axes, pixels = facts.loc[image]
+        content = pair_content(stored[name], pixels, [one.sha256 for one in members[image]], structures)
+        pairs.append(Pair(image, name, by_id[name], members[image], int(axes), pixels, content))
+    before = []
+    if inputs.previous is not None and "masks.parquet" in inputs.previous.record["files"]:
+        before = pq.read_table(inputs.previous.file("masks.parquet")).to_pylist()
+    pool = _pool(settings, inputs, SERIES_TIMEOUT_FACTOR)
+    rows = check_pairs(partial(_check_mask, structures, rules.policy), pairs, before, pool, work / JOURNAL)
+    of_one_image = masks.by_rule or columns.join in OF_ONE_IMAGE
+    verdicts = settled(log.track(rows, "masks", total=len(pairs)), of_one_image)
+    if inputs.lookup:
+        Lookup(inputs.lookup).add(("path", name, one.place.replace("\0", "/")) for name, one in by_id.items())
+    write_table(work / "masks.parquet", verdicts, MASKS)
+    return verdicts
+
+
+def _check_mask(structures: Structures, policy: Policy, pair: Pair) -> Checked:
+    # Here, so that the workers that examined the images, which have this module, are kept.
+    return check_pair(structures, policy, pair)
+
+
+def _settle_masks(verdicts: pd.DataFrame, masks: MaskFiles, secret: bytes) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of masks that are those of images, and the quarantine of the others.
+
+    Raises ValueError when not one mask can be used.
+    """
+    by_id = {path_pseudonym(secret, source.place): source for source in masks.sources}
+    refused, used = refused_files(verdicts, by_id), verdicts[verdicts["reason"] == ""]
+    if used.empty:
+        counts = refused["reason"].value_counts()
+        reasons = ", ".join(f"{count} {reason} ({REASONS[str(reason)]})" for reason, count in counts.items())
+        raise ValueError(
+            f"none of {counted(len(by_id), 'mask')} can be used: {reasons}; correct label.mask in the card"
+        )
+    return used, refused
+
+
+def _of_masks(
+    summary: Mapping[str, Any], masks: MaskFiles, used: pd.DataFrame, refused: pd.DataFrame
+) -> dict[str, Any]:
+    """Return what the summary says of masks, and the files received with them."""
+    reasons = {str(reason): int(count) for reason, count in refused["reason"].value_counts().sort_index().items()}
+    counts = {
+        "files": len(masks.sources),
+        "accepted": int(used["source_id"].nunique()),
+        "images": int(used["image_id"].nunique()),
+        "named_but_missing": masks.missing,
+        "refused": reasons,
+    }
+    return {"received": summary["received"] + counts["accepted"], "masks": counts}
+
+
 # ---------------------------------------------------------------- what is said of it
 
 
@@ -613,6 +721,15 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
         f"{counted(summary['patients'], 'patient')} accepted, "
         f"{counted(sum(summary['quarantined'].values()), 'file')} quarantined"
     )
+    if masks := summary.get("masks"):
+        images = counted(masks["images"], "image")
+        log.info(f"{masks['accepted']} of {counted(masks['files'], 'mask')} accepted, for {images}")
+        if lost := sum(masks["refused"].values()) + masks["named_but_missing"]:
+            log.warn(
+                f"{counted(lost, 'mask')} cannot be used: "
+                + ", ".join(f"{count} {reason}" for reason, count in masks["refused"].items())
+                + (f", {masks['named_but_missing']} named without a file" if masks["named_but_missing"] else "")
+            )
     if summary["quarantined"]:
         log.info(f"quarantined: {_reasons(summary)}")
     if summary["flags"]:

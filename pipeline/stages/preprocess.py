@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -19,6 +20,9 @@ from monai.data import set_track_meta
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.image import Policy
+from pipeline.imaging.masks.prepared import Masks, mask_grid, remarks
+from pipeline.imaging.masks.reading import read_mask
+from pipeline.imaging.masks.structures import NOT_ANNOTATED, Structures
 from pipeline.imaging.pseudonyms import path_pseudonym
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.read import load_image
@@ -26,6 +30,7 @@ from pipeline.imaging.transforms import CHANNELS, Rendered, Rendering, render
 from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_json, write_json
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.masks import MASK_GRID, MASKS, mask_name
 from pipeline.store.tables.preprocess import INDEX
 from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.split import FURTHER_LABELS, SPLIT, SPLITS
@@ -54,8 +59,8 @@ NO_LIMITS = Policy(
 )
 # The files of one image, in order, each with its SHA-256.
 Parts = tuple[tuple[Source, str], ...]
-# Array file, row in it, padding, and what was cut out of a rendered image.
-Place = tuple[Path, int, Sequence[float], Sequence[int]]
+# Array file, row in it, padding, what was cut out of a rendered image, and the array file of masks, if there is one.
+Place = tuple[Path, int, Sequence[float], Sequence[int], Path | None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,10 @@ class Shard:
 
 def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
     """Leave uint8 arrays `<split>-<number>.npy` of shape (N, C, H, W) or (N, 1, D, H, W), their indices, a summary,
-    and with `crop` a table of what was cut out of each image.
+    and with `crop` a table of what was cut out of each image. Where the dataset has masks, there is a file
+    `masks-<split>-<number>.npy`, uint8 (N, H, W) or (N, D, H, W), beside each: the index of the structure that a pixel
+    shows, 0 for none, 255 where nobody said (images without a mask, padding), and `mask_grid.parquet` with the spacing
+    of the arrays.
 
     Further labels, if there are any, are divided by split, so that later stages see those of their own images alone.
     Finished shards are kept when a killed run goes on, and images that an earlier artifact has are copied: other labels
@@ -96,14 +104,15 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     how = Rendering.from_settings(settings.model_dump())
     scratch = work / SCRATCH
     scratch.mkdir(exist_ok=True)
+    masks = _masks(inputs, found)
     shards = list(_shards(rows, settings.shard_size))
     todo = [shard for shard in shards if not (_page(scratch, shard).exists() and (work / shard.name).exists())]
     start = sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in todo)
-    contents = _contents(rows, parts)
+    contents = _contents(rows, parts, masks)
     before = _before(inputs.previous, contents)
     if before:
         log.info(f"{counted(len(before), 'image is', 'images are')} taken over from an earlier artifact")
-    written = (None for shard in todo for _ in _write_shard(shard, parts, before, how, work, inputs.machine))
+    written = (None for shard in todo for _ in _write_shard(shard, parts, before, how, masks, work, inputs.machine))
     for _ in log.track(written, "images", total=len(rows), start=start):
         pass
     pages = [read_json(_page(scratch, shard)) for shard in shards]
@@ -114,8 +123,14 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     for path in inputs.files("split", "further_labels.parquet"):
         _write_further_labels(read_table(path, FURTHER_LABELS), rows, work)
     summary = _summary(settings, rows, padding)
+    fields = {image: field for page in pages for image, field in page["fields"].items()}
+    if masks is not None:
+        shown = {image: counts for page in pages for image, counts in page["shown"].items()}
+        summary["masks"] = masks.summary(rows, shown)
+        for remark in remarks(summary["masks"]):
+            log.warn(remark)
+        write_table(work / "mask_grid.parquet", mask_grid(rows, padding, fields, how.image_size), MASK_GRID)
     if settings.crop == "field_of_view":
-        fields = {image: field for page in pages for image, field in page["fields"].items()}
         summary["field_of_view"] = _write_fields(fields, work)
         if lost := summary["field_of_view"]["not_found"]:
             log.warn(
@@ -132,11 +147,19 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
 def _rows(inputs: Inputs) -> pd.DataFrame:
     """Return the images to prepare with label, split, source and SHA-256, ordered by image_id."""
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)[
-        ["image_id", "axes", "pixel_hash", "spacing_mm"]
+        ["image_id", "axes", "pixel_hash", "spacing_mm", "rows", "columns", "slices"]
     ]
     chosen = read_table(inputs.file("split", "split.parquet"), SPLIT)
     rows = chosen.merge(images, on="image_id", how="left", validate="one_to_one")
     return rows.sort_values("image_id", ignore_index=True)
+
+
+def _masks(inputs: Inputs, found: Mapping[str, Source]) -> Masks | None:
+    """Return the masks that ingest accepted; None where the dataset has none. Raises ValueError when one is gone."""
+    if not (tables := inputs.files("ingest", "masks.parquet")):
+        return None
+    structures = Structures.from_json(read_json(inputs.file("ingest", "structures.json")))
+    return Masks.of(read_table(tables[0], MASKS), structures, found)
 
 
 def _check_fits(rows: pd.DataFrame, settings: PreprocessSettings) -> None:
@@ -167,10 +190,14 @@ def _page(scratch: Path, shard: Shard) -> Path:
     return scratch / f"{shard.name}.json"
 
 
-def _contents(rows: pd.DataFrame, parts: Mapping[str, Parts]) -> dict[str, str]:
-    """Return a digest of what each image is made of."""
+def _contents(rows: pd.DataFrame, parts: Mapping[str, Parts], masks: Masks | None) -> dict[str, str]:
+    """Return a digest of what each image is made of, its mask with it."""
     facts = zip(rows["image_id"], rows["axes"], rows["pixel_hash"], strict=True)
-    return {name: sha256_json([int(axes), pixels, [one for _, one in parts[name]]]) for name, axes, pixels in facts}
+    of_mask = {} if masks is None else masks.contents
+    return {
+        name: sha256_json([int(axes), pixels, [one for _, one in parts[name]], *of_mask.get(name, ())])
+        for name, axes, pixels in facts
+    }
 
 
 def _before(artifact: Artifact | None, contents: Mapping[str, str]) -> dict[str, Place]:
@@ -188,27 +215,44 @@ def _before(artifact: Artifact | None, contents: Mapping[str, str]) -> dict[str,
         table = read_table(artifact.file("field_of_view.parquet"), FIELD_OF_VIEW)
         fields = {name: [int(value) for value in row] for name, *row in table.itertuples(index=False)}
     cut = [fields.get(name, []) for name in index["image_id"]]
-    places = zip(index["shard"].map(files), index["row"], index["padding"], cut, strict=True)
+    masks = {shard: artifact.file(mask) for shard in files if (mask := mask_name(shard)) in artifact.record["files"]}
+    masks = [masks.get(shard) for shard in index["shard"]]
+    places = zip(index["shard"].map(files), index["row"], index["padding"], cut, masks, strict=True)
     return dict(zip(index["image_id"], places, strict=True))
 
 
-def _copy(before: Mapping[str, Place], ids: Sequence[str], array: np.ndarray) -> Iterator[str]:
-    """Fill the rows of those images that were there before; yield each."""
+def _copy(
+    before: Mapping[str, Place], ids: Sequence[str], array: np.ndarray, shown: np.ndarray | None
+) -> Iterator[str]:
+    """Fill the rows of those images that were there before, and of their masks; yield each."""
     wanted = [(str(before[name][0]), row, name) for row, name in enumerate(ids) if name in before]
     for file, group in groupby(sorted(wanted), key=itemgetter(0)):
         pixels = np.load(file, mmap_mode="r", allow_pickle=False)
         for _, row, name in group:
             array[row] = pixels[before[name][1]]
+            # Without a mask file, no image of that artifact had a mask: this one's would have made its content another.
+            if shown is not None and (mask := before[name][4]) is not None:
+                shown[row] = np.load(mask, mmap_mode="r", allow_pickle=False)[before[name][1]]
             yield name
 
 
 def _write_shard(
-    shard: Shard, parts: Mapping[str, Parts], before: Mapping[str, Place], how: Rendering, work: Path, machine: Machine
+    shard: Shard,
+    parts: Mapping[str, Parts],
+    before: Mapping[str, Place],
+    how: Rendering,
+    masks: Masks | None,
+    work: Path,
+    machine: Machine,
 ) -> Iterator[None]:
-    """Write one array atomically and note the padding of its images; yield once per image."""
+    """Write one array, and that of the masks, atomically, and note the padding of its images; yield once per image."""
     ids = list(shard.rows["image_id"])
     rows = shard.rows[["image_id", "axes", "pixel_hash"]].to_dict("records")
-    items = {n: (parts[row["image_id"]], row["axes"], row["pixel_hash"]) for n, row in enumerate(rows)}
+    of_image = {} if masks is None else masks.files
+    items = {
+        n: (parts[row["image_id"]], row["axes"], row["pixel_hash"], of_image.get(row["image_id"]))
+        for n, row in enumerate(rows)
+    }
     left = [n for n, name in enumerate(ids) if name not in before]
     batches = {start: left[start : start + IMAGES_PER_TASK] for start in range(0, len(left), IMAGES_PER_TASK)}
     tasks = {start: [items[n] for n in batch] for start, batch in batches.items()}
@@ -216,38 +260,66 @@ def _write_shard(
     fields: dict[str, list[int]] = {}
     problems: dict[str, list[str]] = {}
     pool = Pool(machine.workers, TIMEOUT_S, machine.backend, machine.scheduler)
-    with atomic(work / shard.name) as temporary:
+    counts: dict[str, list[int]] = {}
+    structures = None if masks is None else masks.structures
+    with ExitStack() as stack:
         shape = (len(items), how.channel_count, *how.image_size)
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        for name in _copy(before, ids, array):
+        array = _new_array(stack.enter_context(atomic(work / shard.name)), shape)
+        shown = None
+        if structures is not None:
+            shown = _new_array(stack.enter_context(atomic(work / mask_name(shard.name))), (shape[0], *shape[2:]))
+            shown[:] = NOT_ANNOTATED
+        for name in _copy(before, ids, array, shown):
             padding[name], fields[name] = [int(side) for side in before[name][2]], list(before[name][3])
             yield
-        for start, results in each_batch(partial(_render, how), tasks, pool, work / SCRATCH):
+        for start, results in each_batch(partial(_render, how, structures), tasks, pool, work / SCRATCH):
             for row, result in zip(batches[start], results, strict=True):
-                if isinstance(result, Rendered):
-                    array[row] = result.pixels
-                    padding[ids[row]] = list(result.padding)
-                    fields[ids[row]] = [int(result.cropped), *result.box]
-                else:
+                if isinstance(result, Refusal):
                     problems.setdefault(_problem(result), []).append(ids[row])
+                else:
+                    rendered, mask = result
+                    array[row] = rendered.pixels
+                    padding[ids[row]] = list(rendered.padding)
+                    fields[ids[row]] = [int(rendered.cropped), *rendered.box]
+                    if shown is not None and mask is not None:
+                        shown[row] = mask
                 yield
         array.flush()
         del array
+        if structures is not None and shown is not None:
+            counts = {name: structures.counts(shown[row]) for row, name in enumerate(ids) if name in of_image}
+            shown.flush()
+            del shown
         if problems:
             listed = (f"{len(images)} images: {text} (first: {min(images)})" for text, images in problems.items())
             raise ValueError("; ".join(sorted(listed)))
-    write_json(_page(work / SCRATCH, shard), {"padding": padding, "fields": fields})
+    page = {"padding": padding, "fields": fields}
+    write_json(_page(work / SCRATCH, shard), page if masks is None else {**page, "shown": counts})
 
 
-def _render(how: Rendering, item: tuple[Parts, int, str]) -> Rendered | Refusal:
-    parts, axes, pixel_hash = item
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _render(
+    how: Rendering, structures: Structures | None, item: tuple[Parts, int, str, tuple[Source, str] | None]
+) -> tuple[Rendered, np.ndarray | None]:
+    parts, axes, pixel_hash, mask = item
     torch.set_num_threads(1)  # the processes share the cores already
     set_track_meta(False)  # half the time of a small image would go into noting what was done to it
     contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source, _ in parts]
     if any(sha256_bytes(data) != sha256 for data, (_, sha256) in zip(contents, parts, strict=True)):
         raise Refused("unreadable", "changed since ingest")
     policy = replace(NO_LIMITS, keep_colour=how.channel_count > 1)
-    return render(load_image(contents, axes, pixel_hash, policy), how)
+    image = load_image(contents, axes, pixel_hash, policy)
+    rendered = render(image, how)
+    if structures is None or mask is None:
+        return rendered, None
+    data = read_bytes(mask[0], NO_LIMITS.max_file_bytes)
+    if sha256_bytes(data) != mask[1]:
+        raise Refused("unreadable", "changed since ingest")
+    indices = read_mask(data, image, contents, structures, NO_LIMITS)
+    return rendered, rendered.of_image(indices, NOT_ANNOTATED)
 
 
 def _problem(refusal: Refusal) -> str:

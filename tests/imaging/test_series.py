@@ -71,7 +71,7 @@ def test_every_voxel_holds_the_value_of_its_place(case, tmp_path):
         into.stored[...] = voxels
         turned, spacing_mm = into.canonical, into.spacing_mm
         assert turned.flags.c_contiguous
-        expected = value_through(into.affine, turned.shape) + volume.add
+        expected = value_through(into.grid.affine, turned.shape) + volume.add
         assert np.abs(turned - expected)[~np.isnan(turned)].max() < case.tolerance
         pixels, expected_spacing_mm = volume.canonical()
         assert spacing_mm == pytest.approx(expected_spacing_mm, rel=0.01)
@@ -364,9 +364,9 @@ def test_from_every_orientation_to_the_canonical_one(axes, signs):
     voxels = value_through(affine, (4, 5, 6))
     into = canvas(voxels.shape, affine, np.float64)
     into.stored[...] = voxels
-    assert np.allclose(into.canonical, value_through(into.affine, into.canonical.shape))
-    assert (np.diag(into.affine[2::-1, :3]) > 0).all()  # superior, anterior, right
-    assert into.spacing_mm == pytest.approx(np.abs(into.affine[:3, :3]).max(axis=0).tolist())
+    assert np.allclose(into.canonical, value_through(into.grid.affine, into.canonical.shape))
+    assert (np.diag(into.grid.affine[2::-1, :3]) > 0).all()  # superior, anterior, right
+    assert into.spacing_mm == pytest.approx(np.abs(into.grid.affine[:3, :3]).max(axis=0).tolist())
     assert into.canonical.flags.c_contiguous
     image = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
     assert np.array_equal(into.canonical, np.asarray(image.dataobj).transpose(2, 1, 0))

@@ -30,6 +30,7 @@ def make_card(
     expected: Mapping[str, list[str]] | None = None,
     positive: Sequence[str] = ("ill",),
     negative: Sequence[str] = ("well",),
+    mask: Mapping[str, Any] | None = None,
     **columns: str,
 ) -> Card:
     """Return a card whose label column says `ill` or `well`, if nothing else is asked for."""
@@ -51,6 +52,7 @@ def make_card(
                 "reference_standard": "r",
                 "positive": [*positive],
                 "negative": [*negative],
+                "mask": mask,
             },
         }
     )

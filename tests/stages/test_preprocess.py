@@ -100,7 +100,7 @@ def test_other_labels_and_splits_render_nothing_again_and_a_new_file_itself_alon
     rendered = []
 
     def noted(task, batches, *rest):
-        rendered.extend(source.path for batch in batches.values() for parts, _, _ in batch for source, _ in parts)
+        rendered.extend(source.path for batch in batches.values() for parts, *_ in batch for source, _ in parts)
         return each_batch(task, batches, *rest)
 
     monkeypatch.setattr("pipeline.stages.preprocess.each_batch", noted)

@@ -27,6 +27,7 @@ from pipeline.imaging.colour import Planes, planes_of, to_srgb
 from pipeline.imaging.display import Display, display
 from pipeline.imaging.formats.decoding import COLOUR, GREY, check_size, contradicts, decode, frame_count, integer
 from pipeline.imaging.formats.dicom_geometry import GEOMETRY_ELEMENTS
+from pipeline.imaging.grid import Grid
 from pipeline.imaging.image import LARGEST_SPACING_MM, About, Identity, Image, Part, Policy
 from pipeline.imaging.quarantine import Refused
 
@@ -294,12 +295,12 @@ def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -
     else:
         shown = display(stored, dataset)
         planes = Planes(shown.values)
-    values, valid, colour = shown.values, shown.valid, planes.colour
+    values, valid, colour, grid = shown.values, shown.valid, planes.colour, None
     ratio = _numbers(dataset, "PixelAspectRatio")
     if spacing_mm is None and ratio is not None and len(ratio) == 2 and min(ratio) > 0 and ratio[0] != ratio[1]:
         values, valid = _squared(values, *ratio), None if valid is None else _squared(valid, *ratio)
         colour = None if colour is None else np.stack([_squared(plane, *ratio) for plane in colour])
-        flags = (*flags, "aspect_corrected")
+        flags, grid = (*flags, "aspect_corrected"), Grid.plain(values.shape, shown.values.shape)
     if isinstance(dataset, FileDataset) and dataset.preamble is None:
         flags = (*flags, "no_preamble")
     if colour is not None and contradicts(dataset):
@@ -312,6 +313,7 @@ def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -
         polarity_fixed=shown.inverted,
         flags=(*shown.flags, *flags),
         colour=colour,
+        grid=grid,
     )
 
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 import zlib
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -110,7 +111,8 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         raise Refused("damaged_pixels", type(error).__name__) from None
     if not np.isfinite(into.canonical).all():
         raise Refused("bad_values", "voxels are not finite")
-    spacing_mm = tuple(length * MM_PER_UNIT.get(unit, 1.0) for length in into.spacing_mm)
+    mm = MM_PER_UNIT.get(unit, 1.0)
+    spacing_mm = tuple(length * mm for length in into.spacing_mm)
     if not all(0 < length < LARGEST_SPACING_MM for length in spacing_mm):
         raise Refused("bad_geometry", "voxel size impossible")
     return Image(
@@ -118,6 +120,7 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         about=About(format="nifti", bits_stored=dtype.itemsize * 8),
         spacing_mm=spacing_mm,
         flags=(*(("units_assumed",) if unit == "unknown" else ()), *((unclear,) if unclear else ())),
+        grid=replace(into.grid, affine=np.diag([mm, mm, mm, 1.0]) @ into.grid.affine),
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image as pillow
 from PIL import ImageFile, ImageOps
 
 from pipeline.imaging.colour import Planes, on_black, planes_of, to_srgb
+from pipeline.imaging.grid import Grid
 from pipeline.imaging.image import BYTES_PER_PIXEL, About, Image, Policy
 from pipeline.imaging.quarantine import Refused
 
@@ -31,15 +32,16 @@ SEPARATE_PLANES, UNSIGNED, SIGNED = 2, 1, 2
 # Where in a PNG its bit depth stands (IHDR).
 PNG_DEPTH = 24
 COLOUR_OR_ALPHA = ("LA", "RGB", "RGBA")
-# From values as stored to a picture as it should be seen, by EXIF orientation (TIFF 6.0, tag 274).
+# From values as stored to a picture as it should be seen, by EXIF orientation (TIFF 6.0, tag 274): which axis of the
+# file is which, and which are reversed then.
 TURNS = {
-    2: lambda v: v[:, ::-1],
-    3: lambda v: v[::-1, ::-1],
-    4: lambda v: v[::-1],
-    5: lambda v: v.swapaxes(0, 1),
-    6: lambda v: v.swapaxes(0, 1)[:, ::-1],
-    7: lambda v: v.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda v: v.swapaxes(0, 1)[::-1],
+    2: ((0, 1), (False, True)),
+    3: ((0, 1), (True, True)),
+    4: ((0, 1), (True, False)),
+    5: ((1, 0), (False, False)),
+    6: ((1, 0), (False, True)),
+    7: ((1, 0), (True, True)),
+    8: ((1, 0), (True, False)),
 }
 
 
@@ -82,7 +84,7 @@ def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
     turn = picture.getexif().get(EXIF_ORIENTATION, 1)
     values = _exact(picture, tags, data)
     if values is not None:
-        bits, values = values.dtype.itemsize * 8, TURNS[turn](values) if turn in TURNS else values
+        bits, values = values.dtype.itemsize * 8, _turned(values, turn)
     else:
         values = _values(ImageOps.exif_transpose(picture) if turn in TURNS else picture)
     values, flags = _in_colour(values, picture, tags) if policy.keep_colour else (values, ())
@@ -96,7 +98,24 @@ def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
         polarity_fixed=inverted,
         flags=("spacing_unknown", *planes.flags, *flags, *(("rotated",) if turn in TURNS else ())),
         colour=planes.colour,
+        grid=turned_grid(turn, planes.pixels.shape) if turn in TURNS else None,
     )
+
+
+def turned_grid(turn: int, shape: tuple[int, ...]) -> Grid:
+    """Return the grid of a picture of `shape`, as it should be seen, whose EXIF orientation is `turn`."""
+    axes, backwards = TURNS[turn]
+    return Grid(shape, (shape[axes[0]], shape[axes[1]]), axes, backwards)
+
+
+def _turned(values: np.ndarray, turn: int) -> np.ndarray:
+    """Return values (H, W) or (H, W, C) as a picture should be seen."""
+    if turn not in TURNS:
+        return values
+    axes, backwards = TURNS[turn]
+    return values.transpose(*axes, *range(2, values.ndim))[
+        tuple(slice(None, None, -1 if b else None) for b in backwards)
+    ]
 
 
 def _exact(picture: ImageFile.ImageFile, tags: Mapping[int, Any], data: bytes) -> np.ndarray | None:

@@ -176,6 +176,7 @@ def _volume(stack: Stack, frames: Sequence[_Frame], incomplete: bool) -> Volume:
             spacing_mm=into.spacing_mm,
             polarity_fixed=inverted,
             flags=tuple(sorted(flags)),
+            grid=into.grid,
         ),
         source_ids=_sources(stack),
         name=f"{identity.series_uid}\0{first.about.identity.sop_instance_uid}\0{first.place.frame}",

@@ -21,6 +21,7 @@ from pipeline.store.tables.ingest import (
     QUARANTINE,
 )
 from pipeline.store.tables.io import Column, Table, read_table, write_table
+from pipeline.store.tables.masks import MASK_GRID, MASKS
 from pipeline.store.tables.preprocess import INDEX
 from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, MARKS, SCORES
@@ -46,6 +47,8 @@ __all__ = [
     "LABEL_FRACTION_SCORES",
     "LABEL_ID",
     "MARKS",
+    "MASKS",
+    "MASK_GRID",
     "MEASURED_COLUMNS",
     "NEAR_DUPLICATES",
     "PATIENT_SCORES",

@@ -1,0 +1,64 @@
+"""What the values of a mask mean: structures by index, 1 to 254; 0 is background, 255 means not annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.imaging.quarantine import Refused
+from pipeline.store.tables.masks import BACKGROUND, NOT_ANNOTATED
+
+__all__ = ["BACKGROUND", "NOT_ANNOTATED", "Structures"]
+
+ANY = "nonzero"
+LISTED = 5  # values in a message
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The structures of a dataset. That of index n, from 1 on, is called `names[n - 1]` and has `values[n - 1]`.
+
+    Without values, any value but 0 is the only structure. With `refuse_others`, no other value may occur, else such
+    ones count as background.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int, ...] = ()
+    refuse_others: bool = True
+
+    @classmethod
+    def from_card(cls, mask: Mapping[str, Any]) -> Structures:
+        """Return what the content of `label.mask` of a card says."""
+        named: dict[int | str, str] = dict(mask["structures"])
+        values = () if ANY in named else tuple(int(value) for value in named)
+        return cls(tuple(named.values()), values, mask["others"] == "refuse")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Structures:
+        """Return the structures that ingest wrote down."""
+        return cls(tuple(content["names"]), tuple(content["values"]), content["refuse_others"])
+
+    def indices(self, values: np.ndarray) -> np.ndarray:
+        """Return the index of the structure at each place, uint8, for the values of a mask.
+
+        Raises Refused when values are no whole numbers, or are not named and have to be.
+        """
+        whole = values.astype(np.int64) if np.isfinite(values).all() else None
+        if whole is None or (values.dtype.kind == "f" and (whole != values).any()):
+            raise Refused("mask_values", "no whole numbers")
+        if not self.values:
+            return (whole != 0).astype(np.uint8)
+        found = np.zeros(values.shape, np.uint8)
+        for index, value in enumerate(self.values, start=1):
+            found[whole == value] = index
+        if self.refuse_others and len(others := np.unique(whole[(found == 0) & (whole != 0)])):
+            listed = ", ".join(map(str, others[:LISTED].tolist()))
+            raise Refused("mask_values", f"{len(others)} not named: {listed}{' ...' if len(others) > LISTED else ''}")
+        return found
+
+    def counts(self, indices: np.ndarray) -> list[int]:
+        """Return the number of pixels of each structure."""
+        return np.bincount(indices.ravel(), minlength=256)[1 : len(self.names) + 1].tolist()
