@@ -28,7 +28,7 @@ from pipeline.store.files import atomic, sha256_bytes, sha256_json
 
 FOLDER = "dicom"
 NO_PICTURE = "sc: the study has no image that was scored"
-SERIES_NUMBERS = {"sr": 9001, "pdf": 9002, "sc": 9003}
+SERIES_NUMBERS = {"sr": 9001, "pdf": 9002, "sc": 9003, "seg": 9004}
 DRAFT = "2.25.0"
 
 
@@ -123,7 +123,7 @@ def make_objects(
         if dataset is None:
             missing.append(NO_PICTURE)
             continue
-        files[kind] = _finished(dataset, kind, source, predictions)
+        files[kind] = finished(dataset, kind, source, predictions)
         uids[kind] = str(dataset.SOPInstanceUID)
         if kind == "sr":
             named = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID, dataset.SOPClassUID)
@@ -152,8 +152,8 @@ def _dataset(
     return secondary_capture(draw(result.picture, f"{verdict}{score}"), result.picture, source)
 
 
-def _finished(dataset: Dataset, kind: str, source: SourceStudy, predictions: Predictions) -> bytes:
-    """Write into an object what all have in common, its UIDs last; return the file."""
+def finished(dataset: Dataset, kind: str, source: SourceStudy, predictions: Predictions) -> bytes:
+    """Write into an object of a kind what all have in common, its UIDs last; return the file."""
     model = predictions.model
     copy_identity(source, dataset)
     add_equipment(dataset, model, source)
