@@ -32,6 +32,13 @@ WORDS = {
         "give half of the image, and an outline near that tells nothing. An outline says where the network took its "
         f"information from. {NO_PROOF}",
     ),
+    "mask": Words(
+        "what the model marked",
+        "what the model marked",
+        "what the model marked",
+        "which pixels the model holds for a structure that it was trained to find",
+        f"About the outlines: they enclose the pixels that the model holds for a structure. {NO_PROOF}",
+    ),
     "activation": Words(
         "half of what raised the network's score",
         "where half of what raised the network's score lay",
