@@ -3,7 +3,9 @@
 What a mask marks is bright in its image, so that arrays can be compared pixel by pixel, wherever they were turned to.
 """
 
+import importlib
 import io
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -81,6 +83,10 @@ def pictures(folder: Path, **mask) -> Archive:
 def prepared(archive: Archive, **settings) -> Archive:
     archive.run("ingest", min_side=8).run("split", fractions=FRACTIONS)
     return archive.run("preprocess", **({"image_size": [40, 48], "shard_size": 7} | settings))
+
+
+def prepared_stage(archive: Archive, stage: str) -> None:
+    archive.run(stage, **({"min_side": 8} if stage == "ingest" else {"image_size": [40, 48], "shard_size": 7}))
 
 
 def opened(archive: Archive, split: str) -> tuple[np.ndarray, MaskArrays]:
@@ -161,6 +167,34 @@ def test_a_changed_mask_is_rendered_again_and_no_other_image(tmp_path, monkeypat
         archive.work(stage).rename(tmp_path / f"{stage}-again")
     assert prepared(archive).files("preprocess") == again
     assert any(np.array_equal(mask, moved // 255) for mask in everything(archive)[1])
+
+
+def test_an_interrupted_run_goes_on_and_leaves_the_same(tmp_path, monkeypatch):
+    archive = prepared(pictures(tmp_path, rule=RULE))
+    expected = {stage: archive.files(stage) for stage in ("ingest", "preprocess")}
+    for module, stage in (("imaging.masks.examination", "ingest"), ("stages.preprocess", "preprocess")):
+        batches_of = importlib.import_module(f"pipeline.{module}").each_batch
+        shutil.rmtree(archive.work(stage))
+        left = [2]
+
+        def stopping(task, batches, *rest, each_batch=batches_of, left=left):
+            for number, results in each_batch(task, batches, *rest):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                yield number, results
+
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.imaging.masks.examination.BATCH", 4)
+            patch.setattr(f"pipeline.{module}.each_batch", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                prepared_stage(archive, stage)
+            again = []
+            patch.setattr(f"pipeline.{module}.each_batch", lambda t, b, *r, e=batches_of: again.append(b) or e(t, b, *r))
+            prepared_stage(archive, stage)
+        # Two batches of masks, or two array files with their masks, were not made a second time.
+        assert len(again[0]) == 4 if stage == "ingest" else len(again) < len(SPLITS) + 3
+        assert archive.files(stage) == expected[stage]
 
 
 def test_every_mask_that_does_not_fit_is_refused_by_name(tmp_path):

@@ -80,6 +80,8 @@ def segmentation(
     )
     _derive_uids(dataset, headers, model)
     dataset["PixelData"].VR = "OB"
+    if "FrameOfReferenceUID" not in dataset:  # of a projection, as much is asked as of the image (PS3.3 C.7.6.1)
+        dataset.PatientOrientation = None
     copy_lossy(source, dataset)
     return dataset
 
