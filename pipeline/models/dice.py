@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.masks import NOT_ANNOTATED
+from pipeline.store.tables.masks import NOT_ANNOTATED
 
 SMOOTHING = 1.0  # pixels; so that an image without a structure asks for none of it
 

@@ -17,19 +17,22 @@ from torch import Tensor
 
 from pipeline.models.augmentation import Augmentation, Draws
 from pipeline.models.images import Images, ImagesError
+from pipeline.models.mask_arrays import MaskArrays, read_masks
 from pipeline.models.randomness import uniform
+from pipeline.store.tables.masks import NOT_ANNOTATED, mask_name
 
-NOT_ANNOTATED = 255
-PREFIX = "masks-"  # of a mask array's file name, before that of its pixels
 WINDOW = 5  # the stream of random numbers that place training windows
 FOCUSED_SHARE = 0.5  # of training windows that are laid round a pixel of a structure, where there is one
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Masks of the images of one or several splits: memory maps by file name, and the structures' names by number."""
+    """Masks of the images of one or several splits, with the structures' names by number.
 
-    arrays: Mapping[str, np.ndarray]
+    `arrays` are memory maps by the file name of their images.
+    """
+
+    arrays: dict[str, np.ndarray]
     structures: Mapping[int, str]
 
     @property
@@ -39,10 +42,7 @@ class Masks:
 
     def of(self, images: Images, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the masks of the images at `rows`, (B, ...) uint8."""
-        index = images.index
-        shards, places = np.asarray(index["shard"])[rows], np.asarray(index["row"])[rows]
-        each = zip(shards, places, strict=True)
-        return np.stack([self.arrays[f"{PREFIX}{shard}"][place] for shard, place in each])
+        return MaskArrays(images.index, self.arrays).at(rows)
 
     def shares(self, images: Images) -> np.ndarray:
         """Return the share of each class among the annotated pixels, (classes,)."""
@@ -52,26 +52,19 @@ class Masks:
         return counts[: self.classes] / max(1, counts[: self.classes].sum())
 
 
-def read_masks(arrays: Sequence[Path], structures: Mapping[str, str], images: Sequence[Images]) -> Masks:
+def masks_of(arrays: Sequence[Path], structures: Mapping[str, str], images: Sequence[Images]) -> Masks:
     """Open the masks of `images`; `structures` are names by number, as `preprocess` leaves them in its summary.
 
     Raises ImagesError, naming every array that is missing, of another size than its pixels or with unknown numbers.
     """
-    opened = {path.name: np.load(path, mmap_mode="r", allow_pickle=False) for path in arrays}
     names = {int(number): name for number, name in structures.items()}
+    opened = {shard: array for part in images for shard, array in read_masks(part, arrays).arrays.items()}
     known = np.isin(np.arange(NOT_ANNOTATED + 1), [0, *names, NOT_ANNOTATED])
-    problems = [] if sorted(names) == [*range(1, 1 + len(names))] else [f"structures are numbered {sorted(names)}"]
-    for part in images:
-        for shard in sorted(set(part.index["shard"])):
-            masks, pixels = opened.get(f"{PREFIX}{shard}"), part.arrays[shard]
-            if masks is None:
-                problems.append(f"{PREFIX}{shard} is missing")
-            elif masks.dtype != np.uint8 or masks.shape != (len(pixels), *pixels.shape[2:]):
-                problems.append(f"{PREFIX}{shard} is {masks.dtype} {masks.shape}; its pixels are {pixels.shape}")
-            elif not all(known[np.unique(mask)].all() for mask in masks):
-                problems.append(f"{PREFIX}{shard} holds numbers that are no structure")
-    if problems:
-        raise ImagesError("masks cannot be read: " + "; ".join(problems))
+    strange = [
+        mask_name(shard) for shard, masks in opened.items() if not all(known[np.unique(one)].all() for one in masks)
+    ]
+    if strange:
+        raise ImagesError(f"masks hold numbers that are no structure: {', '.join(strange)}")
     return Masks(opened, names)
 
 

@@ -38,10 +38,11 @@ from pipeline.models.distributed import from_leader, leads
 from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
 from pipeline.models.labelled_patients import labelled_subsets, same_steps
-from pipeline.models.masks import PREFIX, Masks, read_masks
+from pipeline.models.masks import Masks, masks_of
 from pipeline.models.training import TrainingError, hardware
 from pipeline.models.vit import EncoderSpec
 from pipeline.store.files import read_json, sha256_file, write_json
+from pipeline.store.tables.masks import mask_name
 from pipeline.tasks.registry import TASKS
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ def _masks(inputs: Inputs, images: Sequence[Images]) -> Masks | None:
     summary = read_json(inputs.file("preprocess", "summary.json"))
     if "masks" not in summary:
         return None
-    arrays = [path for name in ("train", "tune") for path in inputs.files("preprocess", f"{PREFIX}{name}-*.npy")]
-    masks = read_masks(arrays, summary["masks"]["structures"], images)
+    arrays = [path for name in ("train", "tune") for path in inputs.files("preprocess", mask_name(f"{name}-*.npy"))]
+    masks = masks_of(arrays, summary["masks"]["structures"], images)
     for name, part in zip(("train", "tune"), images, strict=True):
         if not masks.shares(part)[1:].any():
             raise TrainingError(

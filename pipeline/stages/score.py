@@ -14,10 +14,10 @@ import torch
 from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, Model
 from pipeline.models.images import Images, read_images
 from pipeline.models.marks import Mark
-from pipeline.models.masks import NOT_ANNOTATED
 from pipeline.models.training import prepare
 from pipeline.store.files import atomic, read_json, write_json
 from pipeline.store.tables.io import INTEGER, read_table, write_table
+from pipeline.store.tables.masks import NOT_ANNOTATED
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, MARKS, SCORES
 
 if TYPE_CHECKING:

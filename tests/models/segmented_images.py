@@ -9,10 +9,11 @@ import torch
 from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, Start
 from pipeline.models.images import Images
-from pipeline.models.masks import NOT_ANNOTATED, PREFIX, Masks
+from pipeline.models.masks import Masks
 from pipeline.models.training import Hardware
 from pipeline.models.vit import EncoderSpec, build_encoder
 from pipeline.settings.training import FinetuneSettings
+from pipeline.store.tables.masks import NOT_ANNOTATED
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -54,7 +55,7 @@ def data_of(axes: int, train: int = 40, tune: int = 8) -> ArmData:
     starts = {name: start for name, arm in ARMS.items() if arm.encoder in ("pretrained", "imported")}
     parts = {name: balls(count, axes, seed) for seed, (name, count) in enumerate((("train", train), ("tune", tune)))}
     parts["train"][1][1] = NOT_ANNOTATED
-    masks = Masks({f"{PREFIX}{name}-000.npy": masks for name, (_, masks, _) in parts.items()}, STRUCTURES)
+    masks = Masks({f"{name}-000.npy": masks for name, (_, masks, _) in parts.items()}, STRUCTURES)
     images = {name: images_of(name, pixels, labels) for name, (pixels, _, labels) in parts.items()}
     return ArmData(images["train"], images["tune"], spec, starts, Hardware(CPU), masks)
 

@@ -23,7 +23,7 @@ from pipeline.models.encoder_test import encoder_test
 from pipeline.models.finished import Finished, Maps
 from pipeline.models.images import ImagesError
 from pipeline.models.marks import Suspects, marks_of
-from pipeline.models.masks import NOT_ANNOTATED, cut_windows, moved, read_masks
+from pipeline.models.masks import cut_windows, masks_of, moved
 from pipeline.models.reading import read_model
 from pipeline.models.segmentation_decoder import Decoder, levels_of
 from pipeline.models.segmenter import SegmentationSpec, Segmenter, cut_positions
@@ -32,6 +32,7 @@ from pipeline.models.vit import EncoderSpec, build_encoder
 from pipeline.models.windows import lesion_logit, slabs, starts
 from pipeline.store.files import read_json, sha256_file, write_json
 from pipeline.store.runlog import RunLog
+from pipeline.store.tables.masks import NOT_ANNOTATED
 from pipeline.tasks.segmentation import remarks, train
 
 # ---------------------------------------------------------------- decoder
@@ -147,15 +148,15 @@ def test_masks_that_do_not_fit_their_images_are_named(tmp_path):
 
     def read(array: np.ndarray):
         np.save(path, array)
-        return read_masks([path], {"1": "ball"}, [images])
+        return masks_of([path], {"1": "ball"}, [images])
 
     assert read(np.ones((3, 8, 8), np.uint8)).structures == {1: "ball"}
-    with pytest.raises(ImagesError, match=r"masks-train-000.npy is uint8 \(3, 8, 9\); its pixels are \(3, 1, 8, 8\)"):
+    with pytest.raises(ImagesError, match=r"masks-train-000.npy is uint8 \(3, 8, 9\), its images are \(3, 1, 8, 8\)"):
         read(np.ones((3, 8, 9), np.uint8))
-    with pytest.raises(ImagesError, match="holds numbers that are no structure"):
+    with pytest.raises(ImagesError, match=r"hold numbers that are no structure: masks-train-000.npy"):
         read(np.full((3, 8, 8), 2, np.uint8))
     with pytest.raises(ImagesError, match=r"masks-train-000.npy is missing"):
-        read_masks([], {"1": "ball"}, [images])
+        masks_of([], {"1": "ball"}, [images])
 
 
 # ---------------------------------------------------------------- windows and scores

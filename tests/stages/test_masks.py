@@ -190,7 +190,9 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same(tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 prepared_stage(archive, stage)
             again = []
-            patch.setattr(f"pipeline.{module}.each_batch", lambda t, b, *r, e=batches_of: again.append(b) or e(t, b, *r))
+            patch.setattr(
+                f"pipeline.{module}.each_batch", lambda t, b, *r, e=batches_of: again.append(b) or e(t, b, *r)
+            )
             prepared_stage(archive, stage)
         # Two batches of masks, or two array files with their masks, were not made a second time.
         assert len(again[0]) == 4 if stage == "ingest" else len(again) < len(SPLITS) + 3

@@ -16,12 +16,12 @@ from pipeline.inference.ensemble import Ensemble
 from pipeline.inference.model_folder import ModelError, check_golden, write_golden
 from pipeline.models.dice import dice
 from pipeline.models.images import ImagesError
-from pipeline.models.masks import NOT_ANNOTATED
 from pipeline.models.training import TrainingError
 from pipeline.stages import finetune as stage
 from pipeline.store.files import read_json, write_json
 from pipeline.store.runlog import RunLog
 from pipeline.store.tables.io import read_table, write_table
+from pipeline.store.tables.masks import NOT_ANNOTATED
 from pipeline.store.tables.preprocess import INDEX
 from pipeline.store.tables.score import MARKS, SCORES
 from pipeline.store.versions import package_versions, runtime_versions
