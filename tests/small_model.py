@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, seal
 from pipeline.inference.rule import OperatingPoint, Rule
 from pipeline.models.arms import finish
 from pipeline.models.classifier import Classifier
+from pipeline.models.segmenter import SegmentationSpec, Segmenter
 from pipeline.models.vit import EncoderSpec
 from pipeline.statistics.calibrators import LogisticCalibrator
 from pipeline.store.files import sha256_json, write_json
@@ -27,20 +30,38 @@ SIZE = (32, 32)
 POLICY = Policy(max_file_bytes=20_000_000, max_pixel_bytes=20_000_000, min_side=8)
 
 
-def small_model(folder: Path, *, threshold: float = 0.0, usable: bool = True, seed: int = 3, further: int = 0) -> Path:
-    """Write a model folder as `package` leaves it; it refers from `threshold` on."""
-    spec = EncoderSpec(SIZE, (8, 8), 1, 48, 2, 4, (0.5,), (0.25,))
+def small_model(
+    folder: Path,
+    *,
+    threshold: float = 0.0,
+    usable: bool = True,
+    seed: int = 3,
+    further: int = 0,
+    size: tuple[int, ...] = SIZE,
+    structures: Mapping[int, str] | None = None,
+) -> Path:
+    """Write a model folder as `package` leaves it; it refers from `threshold` on, and segments `structures`."""
+    spec = EncoderSpec(size, (8,) * len(size), 1, 48, 2, 4, (0.5,), (0.25,))
     torch.manual_seed(seed)
-    network = Classifier(spec, "norm_linear", labels=1 + further)
-    torch.nn.init.normal_(network.head.weight)
+    network, more = Classifier(spec, "norm_linear", labels=1 + further), {}
+    if structures:
+        how = SegmentationSpec(structures, "lesion", 16, 0.5, 0.1, 50)
+        network, more = Segmenter(spec, how, further), {"task": "segmentation", "segmentation": how.to_json()}
+    else:
+        torch.nn.init.normal_(network.head.weight)
     labels = [{"id": "", "name": "opacity", "definition": "an opacity ≥ 1 cm", "reference_standard": "two readers"}]
     labels += [{**labels[0], "id": f"other{n}", "name": f"other {n}"} for n in range(further)]
     member = folder / MEMBERS / "seed1"
     member.mkdir(parents=True)
-    record = {"spec": spec.to_json(), "head": "norm_linear", "further_labels": [one["id"] for one in labels[1:]]}
+    record = {
+        "spec": spec.to_json(),
+        "head": "norm_linear",
+        "further_labels": [one["id"] for one in labels[1:]],
+        **more,
+    }
     finish(member, "mae", network.state_dict(), [], record, {})
     ensemble = Ensemble.load(member_files(folder / MEMBERS), torch.device("cpu"), flips=False)
-    write_golden(folder, np.random.default_rng(0).integers(0, 256, (2, 1, *SIZE), dtype=np.uint8), ensemble)
+    write_golden(folder, np.random.default_rng(0).integers(0, 256, (2, 1, *size), dtype=np.uint8), ensemble)
     point = OperatingPoint(threshold, 0.9, 0.95, 60, "calibration patients")
     decision = Decision(() if usable else ("its gate failed in this test",))
     calibrator = LogisticCalibrator(200, 60, 0.3, 1.5, -0.5)
@@ -60,9 +81,9 @@ def small_model(folder: Path, *, threshold: float = 0.0, usable: bool = True, se
             "schema": SCHEMA,
             "title": card["title"],
             "labels": labels,
-            "rendering": Rendering(SIZE, None, 1.0, 99.0).to_json(),
+            "rendering": Rendering(size, None, 1.0, 99.0).to_json(),
             "accepts": {
-                "policy": POLICY.to_json(),
+                "policy": replace(POLICY, axes=len(size)).to_json(),
                 "limits": Limits().to_json(),
                 "min_slices": 1,
                 "timeout_s": 60,

@@ -58,6 +58,9 @@ def predict(
     dicom: Annotated[
         str, typer.Option("--dicom", metavar="KINDS", help="sr,pdf,sc: objects for the archive; DIR becomes private")
     ] = "",
+    masks: Annotated[
+        bool, typer.Option("--masks", help="what the model marked, on the grid of each image; DIR becomes private")
+    ] = False,
     store: StoreOption = None,
     config: RegistryConfig = None,
     as_json: Json = False,
@@ -85,6 +88,7 @@ def predict(
                 pages=pages,
                 identified=identified,
                 dicom=kinds(dicom),
+                masks=masks,
                 say=say,
             )
     if as_json:

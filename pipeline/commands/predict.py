@@ -44,6 +44,7 @@ def predict(
     pages: bool = True,
     identified: bool = False,
     dicom: Sequence[str] = (),
+    masks: bool = False,
     say: Callable[[str], None] = print,
 ) -> Written:
     """Judge all studies and write the results; see `Model.predict` for what is raised. `say` is told of progress.
@@ -72,6 +73,7 @@ def predict(
         prevalence=prevalence,
         workers=workers,
         pictures=pages,
+        masks=masks,
         progress=progress,
     )
     return write_results(predictions, out, identified=identified, dicom=dicom, track=track)
@@ -90,6 +92,10 @@ def lines(model: Model, written: Written, out: Path) -> list[str]:
     if any("dicom" in row for row in written.rows):
         made = sum(bool(row["dicom"]) for row in written.rows)
         said.append(f"DICOM objects for {made} of {len(written.rows)} studies in {out / 'dicom'}; they hold identities")
+    if any("masks" in row for row in written.rows):
+        made, missing = (sum(len(row[name]) for row in written.rows) for name in ("masks", "masks_missing"))
+        why = f", {missing} not written; results.csv says why" if missing else ""
+        said.append(f"{counted(made, 'mask')} in {out / 'masks'}{why}; those of DICOM images hold identities")
     if not model.usable:
         said.append("the model is not usable: " + "; ".join(model.rule.decision.reasons))
     return said

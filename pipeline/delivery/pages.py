@@ -16,10 +16,9 @@ from pipeline import __version__
 from pipeline.delivery import sentences
 from pipeline.imaging.quarantine import REASONS as REFUSALS
 from pipeline.inference.model import Model, Predictions
-from pipeline.inference.outline import shown
+from pipeline.inference.outline import outlined_share, pictured
 from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS
-from pipeline.models.attention import half_of
 from pipeline.reporting.batch_summary import Batch, SummaryRow, render_summary
 from pipeline.reporting.study_page import PREDICTED_AT, StudyPage, render_page
 from pipeline.store.files import atomic
@@ -47,7 +46,7 @@ def page(result: Result, predictions: Predictions, at: str, time_is: str = PREDI
     """Return the page of a study as a PDF of one sheet; `time_is` says of what `at` is the time."""
     model, judged = predictions.model, result.judgement
     picture = result.picture
-    image, outlined = shown(picture.array, picture.shares) if picture else (None, None)
+    image, outlined = pictured(picture) if picture else (None, None)
     local = judged.local_probability
     carried = {} if local is None or predictions.prevalence is None else _carried(model, judged, predictions.prevalence)
     calibrated = {
@@ -70,7 +69,7 @@ def page(result: Result, predictions: Predictions, at: str, time_is: str = PREDI
             reasons=sentences.reasons(result),
             image=image,
             outlined=outlined,
-            outlined_share=float(half_of(picture.shares).mean()) if picture and picture.shares is not None else None,
+            outlined_share=outlined_share(picture) if picture else None,
             outline=picture.outline if picture else "attention",
             volume=picture is not None and picture.array.ndim == 4,
             channel=next(iter(model.rendering.channel_names), ""),

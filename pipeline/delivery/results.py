@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.delivery import pages
 from pipeline.delivery.dicom.archive import Archive
+from pipeline.delivery.masks import MaskFiles
 from pipeline.inference.result import MEANINGS, SCHEMA, Result, refused_row
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.store.files import atomic, finite, write_json
@@ -61,18 +62,19 @@ def write_results(
     """Write the results of all studies into `folder`, taking up what an interrupted command left there.
 
     With `identified`, rows hold the patient's identifier of the header. `dicom` names kinds of `delivery.dicom.KINDS`:
-    objects beside the images, which hold the patient's identity as an archive needs it. With either, nobody else may
-    look into the folder. Raises FolderError when `folder` holds something else than results.
+    objects beside the images, which hold the patient's identity as an archive needs it; so do the masks of DICOM images
+    where `predictions` has masks. With any of these, nobody else may look into the folder. Raises FolderError when
+    `folder` holds something else than results.
     """
-    _prepare(folder, private=identified or bool(dicom))
+    _prepare(folder, private=identified or bool(dicom) or predictions.masks)
     settings, groups = predictions.settings_sha256, predictions.found.groups
     by_identity = {group.identity: group for group in groups}
     kept = _read_journal(folder / JOURNAL, settings, identified)
-    archive = Archive(folder, predictions, tuple(dicom), kept)
+    archive, masks = Archive(folder, predictions, tuple(dicom), kept), MaskFiles(folder, predictions)
     done = {
         name: line
         for name, line in kept.items()
-        if name in by_identity and _has_page(folder, line, predictions) and archive.has(line)
+        if name in by_identity and _has_page(folder, line, predictions) and archive.has(line) and masks.has(line)
     }
     at = pages.now()
     with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
@@ -81,14 +83,14 @@ def write_results(
                 pages.write_page(folder, result, predictions, at)
             line = {"settings": settings, "identity": result.identity, "identified": identified}
             line |= {"row": finite(result.to_row(identified)), "quarantine": result.quarantine()}
-            line |= archive.add(result, by_identity[result.identity])
+            line |= archive.add(result, by_identity[result.identity]) | masks.add(result, by_identity[result.identity])
             journal.write(json.dumps(line, ensure_ascii=False) + "\n")
             journal.flush()
             done[result.identity] = kept[result.identity] = line
         os.fsync(journal.fileno())
     # The name is as it is now: the same files can be another study when others stand beside them.
     lines = [(group.name, done[group.identity]) for group in groups]
-    rows = [{**line["row"], "study": name, **archive.fields(line)} for name, line in lines]
+    rows = [{**line["row"], "study": name, **archive.fields(line), **masks.fields(line)} for name, line in lines]
     quarantine = [{**row, "study": name} for name, line in lines for row in line["quarantine"]]
     quarantine += [refused_row(path, refusal) for path, refusal in predictions.found.alone]
     _write(folder, predictions, rows, quarantine, archive.superseded(lines))
@@ -163,10 +165,12 @@ def _write(
 
 def of_model(model: Model) -> dict[str, Any]:
     """Return what results say of the model that gave them, as plain values."""
+    structures = model.ensemble.structures
     return {
         "title": model.content["title"],
         "sha256": model.sha256,
         "usable": model.usable,
+        **({"structures": {str(n): name for n, name in structures.items()}} if structures else {}),
         "not_usable_because": list(model.rule.decision.reasons),
         "scope": model.scope,
         "not_for": model.content["not_for"],

@@ -20,7 +20,7 @@ from pipeline.imaging.archive.workers import WorkersError
 from pipeline.imaging.quarantine import REASONS as REFUSALS
 from pipeline.inference.batch import Group
 from pipeline.inference.model import Model, Predictions, StudiesError
-from pipeline.inference.outline import shown
+from pipeline.inference.outline import pictured
 from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS
 from pipeline.reporting.page_pictures import as_seen, outline
@@ -42,7 +42,7 @@ def page_files(_entry: Entry, result: Result, predictions: Predictions, at: str)
     """Return the page of a study as PDF, and its pictures for the browser where it has an image."""
     found = {PAGE: pages.page(result, predictions, at)}
     if result.picture is not None:
-        image, outlined = shown(result.picture.array, result.picture.shares)
+        image, outlined = pictured(result.picture)
         found[IMAGE] = as_seen(image).encode()
         if outlined is not None:
             found[OUTLINE] = outline(outlined).encode()

@@ -22,6 +22,7 @@ from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.transforms import Rendering, render
 from pipeline.inference.grouping import Glance, glance, own_key, study_name
+from pipeline.inference.placement import Placement
 from pipeline.inference.study import read_study
 from pipeline.store.files import sha256_json
 
@@ -43,11 +44,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of an image beside its pixels; `stated` by its header: see `header_remarks.header_values`."""
+    """What is known of an image beside its pixels; `stated` by its header: see `header_remarks.header_values`.
+
+    `placement` is the way back to its files.
+    """
 
     files: tuple[str, ...]
     flags: tuple[str, ...]
     stated: Mapping[str, Any]
+    placement: Placement
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,7 @@ def _see(task: Task, group: Group) -> Seen:
         whole = task.rendering.crop != "none" and not rendered.cropped
         flags = (*one.flags, *(("no_field_of_view",) if whole else ()))
         stated = {name: getattr(about, name) for name in ("modality", "view", "body_part", "age_years")}
-        facts.append(Facts(one.files, flags, {**stated, "spacing_mm": one.image.spacing_mm}))
+        placement = Placement.of(one.image, rendered)
+        facts.append(Facts(one.files, flags, {**stated, "spacing_mm": one.image.spacing_mm}, placement))
     stacked = np.stack(arrays) if arrays else task.rendering.no_arrays()
     return Seen(stacked, tuple(facts), tuple(sorted(refused.items())))

@@ -24,7 +24,8 @@ from pipeline.inference.description import describe
 from pipeline.inference.ensemble import Ensemble, load_networks, member_files, to_pixels
 from pipeline.inference.header_remarks import header_remarks
 from pipeline.inference.model_folder import MEMBERS, TYPICALITY, check_golden, verified
-from pipeline.inference.outline import attention, kind_of
+from pipeline.inference.outline import MARKED, attention, kind_of
+from pipeline.inference.placement import DrawnMask
 from pipeline.inference.result import HARMLESS, Picture, Result
 from pipeline.inference.rule import Rule
 from pipeline.inference.study import Study, read_study
@@ -128,17 +129,21 @@ class Model:
         prevalence: float | None = None,
         workers: int = 2,
         pictures: bool = False,
+        masks: bool = False,
         progress: Progress = nothing,
     ) -> Predictions:
         """Return the results of all studies under `paths`: files, folders, zip archives of any format ingest reads.
 
         `studies` names the study of each path relative to its root, where headers do not. `recall_target` chooses
         among the certified operating points, `prevalence` is the share with the condition where the model is used.
-        With `pictures`, results carry the image that made their score, for a page.
+        With `pictures`, results carry the image that made their score, for a page; with `masks`, what was marked in
+        each image, for files.
 
-        Raises RuleError for a target that is not certified, StudiesError when there is no file, or `studies` names
-        paths that are not there.
+        Raises RuleError for a target that is not certified, StudiesError when there is no file, `studies` names paths
+        that are not there, or masks are asked of a model that draws none.
         """
+        if masks and not self.ensemble.structures:
+            raise StudiesError("this model was not trained to segment: it has no masks to write; leave out --masks")
         rule = self.rule if recall_target is None else self.rule.at(recall_target)
         roots = [Path(path) for path in paths]
         named = {normal_path(path): study for path, study in (studies or {}).items()}
@@ -149,7 +154,7 @@ class Model:
             raise StudiesError(
                 f"{len(missing)} of {len(named)} paths of the table are no file under what was named, relative to it"
             )
-        return Predictions(replace(self, rule=rule), sources, named, prevalence, workers, pictures, progress)
+        return Predictions(replace(self, rule=rule), sources, named, prevalence, workers, pictures, progress, masks)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ class Predictions:
     workers: int
     pictures: bool
     progress: Progress
+    masks: bool = False
 
     @cached_property
     def found(self) -> Sorted:
@@ -210,6 +216,7 @@ class Predictions:
         further = {
             label_id: rule.of(logits[:, at], lost=lost) for at, (label_id, rule) in enumerate(model.further.items(), 1)
         }
+        drawn = self._drawn(seen) if self.masks else ()
         return Result(
             study=group.name,
             path=group.path,
@@ -225,7 +232,8 @@ class Predictions:
             model={"model_sha256": model.sha256, "threshold_sha256": model.content["threshold_sha256"]},
             identity=group.identity,
             patient=group.patient,
-            picture=self._picture(seen, logits[:, 0]) if self.pictures and len(seen.arrays) else None,
+            picture=self._picture(seen, logits[:, 0], drawn) if self.pictures and len(seen.arrays) else None,
+            drawn=drawn,
         )
 
     def _typicality(self, seen: Seen) -> Typicality | None:
@@ -234,10 +242,22 @@ class Predictions:
             return None
         return reference.of(describe(networks[0] if networks else None, to_pixels(seen.arrays)))
 
-    def _picture(self, seen: Seen, logits: np.ndarray) -> Picture:
-        """Return the most suspicious image, the first of equals, and where the networks looked in it."""
-        place, networks = int(np.argmax(logits)), self.model.networks
+    def _drawn(self, seen: Seen) -> tuple[DrawnMask, ...]:
+        """Return what the model marked in each image."""
+        return tuple(
+            DrawnMask(self.model.ensemble.segment(array[None]).masks[0], facts.placement, facts.files)
+            for array, facts in zip(seen.arrays, seen.facts, strict=True)
+        )
+
+    def _picture(self, seen: Seen, logits: np.ndarray, drawn: Sequence[DrawnMask]) -> Picture:
+        """Return the most suspicious image, the first of equals, and where the networks looked in it, or what they
+        marked."""
+        place = int(np.argmax(logits))
         array = seen.arrays[place]
+        if self.model.ensemble.structures:
+            mask = drawn[place].mask if drawn else self.model.ensemble.segment(array[None]).masks[0]
+            return Picture(array, None, MARKED, seen.facts[place].files, mask)
+        networks = self.model.networks
         shares = attention(networks, to_pixels(array[None]).to(self.model.device))
         return Picture(array, shares, kind_of(networks), seen.facts[place].files)
 

@@ -8,8 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
+from pipeline.inference.result import Picture
 from pipeline.models.attention import half_of, most_attended, on_pixels
 from pipeline.models.finished import Network
+
+MARKED = "mask"  # the kind of an outline round what a model marked
 
 
 def attention(networks: Sequence[Network], pixels: Tensor) -> np.ndarray | None:
@@ -23,6 +26,27 @@ def attention(networks: Sequence[Network], pixels: Tensor) -> np.ndarray | None:
 def kind_of(networks: Sequence[Network]) -> str:
     """Return how it is known where networks looked; `attention` where there are none, and nothing is outlined."""
     return networks[0].outline if networks else "attention"
+
+
+def pictured(picture: Picture) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what `shown` returns, of a picture; of a model that segments, what it marked is outlined, if anything."""
+    if picture.mask is None:
+        return shown(picture.array, picture.shares)
+    array, marked = picture.array, picture.mask > 0
+    if not marked.any():
+        return shown(array, None)
+    image = np.moveaxis(array, 0, -1) if len(array) > 1 else array[0]
+    if marked.ndim == 2:
+        return image, marked
+    centre = [int(np.median(axis)) for axis in np.nonzero(marked)]
+    return three_planes(image, centre), three_planes(marked, centre)
+
+
+def outlined_share(picture: Picture) -> float | None:
+    """Return the share of an image that is outlined; None where nothing is."""
+    if picture.mask is not None:
+        return float((picture.mask > 0).mean()) if picture.mask.any() else None
+    return None if picture.shares is None else float(half_of(picture.shares).mean())
 
 
 def shown(array: np.ndarray, shares: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.imaging.quarantine import Refusal
+from pipeline.inference.placement import DrawnMask
 from pipeline.inference.rule import Judgement
 from pipeline.inference.typicality import Typicality
 
@@ -47,29 +48,38 @@ MEANINGS = {
     "threshold_sha256": "SHA-256 of the operating points",
     "dicom": "with --dicom: the objects made about the study, relative to the folder",
     "dicom_missing": "with --dicom: why an object that was asked for was not made",
+    "masks": "with --masks: a file for each image that was scored, relative to the folder; 0 is background, the "
+    "structures are numbered as under `model`",
+    "masks_of": "with --masks: the first file of the image that each is of",
+    "masks_missing": "with --masks: images without such a file, and why",
     "supersedes": "with --dicom: the objects about fewer or other files of the study that these replace",
     "superseded_by": "of a row under `superseded`: the objects that hold instead",
 }
 # Fields that a row has only when they were asked for.
-ON_REQUEST = frozenset({"patient", "dicom", "dicom_missing", "supersedes", "superseded_by"})
+ON_REQUEST = frozenset(
+    {"patient", "dicom", "dicom_missing", "masks", "masks_of", "masks_missing", "supersedes", "superseded_by"}
+)
 
 
 @dataclass(frozen=True)
 class Picture:
     """The image that made the score, for the study's page: (C, H, W) or (1, D, H, W) uint8, and where networks looked.
 
-    `shares` are by cell of a grid, `outline` says how they are known, `files` are the paths of the image's files.
+    `shares` are by cell of a grid, `outline` says how they are known, `files` are the paths of the image's files. Of a
+    model that segments, `mask` is what it marked, as the network saw it, and there are no shares.
     """
 
     array: np.ndarray
     shares: np.ndarray | None
     outline: str = "attention"
     files: tuple[str, ...] = ()
+    mask: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is said of a study. `identity` is a hash of its files' names and contents."""
+    """What is said of a study. `identity` is a hash of its files' names and contents; `drawn` are the masks of its
+    images, where they were asked for."""
 
     study: str
     path: str
@@ -86,6 +96,7 @@ class Result:
     identity: str
     patient: str = field(default="", repr=False)
     picture: Picture | None = field(default=None, compare=False, repr=False)
+    drawn: tuple[DrawnMask, ...] = field(default=(), compare=False, repr=False)
 
     def to_row(self, identified: bool = False) -> dict[str, Any]:
         """Return the row of results.json."""

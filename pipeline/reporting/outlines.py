@@ -41,8 +41,14 @@ WORDS = {
         "with which the network's learned queries read the patches (efficient probing, Psomas et al. 2026, mean over "
         "the queries and the seeds); attention spread evenly would give half of the image, and an outline near that "
         "tells nothing. A patch stands for what the encoder made of it, which other patches enter, too. An outline "
-        "says where the "
-        f"network took its information from. {NO_PROOF}",
+        f"says where the network took its information from. {NO_PROOF}",
+    ),
+    "mask": Words(
+        "what the model marked",
+        "what the model marked",
+        "what the model marked",
+        "which pixels the model holds for a structure that it was trained to find",
+        f"About the outlines: they enclose the pixels that the model holds for a structure. {NO_PROOF}",
     ),
     "activation": Words(
         "half of what raised the network's score",

@@ -273,7 +273,8 @@ def _caption(page: StudyPage) -> str:
     channel = f" of channel {page.channel}" if page.channel else ""
     planes = f": coronal, sagittal and axial plane{channel}" if page.volume else ""
     if page.outlined is None:
-        return f"The image as the network saw it, untouched{planes}. No outline of attention is available."
+        none = "The model marked nothing in it." if page.outline == "mask" else "No outline of attention is available."
+        return f"The image as the network saw it, untouched{planes}. {none}"
     share = "" if page.outlined_share is None else f", {percent(page.outlined_share, 0)} of the {_whole(page)}"
     return (
         f"Left: as the network saw it, untouched{planes}. Right: the same, with an outline round "

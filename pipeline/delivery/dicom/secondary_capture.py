@@ -16,7 +16,7 @@ from scipy.ndimage import binary_erosion
 
 from pipeline.delivery.dicom.equipment import coded
 from pipeline.delivery.dicom.source import SourceStudy, copy_lossy
-from pipeline.inference.outline import shown
+from pipeline.inference.outline import pictured
 from pipeline.inference.result import Picture
 from pipeline.reporting.outlines import WORDS
 
@@ -33,7 +33,7 @@ def draw(picture: Picture, verdict: str) -> np.ndarray:
 
     No word covers a pixel of the image, which is enlarged by a whole number, so that no value of it is invented.
     """
-    image, outlined = shown(picture.array, picture.shares)
+    image, outlined = pictured(picture)
     factor = max(1, math.ceil(SMALLEST_SIDE / max(image.shape[:2])))
     large = np.repeat(np.repeat(image, factor, 0), factor, 1)
     colour = large if large.ndim == 3 else np.repeat(large[..., None], 3, 2)

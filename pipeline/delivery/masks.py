@@ -1,0 +1,104 @@
+"""The masks that predict leaves: NIfTI of volumes, PNG of pictures, DICOM SEG of DICOM images, each on its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.delivery import pages
+from pipeline.imaging.archive.sources import Source, read_bytes
+from pipeline.imaging.formats.nifti import inflate, is_nifti, is_pair_header
+from pipeline.imaging.masks.writing import write_mask_nifti, write_mask_png
+from pipeline.store.files import atomic
+
+if TYPE_CHECKING:
+    from pipeline.inference.batch import Group
+    from pipeline.inference.model import Predictions
+    from pipeline.inference.placement import DrawnMask
+    from pipeline.inference.result import Result
+
+FOLDER = "masks"
+UNKNOWN_GRID = "nobody knows how the volume lies in the patient"
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """The masks of a folder of results; nothing is written or said unless they were asked for."""
+
+    folder: Path
+    predictions: Predictions
+
+    def has(self, line: dict[str, Any]) -> bool:
+        """Say whether all masks of a line of the journal are there, where they are asked for."""
+        if not self.predictions.masks:
+            return True
+        made = line.get("masks")
+        return made is not None and all((self.folder / file).is_file() for file in made["files"])
+
+    def add(self, result: Result, group: Group) -> dict[str, Any]:
+        """Write a mask for each image of a study that was scored; return what the journal keeps of them."""
+        if not self.predictions.masks:
+            return {}
+        place = f"{FOLDER}/{Path(pages.file_name(result.study)).stem}"
+        sources = {source.path: source for source in group.sources}
+        files, images, missing = [], [], []
+        for number, drawn in enumerate(result.drawn, 1):
+            if drawn.placement.format == "dicom":
+                name, why = self._write_dicom(f"{place}/{number:03d}.dcm", drawn, sources, result, group)
+            else:
+                name, why = self._write_plain(f"{place}/{number:03d}", drawn, sources)
+            if why:
+                missing.append(f"{drawn.files[0]}: {why}")
+            else:
+                files.append(name)
+                images.append(drawn.files[0])
+        return {"masks": {"files": files, "images": images, "missing": missing}}
+
+    def fields(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Return what a row says of its masks; nothing when none were asked for."""
+        if not self.predictions.masks:
+            return {}
+        made = line["masks"]
+        return {"masks": made["files"], "masks_of": made["images"], "masks_missing": made["missing"]}
+
+    def _write_plain(self, name: str, drawn: DrawnMask, sources: Mapping[str, Source]) -> tuple[str, str]:
+        mask, grid = drawn.placement.to_file(drawn.mask), drawn.placement.grid
+        if mask.ndim == 2:
+            write_mask_png(self.folder / f"{name}.png", mask, grid)
+            return f"{name}.png", ""
+        if grid.stored_affine is None:
+            return "", UNKNOWN_GRID
+        write_mask_nifti(self.folder / f"{name}.nii.gz", mask, grid, self._header(drawn, sources))
+        return f"{name}.nii.gz", ""
+
+    def _header(self, drawn: DrawnMask, sources: Mapping[str, Source]) -> bytes | None:
+        """Return the NIfTI file, or that of the header of a pair, that an image came from; None of another format."""
+        for path in drawn.files if drawn.placement.format == "nifti" else ():
+            data = self._bytes(sources[path])
+            plain = inflate(data, self.predictions.model.policy.max_pixel_bytes)
+            if is_nifti(plain) or is_pair_header(plain):
+                return data
+        return None
+
+    def _write_dicom(
+        self, name: str, drawn: DrawnMask, sources: Mapping[str, Source], result: Result, group: Group
+    ) -> tuple[str, str]:
+        from pipeline.delivery.dicom import objects
+        from pipeline.delivery.dicom.segmentation import segmentation
+
+        try:
+            source = objects.source_of(result, group, self.predictions)
+        except objects.NoObjectsError as error:
+            return "", "; ".join(objects.none_made(error).missing)
+        contents = [self._bytes(sources[path]) for path in drawn.files]
+        model = self.predictions.model
+        mask, names = drawn.placement.to_file(drawn.mask), list(model.ensemble.structures.values())
+        dataset = segmentation(mask, names, contents, model.policy, source, model)
+        with atomic(self.folder / name) as temporary:
+            temporary.write_bytes(objects.finished(dataset, "seg", source, self.predictions))
+        return name, ""
+
+    def _bytes(self, source: Source) -> bytes:
+        return read_bytes(source, self.predictions.model.policy.max_file_bytes)
