@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.models.arm_registry import ARMS
 from pipeline.settings.common import Arm, Axis, Seed, Settings, Side
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
@@ -155,10 +156,16 @@ class ResNetSettings(Settings):
 OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
 
 
+class SearchSettings(Settings):
+    """A short fixed list of recipes, tried on train and judged on tune; see models/recipes.py."""
+
+    budget_minutes: float = Field(gt=0, le=1e5, description="a recipe that would not end within them is not begun")
+
+
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"pooling"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"pooling", "search"})
 
     arms: list[Arm] = Field(
         ["mae", "scratch", "linear_probe", "hog"],
@@ -208,6 +215,11 @@ class FinetuneSettings(Settings):
         description="what the head of arms mae, scratch and imported is given: the mean of the patch tokens, what "
         "learned queries read of them (Psomas et al. 2026), or the class token",
     )
+    search: SearchSettings | None = Field(
+        None,
+        description="try recipes with the first network of arms, hand on the simplest within one standard error of the "
+        "best on tune, and train all networks by it; null = the settings as they are",
+    )
     cnn: ResNetSettings = Field(default_factory=ResNetSettings)
     ensemble: list[Arm] = Field(
         ["mae", "hog"], min_length=2, description="arms whose standardised logits arm ensemble takes the mean of"
@@ -239,6 +251,8 @@ class FinetuneSettings(Settings):
             problems.append(f"ensemble names {', '.join(others)}, which arms does not; add to arms, or name others")
         if "ensemble" in self.ensemble:
             problems.append("ensemble cannot be one of its own arms; remove it from ensemble")
+        if self.search is not None and not any(ARMS[arm].network for arm in self.arms):
+            problems.append("search tries recipes of networks, and arms names none; add one, or set search to null")
         if self.labelled_patients and "mae" not in self.arms:
             problems.append("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
         if problems:

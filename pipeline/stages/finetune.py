@@ -14,6 +14,8 @@ Rules that hold for all arms alike:
 - **Fewer labelled patients** (`labelled_patients`) are the same for every arm and seed: an arm's score is the mean over
   its seeds, which must not know more patients than it says. Networks get as many steps as with all patients. The tune
   split stays whole: its labels choose the regularisation of the logistic regressions, and are not counted.
+- **A search**, a setting, tries a short fixed list of recipes with one arm and seed, judged on the tuning images, and
+  trains all networks by the one that it hands on; see evaluation/recipe_search.py.
 - **Seeds.** An arm with several seeds is an ensemble: its score is the mean logit of its networks. That score is what
   is calibrated, certified and evaluated.
 
@@ -29,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.evaluation.recipe_search import Found, search, selection
 from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
@@ -54,6 +57,8 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
     pretrained encoder does not fit.
     """
     data = _read(settings, inputs, log)
+    found = _searched(settings, data, work, log)
+    settings = found.settings if found else settings
     subsets = labelled_subsets(data.train, settings.labelled_patients, settings.seeds[0])
     arms: dict[str, Any] = {}
     for arm in _in_order(settings):
@@ -62,7 +67,8 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
         arms[arm] = {
             **_named(arm, first),
             "description": _description(arm, settings, data, first),
-            "selection": first.get("selection") or _selection(arm, settings),
+            "selection": (first.get("selection") or _selection(arm, settings))
+            + (selection(found) if ARMS[arm].network else ""),
             "score": "the logit of its one model" if len(results) == 1 else _ensemble(len(results)),
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
@@ -78,6 +84,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "arms": arms,
             "labelled_patients": fewer,
             "further_labels": data.further,
+            **({"search": found.summary} if found else {}),
             **_encoder_sha256(inputs),
             **{f"{name}_{what}": n for name, part in (("train", data.train), ("tune", data.tune))
                for what, n in _counts(part).items()},
@@ -86,6 +93,19 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
 
 
 _PER_SEED = ("tune_auc", "best_epoch", "model_sha256", "encoder_tensors_loaded", "encoder_tensors")
+
+
+def _searched(settings: FinetuneSettings, data: ArmData, work: Path, log: RunLog) -> Found | None:
+    """Return the recipe that all networks are trained by, found with the first of them; None without a search."""
+    if settings.search is None:
+        return None
+    arm = next(arm for arm in settings.arms if ARMS[arm].network)
+    own = replace(log, stage=f"{log.stage}, search")
+
+    def train(arm: str, seed: int, recipe: FinetuneSettings, folder: Path) -> object:
+        return _result(arm, seed, recipe, data, folder / arm / f"seed{seed}", own)
+
+    return search(settings, arm, ARMS[arm].needs_encoder, data, work, own, train)
 
 
 def _in_order(settings: FinetuneSettings) -> list[str]:
