@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.orchestration.items import counted_items, items_of
 from pipeline.orchestration.plan import Step
-from pipeline.orchestration.work import Items, Job, disk_mb, forward_flops, memory_mb, seconds
+from pipeline.orchestration.work import Items, Job, disk_mb, forward_flops, memory_mb, seconds, wall_seconds
 from pipeline.settings.config import Config
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.settings.where import Machine, Studies
@@ -74,9 +74,8 @@ def estimates(config: Config, steps: Sequence[Step]) -> dict[str, Estimate]:
         job = job_of(config, items[step.stage.external])
         own, basis = _factor(step.stage.name, job, _Known(config, store, counted), speed)
         name = step.stage.name
-        found[step.name] = Estimate(
-            step.name, own * seconds(name, job), memory_mb(name, job), disk_mb(name, job), basis
-        )
+        time_s = own * seconds(name, job) + wall_seconds(name, job)
+        found[step.name] = Estimate(step.name, time_s, memory_mb(name, job), disk_mb(name, job), basis)
     return found
 
 
@@ -196,6 +195,8 @@ def _factor_of(artifact: Artifact, known: _Known) -> float | None:
     try:
         job = _job_of(artifact, known)
     except (StoreError, OSError, ValueError, KeyError, TypeError):  # made by code that counted otherwise
+        return None
+    if wall_seconds(artifact.stage, job):  # how much of it was the search is not in the record
         return None
     return float(artifact.record["seconds"]) / seconds(artifact.stage, job)
 

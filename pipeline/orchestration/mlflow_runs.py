@@ -170,6 +170,7 @@ def _tracked(tracker: Tracker, artifact: Artifact) -> list[str]:
 def _index_trainings(tracker: Tracker, artifact: Artifact, key: str, stage_run: str) -> None:
     """Give every arm, seed and number of labelled patients a run of its own, below that of the stage."""
     done = tracker.indexed("training")
+    _index_trials(tracker, artifact, key, stage_run)
     for name in sorted(artifact.record["files"]):
         folder, own_key = Path(name).parent, f"{key}/{Path(name).parent}"
         if Path(name).name != "model.json" or own_key in done:
@@ -182,6 +183,23 @@ def _index_trainings(tracker: Tracker, artifact: Artifact, key: str, stage_run: 
         tracker.parameters(run_id, {"arm": arm, "seed": number, "labelled_patients": patients})
         tracker.series(run_id, read_json(artifact.file(str(folder / "history.json"))))
         tracker.metrics(run_id, {"kept_tune_auc": read_json(artifact.file(name))["tune_auc"]})
+        tracker.finish(run_id, {})
+
+
+def _index_trials(tracker: Tracker, artifact: Artifact, key: str, stage_run: str) -> None:
+    """Give every recipe that was tried a run of its own, below that of the stage."""
+    done = tracker.indexed("training")
+    for name in sorted(artifact.record["files"]):
+        folder, own_key = Path(name).parent, f"{key}/{Path(name).parent}"
+        if Path(name).name != "trial.json" or own_key in done:
+            continue
+        trial = read_json(artifact.file(name))
+        title = f"recipe {trial['recipe']}, {trial['arm']} seed {trial['seed']}"
+        run_id = tracker.open("training", own_key, title, parent=stage_run)
+        tracker.parameters(run_id, {name: str(trial[name]) for name in ("recipe", "arm", "seed", "epochs")})
+        tracker.series(run_id, read_json(artifact.file(str(folder / "history.json"))))
+        figures = ("tune_auc", "standard_error", "seconds")
+        tracker.metrics(run_id, {f"kept_{name}": trial[name] for name in figures})
         tracker.finish(run_id, {})
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.models.arm_registry import ARMS
+from pipeline.models.recipes import RECIPES
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 
 FLOPS_PER_S = 70e9
@@ -165,8 +166,16 @@ def _pretrain(job: Job) -> float:
     return TORCH_S + epochs * (EPOCH_S + step * pool * (1 - HELD_OUT_SHARE + HELD_OUT_SHARE / STEP_PASSES))
 
 
+def wall_seconds(stage: str, job: Job) -> float:
+    """Return the seconds of a stage that are a budget, the same on every machine: at most those of the search."""
+    own = job.finetune.search
+    return 60 * own.budget_minutes if stage == "finetune" and own else 0.0
+
+
 def _finetune(job: Job) -> float:
     own, items = job.finetune, job.items
+    if own.search:  # the longest recipe may be handed on
+        own = max((one.applied(own) for one in RECIPES), key=lambda one: one.epochs)
     epochs = _epochs(own.epochs, own.max_steps, items.train, own.batch_size)
     _, step = step_seconds(job)
     epoch = EPOCH_S + step * (items.train + items.tune / STEP_PASSES)

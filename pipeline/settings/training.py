@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.models.arm_registry import SEGMENTING
+from pipeline.models.arm_registry import ARMS, SEGMENTING
 from pipeline.settings.common import Arm, Axis, Seed, Settings, Side
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
@@ -186,10 +186,16 @@ class SegmentationSettings(Settings):
 OF_ARM = {"cnn": "cnn", "ensemble": "ensemble"}
 
 
+class SearchSettings(Settings):
+    """A short fixed list of recipes, tried on train and judged on tune; see models/recipes.py."""
+
+    budget_minutes: float = Field(gt=0, le=1e5, description="a recipe that would not end within them is not begun")
+
+
 class FinetuneSettings(Settings):
     """The classifiers: same patients, same budget for every arm."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"pooling", "task"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"pooling", "search", "task"})
 
     task: Literal["classification", "segmentation"] = Field(
         "classification", description="what is learnt: labels of images, or structures in them, from masks"
@@ -242,6 +248,11 @@ class FinetuneSettings(Settings):
         description="what the head of arms mae, scratch and imported is given: the mean of the patch tokens, what "
         "learned queries read of them (Psomas et al. 2026), or the class token",
     )
+    search: SearchSettings | None = Field(
+        None,
+        description="try recipes with the first network of arms, hand on the simplest within one standard error of the "
+        "best on tune, and train all networks by it; null = the settings as they are",
+    )
     cnn: ResNetSettings = Field(default_factory=ResNetSettings)
     ensemble: list[Arm] = Field(
         ["mae", "hog"], min_length=2, description="arms whose standardised logits arm ensemble takes the mean of"
@@ -279,6 +290,12 @@ class FinetuneSettings(Settings):
             problems.append(f"arms {', '.join(others)} cannot segment; task segmentation takes {', '.join(SEGMENTING)}")
         if self.task == "segmentation" and self.mixup:
             problems.append("mixup mixes labels, not masks; set it to 0 for task segmentation")
+        if self.task == "segmentation" and self.search is not None:
+            problems.append("search judges recipes by the AUC of labels, not by masks; set it to null")
+        if self.task == "segmentation" and self.pooling != "mean":
+            problems.append("pooling is a classifier's; with task segmentation it is mean")
+        if self.search is not None and not any(ARMS[arm].network for arm in self.arms):
+            problems.append("search tries recipes of networks, and arms names none; add one, or set search to null")
         if self.labelled_patients and "mae" not in self.arms:
             problems.append("labelled_patients shows what pretraining is worth; add mae to arms, or leave it empty")
         if problems:

@@ -16,6 +16,8 @@ Rules that hold for all arms alike:
   split stays whole: its labels choose the regularisation of the logistic regressions, and are not counted.
 - **Task segmentation** learns structures from masks beside the labels. Its measure on the tuning images is the mean
   Dice, and a score of the image is made from what is found; see `tasks/`.
+- **A search**, a setting, tries a short fixed list of recipes with one arm and seed, judged on the tuning images, and
+  trains all networks by the one that it hands on; see evaluation/recipe_search.py.
 - **Seeds.** An arm with several seeds is an ensemble: its score is the mean logit of its networks. That score is what
   is calibrated, certified and evaluated.
 
@@ -31,6 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.evaluation.recipe_search import Found, search, selection
 from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
@@ -59,6 +62,8 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
     pretrained encoder does not fit.
     """
     data = _read(settings, inputs, log)
+    found = _searched(settings, data, work, log)
+    settings = found.settings if found else settings
     subsets = labelled_subsets(data.train, settings.labelled_patients, settings.seeds[0])
     arms: dict[str, Any] = {}
     for arm in _in_order(settings):
@@ -67,7 +72,8 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
         arms[arm] = {
             **_named(arm, first),
             "description": _description(arm, settings, data, first),
-            "selection": first.get("selection") or _selection(arm, settings),
+            "selection": (first.get("selection") or _selection(arm, settings))
+            + (selection(found) if ARMS[arm].network else ""),
             "score": "the logit of its one model" if len(results) == 1 else _ensemble(len(results)),
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
@@ -85,6 +91,7 @@ def finetune(settings: FinetuneSettings, inputs: Inputs, work: Path, log: RunLog
             "arms": arms,
             "labelled_patients": fewer,
             "further_labels": data.further,
+            **({"search": found.summary} if found else {}),
             **_encoder_sha256(inputs),
             **_structures(data),
             **{f"{name}_{what}": n for name, part in (("train", data.train), ("tune", data.tune))
@@ -106,6 +113,19 @@ def _structures(data: ArmData) -> dict[str, Any]:
     if data.masks is None:
         return {}
     return {"task": "segmentation", "structures": {str(n): name for n, name in data.masks.structures.items()}}
+
+
+def _searched(settings: FinetuneSettings, data: ArmData, work: Path, log: RunLog) -> Found | None:
+    """Return the recipe that all networks are trained by, found with the first of them; None without a search."""
+    if settings.search is None:
+        return None
+    arm = next(arm for arm in settings.arms if ARMS[arm].network)
+    own = replace(log, stage=f"{log.stage}, search")
+
+    def train(arm: str, seed: int, recipe: FinetuneSettings, folder: Path) -> object:
+        return _result(arm, seed, recipe, data, folder / arm / f"seed{seed}", own)
+
+    return search(settings, arm, ARMS[arm].needs_encoder, data, work, own, train)
 
 
 def _in_order(settings: FinetuneSettings) -> list[str]:

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.models.decoders import DecoderSpec
 from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.masking import make_mask
-from pipeline.models.training import adamw, parameter_groups
+from pipeline.models.training import adamw, autocast, parameter_groups
 from pipeline.models.vit import EncoderSpec, patchify
 from pipeline.settings.training import ENCODER_SIZES
 
@@ -40,6 +40,7 @@ HUGGING_FACE = ("hugging_face",) if importlib.util.find_spec("transformers") els
 NAMES = ("monai", "monai_fused", *HUGGING_FACE, "self_attention", "cross_attention")
 BETAS, WEIGHT_DECAY, RATE, MASK_RATIO = (0.9, 0.95), 0.05, 1e-4, 0.75
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def arguments() -> argparse.Namespace:
@@ -55,6 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of the forward pass")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the model")
     return parser.parse_args()
 
 
@@ -80,9 +83,9 @@ def monai_step(options: argparse.Namespace, fused: bool) -> Callable[[], None]:
     def loss() -> torch.Tensor:
         predicted, mask = model(pixels)
         hidden = mask.bool()
-        return F.mse_loss(predicted[hidden], patchify(pixels, (options.patch,) * 2)[hidden])
+        return F.mse_loss(predicted[hidden].float(), patchify(pixels, (options.patch,) * 2)[hidden])
 
-    return step(loss, optimiser)
+    return step(loss, optimiser, model, options)
 
 
 def hugging_face_step(options: argparse.Namespace) -> Callable[[], None]:
@@ -100,7 +103,7 @@ def hugging_face_step(options: argparse.Namespace) -> Callable[[], None]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, RATE, BETAS, weight_decay=WEIGHT_DECAY)
     pixels = torch.rand(options.batch, 1, options.image, options.image, device=options.device)
-    return step(lambda: model(pixels).loss, optimiser)
+    return step(lambda: model(pixels).loss, optimiser, model, options)
 
 
 def our_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
@@ -118,13 +121,23 @@ def our_step(options: argparse.Namespace, kind: str) -> Callable[[], None]:
         noise = torch.rand(options.batch, spec.tokens, device=options.device)
         return model(pixels, make_mask("random", noise, spec.grid, MASK_RATIO, share))
 
-    return step(loss, optimiser)
+    return step(loss, optimiser, model, options)
 
 
-def step(loss: Callable[[], torch.Tensor], optimiser: torch.optim.Optimizer) -> Callable[[], None]:
+def step(
+    loss: Callable[[], torch.Tensor],
+    optimiser: torch.optim.Optimizer,
+    model: torch.nn.Module,
+    options: argparse.Namespace,
+) -> Callable[[], None]:
+    if options.compile:
+        model.compile(dynamic=False)
+
     def run() -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss().backward()
+        with autocast(torch.device(options.device), PRECISIONS[options.precision]):
+            value = loss()
+        value.backward()
         optimiser.step()
 
     return run
@@ -140,9 +153,9 @@ def build(name: str, options: argparse.Namespace) -> Callable[[], None]:
 # ---------------------------------------------------------------- measurements
 
 
-def matmul_flops_per_s(device: str) -> float:
-    side = MATMUL_SIDE[device]
-    one, other = torch.rand(side, side, device=device), torch.rand(side, side, device=device)
+def matmul_flops_per_s(device: str, precision: str = "fp32") -> float:
+    side, dtype = MATMUL_SIDE[device], PRECISIONS[precision]
+    one, other = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     torch.mm(one, other)
     return 2 * side**3 / min(seconds(lambda: torch.mm(one, other), device) for _ in range(5))
 
@@ -166,7 +179,7 @@ def measure(options: argparse.Namespace) -> dict:
     times: dict[str, list[float]] = {name: [] for name in NAMES}
     peaks = []
     for _ in range(options.rounds):
-        peaks.append(matmul_flops_per_s(options.device))
+        peaks.append(matmul_flops_per_s(options.device, options.precision))
         shuffle.shuffle(order)
         for name in order:
             times[name].append(seconds(runs[name], options.device))

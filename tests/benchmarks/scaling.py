@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from measuring import elsewhere, machine, peak_mib, seconds
-from pretraining_step import our_step
+from pretraining_step import PRECISIONS, our_step
 
 from pipeline.settings.training import ENCODER_SIZES
 
@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of the forward pass")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the model")
     options = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
     for kind in ("self_attention", "cross_attention"):

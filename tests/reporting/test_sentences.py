@@ -320,3 +320,18 @@ UNCOUNTED = re.compile(rf"\b(?:count|len)\([^{{}}]*\)\}} (?:[a-z]+ )?(?:{NOUNS})
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_no_message_puts_a_bare_number_before_a_plural(source):
     assert UNCOUNTED.findall(source.read_text("utf-8")) == []
+
+
+def test_recipes_that_were_tried_are_counted_and_the_training_told_is_that_of_the_one_taken(evidence):
+    assert "Recipes tried" not in said(model(evidence))
+    trial = {"recipe": "as_configured", "words": "the settings as they were written", "tune_auc": 0.9}
+    longer = {"recipe": "stronger", "words": "stronger augmentation", "tune_auc": 0.95}
+    strong = FinetuneSettings(augmentation={"rotate_degrees": 15.0}).model_dump(mode="json")
+    found = {"arm": "mae", "seed": 1, "tried": [trial, longer], "not_tried": ["longer"], "chosen": "stronger",
+             "words": "stronger augmentation", "rule": "the simplest", "settings": strong}  # fmt: skip
+    text = said(model(replace(evidence, finetune={**evidence.finetune, "search": found})))
+    assert "2 recipes of a list fixed beforehand, trained with arm mae" in text
+    assert "no calibration or test image was opened; 1 further one would not have ended within the budget" in text
+    assert "stronger augmentation: 0.950" in text
+    assert "rotated by up to 15 degrees" in text
+    assert "rotated by up to 15 degrees" not in said(model(evidence))

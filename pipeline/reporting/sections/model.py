@@ -79,7 +79,8 @@ def _making(e: Evidence) -> Table:
     images = e.records["preprocess"]["settings"]
     spacing = f" of {_by(images['spacing_mm'])} mm" if images["spacing_mm"] else ""
     shown = f"{_by(images['image_size'])} pixels{_channels(e)}{spacing}; {_grey_values(e)} stretched to 0–255"
-    training = e.records["finetune"]["settings"]
+    search = e.finetune.get("search")
+    training = search["settings"] if search else e.records["finetune"]["settings"]
     rows = [
         ["Reported model", e.arm_name(e.reported_arm)],
         ["Image given to the model", shown],
@@ -88,10 +89,24 @@ def _making(e: Evidence) -> Table:
         ["Images changed at random for training networks", _changes(training.get("augmentation"))],
         ["Loss of the networks", _loss_of(training)],
         ["Unequal numbers of the two kinds of patient", _imbalance(training)],
+        *([["Recipes tried for the networks", _recipes(search)]] if search else []),
         ["Reported arm chosen", _chosen(e)],
         ["Models calibrated on calibration patients, as counted or stated", count(e.threshold["models_compared"])],
     ]
     return Table("making", "How the model was made", ["What", "Value"], rows, True)
+
+
+def _recipes(search: Json) -> str:
+    """Say how many recipes were tried, where, and which was taken."""
+    tried = search["tried"]
+    aucs = ", ".join(f"{one['words']}: {number(one['tune_auc'], 3)}" for one in tried)
+    left = search["not_tried"]
+    more = f"; {counted(len(left), 'further one')} would not have ended within the budget" if left else ""
+    return (
+        f"{counted(len(tried), 'recipe')} of a list fixed beforehand, trained with arm {search['arm']} on the training "
+        f"images and judged by the AUC on the tuning images ({aucs}); no calibration or test image was opened{more}. "
+        f"Taken: {search['words']}, by the rule: {search['rule']}"
+    )
 
 
 def _pretraining(e: Evidence, made: Pretraining) -> list[list[str]]:
