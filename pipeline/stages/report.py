@@ -20,6 +20,7 @@ from pipeline.reporting import html, model_card, pdf
 from pipeline.reporting.content import build, raw_tables
 from pipeline.reporting.document import Document, printable
 from pipeline.reporting.evidence import Drawn, Evidence, Example, Localisation, Pretraining
+from pipeline.reporting.overflow import fitting
 from pipeline.reporting.sites import Sites
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
@@ -44,11 +45,12 @@ def report(settings: ReportSettings, inputs: Inputs, work: Path, log: RunLog) ->
     document = build(evidence)
     for figure in document.figures:
         _write(work / figure.file, figure.picture)
+    document, pages = fitting(document, lambda one: pdf.render(one.to_dict(), work, settings.fonts))
     content = document.to_dict()
     write_json(work / "report.json", content)
     _write_tables(document, raw_tables(evidence), work)
     _write(work / "report.html", html.render(document).encode())
-    _write(work / "report.pdf", pdf.render(content, work, settings.fonts))
+    _write(work / "report.pdf", pages)
     _write(work / "appendix.pdf", pdf.render(pdf.appendix_of(content), work, settings.fonts))
     _write(work / "model_card.md", model_card.text(evidence).encode())
     _write_keys(evidence, sites_of(inputs), work)

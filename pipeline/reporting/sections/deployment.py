@@ -46,12 +46,15 @@ def _meaning(e: Evidence, d: Json) -> str:
             f"{which}{by_group} "
             "Specificity is taken from all patients without the condition whom the model had not seen."
         )
-    beforehand = (
-        "That this would be done was recorded before the test patients were read."
-        if e.read_first
-        else "The test patients had been read, or several models compared, before: of this threshold the promise holds "
-        "for one who did not choose by them."
-    )
+    if e.read_first:
+        beforehand = "That this would be done was recorded before the test patients were read."
+    else:
+        known = "The test patients had been read, or several models compared, before"
+        unknown = "Whether the test patients had been read before is not known"
+        beforehand = (
+            f"{unknown if e.readings is None else known}: of this threshold the promise holds for one who did not "
+            "choose by them."
+        )
     return (
         "The threshold to use is certified anew on calibration and test patients with the condition together, by the "
         f"same rule: more patients allow more misses, and fewer people are referred. {beforehand} What the test "

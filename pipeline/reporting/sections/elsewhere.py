@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
+from collections.abc import Sequence
+
+from pipeline.reporting.document import Block, Box, Bullets, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.numbers import (
     count,
@@ -18,6 +20,7 @@ from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.readings import verdict
 from pipeline.store.wording import agreeing, counted
 
+MOST_ROWS, MOST_LINES, MOST_SETS = 8, 5, 3  # on a page; the appendix has all
 LEVELS = {"fail": "stop", "warn": "caution", "info": "note"}
 NOBODY_NEW = "—"
 TESTED = "test patients"
@@ -37,8 +40,41 @@ def external(e: Evidence) -> Section:
     )
     verdicts = [_verdict(e, name) for name in sets]
     definitions = [_definitions(e)] if any(_differs(e, name) for name in sets) else []
-    beside, calibrated = _beside(e)
-    return Section("external", title, [said, *verdicts, beside, *definitions], [calibrated])
+    if len(sets) <= MOST_SETS:
+        beside, calibrated = _beside(e, list(sets.values()), "")
+        return Section("external", title, [said, *verdicts, beside, *definitions], [calibrated])
+    parts = [list(sets.values())[at : at + MOST_SETS] for at in range(0, len(sets), MOST_SETS)]
+    tables = [table for at, some in enumerate(parts, 1) for table in _beside(e, some, f"_{at}")]
+    return Section("external", title, [said, _overview(e)], [*verdicts, *tables, *definitions])
+
+
+def _overview(e: Evidence) -> Table:
+    """Return a row for each of many external sets."""
+    rates = ["recall", "specificity", "referral_rate"] if e.point is not None else []
+    rows = [
+        [
+            _capital(its["group"]),
+            _people(its),
+            _cell(its, 1, "discrimination", "auc"),
+            *(_cell(its, 100, "operating_point", rate) for rate in rates),
+            *([_outcome(e, its)] if rates else []),
+        ]
+        for its in e.metrics["external"].values()
+    ]
+    shown = ["Sensitivity, %", "Specificity, %", "Referred, %", "The promise"] if rates else []
+    level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
+    caption = (
+        f"{count(len(rows))} external test sets, with {level} intervals: same model, calibrator and threshold. What "
+        "differs in them, and all measures, are in the appendix"
+    )
+    return Table("external", caption, ["External set", "Patients / with the condition", "AUC", *shown], rows)
+
+
+def _outcome(e: Evidence, its: Json) -> str:
+    if not its["patients"]:
+        return NOBODY_NEW
+    shift = next(g for g in e.metrics["shift"]["groups"] if g["group"] == its["group"])
+    return f"{_group_verdict(e, shift)}{'' if shift['covered'] else '; these patients differ'}"
 
 
 def _verdict(e: Evidence, name: str) -> Box | Paragraph:
@@ -81,9 +117,12 @@ def _group_verdict(e: Evidence, group: Json) -> str:
     return verdict(group["verification"], first=e.read_first, few=few)
 
 
-def _beside(e: Evidence) -> tuple[Table, Table]:
-    """Return the measures of the run's own test patients beside those of each external set; calibration by itself."""
-    sets = {TESTED: e.metrics, **{its["group"]: its for its in e.metrics["external"].values()}}
+def _beside(e: Evidence, some: Sequence[Json], part: str) -> tuple[Table, Table]:
+    """Return the measures of the run's own test patients beside those of external sets; calibration by itself.
+
+    `part` tells the names of several such tables apart.
+    """
+    sets = {TESTED: e.metrics, **{its["group"]: its for its in some}}
     level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
     at = plain_percent(e.metrics["headline_prevalence"])
     rows = [
@@ -118,7 +157,10 @@ def _beside(e: Evidence) -> tuple[Table, Table]:
     )
     columns = ["Measure", *map(_capital, sets)]
     more = f"Calibration of the test patients of this run beside that of external test sets; {level} intervals"
-    return Table("external", caption, columns, rows), Table("external_calibration", more, columns, calibrated)
+    return (
+        Table(f"external{part}", caption, columns, rows),
+        Table(f"external_calibration{part}", more, columns, calibrated),
+    )
 
 
 def _people(its: Json) -> str:
@@ -168,20 +210,56 @@ def _definitions(e: Evidence) -> Table:
 def shift(e: Evidence) -> Section:
     """Return who differs from the calibration patients, whom the certificate does not cover, and all findings."""
     s = e.metrics["shift"]
-    findings = [[LEVELS[f["level"]], f["on"], f["message"]] for f in e.findings]
-    blocks: list[Block] = [_coverage(e) if e.point is not None else Paragraph(WITHHELD)]
-    uncovered = [f"{_group_name(g)}: {'; '.join(_why(g))}." for g in s["groups"] if not g["covered"]]
+    groups = s["groups"]
+    blocks: list[Block] = []
+    appendix: list[Block] = []
+    if e.point is None:
+        blocks.append(Paragraph(WITHHELD))
+    elif len(groups) <= MOST_ROWS:
+        blocks.append(_coverage(e, groups))
+    else:
+        blocks.append(_coverage(e, _first(groups), len(groups)))
+        appendix.append(_coverage(e, groups))
+    variation, by_site = between_sites(e)
+    blocks.append(variation)
+    uncovered = [f"{_group_name(g)}: {'; '.join(_why(g))}." for g in groups if not g["covered"]]
     if e.point is not None and uncovered:
         title = "The certificate may not speak of everyone tested: these differ from the calibration patients"
-        blocks.append(Box("caution", title, uncovered))
-    if findings:
-        columns = ["Level", "Patients", "Finding"]
-        blocks.append(Table("findings", "What the automatic checks found", columns, findings))
-    else:
+        blocks.append(Box("caution", title, _cut(uncovered)))
+        if len(uncovered) > MOST_LINES:
+            appendix.append(Bullets(uncovered))
+    columns, about = ["Level", "Patients", "Finding"], "What the automatic checks found"
+    ranked = (
+        sorted(e.findings, key=lambda f: list(LEVELS).index(f["level"])) if len(e.findings) > MOST_ROWS else e.findings
+    )
+    findings = [[LEVELS[f["level"]], f["on"], f["message"]] for f in ranked]
+    if not findings:
         blocks.append(Paragraph("The automatic checks found nothing to remark."))
-    variation, by_site = between_sites(e)
-    blocks.insert(1, variation)
-    return Section("shift", "Shift and automatic checks", blocks, [*by_site, _distributions(e), Paragraph(HOW_TO_READ)])
+    elif len(findings) <= MOST_ROWS:
+        blocks.append(Table("findings", about, columns, findings))
+    else:
+        first = f"{about}: the first {MOST_ROWS} of {count(len(findings))}, the gravest first; the appendix has all"
+        gravest = sorted(findings, key=lambda row: list(LEVELS.values()).index(row[0]))[:MOST_ROWS]
+        blocks.append(Table("findings_first", first, columns, gravest))
+        appendix.append(Table("findings", about, columns, findings))
+    appendix += [*by_site, _distributions(e), Paragraph(HOW_TO_READ)]
+    return Section("shift", "Shift and automatic checks", blocks, appendix)
+
+
+def _first(groups: Sequence[Json]) -> list[Json]:
+    """Return as many groups as a page has room for: all test patients, those that differ, then the lowest."""
+
+    def rank(g: Json) -> tuple[bool, bool, float]:
+        return g["group"] != "test", g["covered"], 1.0 if g["recall"] is None else g["recall"]["value"]
+
+    chosen = sorted(range(len(groups)), key=lambda at: rank(groups[at]))[:MOST_ROWS]
+    return [groups[at] for at in sorted(chosen)]
+
+
+def _cut(lines: Sequence[str]) -> list[str]:
+    """Return as many lines as a page has room for, and how many more there are."""
+    rest = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], f"And {count(rest)} more, in the appendix."] if rest > 0 else list(lines)
 
 
 HOW_TO_READ = (
@@ -219,9 +297,10 @@ def _line(i: Json) -> str:
     return "—" if missing(i["value"]) else short_interval(i["value"], i["low"], i["high"], digits=2)
 
 
-def _coverage(e: Evidence) -> Table:
+def _coverage(e: Evidence, groups: Sequence[Json], of: int = 0) -> Table:
+    """Return these groups, of so many where they are not all, beside the certificate."""
     held = {one["group"]: one["tail"] for one in (e.point or {}).get("held_against_certificate", [])}
-    tails = [held.get(g["group"]) for g in e.metrics["shift"]["groups"]]
+    tails = [held.get(g["group"]) for g in groups]
     falls = sorted({float(fall) for tail in tails if tail for fall in tail["noticed"]}, reverse=True)
     rows = [
         [
@@ -233,18 +312,25 @@ def _coverage(e: Evidence) -> Table:
             *("—" if tail is None else number(100 * tail["noticed"][f"{fall:g}"], 0) for fall in falls[:2]),
             "nothing seen" if g["covered"] else "yes: below",
         ]
-        for g, tail in zip(e.metrics["shift"]["groups"], tails, strict=True)
+        for g, tail in zip(groups, tails, strict=True)
     ]
     target, confidence = plain_percent(e.threshold["recall_target"]), plain_percent(e.threshold["confidence"])
     several = ", shared out where several sites are asked (Holm)" if len(rows) > 2 else ""
+    chosen = (
+        f" {count(len(rows))} of {counted(of, 'group')}: those that differ, then those with the lowest sensitivity; "
+        "the appendix has all."
+        if of
+        else ""
+    )
     caption = (
         f"Each group against the certificate: at least {target} found, with {confidence} confidence{several}. Missed / "
         "expected when nothing differs, with the probability of as many misses or more. Noticed: in how many of 100 "
-        "cases misses would have shown a fall to that share; where that is few, “nothing seen” says little"
+        f"cases misses would have shown a fall to that share; where that is few, “nothing seen” says little.{chosen}"
     )
+    caption = caption if of else caption.rstrip(".")
     columns = ["Group", "With the condition", "Sensitivity, %", "Missed / expected", "The promise",
                *(f"Noticed at {plain_percent(fall)}" for fall in falls[:2]), "Different"]  # fmt: skip
-    return Table("coverage", caption, columns, rows)
+    return Table("coverage_first" if of else "coverage", caption, columns, rows)
 
 
 def _why(group: Json) -> list[str]:

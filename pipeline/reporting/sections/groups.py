@@ -30,6 +30,7 @@ RATES = {
     "specificity": ("Specificity", "without it not referred"),
 }
 LIMITS = ("", "_low", "_high")
+MOST_DRAWN = 15  # groups
 
 
 def subgroups(e: Evidence) -> Section:
@@ -122,7 +123,12 @@ def _limit_columns(r: Mapping[Any, Any], measure: str) -> tuple[str, str, str]:
     return measure, f"{measure}_low{end}", f"{measure}_high{end}"
 
 
-def _forest(e: Evidence, drawn: pd.DataFrame) -> Figure:
+def _forest(e: Evidence, every: pd.DataFrame) -> Figure:
+    """Draw the groups, the largest ones where they are more than a page has room for: by size, whatever they show."""
+    drawn, of = every, ""
+    if len(every) > MOST_DRAWN:
+        drawn = every[every.index.isin(every["patients"].nlargest(MOST_DRAWN, keep="first").index)]
+        of = f" The {count(len(drawn))} largest of {counted(len(every), 'group')}; the appendix has the numbers of all."
     panels = {"auc": "AUC"}
     overall = {"auc": e.metrics["discrimination"]["auc"]["value"]}
     if e.point is not None:
@@ -140,7 +146,7 @@ def _forest(e: Evidence, drawn: pd.DataFrame) -> Figure:
         "subgroups",
         f"{' and '.join(panels.values())} of {counted(len(drawn), 'group')} with intervals; the numbers are in the "
         "appendix.",
-        "Groups of test patients with intervals, n patients each. The dotted line is the value of all test patients.",
+        f"Groups of test patients with intervals, n patients each. Dotted: the value of all test patients.{of}",
         16,
         forest(groups, panels, shown),
     )
