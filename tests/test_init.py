@@ -311,7 +311,7 @@ def test_folders_by_class_need_no_table_and_lead_to_a_plan(tmp_path):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["sick/a.png"], "takes 2 to 20 folders, one for each class; there are 1: sick"),
+        (["sick/a.png"], "takes 2 to 20 folders with files, one for each class; here is 1: sick"),
         (["sick/a.png", "normal/b.png", "c.png"], "1 file lies beside the folders of the classes"),
     ],
 )

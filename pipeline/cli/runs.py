@@ -30,6 +30,7 @@ from pipeline.cli.shared import (
     sigterm_interrupts,
     stages,
 )
+from pipeline.orchestration.graph import NAMES
 
 if TYPE_CHECKING:
     from pipeline.orchestration.run import Result
@@ -94,7 +95,8 @@ def ingest(
             print("\n".join(rehearsal.lines(found)))
 
 
-for _name, _summary in {
+# What the stages but ingest are for, in the list of commands; one that is not here is called by its name.
+_SUMMARIES = {
     "split": "Divide patients into train, tune, calibration and test",
     "preprocess": "Turn images into arrays",
     "pretrain": "Fit the masked autoencoder",
@@ -104,8 +106,9 @@ for _name, _summary in {
     "evaluate": "Measure on the locked test set",
     "package": "Make the finished model a folder that predict takes",
     "report": "Render PDF, HTML and JSON",
-}.items():
-    app.command(_name)(_stage_command(_name, _summary))
+}
+for _name in NAMES[1:]:
+    app.command(_name)(_stage_command(_name, _SUMMARIES.get(_name, f"Make {_name}")))
 
 
 @app.command()

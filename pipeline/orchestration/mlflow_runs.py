@@ -34,7 +34,7 @@ REPORT_TABLES = (
     *("further_deployment", "between_sites"),
 )
 # The files of each stage that MLflow gets: settings, summaries and curves of training, nothing per patient, and no
-# threshold, since the gate may still forbid to use it. What a report holds is decided by then.
+# threshold, since the gate may still forbid to use it. What a report holds is decided by then. Of others, none.
 TRACKED = {
     "ingest": ("summary.json",),
     "split": ("summary.json",),
@@ -163,7 +163,7 @@ def index_stage(tracker: Tracker, artifact: Artifact) -> None:
 
 def _tracked(tracker: Tracker, artifact: Artifact) -> list[str]:
     """Return the names of the files that MLflow gets of an artifact."""
-    patterns = TRACKED[artifact.stage] + (OF_PATIENTS.get(artifact.stage, ()) if tracker.pictures else ())
+    patterns = TRACKED.get(artifact.stage, ()) + (OF_PATIENTS.get(artifact.stage, ()) if tracker.pictures else ())
     return [name for name in artifact.record["files"] if any(fnmatch(name, pattern) for pattern in patterns)]
 
 

@@ -39,6 +39,7 @@ HELD_OUT_SHARE = 0.05
 INGEST_S, FILE_S, MEGABYTE_S, COMPARED_IMAGES_PER_S = 4.0, 0.010, 0.06, 5000
 PREPROCESS_S, IMAGE_S = 6.0, 0.004
 FIXED_S = {"split": 1.0, "calibrate": 1.0, "evaluate": 4.0, "package": 2.0, "report": 5.0}
+OTHER_S, OTHER_IMAGE_S = 2.0, 1e-3  # of a stage that nobody has timed
 PER_IMAGE_S = {"split": 5e-4, "calibrate": 2e-4, "evaluate": 3e-3, "package": 1e-3, "report": 1e-3}
 BYTES_PER_TRAINED, BYTES_PER_CHECKPOINT, BYTES_PER_VALUE = 16, 12, 4
 KEPT_PER_TOKEN = 18
@@ -144,7 +145,7 @@ def seconds(stage: str, job: Job) -> float:
     }  # fmt: skip
     if stage in own:
         return own[stage](job)
-    return FIXED_S[stage] + PER_IMAGE_S[stage] * job.items.images
+    return FIXED_S.get(stage, OTHER_S) + PER_IMAGE_S.get(stage, OTHER_IMAGE_S) * job.items.images
 
 
 def _ingest(job: Job) -> float:
