@@ -74,11 +74,9 @@ def read_raster(data: bytes, policy: Policy) -> Image:
 
 def _directory_is_inside(data: bytes) -> bool:
     """Say whether the file is a TIFF whose first directory is there, so that it is not cut off."""
-    order = {b"II": "little", b"MM": "big"}.get(data[:2])
-    if order is None:
-        return False
-    at = int.from_bytes(data[8:16] if data[2:4] in (b"+\0", b"\0+") else data[4:8], order)
-    return 8 <= at < len(data) - 2
+    at = data[8:16] if data[2:4] in (b"+\0", b"\0+") else data[4:8]
+    place = int.from_bytes(at, "little" if data.startswith(b"II") else "big")
+    return data.startswith((b"II", b"MM")) and 8 <= place < len(data) - 2
 
 
 def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
