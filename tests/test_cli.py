@@ -421,6 +421,14 @@ def test_a_folder_in_which_nothing_is_accepted_is_counted(tmp_path):
     assert (found["files"], found["images"], found["quarantined"]["unknown_format"][0]) == (1, 0, 1)
 
 
+def test_a_dry_run_accepts_pictures_whatever_they_are_called(tmp_path):
+    for number, name in enumerate(["a\nb.png", " c .png ", "\u202ed.png", "e\t.png"]):
+        grey = np.random.default_rng(number).integers(0, 256, (40, 40)).astype(np.uint8)
+        Image.fromarray(grey).save(tmp_path / name, "PNG")
+    found = json.loads(call("ingest", "--dry-run", tmp_path, "--json").stdout)
+    assert (found["images"], found["patients"], found["quarantined"]) == (4, 4, {})
+
+
 def test_a_dry_run_points_to_no_file_that_it_does_not_keep(tmp_path):
     with zipfile.ZipFile(DEMO / "studies.zip") as demo:
         content = demo.read(demo.namelist()[0])

@@ -153,6 +153,12 @@ def test_every_mistake_is_reported_at_once_with_its_line_and_what_is_allowed(fol
         (("mask_ratio: 0.75", "mask_ratio: 0.4\n  mask: grid"), "at least 0.5 to leave a lattice, not 0.4"),
         (("mask_ratio: 0.75", "decoder: cross"), "'self_attention' or 'cross_attention'"),
         (("mask_ratio: 0.75", "mask_ratio: *anchor"), "aliases are not allowed"),
+        (("mask_ratio: 0.75", "epochs: 010"), "010 can be read in two ways; write the number without leading zeros"),
+        (("mask_ratio: 0.75", "epochs: 1:30"), "1:30 can be read in two ways"),
+        (("mask_ratio: 0.75", "mask_ratio: 0:0.5"), "0:0.5 can be read in two ways"),
+        (("mask_ratio: 0.75", f"batch_size: {10**20}"), "a whole number of more than 64 bits"),
+        (("project: tiny", "project: NO"), "valid string (got False): write it in quotes"),
+        (("mask_ratio: 0.75", "mask_ratio: " + "[" * 3000), "nested too deeply"),
     ],
 )
 def test_impossible_values_are_refused(folder, change, message):

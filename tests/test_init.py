@@ -1,6 +1,7 @@
 """`maescreen init`, as a new user meets it: a folder, a table, a card and a config that lead to a split."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,10 @@ def test_every_value_is_shown_with_its_count_and_what_it_means(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("unsure", ["-1", "-1.0", "U", "uncertain", "Unknown", "?", "n/a", "NA", "indeterminate"])
+@pytest.mark.parametrize(
+    "unsure",
+    ["-1", "-1.0", "U", "uncertain", "Unknown", "?", "n/a", "NA", "indeterminate", "possible", "yes?", "-99", "#N/A"],
+)
 def test_what_looks_as_if_nobody_knew_is_nothing_until_somebody_says_so(tmp_path, unsure):
     found = described(tmp_path, ["yes", "no", unsure], Answers(positive=["yes"]))
     assert (found.positive, found.negative, found.unused) == (["yes"], ["no"], [unsure])
@@ -76,6 +80,26 @@ def test_other_spellings_of_a_positive_value_are_never_negative(tmp_path):
     assert found.positive == ["MALIGNANT", "Malignant", "malignant"]
     assert found.negative == ["benign", "naevus"]
     assert described(tmp_path, ["1", "1.0", "0"], Answers(positive=["1"])).positive == ["1", "1.0"]
+
+
+def test_letters_composed_and_decomposed_are_one_value(tmp_path):
+    column = ["b\u00f6sartig", "bo\u0308sartig", "gutartig"]
+    assert sorted(described(tmp_path, column, Answers(positive=["bo\u0308sartig"])).positive) == sorted(column[:2])
+
+
+@pytest.mark.parametrize("several", ["Mass; Nodule", "Nodule/mass", '"Nodule, Mass"', "Nodule and Mass", "Mass+Nodule"])
+def test_a_cell_that_names_a_positive_value_beside_others_is_not_negative_unless_somebody_says_so(tmp_path, several):
+    column, plain = ["Mass", "Nodule", several], several.strip('"')
+    with pytest.raises(InitError, match=f"a positive one beside others: {re.escape(plain)}"):
+        described(tmp_path, column, Answers(positive=["Mass"]))
+    found = described(tmp_path, column, Answers(positive=["Mass", plain]))
+    assert (sorted(found.positive), found.negative) == (sorted(["Mass", plain]), ["Nodule"])
+    assert described(tmp_path, column, Answers(positive=["Mass"], negative=["Nodule", plain])).positive == ["Mass"]
+
+
+def test_a_value_is_said_to_mean_one_thing(tmp_path):
+    with pytest.raises(InitError, match="said to mean two things: 1; name each value once"):
+        described(tmp_path, ["1", "0"], Answers(positive=["1"], negative=["1.0"]))
 
 
 def test_none_can_be_a_class(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.imaging.archive.sources import find_sources
+from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import FLAGS, REASONS
 from pipeline.settings.card import Card
 from pipeline.settings.images import IngestSettings
@@ -58,7 +59,8 @@ def examined(
     with TemporaryDirectory() as name:
         work, labels = Path(name) / "ingest", Path(name) / "labels.parquet"
         work.mkdir()
-        paths = [source.path for source in find_sources([folder]) if source.path.isprintable()]
+        paths = list(dict.fromkeys(normal_path(source.path) for source in find_sources([folder])))
+        paths = [path for path in paths if path.encode("utf-8", "replace").decode() == path]
         pd.DataFrame({"path": paths, "patient": paths}).to_parquet(labels)
         inputs = Inputs(
             _card(),

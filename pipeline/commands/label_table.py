@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.imaging.archive.choice import has_images
 from pipeline.imaging.pseudonyms import patient_pseudonym
 from pipeline.labels.joining import better_spelling
 from pipeline.labels.path_rules import PathRule, join_paths
-from pipeline.labels.table_file import read_table_file
+from pipeline.labels.table_file import column_name, read_table_file
 from pipeline.labels.values import NUMBER, meanings, spelling
 
 NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
@@ -24,9 +25,13 @@ POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present
 # What somebody writes who does not know. `none` is not among them: it may be the name of a class.
 UNCERTAIN_WORDS = {
     *"-1 u ? - . n/a na nan null unknown unclear unsure uncertain equivocal indeterminate inconclusive".split(),
-    *"borderline missing pending".split(),
-    *("not available", "not known", "not done"),
+    *"borderline missing pending possible possibly probable probably suspected suspicious doubtful maybe".split(),
+    *("not available", "not known", "not done", "not sure", "cannot exclude", "cannot be excluded", "cannot rule out"),
+    *"#n/a #n/d #name? #null! #ref! #value!".split(),  # a spreadsheet's errors
+    *"-9 -99 -999 -9999 99 999 9999".split(),  # what statistical packages are told to take for missing
 }
+# Between the findings of one cell. A bar is nothing else; these may belong to the name of a value.
+BETWEEN = re.compile(r"[;,/+&]|\band\b")
 # Column names as `_plain` writes them, the most telling first.
 JOIN_NAMES = {
     "path": "path filepath imagepath relativepath file filename imagefile imagefilename imagename imageindex image img",
@@ -130,6 +135,7 @@ def _refuse_row_for_header(table: pd.DataFrame, seen: Glance) -> None:
 
 def _named(table: pd.DataFrame, column: str) -> str:
     """Return the column that the user named. Raises InitError when there is none such."""
+    column = column_name(column)
     if column not in table.columns:
         raise InitError(f"the label table has no column {column}; its columns: {', '.join(table.columns)}")
     return column
@@ -231,20 +237,35 @@ def _meanings(column: pd.Series, name: str, answers: Answers) -> tuple[list[str]
     _refuse_what_is_no_label(column, values, name)
     said = {"positive": answers.positive, "negative": answers.negative, "unused": answers.unused}
     wanted = {what: {spelling(value) for value in named} for what, named in said.items()}
+    if twice := [
+        value for value, times in Counter(one for named in wanted.values() for one in named).items() if times > 1
+    ]:
+        raise InitError(f"said to mean two things: {', '.join(sorted(twice))}; name each value once")
     if absent := set.union(*wanted.values()) - {spelling(value) for value in values}:
         raise InitError(f"column {name} has no value {', '.join(sorted(absent))}; its values: {_shown(column)}")
     found: dict[str, list[str]] = {"positive": [], "negative": [], "unused": [], "open": []}
     for value in values:
         found[_meaning(spelling(value), wanted)].append(value)
+    if several := [value for value in found["negative"] if _holds_another(value, found["positive"], wanted)]:
+        raise InitError(
+            f"column {name} holds values that name a positive one beside others: {', '.join(several[:SHOWN_VALUES])}. "
+            "Say what each of them means with --positive, --negative or --unused"
+        )
     if found["open"] or not found["positive"] or not found["negative"]:
         raise InitError(_question(column, name, found))
     return found["positive"], found["negative"], found["unused"]
 
 
+def _holds_another(value: str, positive: Sequence[str], wanted: Mapping[str, set[str]]) -> bool:
+    """Say whether a value that nobody explained names a positive one among several, as in `Mass; Nodule`."""
+    parts = {spelling(part) for part in BETWEEN.split(spelling(value))}
+    return spelling(value) not in wanted["negative"] and bool(parts & {spelling(one) for one in positive})
+
+
 def _meaning(value: str, wanted: Mapping[str, set[str]]) -> str:
     if said := next((what for what, named in wanted.items() if value in named), None):
         return said
-    if value in UNCERTAIN_WORDS:
+    if value in UNCERTAIN_WORDS or value.endswith("?"):
         return "unused"
     if wanted["positive"]:
         return "open" if wanted["negative"] else "negative"

@@ -55,7 +55,7 @@ class Glance:
         column = list(values)
         rows = {NAMES_ALONE.of_row(value) for value in column}
         if not rows:
-            return {}
+            return {"path": 0.0, **dict.fromkeys(STATED, 0.0)}
         files = {NAMES_ALONE.of_file(path) for path in self.files}
         found = {"path": len(rows & files) / len(rows)}
         known = {_without_zeros(value) for value in column}

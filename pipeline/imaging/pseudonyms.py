@@ -52,8 +52,13 @@ def path_pseudonym(secret: bytes, path: str) -> str:
 
 
 def normal_path(path: str) -> str:
-    """Return the one spelling of a path: composed letters (NFC), `/` between folders, none of them `.`."""
+    """Return the one spelling of a path: composed letters (NFC), `/` between folders, none of them `.`.
+
+    Blanks around it are none, as in a cell of a table; names that are not UTF-8 are read as Windows-1252.
+    """
+    path = path.strip()
     if not path.isascii():
+        path = _decoded(path)
         # zip takes names without a flag for code page 437; those from macOS are UTF-8.
         with suppress(UnicodeError):
             path = path.encode("cp437").decode("utf-8")
@@ -61,6 +66,16 @@ def normal_path(path: str) -> str:
     path = path.replace("\\", "/")
     folders = [part for part in path.split("/") if part not in ("", ".")]
     return ("/" if path.startswith("/") else "") + "/".join(folders)
+
+
+def _decoded(path: str) -> str:
+    """Return a path in which Python could not decode a byte as Windows-1252, where that can; any other as it is."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        with suppress(UnicodeError):
+            return path.encode("utf-8", "surrogateescape").decode("cp1252")
+    return path
 
 
 def day_shift(secret: bytes, patient_id: str) -> int:

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from pipeline.imaging.archive.sources import array_path, image_arrays
 from pipeline.store.wording import counted
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+# How files begin that hold tables otherwise: their content would be taken for names of columns.
+OTHERS = {"<": "HTML or XML", "{\\rtf": "RTF", "{": "JSON", "[": "JSON", "%PDF": "PDF"}
 WORKBOOKS = ((b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"), (b"PK\x03\x04", "a workbook (.xlsx or .ods)"))
 SHOWN_LINES = 5
 # What pandas adds to a Parquet file to keep the numbers of its rows.
@@ -52,6 +55,11 @@ def read_table_file(path: Path) -> pd.DataFrame:
     return _csv(data)
 
 
+def column_name(text: str) -> str:
+    """Return what a column is called: spaces and line breaks inside a cell of the header are one space."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
 # ---------------------------------------------------------------- text
 
 
@@ -59,9 +67,13 @@ def _csv(data: bytes) -> pd.DataFrame:
     text = _decoded(data)
     if not text.strip():
         raise LabelsError("the label table is empty")
+    if other := next((what for mark, what in OTHERS.items() if text.lstrip().startswith(mark)), None):
+        raise LabelsError(f"the label table is {other}, not CSV; save it as CSV (UTF-8) and name that file")
     separator, rows = _separated(text)
-    header = [name.strip() for name in rows[0][1]]
+    header = [column_name(name) for name in rows[0][1]]
     _refuse_repeated(header)
+    if len(rows) == 1:
+        raise LabelsError("the label table has no row below its header")
     ragged = [line for line, cells in rows[1:] if len(_without_empty_end(cells, len(header))) != len(header)]
     if ragged:
         some = ", ".join(map(str, ragged[:SHOWN_LINES])) + (", …" if len(ragged) > SHOWN_LINES else "")
@@ -77,13 +89,15 @@ def _csv(data: bytes) -> pd.DataFrame:
 
 
 def _decoded(data: bytes) -> str:
-    """Return the text of a file in UTF-8, UTF-16 or, where it is neither, Windows-1252."""
+    """Return the text of a file in UTF-8, UTF-16, UTF-32 or, where it is neither, Windows-1252."""
     for mark, workbook in WORKBOOKS:
         if data.startswith(mark):
             raise LabelsError(f"the label table is {workbook}; save it as CSV (UTF-8) and name that file")
     if data.startswith(b"\x1f\x8b"):
         raise LabelsError("the label table is compressed; unpack it and name the CSV file")
     try:
+        if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+            return data.decode("utf-32")
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             return data.decode("utf-16")
         if b"\0" in data[:2]:  # every table starts with a letter, a digit or a quote
@@ -136,7 +150,12 @@ def _rows(text: str, separator: str) -> list[tuple[int, list[str]]]:
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 rows.append((reader.line_num, cells))
-    except csv.Error:
+    except csv.Error as error:
+        if "field limit" in str(error):
+            raise LabelsError(
+                f"the label table has a cell of more than {csv.field_size_limit():,} characters near line "
+                f"{reader.line_num}: shorten it, or close a quotation mark that is left open"
+            ) from None
         raise LabelsError(
             f"the label table is not readable near line {reader.line_num}: a quotation mark is not closed, or stands "
             "inside a cell; correct its quotes"
@@ -173,8 +192,10 @@ def _parquet(data: bytes) -> pd.DataFrame:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError):
         raise LabelsError("the label table cannot be read: damaged, or not Parquet") from None
-    names = [name.strip() for name in table.column_names]
+    names = [column_name(name) for name in table.column_names]
     _refuse_repeated(names)
+    if not table.num_rows:
+        raise LabelsError("the label table has no row below its header")
     columns = {}
     for name, column in zip(names, table.columns, strict=True):
         if not name or name.startswith(INDEX_COLUMN):

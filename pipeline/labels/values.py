@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
 
-from pipeline.labels.table_file import LabelsError, read_table_file
+from pipeline.labels.table_file import LabelsError, column_name, read_table_file
 
 __all__ = ["LabelsError", "meanings", "read_labels", "spelling"]
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+MINUS_SIGNS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2212"), "-")
 
 
 def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -22,8 +24,8 @@ def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFram
     Raises LabelsError when the file is no table or lacks a column.
     """
     table = read_table_file(path)
-    columns = [*table.columns] if columns is None else columns
-    missing = [name for name in dict.fromkeys(columns) if name not in table.columns]
+    wanted = {name: column_name(name) for name in ([*table.columns] if columns is None else columns)}
+    missing = [name for name, own in wanted.items() if own not in table.columns]
     if missing:
         near = {name: difflib.get_close_matches(name, map(str, table.columns), n=1) for name in missing}
         hints = "".join(f"; did you mean {close[0]} for {name}?" for name, close in near.items() if close)
@@ -31,12 +33,17 @@ def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFram
             f"the label table has no column {', '.join(missing)}, named in the card; "
             f"its columns: {', '.join(map(str, table.columns))}{hints}"
         )
-    return table[list(dict.fromkeys(columns))].dropna(how="all")
+    return pd.DataFrame({name: table[own] for name, own in wanted.items()}).dropna(how="all")
 
 
 def spelling(value: str) -> str:
-    """Return what is compared of a label's value: not case, blanks, nor how a number is written (1, 1.0, 01, 1,0)."""
-    folded = " ".join(value.split()).casefold()
+    """Return what is compared of a label's value: not case, blanks, nor how a number is written (1, 1.0, 01, 1,0).
+
+    Letters composed and decomposed are the same, of full width and of half, and characters without width are none.
+    """
+    plain = unicodedata.normalize("NFKC", value).translate(MINUS_SIGNS)
+    seen = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")
+    folded = unicodedata.normalize("NFC", " ".join(seen.split()).casefold())
     if not NUMBER.fullmatch(folded):
         return folded
     number = Decimal(folded.replace(",", "."))

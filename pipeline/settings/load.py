@@ -26,17 +26,38 @@ COMMAND_LINE = "command line"
 SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 COMMA = re.compile(rf",(?={SETTING.pattern.replace('(', '(?:', 1)})")
 
+# 010 is 8 and 1:30 is 90 in YAML 1.1, and neither in YAML 1.2.
+AMBIGUOUS_NUMBER = re.compile(r"[-+]?(0[0-9_]|[0-9_.]*:)")
+LARGEST_INTEGER = 2**63 - 1
+
 Loc = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses aliases and duplicate keys."""
+    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses aliases, duplicate keys, and 010 and 1:30."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", event.start_mark)
         return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(self._plain_number(node))
+        if abs(number) > LARGEST_INTEGER:
+            said = "a whole number of more than 64 bits, which nothing here counts to"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+        return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        return super().construct_yaml_float(self._plain_number(node))
+
+    def _plain_number(self, node: yaml.ScalarNode) -> yaml.ScalarNode:
+        """Return the node. Raises ConstructorError where YAML 1.1 reads it to the base of 8 or 60."""
+        if AMBIGUOUS_NUMBER.match(node.value):
+            said = f"{node.value} can be read in two ways; write the number without leading zeros and colons"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
@@ -46,6 +67,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
@@ -144,6 +167,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Loc, int]]:
         raise ConfigError(f"{path}:{line}: {error.problem}") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError, for instance, of a date that there is not
         raise ConfigError(f"{path}: not YAML") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; this is not a configuration") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections like 'data:' and 'pretrain:'")
     lines: dict[Loc, int] = {}
@@ -266,6 +291,8 @@ def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: 
     message = message[:1].lower() + message[1:]
     given = detail["input"]
     got = f" (got {given!r})" if not isinstance(given, dict) else ""
+    if detail["type"] == "string_type" and isinstance(given, bool | int | float):
+        got += ": write it in quotes"  # NO, on and 1 are texts only there
     return f"{place}: {name + ': ' if name else ''}{message}{got}", ""
 
 

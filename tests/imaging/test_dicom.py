@@ -200,6 +200,8 @@ def test_a_file_that_is_also_a_program_or_document_is_refused(preamble):
     [
         ({"Rows": None}, "damaged_header"),
         ({"SamplesPerPixel": 3}, "damaged_header"),
+        ({"SamplesPerPixel": None}, "damaged_header"),
+        ({"PixelRepresentation": None}, "damaged_header"),
         ({"PhotometricInterpretation": "Musterfrau^Erika"}, "unsupported_encoding"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "bad_values"),
         ({"PixelData": None, "BitsAllocated": None}, "damaged_pixels"),

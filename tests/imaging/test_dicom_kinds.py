@@ -128,6 +128,7 @@ def test_pixels_that_are_not_square_are_made_square_where_nothing_else_tells():
     spaced = read_image(make_dicom(gradient(40, 48), PixelAspectRatio=[2, 1], PixelSpacing=[1, 1]), POLICY)
     assert spaced.pixels.shape == (40, 48)
     assert read_image(make_dicom(gradient(40, 48), PixelAspectRatio=[1, 1]), POLICY).pixels.shape == (40, 48)
+    assert reason(make_dicom(gradient(40, 48), PixelAspectRatio=[1, 1_000_000])) == "too_large"
 
 
 def test_enhanced_objects_of_one_frame_each_are_the_slices_of_a_volume():

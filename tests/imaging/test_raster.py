@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 
+import imagecodecs
 import numpy as np
 import pytest
 from imaging.files import POLICY, gradient
@@ -65,6 +66,20 @@ def test_a_16_bit_tiff_in_which_white_is_zero_is_inverted_once():
     image = read_image(saved(GREY16, "TIFF", tiffinfo={262: 0}), POLICY)
     assert image.polarity_fixed
     assert np.array_equal(image.pixels, 65535 - GREY16)
+
+
+def test_a_tiff_of_real_numbers_in_which_white_is_zero_is_inverted_too():
+    values = gradient().astype(np.float32) / 7
+    image = read_image(saved(values, "TIFF", tiffinfo={262: 0}), POLICY)
+    assert image.polarity_fixed
+    assert np.array_equal(image.pixels, -values)
+    assert np.array_equal(read_image(saved(values, "TIFF"), POLICY).pixels, values)
+
+
+def test_a_tiff_of_numbers_that_are_not_read_is_not_called_damaged():
+    of_64_bits = imagecodecs.tiff_encode(gradient().astype(np.float64))
+    assert reason(of_64_bits) == "unsupported_encoding"
+    assert reason(of_64_bits[:9]) == "damaged_pixels"
 
 
 def test_an_8_bit_tiff_in_which_white_is_zero_looks_the_same_as_its_positive():

@@ -99,6 +99,12 @@ def test_encrypted_damaged_and_overlapping(tmp_path):
     assert verdicts(folder) == {"cut.zip": "damaged_archive"}
 
 
+def test_an_archive_of_nothing_is_told_of(tmp_path):
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    assert verdicts(tmp_path) == {"empty.zip": "damaged_archive"}
+    assert verdicts(tmp_path / "empty.zip") == {"empty.zip": "damaged_archive"}
+
+
 def test_files_beyond_the_limit_are_not_read(tmp_path):
     with (tmp_path / "sparse").open("wb") as stream:
         stream.truncate(10**12)

@@ -42,6 +42,12 @@ def test_quotes_decimal_commas_and_blank_lines(tmp_path, text):
     assert read_table_file(write(tmp_path, text.encode())).to_dict("list") == {"path": ["a;b.png"], "label": ["0,5"]}
 
 
+def test_a_name_of_a_column_is_one_however_it_is_broken_and_composed(tmp_path):
+    path = write(tmp_path, '"Patient\nID ","Gro\u0308\u00dfe  neu"\n1,0\n'.encode())
+    assert [*read_table_file(path).columns] == ["Patient ID", "Gr\u00f6\u00dfe neu"]
+    assert read_labels(path, ["Gro\u0308\u00dfe neu"]).to_dict("list") == {"Gro\u0308\u00dfe neu": ["0"]}
+
+
 def test_a_cell_may_hold_a_line_end(tmp_path):
     table = read_table_file(write(tmp_path, b'id,note,label\n1,"two\nlines",0\n'))
     assert table["note"].tolist() == ["two\nlines"]
@@ -64,6 +70,12 @@ def test_a_cell_may_hold_a_line_end(tmp_path):
         (b"\x1f\x8bMeier", "compressed; unpack it"),
         (b"id,label\n\x81Meier,0\n", "neither UTF-8, UTF-16 nor Windows-1252"),
         (b"PAR1Meier", "damaged, or not Parquet"),
+        (b'[{"id": "Meier", "label": 0},\n{"id": "Meier", "label": 1}]', "is JSON, not CSV; save it as CSV"),
+        (b'{"id": "Meier", "label": 0}\n', "is JSON, not CSV"),
+        (b" <table><tr><td>Meier, A</td></tr></table>", "is HTML or XML, not CSV"),
+        (b"{\\rtf1 Meier, A\\par}", "is RTF, not CSV"),
+        (b"id,label\n", "no row below its header"),
+        (b"id,label\nMeier," + b"x" * 200_000 + b"\n", "a cell of more than 131,072 characters near line 2"),
     ],
 )
 def test_what_is_no_table_is_named_for_what_it_is_and_not_quoted(tmp_path, data, words):
@@ -143,6 +155,10 @@ def test_arrays_with_several_labels_have_a_column_each(tmp_path):
         ("Malignant", " malignant"),
         ("0.5", "0,50"),
         ("no  finding", "No Finding"),
+        ("b\u00f6sartig", "bo\u0308sartig"),
+        ("\uff11", "1"),
+        ("1\u200b", "1"),
+        ("\u22121", "-1"),
     ],
 )
 def test_spellings_of_one_value(one, other):

@@ -244,6 +244,8 @@ def _in_archive(archive: Path, prefix: str) -> Iterator[Source]:
     if _overlap(members) or sum(member.compress_size for member in members) > size:
         yield Source(path, str(archive), refusal=Refusal("damaged_archive", "members overlap"))
         return
+    if not members:
+        yield Source(path, str(archive), refusal=Refusal("damaged_archive", "no member"))
     seen: set[str] = set()
     for member in sorted(members, key=lambda member: (member.filename, member.header_offset)):
         refusal = _member_refusal(member, member.filename in seen)

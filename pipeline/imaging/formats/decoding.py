@@ -31,6 +31,8 @@ COLOUR = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420",
 LOSSY_JPEG = [uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit]
 CODE_STREAMS = uid.JPEGTransferSyntaxes + uid.JPEGLSTransferSyntaxes + uid.JPEG2000TransferSyntaxes
 ITEM_TAG = b"\xfe\xff\x00\xe0"
+# Without these, nobody knows what the numbers are: other elements have something that they mean where they are missing.
+STATED = ("SamplesPerPixel", "PixelRepresentation")
 HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 PLUGINS = {
     **dict.fromkeys(plugin.DECODER_DEPENDENCIES, plugin.NAME),
@@ -73,6 +75,8 @@ def check_size(dataset: Dataset, limit: int) -> None:
     rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
     samples, bits = integer(dataset, "SamplesPerPixel") or 1, integer(dataset, "BitsAllocated")
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
+    if "PixelData" in dataset and (missing := [name for name in STATED if dataset.get(name) is None]):
+        raise Refused("damaged_header", f"{' and '.join(missing)} missing")
     if rows < 1 or columns < 1 or bits not in (1, 8, 16, 32, 64) or samples not in (1, 3, 4):
         raise Refused("damaged_header", "rows, columns, samples or bits missing or impossible")
     if photometric not in GREY + COLOUR:

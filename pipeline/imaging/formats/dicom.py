@@ -29,7 +29,7 @@ from pipeline.imaging.display import Display, display
 from pipeline.imaging.formats.decoding import COLOUR, GREY, check_size, contradicts, decode, frame_count, integer
 from pipeline.imaging.formats.dicom_geometry import GEOMETRY_ELEMENTS
 from pipeline.imaging.grid import Grid
-from pipeline.imaging.image import LARGEST_SPACING_MM, About, Identity, Image, Part, Policy
+from pipeline.imaging.image import BYTES_PER_PIXEL, LARGEST_SPACING_MM, About, Identity, Image, Part, Policy
 from pipeline.imaging.quarantine import Refused
 
 PREFIX_OFFSET = 128
@@ -317,6 +317,8 @@ def _image(stored: np.ndarray, dataset: Dataset, about: About, policy: Policy) -
     values, valid, colour, grid = shown.values, shown.valid, planes.colour, None
     ratio = _numbers(dataset, "PixelAspectRatio")
     if spacing_mm is None and ratio is not None and len(ratio) == 2 and min(ratio) > 0 and ratio[0] != ratio[1]:
+        if values.size * max(ratio) / min(ratio) * BYTES_PER_PIXEL > policy.max_pixel_bytes:
+            raise Refused("too_large", "pixels made square as PixelAspectRatio says")
         values, valid = _squared(values, *ratio), None if valid is None else _squared(valid, *ratio)
         colour = None if colour is None else np.stack([_squared(plane, *ratio) for plane in colour])
         flags, grid = (*flags, "aspect_corrected"), Grid.plain(values.shape, shown.values.shape)

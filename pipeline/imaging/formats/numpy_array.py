@@ -54,9 +54,10 @@ def read_array(data: bytes, policy: Policy) -> Image:
         values = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:
         raise Refused("damaged_pixels", type(error).__name__) from None
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):
+        planes = _planes(values.reshape(sides), policy)
+    if not np.isfinite(planes.pixels).all():  # also of values beyond what 32 bits hold
         raise Refused("bad_values", "values are not finite")
-    planes = _planes(values.reshape(sides), policy)
     about = About("array", bits_stored=dtype.itemsize * 8)
     return Image(planes.pixels, about, flags=("spacing_unknown", *planes.flags), colour=planes.colour)
 

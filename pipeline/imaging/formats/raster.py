@@ -13,7 +13,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from PIL import Image as pillow
-from PIL import ImageFile, ImageOps
+from PIL import ImageFile, ImageOps, UnidentifiedImageError
 
 from pipeline.imaging.colour import Planes, on_black, planes_of, to_srgb
 from pipeline.imaging.grid import Grid
@@ -66,8 +66,19 @@ def read_raster(data: bytes, policy: Policy) -> Image:
         raise
     except MemoryError:
         raise Refused("too_large", "no memory to decode") from None
+    except UnidentifiedImageError:
+        if _directory_is_inside(data):
+            raise Refused("unsupported_encoding", "a kind of TIFF that is not read, such as 64 bits") from None
+        raise Refused("damaged_pixels", "UnidentifiedImageError") from None
     except Exception as error:
         raise Refused("damaged_pixels", type(error).__name__) from None
+
+
+def _directory_is_inside(data: bytes) -> bool:
+    """Say whether the file is a TIFF whose first directory is there, so that it is not cut off."""
+    at = data[8:16] if data[2:4] in (b"+\0", b"\0+") else data[4:8]
+    place = int.from_bytes(at, "little" if data.startswith(b"II") else "big")
+    return data.startswith((b"II", b"MM")) and 8 <= place < len(data) - 2
 
 
 def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
@@ -78,9 +89,9 @@ def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
     mode, bits = picture.mode, BITS.get(picture.mode, 0)
     if not bits:
         raise Refused("colour", f"mode {mode}")
-    # Pillow inverts 1- and 8-bit TIFFs of this kind itself, 16-bit ones not.
+    # Pillow inverts 1- and 8-bit TIFFs of this kind itself, others not.
     tags = getattr(picture, "tag_v2", {})
-    inverted = mode in SIXTEEN_BIT and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+    inverted = mode in (*SIXTEEN_BIT, "F") and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
     turn = picture.getexif().get(EXIF_ORIENTATION, 1)
     values = _exact(picture, tags, data)
     if values is not None:
@@ -89,7 +100,8 @@ def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
         values = _values(ImageOps.exif_transpose(picture) if turn in TURNS else picture)
     values, flags = _in_colour(values, picture, tags) if policy.keep_colour else (values, ())
     planes = _planes(values, mode, policy)
-    pixels = np.float32(2**16 - 1) - planes.pixels if inverted else planes.pixels
+    white = np.float32(0 if mode == "F" else 2**16 - 1)  # real numbers have no highest one
+    pixels = white - planes.pixels if inverted else planes.pixels
     if not np.isfinite(pixels).all():
         raise Refused("bad_values", "pixels are not finite")
     return Image(
