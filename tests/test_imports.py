@@ -42,7 +42,8 @@ def test_a_library_knows_only_tables_and_files_of_the_store(path):
 @pytest.mark.parametrize("path", [m for m in modules() if m.startswith("reporting/")])
 def test_reports_take_numbers_and_pictures_and_the_one_door(path):
     others = {other for other in ours(path) if not other.startswith(("reporting/", "store/"))}
-    assert others <= {"inference/__init__.py", "inference/decision.py"}
+    words = {"inference/model_card.py", "inference/plain_text.py"}  # both model cards are written with them
+    assert others <= {"inference/__init__.py", "inference/decision.py", *words}
 
 
 @pytest.mark.parametrize("path", [m for m in modules() if m.startswith("stages/")])
