@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +65,7 @@ def directions() -> dict[str, np.ndarray]:
 
 
 CASES = directions()
+AXIAL = Stack(shape=SHAPE)
 
 
 def mask_of(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -194,6 +196,32 @@ def test_dicom_and_back(name, tmp_path):
     write_mask_nifti(path, mask, grid)
     assert np.array_equal(read_mask(path.read_bytes(), image, files, STRUCTURES, POLICY), grid.from_stored(mask))
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), mask)
+
+
+def test_frames_of_one_file_in_an_order_of_their_own(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    planes = AXIAL.planes(elements={})
+    write_case(Case("frames", [planes[n] for n in (3, 0, 2, 4, 1)], enhanced=True), folder)
+    (path,) = folder.iterdir()
+    dataset = pydicom.dcmread(path)
+    dataset.FrameOfReferenceUID = "2.25.77"
+    dataset.save_as(path)
+    content, mask = path.read_bytes(), mask_of()
+    (volume,), _ = read_series([("0", content)], POLICY)
+    made = segmented(folder, mask, [content])
+    assert np.array_equal(read_mask(made, volume.image, [content], STRUCTURES, POLICY), mask[:, ::-1, ::-1])
+    (tmp_path / "made").write_bytes(made)
+    assert errors_of(tmp_path / "made") == []
+
+
+def test_a_gantry_tilt_is_refused(tmp_path):
+    leaning = [replace(p, position_mm=(0.0, 1.5 * n, 2.5 * n)) for n, p in enumerate(AXIAL.planes())]
+    write_case(Case("tilt", leaning), tmp_path)
+    files = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    volumes, refused = read_series(((str(n), data) for n, data in enumerate(files)), POLICY)
+    assert not volumes
+    assert {refusal.reason for _, refusal in refused} == {"gantry_tilt"}
 
 
 def test_objects_are_valid_and_follow_from_what_they_say(tmp_path):
