@@ -117,6 +117,9 @@ COMPARED_FLAGS = (
 # A flag that ingest.refuse names is a reason by itself.
 REASONS |= {flag: f"{text} (ingest.refuse)" for flag, text in FLAGS.items() if flag not in COMPARED_FLAGS}
 
+# What may turn out otherwise the next time is not taken over from an earlier ingest.
+PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
+
 
 @dataclass(frozen=True)
 class Refusal:

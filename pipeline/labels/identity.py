@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,6 +16,10 @@ from pipeline.labels.path_rules import PathRule
 from pipeline.labels.values import LabelsError, read_labels
 from pipeline.store.files import sha256_json
 from pipeline.store.wording import counted
+
+if TYPE_CHECKING:
+    from pipeline.imaging.archive.journal import Archive
+    from pipeline.settings.card import CardColumns
 
 # Kind of pseudonym by the way in which rows of a label table are about files.
 WHAT = {
@@ -90,6 +94,14 @@ def named_patients(by_row: Mapping[str, str], join: str, secret: bytes) -> Named
 def row_pseudonym(secret: bytes, join: str, key: str) -> str:
     """Return the pseudonym by which a label table knows a file: of what is compared of its path, or of a UID."""
     return path_pseudonym(secret, key) if join == "path" else pseudonym(secret, KINDS[join], key)
+
+
+def row_pseudonyms(archive: Archive, columns: CardColumns, secret: bytes) -> dict[str, str]:
+    """Return, by pseudonym, what a label table that joins by paths knows the files by; nothing where it does not."""
+    if columns.join != "path":
+        return {}
+    rule, names = PathRule(**columns.path_rule), zip(archive.ids.to_pylist(), archive.sources, strict=True)
+    return {name: row_pseudonym(secret, "path", rule.of_file(source.path)) for name, source in names}
 
 
 def patients_digest(

@@ -8,46 +8,28 @@ of the same archive reads only what is new.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.imaging.archive.choice import Choice
-from pipeline.imaging.archive.contact_sheet import contact_sheet, thumbnail, worst
-from pipeline.imaging.archive.examination import Assembled, Examined, Member, Rules, examine, examine_series
-from pipeline.imaging.archive.quality import UNEXPECTED, Limits, reassessed
+from pipeline.imaging.archive.contact_sheet import contact_sheet, worst
+from pipeline.imaging.archive.examination import Rules
+from pipeline.imaging.archive.journal import Archive, Reading, assemble_all, examine_all
+from pipeline.imaging.archive.quality import Limits
 from pipeline.imaging.archive.sources import Source, find_sources
+from pipeline.imaging.archive.tasks import small_picture
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.channels import channels_of
-from pipeline.imaging.copies.duplicates import (
-    ACROSS_PATIENTS,
-    NEARLY_ACROSS_PATIENTS,
-    find_near_duplicates,
-    read_fingerprints,
-    resolve_duplicates,
-    with_flag,
-)
-from pipeline.imaging.copies.template_correlation import INVERTED_BELOW, likeness
+from pipeline.imaging.copies.settling import compare, rows_of, settle
 from pipeline.imaging.image import MB, Policy
-from pipeline.imaging.masks.examination import (
-    Checked,
-    Pair,
-    check_pair,
-    check_pairs,
-    pair_content,
-    refused_files,
-    settled,
-)
 from pipeline.imaging.masks.structures import Structures
-from pipeline.imaging.padding import padding_of_maker
 from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
 from pipeline.imaging.quarantine import FLAGS, REASONS, Refusal
 from pipeline.labels.identity import (
@@ -60,24 +42,24 @@ from pipeline.labels.identity import (
     named_patients,
     objection,
     remarks,
-    row_pseudonym,
+    row_pseudonyms,
     with_patients,
 )
-from pipeline.labels.mask_files import OF_ONE_IMAGE, MaskFiles, find_masks
+from pipeline.labels.mask_files import find_masks
+from pipeline.labels.mask_verdicts import check_masks, settle_masks, summary_of_masks
 from pipeline.labels.path_rules import PathRule, apart, check_paths
 from pipeline.labels.values import read_labels
-from pipeline.store.files import sha256_json, write_json
+from pipeline.store.files import write_json
 from pipeline.store.tables.ingest import (
     ASSEMBLED,
     EXAMINED,
     FILES,
-    IMAGE_COLUMNS,
     IMAGES,
     NEAR_DUPLICATES,
     QUALITY,
     QUARANTINE,
 )
-from pipeline.store.tables.io import iterate, merge_pages, return_memory, write_arrow, write_rows, write_table
+from pipeline.store.tables.io import merge_pages, return_memory, write_arrow, write_table
 from pipeline.store.tables.masks import MASKS
 from pipeline.store.wording import counted
 
@@ -86,15 +68,7 @@ if TYPE_CHECKING:
     from pipeline.store.artifacts import Inputs
     from pipeline.store.runlog import RunLog
 
-JOURNAL = "journal"
-SERIES_PER_BATCH = 4
-# A series has hundreds of slices.
-SERIES_TIMEOUT_FACTOR = 10
-# What may turn out otherwise the next time is not taken over from an earlier ingest.
-PASSING_REASONS = {"unreadable", "timeout", "decoder_crash", "too_large"}
 NO_FILES = {"received": 0, "accepted": 0, "volumes": 0, "patients": 0, "quarantined": {}, "flags": {}, "duplicates": {}}
-COMPARED = ["image_id", "patient_id", "pixel_hash"]
-SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest", "highest", "clipped_share"]
 
 
 class NothingAccepted(ValueError):
@@ -113,7 +87,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     Batches are journalled in `work`, so that a killed run goes on where it was. Raises NothingAccepted when no image
     was, SourcesError and LabelsError when sources or label table cannot be used as a whole.
     """
-    columns = inputs.card.columns
+    columns, lookup = inputs.card.columns, Lookup(inputs.lookup) if inputs.lookup else None
     choice, follow = Choice(inputs.include, inputs.exclude), settings.links == "inside"
     sources = apart(find_sources(inputs.studies, inputs.labels, columns.path is not None, choice, follow))
     if not sources:
@@ -122,24 +96,24 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     if (mask := inputs.card.label.mask) is not None:
         masks = find_masks(mask, columns, inputs.labels, sources, inputs.secret)
         sources = masks.images(sources)
-    named = _named(inputs, sources, log)
+    named = _named(inputs, sources, lookup, log)
     limits = Limits.from_settings(settings.model_dump(), inputs.card.expected.model_dump())
     channels = channels_of(inputs.card.model_dump())
     rules = Rules(Policy.from_settings(settings.model_dump(), channels), limits, inputs.secret, columns.join)
-    journal = work / JOURNAL
+    journal = work / "journal"
     journal.mkdir(exist_ok=True)
-    archive = _Archive(sources, inputs)
-    pages = _examine_all(settings, archive, rules, inputs, journal, log)
+    archive = Archive(sources, inputs.secret, inputs.hashes)
+    reading = Reading(archive, rules, _pool(settings, inputs), inputs.previous, journal, log)
+    pages = examine_all(reading, settings.batch_size, lookup)
     return_memory()
     pages, identity = _identify(pages, archive, named, inputs, journal)
     return_memory()
     merge_pages(pages, work / "examined.parquet", EXAMINED, journal)
     return_memory()
-    pages = _assemble_all(settings, archive, rules, inputs, work, log)
-    merge_pages(pages, work / "assembled.parquet", ASSEMBLED, journal)
-    kept, files, quarantine, duplicates = _settle(work, settings.min_slices)
+    merge_pages(assemble_all(reading, work / "examined.parquet"), work / "assembled.parquet", ASSEMBLED, journal)
+    kept, files, quarantine, duplicates = settle(work, settings.min_slices)
     return_memory()
-    images = _rows(kept, work)
+    images = rows_of(kept, work)
     del kept
     return_memory()
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
@@ -147,17 +121,23 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     if mask is not None and masks is not None:
         structures = Structures.from_card(mask.model_dump())
         write_json(work / "structures.json", asdict(structures))
-        verdicts = _check_masks(settings, structures, masks, archive, (images, files), rules, inputs, work, log)
-        of_images, refused = _settle_masks(verdicts, masks, inputs.secret)
+        verdicts = check_masks(reading, structures, masks, images, files, columns)
+        if lookup is not None:
+            lookup.add(
+                ("path", path_pseudonym(inputs.secret, one.place), one.place.replace("\0", "/"))
+                for one in masks.sources
+            )
+        write_table(work / "masks.parquet", verdicts, MASKS)
+        of_images, refused = settle_masks(verdicts, masks, inputs.secret)
         used += of_images["source_id"].nunique()
         quarantine = pd.concat([quarantine, refused], ignore_index=True)
     if used + len(quarantine) != received:
         raise RuntimeError(f"{received} files received, but {used} + {len(quarantine)} have a verdict")
-    images, near, odd = _compare(settings, images, work)
+    images, near, odd = compare(images, work, journal, settings.near_duplicates)
     return_memory()
     summary = _summary(images, files, quarantine, {**duplicates, **odd}, inputs.secret)
     if masks is not None:
-        summary |= _of_masks(summary, masks, of_images, refused)
+        summary |= summary_of_masks(summary, masks, of_images, refused)
     summary["identity"] = asdict(identity) | {"objection": objection(identity, columns.patient_from)}
     for remark in [objection(identity, columns.patient_from), *remarks(identity)]:
         if remark:
@@ -170,175 +150,20 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     write_table(work / "files.parquet", files, FILES)
     write_table(work / "quarantine.parquet", quarantine, QUARANTINE)
     write_table(work / "near_duplicates.parquet", near, NEAR_DUPLICATES)
-    _draw_worst(images, files, archive, rules, _pool(settings, inputs, SERIES_TIMEOUT_FACTOR), work)
+    _draw_worst(images, files, reading, work)
     write_json(work / "summary.json", summary)
     shutil.rmtree(journal)
 
 
-def _pool(settings: IngestSettings, inputs: Inputs, timeout_factor: int = 1) -> Pool:
-    machine = inputs.machine
-    memory = int(settings.max_memory_mb * MB)
-    return Pool(machine.workers, timeout_factor * settings.timeout_s, machine.backend, machine.scheduler, memory)
-
-
-class _Archive:
-    """The sources by pseudonym, with what identifies their state: the hash on disk."""
-
-    def __init__(self, sources: Sequence[Source], inputs: Inputs) -> None:
-        self.sources = sources
-        self._inputs = inputs
-        self._archives: dict[str, str] = {}
-        self.ids = pa.array([path_pseudonym(inputs.secret, source.place) for source in sources], pa.string())
-
-    def row_ids(self, rule: PathRule) -> dict[str, str]:
-        """Return, by pseudonym, what a label table that joins by paths knows the sources by."""
-        secret = self._inputs.secret
-        names = zip(self.ids.to_pylist(), self.sources, strict=True)
-        return {name: row_pseudonym(secret, "path", rule.of_file(source.path)) for name, source in names}
-
-    def stored_sha256(self, source: Source) -> str:
-        """Return the SHA-256 of the file on disk, of the archive for a member; nothing when it cannot be read."""
-        if source.refusal is not None and (source.member is None or source.refusal.reason == "left_out"):
-            return ""
-        if source.file not in self._archives:
-            try:
-                found = self._inputs.hashes.as_planned(Path(source.file))
-            except OSError:
-                found = ""
-            if source.member is None:
-                return found
-            self._archives[source.file] = found
-        return self._archives[source.file]
-
-    def chosen(self, ids: set[str]) -> dict[str, Source]:
-        """Return the sources with these pseudonyms."""
-        pairs = zip(self.ids, self.sources, strict=True)
-        return {name: source for text, source in pairs if (name := text.as_py()) in ids}
-
-
-# ---------------------------------------------------------------- file by file
-
-
-def _examine_all(
-    settings: IngestSettings, archive: _Archive, rules: Rules, inputs: Inputs, journal: Path, log: RunLog
-) -> list[Path]:
-    """Examine all files that neither an earlier ingest nor this one before its interruption has examined.
-
-    Returns the pages of the journal that hold all files.
-    """
-    kept, pages = _take_over(archive, rules, inputs, journal)
-    named = zip(archive.ids.to_pylist(), archive.sources, strict=True)
-    left = [(name, source) for name, source in named if name not in kept]
-    if kept:
-        log.info(f"{counted(len(kept), 'file is', 'files are')} unchanged since the last ingest")
-    batches = [left[at : at + settings.batch_size] for at in range(0, len(left), settings.batch_size)]
-    page_of = [_page(journal, "files", [name for name, _ in batch]) for batch in batches]
-    todo = {n: [source for _, source in batch] for n, batch in enumerate(batches) if not page_of[n].exists()}
-    done = len(left) - sum(map(len, todo.values()))
-    if done:
-        log.info(
-            f"{done} of {counted(len(left), 'file')} {'was' if done == 1 else 'were'} read before the interruption"
-        )
-    lookup = Lookup(inputs.lookup) if inputs.lookup else None
-    items = {number: [(source,) for source in batch] for number, batch in todo.items()}
-
-    def results() -> Iterator[Examined]:
-        for number, found in each_batch(partial(_examine, rules), items, _pool(settings, inputs), journal):
-            verdicts, rows = [], []
-            for source, result in zip(todo[number], found, strict=True):
-                stored = archive.stored_sha256(source)
-                verdicts.append(_verdict(source, result, stored, rules))
-                rows.append(_examined_row(verdicts[-1]) | {"stored_sha256": stored})
-            if lookup is not None:
-                lookup.add(entry for verdict in verdicts for entry in verdict.lookup)
-            write_rows(page_of[number], rows, EXAMINED)
-            yield from verdicts
-
-    for _ in log.track(results(), "files", total=len(left), start=done):
-        pass
-    return pages + page_of
-
-
-def _page(journal: Path, kind: str, content: Sequence[str]) -> Path:
-    """Return the page of a batch, named by what is in it: after an interruption, batches can be others."""
-    return journal / f"{kind}-{sha256_json(list(content))[:16]}.parquet"
-
-
-def _examine(rules: Rules, item: tuple[Source, ...]) -> Examined:
-    return examine(item[0], rules)
-
-
-def _verdict(source: Source, result: Examined | Refusal, stored_sha256: str, rules: Rules) -> Examined:
-    """Return the result of a worker; a refusal that comes from its death lacks the file's pseudonym.
-
-    A file that is not what it was when the run was planned is refused: the artifact's key speaks of the earlier one.
-    """
-    if isinstance(result, Refusal):
-        source_id = path_pseudonym(rules.secret, source.place)
-        lookup = (("path", source_id, source.place.replace("\0", "/")),)
-        return Examined(source_id, "", refusal=result, lookup=lookup)
-    if source.member is None and result.sha256 and result.sha256 != stored_sha256:
-        refusal = Refusal("unreadable", "changed while the pipeline ran")
-        return Examined(result.source_id, result.sha256, refusal=refusal, lookup=result.lookup)
-    return result
-
-
-def _examined_row(verdict: Examined) -> dict[str, Any]:
-    refusal = verdict.refusal
-    return {
-        "patient_id": verdict.patient_id,
-        **(verdict.row or {}),
-        "source_id": verdict.source_id,
-        "header_patient": verdict.patient_id,
-        "placeholder": verdict.placeholder,
-        "row_id": verdict.row_id,
-        "sha256": verdict.sha256,
-        "reason": refusal.reason if refusal else "",
-        "detail": refusal.detail if refusal else "",
-        "part_of": verdict.part_of,
-    }
-
-
-def _take_over(archive: _Archive, rules: Rules, inputs: Inputs, journal: Path) -> tuple[set[str], list[Path]]:
-    """Copy the rows of unchanged files from the previous ingest into the journal; return their pseudonyms and pages.
-
-    Their flags follow the card, which may expect something else by now.
-    """
-    if inputs.previous is None:
-        return set(), []
-    hashes = [archive.stored_sha256(source) for source in archive.sources]
-    now = pd.Series(hashes, index=pd.Index(archive.ids.to_pandas()))
-    kept: set[str] = set()
-    pages = []
-    names = [column.name for column in EXAMINED.columns]
-    for piece in iterate(inputs.previous.file("examined.parquet"), names):
-        before = piece.select(["source_id", "stored_sha256", "reason"]).to_pandas()
-        unchanged = now.reindex(before["source_id"]).to_numpy() == before["stored_sha256"]
-        unchanged &= before["stored_sha256"] != ""
-        reassessed = [_reassessed(row, rules) for row in piece.filter(pa.array(unchanged.astype(bool))).to_pylist()]
-        rows = [row for row in reassessed if row is not None]
-        ids = [row["source_id"] for row in rows]
-        pages.append(_page(journal, "kept-files", ids))
-        write_rows(pages[-1], rows, EXAMINED)
-        kept.update(ids)
-    return kept, pages
-
-
-def _reassessed(row: dict[str, Any], rules: Rules) -> dict[str, Any] | None:
-    """Return the row of an earlier ingest with the flags of now; None when the image has to be read again."""
-    if row["reason"] in PASSING_REASONS or row["reason"] in UNEXPECTED:
-        return None
-    if row["image_id"] is None:
-        return row
-    before = [flag for flag in row["quality_flags"].split(",") if flag]
-    flags = reassessed(before, row["modality"], row["view"], row["body_part"], rules.limits)
-    return None if {*flags} & {*rules.policy.refused_flags} else row | {"quality_flags": ",".join(flags)}
+def _pool(settings: IngestSettings, inputs: Inputs) -> Pool:
+    machine, memory = inputs.machine, int(settings.max_memory_mb * MB)
+    return Pool(machine.workers, settings.timeout_s, machine.backend, machine.scheduler, memory)
 
 
 # ---------------------------------------------------------------- whose it is
 
 
-def _named(inputs: Inputs, sources: Sequence[Source], log: RunLog) -> Named:
+def _named(inputs: Inputs, sources: Sequence[Source], lookup: Lookup | None, log: RunLog) -> Named:
     """Return the patients that the label table names, after a look at whether its paths are those of the sources.
 
     Raises LabelsError when they are not, naming the setting that mends it, or when the table contradicts itself.
@@ -353,17 +178,17 @@ def _named(inputs: Inputs, sources: Sequence[Source], log: RunLog) -> Named:
             log.warn(problem)
     by_row = named_by_row(inputs.labels, join, column, columns.patient_id, rule)
     named = named_patients(by_row, join, inputs.secret)
-    if inputs.lookup:
-        Lookup(inputs.lookup).add(("patient", name, text) for name, text in sorted(named.originals.items()))
+    if lookup is not None:
+        lookup.add(("patient", name, text) for name, text in sorted(named.originals.items()))
     return named
 
 
 def _identify(
-    pages: Sequence[Path], archive: _Archive, named: Named, inputs: Inputs, journal: Path
+    pages: Sequence[Path], archive: Archive, named: Named, inputs: Inputs, journal: Path
 ) -> tuple[list[Path], Findings]:
     """Decide whose each file is; return pages that say so, and what was odd about it."""
     columns, secret = inputs.card.columns, inputs.secret
-    row_ids = archive.row_ids(PathRule(**columns.path_rule)) if columns.join == "path" else {}
+    row_ids = row_pseudonyms(archive, columns, secret)
     names = [*FACTS, *NUMBERS, "reason"]
     found = [pq.read_table(page, columns=names).to_pandas() for page in pages]
     facts = pd.concat([pd.DataFrame(columns=names), *found], ignore_index=True)
@@ -384,306 +209,22 @@ def _identify(
     return decided, findings
 
 
-# ---------------------------------------------------------------- series by series
-
-
-def _assemble_all(
-    settings: IngestSettings, archive: _Archive, rules: Rules, inputs: Inputs, work: Path, log: RunLog
-) -> list[Path]:
-    """Turn parts into volumes, but for those that were assembled before; return the pages that hold all of them."""
-    journal = work / JOURNAL
-    names = ["source_id", "sha256", "part_of", "patient_id"]
-    found = [piece.filter(pc.field("part_of") != "") for piece in iterate(work / "examined.parquet", names)]
-    parts = pa.concat_tables(found).to_pandas().sort_values(["part_of", "source_id"])
-    series = dict(iter(parts.groupby("part_of", sort=True)))
-    members = {name: _members_digest(group) for name, group in series.items()}
-    known, pages = _take_over_series(members, rules, inputs, journal)
-    left = [name for name in series if name not in known]
-    if not left:
-        return pages
-    sources = archive.chosen(set(parts["source_id"]))
-    batches = [left[at : at + SERIES_PER_BATCH] for at in range(0, len(left), SERIES_PER_BATCH)]
-    page_of = [_page(journal, "series", [members[name] for name in batch]) for batch in batches]
-    todo = {number: batch for number, batch in enumerate(batches) if not page_of[number].exists()}
-    items = {number: [_series_item(series[name], sources) for name in batch] for number, batch in todo.items()}
-    done = len(left) - sum(map(len, todo.values()))
-
-    def results() -> Iterator[str]:
-        pool = _pool(settings, inputs, SERIES_TIMEOUT_FACTOR)
-        for number, results in each_batch(partial(_examine_series, rules), items, pool, journal):
-            rows = []
-            for name, result in zip(todo[number], results, strict=True):
-                rows += _assembled_rows(name, members[name], series[name], result)
-            write_rows(page_of[number], rows, ASSEMBLED)
-            yield from todo[number]
-
-    for _ in log.track(results(), "series", total=len(left), start=done):
-        pass
-    return pages + page_of
-
-
-def _members_digest(group: pd.DataFrame) -> str:
-    return sha256_json(group[["source_id", "sha256", "patient_id"]].to_numpy().tolist())
-
-
-def _take_over_series(
-    members: Mapping[str, str], rules: Rules, inputs: Inputs, journal: Path
-) -> tuple[set[str], list[Path]]:
-    """Copy the volumes of series of which no file has changed into the journal; return these series and the pages.
-
-    A series of which one row has to be made again is assembled again as a whole.
-    """
-    if inputs.previous is None:
-        return set(), []
-    names, file = [column.name for column in ASSEMBLED.columns], inputs.previous.file("assembled.parquet")
-
-    def unchanged() -> Iterator[list[tuple[str, dict[str, Any] | None]]]:
-        for piece in iterate(file, names):
-            rows = (row for row in piece.to_pylist() if members.get(row["part_of"]) == row["members"])
-            yield [(row["part_of"], _reassessed(row, rules)) for row in rows]
-
-    again = {series for piece in unchanged() for series, row in piece if row is None}
-    kept: set[str] = set()
-    pages = []
-    for number, piece in enumerate(unchanged()):
-        rows = [row for series, row in piece if row is not None and series not in again]
-        # The number keeps apart two pieces that hold rows of one large series.
-        pages.append(_page(journal, "kept-series", [str(number), *(row["members"] for row in rows)]))
-        write_rows(pages[-1], rows, ASSEMBLED)
-        kept.update(row["part_of"] for row in rows)
-    return kept, pages
-
-
-def _series_item(group: pd.DataFrame, found: Mapping[str, Source]) -> tuple[tuple[Member, ...], tuple[str, ...]]:
-    pairs = zip(group["source_id"], group["sha256"], strict=True)
-    members = tuple(Member(name, found[name], sha256) for name, sha256 in pairs)
-    return members, tuple(sorted({patient for patient in group["patient_id"] if patient}))
-
-
-def _examine_series(rules: Rules, item: tuple[tuple[Member, ...], tuple[str, ...]]) -> list[Assembled] | Refusal:
-    members, patients = item
-    if len(patients) > 1:
-        return Refusal("uid_conflict", "one series of several patients")
-    return examine_series(members, patients[0] if patients else "", rules)
-
-
-def _assembled_rows(
-    name: str, members: str, group: pd.DataFrame, result: Sequence[Assembled] | Refusal
-) -> list[dict[str, Any]]:
-    if isinstance(result, Refusal):
-        result = [Assembled((source_id,), refusal=result) for source_id in group["source_id"]]
-    return [
-        {
-            **(one.row or {}),
-            "part_of": name,
-            "members": members,
-            "sources": list(one.source_ids),
-            "reason": one.refusal.reason if one.refusal else "",
-            "detail": one.refusal.detail if one.refusal else "",
-        }
-        for one in result
-    ]
-
-
-# ---------------------------------------------------------------- what concerns files together
-
-
-def _settle(work: Path, min_slices: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Return the images kept, with their first source, files, quarantine and counts of duplicates."""
-    whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *COMPARED])
-    volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", "study_id", "slices", *COMPARED])
-    largest = volumes[volumes["reason"] == ""].groupby("study_id")["slices"].max()
-    few = (volumes["reason"] == "") & (volumes["slices"] < min_slices)
-    few &= volumes["study_id"].map(largest) >= min_slices
-    volumes.loc[few, "reason"] = "few_slices"
-    hashes = whole.set_index("source_id")["sha256"]
-    refused = [whole.loc[whole["reason"] != "", ["source_id", "sha256", "reason", "detail"]]]
-    lost = volumes.loc[volumes["reason"] != "", ["sources", "reason", "detail"]].explode("sources")
-    refused.append(_with_hash(lost.rename(columns={"sources": "source_id"}), hashes))
-    accepted = whole.loc[(whole["reason"] == "") & (whole["part_of"] == ""), ["source_id", *COMPARED]]
-    accepted = accepted.rename(columns={"source_id": "first_source"})
-    built = volumes.loc[volumes["reason"] == "", ["sources", *COMPARED]]
-    built = built.assign(first_source=built["sources"].map(min))
-    resolved = resolve_duplicates(pd.concat([accepted, built.drop(columns="sources")], ignore_index=True))
-    parts = built.set_index("image_id")["sources"]
-    again = _with_sources(resolved.refused, parts)[["source_id", "reason", "detail"]]
-    refused.append(_with_hash(again, hashes))
-    files = _with_sources(resolved.kept, parts)[["image_id", "source_id"]]
-    files["part"] = files.groupby("image_id").cumcount()
-    files["sha256"] = hashes.reindex(files["source_id"]).to_numpy()
-    quarantine = pd.concat(refused, ignore_index=True).drop_duplicates("source_id")
-    # Of a file with several volumes, one can be refused, as a copy of another, while the file is used.
-    quarantine = quarantine[~quarantine["source_id"].isin(files["source_id"])]
-    kept = resolved.kept[["image_id", "first_source", "shared"]]
-    return kept, files, quarantine, resolved.counts
-
-
-def _with_sources(rows: pd.DataFrame, parts: pd.Series) -> pd.DataFrame:
-    """Return a row for each file of each image: the parts of a volume, or the one file of a picture."""
-    pictures = rows[~rows["image_id"].isin(parts.index)].rename(columns={"first_source": "source_id"})
-    volumes = rows[rows["image_id"].isin(parts.index)]
-    volumes = volumes.assign(source_id=volumes["image_id"].map(parts[~parts.index.duplicated()])).explode("source_id")
-    return pd.concat([pictures, volumes], ignore_index=True)
-
-
-def _rows(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
-    """Return all that is known of the images kept, ordered by image_id, with days since the patient's first study."""
-    chosen = pd.Index(kept["image_id"] + kept["first_source"])
-    pieces = []
-    for name, source in (("examined.parquet", "source_id"), ("assembled.parquet", "sources")):
-        for piece in iterate(work / name, [source, *SUMMED_UP], where="reason"):
-            of = piece[source].to_pandas()
-            pairs = piece["image_id"].to_pandas() + (of if source == "source_id" else of.map(min))
-            pieces.append(piece.filter(pa.array(chosen.get_indexer(pairs) >= 0)).select(SUMMED_UP))
-    table = pa.concat_tables(pieces) if pieces else EXAMINED.schema.empty_table().select(SUMMED_UP)
-    del pieces, chosen
-    table = table.sort_by("image_id")
-    return_memory()
-    images = table.to_pandas(split_blocks=True, self_destruct=True)
-    del table
-    shared = images["image_id"].isin(kept.loc[kept["shared"], "image_id"])
-    images = with_flag(images, shared, ACROSS_PATIENTS)
-    days = images["shifted_day"].astype("Int64")
-    images["study_day"] = days - days.groupby(images["patient_id"]).transform("min")
-    images["age_years"] = images["age_years"].astype("Float64")
-    return images
-
-
-def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    pieces = list(iterate(path, columns))
-    if not pieces:
-        return pd.DataFrame(columns=list(columns))
-    return pa.concat_tables(pieces).to_pandas()
-
-
-def _with_hash(rows: pd.DataFrame, hashes: pd.Series) -> pd.DataFrame:
-    """Return the columns of tables.QUARANTINE."""
-    found = hashes.reindex(rows["source_id"]).to_numpy()
-    return rows.assign(sha256=found)[["source_id", "sha256", "reason", "detail"]]
-
-
-def _compare(
-    settings: IngestSettings, images: pd.DataFrame, work: Path
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
-    """Return the images with flags for what other images show of them, the near-duplicates, counts."""
-    files = [work / name for name in ("examined.parquet", "assembled.parquet")]
-    hashes, small = read_fingerprints(files, images["image_id"], work / JOURNAL / "small.bin")
-    images = images.assign(likeness=likeness(images, small))
-    images = with_flag(images, images["likeness"].to_numpy() < INVERTED_BELOW, "inversion_suspected")
-    images = with_flag(images, padding_of_maker(images), "padding_of_maker")
-    if settings.near_duplicates:
-        near = find_near_duplicates(images, hashes, small)
-    else:
-        near = pd.DataFrame(columns=[column.name for column in NEAR_DUPLICATES.columns])
-    across = near[near["across_patients"].astype(bool)]
-    images = with_flag(
-        images, images["image_id"].isin([*across["image_id"], *across["other_image_id"]]), NEARLY_ACROSS_PATIENTS
-    )
-    return images, near, {"near_duplicates": len(near), "near_duplicates_across_patients": len(across)}
-
-
-# ---------------------------------------------------------------- masks
-
-
-def _check_masks(
-    settings: IngestSettings,
-    structures: Structures,
-    masks: MaskFiles,
-    archive: _Archive,
-    tables: tuple[pd.DataFrame, pd.DataFrame],
-    rules: Rules,
-    inputs: Inputs,
-    work: Path,
-    log: RunLog,
-) -> pd.DataFrame:
-    """Leave and return `masks.parquet`: the verdict on each mask for each image that it is named for."""
-    (images, files), columns, secret = tables, inputs.card.columns, inputs.secret
-    row_ids = archive.row_ids(PathRule(**columns.path_rule)) if columns.join == "path" else {}
-    named = masks.of_images(files, images, row_ids, columns, secret)
-    by_id = {path_pseudonym(secret, source.place): source for source in masks.sources}
-    parts = files[files["image_id"].isin(named["image_id"])].sort_values(["image_id", "part"])
-    found = archive.chosen({*parts["source_id"]})
-    members = {
-        str(image): tuple(Member(n, found[n], s) for n, s in zip(group["source_id"], group["sha256"], strict=True))
-        for image, group in parts.groupby("image_id")
-    }
-    facts = images.set_index("image_id")[["axes", "pixel_hash"]]
-    stored = {name: archive.stored_sha256(source) for name, source in by_id.items()}
-    pairs = []
-    for image, name in named.itertuples(index=False):
-        axes, pixels = facts.loc[image]
-        content = pair_content(stored[name], pixels, [one.sha256 for one in members[image]], structures)
-        pairs.append(Pair(image, name, by_id[name], members[image], int(axes), pixels, content))
-    before = []
-    if inputs.previous is not None and "masks.parquet" in inputs.previous.record["files"]:
-        before = pq.read_table(inputs.previous.file("masks.parquet")).to_pylist()
-    pool = _pool(settings, inputs, SERIES_TIMEOUT_FACTOR)
-    rows = check_pairs(partial(_check_mask, structures, rules.policy), pairs, before, pool, work / JOURNAL)
-    of_one_image = masks.by_rule or columns.join in OF_ONE_IMAGE
-    verdicts = settled(log.track(rows, "masks", total=len(pairs)), of_one_image)
-    if inputs.lookup:
-        Lookup(inputs.lookup).add(("path", name, one.place.replace("\0", "/")) for name, one in by_id.items())
-    write_table(work / "masks.parquet", verdicts, MASKS)
-    return verdicts
-
-
-def _check_mask(structures: Structures, policy: Policy, pair: Pair) -> Checked:
-    # Here, so that the workers that examined the images, which have this module, are kept.
-    return check_pair(structures, policy, pair)
-
-
-def _settle_masks(verdicts: pd.DataFrame, masks: MaskFiles, secret: bytes) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of masks that are those of images, and the quarantine of the others.
-
-    Raises ValueError when not one mask can be used.
-    """
-    by_id = {path_pseudonym(secret, source.place): source for source in masks.sources}
-    refused, used = refused_files(verdicts, by_id), verdicts[verdicts["reason"] == ""]
-    if used.empty:
-        counts = refused["reason"].value_counts()
-        reasons = ", ".join(f"{count} {reason} ({REASONS[str(reason)]})" for reason, count in counts.items())
-        raise ValueError(
-            f"none of {counted(len(by_id), 'mask')} can be used: {reasons}; correct label.mask in the card"
-        )
-    return used, refused
-
-
-def _of_masks(
-    summary: Mapping[str, Any], masks: MaskFiles, used: pd.DataFrame, refused: pd.DataFrame
-) -> dict[str, Any]:
-    """Return what the summary says of masks, and the files received with them."""
-    reasons = {str(reason): int(count) for reason, count in refused["reason"].value_counts().sort_index().items()}
-    counts = {
-        "files": len(masks.sources),
-        "accepted": int(used["source_id"].nunique()),
-        "images": int(used["image_id"].nunique()),
-        "named_but_missing": masks.missing,
-        "refused": reasons,
-    }
-    return {"received": summary["received"] + counts["accepted"], "masks": counts}
-
-
 # ---------------------------------------------------------------- what is said of it
 
 
-def _draw_worst(
-    images: pd.DataFrame, files: pd.DataFrame, archive: _Archive, rules: Rules, pool: Pool, work: Path
-) -> None:
+def _draw_worst(images: pd.DataFrame, files: pd.DataFrame, reading: Reading, work: Path) -> None:
     chosen = worst(images)
     parts = files[files["image_id"].isin(chosen["image_id"])].sort_values(["image_id", "part"])
-    found = archive.chosen(set(parts["source_id"]))
+    found = reading.archive.chosen(set(parts["source_id"]))
     sources = {str(name): [found[one] for one in group["source_id"]] for name, group in parts.groupby("image_id")}
     facts = chosen[["image_id", "axes", "pixel_hash"]].itertuples(index=False, name=None)
     items = {number: [(sources[name], axes, pixels)] for number, (name, axes, pixels) in enumerate(facts)}
     names, pictures = chosen["image_id"].tolist(), {}
-    for number, (picture,) in each_batch(partial(_thumbnail, rules.policy), items, pool, work / JOURNAL):
+    task = partial(small_picture, reading.rules.policy)
+    for number, (picture,) in each_batch(task, items, reading.slow_pool, reading.journal):
         if not isinstance(picture, Refusal):
             pictures[names[number]] = picture
     contact_sheet(work / "contact_sheet.png", chosen, pictures)
-
-
-def _thumbnail(policy: Policy, item: tuple[Sequence[Source], int, str]) -> np.ndarray:
-    return thumbnail(*item, policy)
 
 
 def _summary(

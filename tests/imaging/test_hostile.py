@@ -22,11 +22,11 @@ from pydicom.data import get_testdata_files
 from pipeline.imaging.archive.examination import Assembled, Examined, Member, Rules
 from pipeline.imaging.archive.quality import Limits
 from pipeline.imaging.archive.sources import Source, find_sources
+from pipeline.imaging.archive.tasks import examine_file, examine_members
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.image import MB, Policy
 from pipeline.imaging.quarantine import REASONS, Refusal
 from pipeline.settings.images import IngestSettings
-from pipeline.stages.ingest import _examine, _examine_series
 
 TESTS = Path(__file__).parents[1]
 SECRET = b"k" * 32
@@ -46,7 +46,7 @@ def verdicts(folder: Path, scratch: Path) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     series: dict[str, list[tuple[Source, Examined]]] = {}
     for source, result in _each(
-        partial(_examine, rules), sources, [(source, "P1") for source in sources], pool, scratch
+        partial(examine_file, rules), sources, [(source, "P1") for source in sources], pool, scratch
     ):
         if source.path in found:
             raise RuntimeError("a source with two verdicts")
@@ -57,7 +57,7 @@ def verdicts(folder: Path, scratch: Path) -> dict[str, str | None]:
             raise RuntimeError("neither image nor refusal, or both")
     groups = [*series.values()]
     items = [(tuple(Member(e.source_id, s, e.sha256) for s, e in group), ("P1",)) for group in groups]
-    for group, result in _each(partial(_examine_series, rules), groups, items, pool, scratch):
+    for group, result in _each(partial(examine_members, rules), groups, items, pool, scratch):
         paths = {examined.source_id: source.path for source, examined in group}
         if isinstance(result, Refusal):
             result = [Assembled(tuple(paths), refusal=result)]

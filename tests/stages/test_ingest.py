@@ -93,7 +93,7 @@ def test_good_files_are_accepted_and_the_counts_add_up(archive):
 
 def test_the_label_table_inside_the_studies_is_no_file_received(archive):
     (archive.folder / "labels.csv").symlink_to(archive.studies / "labels.csv")
-    (archive.studies / "labels.csv").write_text("path,label\n")
+    (archive.studies / "labels.csv").write_text("path,label\n1.dcm,1\n")
     archive.run("ingest", **SETTINGS)
     assert archive.summary("ingest")["received"] == 10
 
@@ -429,7 +429,7 @@ def test_a_second_ingest_reads_what_is_new_and_gives_what_a_fresh_one_gives(tmp_
     changed = sorted((archive.studies / "series1").iterdir())[0]
     changed.unlink()
     read = []
-    monkeypatch.setattr("pipeline.stages.ingest.each_batch", lambda *a: _noted(read, *a))
+    monkeypatch.setattr("pipeline.imaging.archive.journal.each_batch", lambda *a: _noted(read, *a))
     log = RunLog("ingest", quiet=True)
     archive.run("ingest", log=log, **SETTINGS)
     assert sorted(read[0]) == ["3.dcm", "new.dcm"]
@@ -458,7 +458,7 @@ def test_what_the_card_expects_changes_flags_and_reads_no_file_that_keeps_its_ve
     archive.previous = Artifact("ingest", "0" * 16, before)
     archive.card = make_card(path="path", expected={"views": ["AP"], "modalities": ["MR"]})
     read = []
-    monkeypatch.setattr("pipeline.stages.ingest.each_batch", lambda *a: _noted(read, *a))
+    monkeypatch.setattr("pipeline.imaging.archive.journal.each_batch", lambda *a: _noted(read, *a))
     again = archive.run("ingest", **settings).files("ingest")
     # What was refused before, and what is to be refused now, is read: a refusal keeps no facts of the image.
     assert sorted(read[0]) == ([] if not refuse else ["0.dcm", "1.dcm", "3.dcm", "4.dcm", "5.dcm"])

@@ -52,7 +52,7 @@ def serial(monkeypatch):
         for number, batch in sorted(batches.items()):
             yield number, [guarded(task, item) for item in batch]
 
-    for module in ("stages.ingest", "stages.preprocess", "imaging.masks.examination"):
+    for module in ("stages.ingest", "imaging.archive.journal", "stages.preprocess", "imaging.masks.examination"):
         monkeypatch.setattr(f"pipeline.{module}.each_batch", each_batch)
 
 
@@ -169,7 +169,7 @@ def test_a_changed_mask_is_rendered_again_and_no_other_image(tmp_path, monkeypat
     archive.run("ingest", min_side=8).run("split", fractions=FRACTIONS)
     archive.previous = before["preprocess"]
     archive.run("preprocess", image_size=[40, 48], shard_size=7)
-    assert [name for name, _ in asked] == ["_check_mask", "_render"]
+    assert [name for name, _ in asked] == ["check_mask", "_render"]
     assert asked[1][1][0][0][0].path == "images/06.png"
     again = archive.files("preprocess")
     archive.previous = None

@@ -19,7 +19,7 @@ from pipeline.imaging.formats.nifti import inflate, is_nifti
 from pipeline.imaging.image import Policy
 from pipeline.imaging.masks.reading import read_mask
 from pipeline.imaging.masks.structures import Structures
-from pipeline.imaging.quarantine import Refusal, Refused
+from pipeline.imaging.quarantine import PASSING_REASONS, Refusal, Refused
 from pipeline.imaging.read import load_image
 from pipeline.store.files import sha256_bytes, sha256_json
 from pipeline.store.tables.io import write_rows
@@ -27,8 +27,6 @@ from pipeline.store.tables.masks import MASKS
 
 Row = dict[str, Any]
 BATCH = 16
-# What may turn out otherwise the next time is not taken over.
-PASSING_REASONS = ("unreadable", "timeout", "decoder_crash", "too_large")
 
 
 @dataclass(frozen=True)
