@@ -16,6 +16,7 @@ from pipeline.store.ledger import Ledger, LedgerError
 from pipeline.store.lineage import SourceHashes
 from pipeline.store.tables.ingest import FILES, QUARANTINE
 from pipeline.store.tables.io import read_table
+from pipeline.store.tables.masks import MASKS
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
@@ -171,5 +172,9 @@ def _sources(ingest: Artifact) -> list[dict[str, Any]]:
     images = read_table(ingest.file("files.parquet"), FILES).assign(verdict="accepted")
     quarantine = read_table(ingest.file("quarantine.parquet"), QUARANTINE).rename(columns={"reason": "verdict"})
     columns = ["source_id", "sha256", "verdict"]
-    rows = [*images[columns].itertuples(index=False), *quarantine[columns].itertuples(index=False)]
+    tables = [images, quarantine]
+    if "masks.parquet" in ingest.record["files"]:
+        masks = read_table(ingest.file("masks.parquet"), MASKS)
+        tables.append(masks[masks["reason"] == ""].drop_duplicates("source_id").assign(verdict="mask"))
+    rows = [row for table in tables for row in table[columns].itertuples(index=False)]
     return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -79,6 +79,8 @@ def _export_graph(work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     from pipeline.inference.onnx_graph import OPSET, build
 
     model = Model.load(work / MODEL, device="cpu", say=say)
+    if model.ensemble.maps:
+        raise ExportError("a model that segments is not made of the ONNX operators known here; export without --onnx")
     if not ARMS[arm := model.content["network"]["arm"]].graph:
         raise ExportError(f"arm {arm} is not made of ONNX operators: {ARMS[arm].description}; export without --onnx")
     notes = {

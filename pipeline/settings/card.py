@@ -46,7 +46,9 @@ class MaskRule(Settings):
     @model_validator(mode="after")
     def _expands(self) -> MaskRule:
         try:
-            re.compile(f"(?:{self.image})|", re.DOTALL).match("").expand(self.mask)  # type: ignore[union-attr]
+            empty = re.compile(f"{self.image}|", re.DOTALL).match("")  # for its groups alone
+            if empty is not None:
+                empty.expand(self.mask)
         except (re.error, IndexError) as error:
             raise ValueError(f"image and mask are no expression and its replacement: {error}") from None
         return self

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +65,7 @@ def directions() -> dict[str, np.ndarray]:
 
 
 CASES = directions()
+AXIAL = Stack(shape=SHAPE)
 
 
 def mask_of(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -196,6 +198,32 @@ def test_dicom_and_back(name, tmp_path):
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), mask)
 
 
+def test_frames_of_one_file_in_an_order_of_their_own(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    planes = AXIAL.planes(elements={})
+    write_case(Case("frames", [planes[n] for n in (3, 0, 2, 4, 1)], enhanced=True), folder)
+    (path,) = folder.iterdir()
+    dataset = pydicom.dcmread(path)
+    dataset.FrameOfReferenceUID = "2.25.77"
+    dataset.save_as(path)
+    content, mask = path.read_bytes(), mask_of()
+    (volume,), _ = read_series([("0", content)], POLICY)
+    made = segmented(folder, mask, [content])
+    assert np.array_equal(read_mask(made, volume.image, [content], STRUCTURES, POLICY), mask[:, ::-1, ::-1])
+    (tmp_path / "made").write_bytes(made)
+    assert errors_of(tmp_path / "made") == []
+
+
+def test_a_gantry_tilt_is_refused(tmp_path):
+    leaning = [replace(p, position_mm=(0.0, 1.5 * n, 2.5 * n)) for n, p in enumerate(AXIAL.planes())]
+    write_case(Case("tilt", leaning), tmp_path)
+    files = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    volumes, refused = read_series(((str(n), data) for n, data in enumerate(files)), POLICY)
+    assert not volumes
+    assert {refusal.reason for _, refusal in refused} == {"gantry_tilt"}
+
+
 def test_objects_are_valid_and_follow_from_what_they_say(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -249,6 +277,39 @@ def test_pictures_with_an_orientation_tag(tag, tmp_path):
     assert np.array_equal(read_mask(tagged(mask).getvalue(), image, [], STRUCTURES, POLICY), found)
     how = Rendering(tuple(2 * side + 3 for side in image.pixels.shape), None, 0.5, 99.5)
     assert np.array_equal(there_and_back(image, mask, how), mask)
+
+
+def saved(picture: pillow.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_values_of_pictures_are_taken_as_they_are():
+    image, mask = read_raster(saved(pillow.fromarray(mask_of((40, 48)) * 80)), POLICY), mask_of((40, 48))
+    palette = pillow.fromarray(mask, "P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 9, 9, 9])
+    named = Structures(("head", "body", "tail"), (1, 2, 300))
+    wide = np.where(mask == 3, np.uint16(300), mask)
+    for data, structures in (
+        (saved(palette), STRUCTURES),
+        (saved(pillow.fromarray(np.stack([mask] * 3, -1))), STRUCTURES),
+        (saved(pillow.fromarray(wide)), named),
+        (saved(pillow.fromarray(wide.astype(np.float32)), "TIFF"), named),
+        (saved(pillow.fromarray(mask), "TIFF", compression="tiff_lzw"), STRUCTURES),
+    ):
+        assert np.array_equal(read_mask(data, image, [], structures, POLICY), mask)
+    bilevel = read_mask(saved(pillow.fromarray(mask == 2)), image, [], Structures(("any",)), POLICY)
+    assert np.array_equal(bilevel, mask == 2)
+    colours = mask[..., None] * np.array([1, 2, 3], np.uint8)
+    for data, reason in (
+        (saved(pillow.fromarray(mask), "JPEG"), "mask_format"),
+        (saved(pillow.fromarray(colours)), "mask_values"),
+        (saved(pillow.fromarray(mask).rotate(90, expand=True)), "mask_size"),
+    ):
+        with pytest.raises(Refused) as refused:
+            read_mask(data, image, [], STRUCTURES, POLICY)
+        assert refused.value.refusal.reason == reason
 
 
 def moved(affine: np.ndarray, **by: float) -> np.ndarray:

@@ -5,16 +5,26 @@ What a mask marks is bright in its image, so that arrays can be compared pixel b
 
 import importlib
 import io
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from imaging.files import POLICY, make_dicom
+from imaging.phantom import Case, write_case
+from imaging.phantom import Grid as Stack
 from PIL import Image
+from pydantic import ValidationError
 from stages.sources_run import Archive, make_card
 
+from pipeline.delivery.dicom.objects import finished
+from pipeline.delivery.dicom.segmentation import segmentation
+from pipeline.delivery.dicom.source import read_source
+from pipeline.imaging.archive.sources import find_sources
 from pipeline.imaging.quarantine import Refused
 from pipeline.labels.values import LabelsError
 from pipeline.models.images import ImagesError, read_images
@@ -189,10 +199,13 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same(tmp_path, monkeypatch):
             patch.setattr(f"pipeline.{module}.each_batch", stopping)
             with pytest.raises(KeyboardInterrupt):
                 prepared_stage(archive, stage)
-            again = []
-            patch.setattr(
-                f"pipeline.{module}.each_batch", lambda t, b, *r, e=batches_of: again.append(b) or e(t, b, *r)
-            )
+            again: list[dict] = []
+
+            def noted(task, batches, *rest, each_batch=batches_of, again=again):
+                again.append(batches)
+                return each_batch(task, batches, *rest)
+
+            patch.setattr(f"pipeline.{module}.each_batch", noted)
             prepared_stage(archive, stage)
         # Two batches of masks, or two array files with their masks, were not made a second time.
         assert len(again[0]) == 4 if stage == "ingest" else len(again) < len(SPLITS) + 3
@@ -258,6 +271,63 @@ def test_a_config_without_masks_leaves_the_files_it_always_left(tmp_path):
     )
     with pytest.raises(ImagesError, match=r"masks-train-000\.npy is missing"):
         read_masks(images, [])
+
+
+def test_a_segmentation_of_a_series(tmp_path):
+    """Every slice leads to the one object; contours are refused; a second object about another series is not taken."""
+    archive, rows = Archive(tmp_path), []
+    for name, elements in (("a", {}), ("b", {}), ("c", {})):
+        folder = archive.studies / name
+        folder.mkdir(parents=True)
+        planes = Stack(shape=(5, 12, 10)).planes(elements={"FrameOfReferenceUID": "2.25.77", **elements})
+        write_case(Case(name, planes), folder)
+        rows.append({"patient": f"phantom {name}", "label": "ill"})
+    mask = np.random.default_rng(3).integers(0, 3, (5, 12, 10)).astype(np.uint8)
+    archive.add("a.seg", segmented(archive.studies / "a", mask))
+    archive.add("b.seg", segmented(archive.studies / "a", mask))
+    contours = make_dicom(np.zeros((8, 8), np.uint8), SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", Modality="RTSTRUCT")
+    archive.add("c.seg", contours)
+    archive.label(rows)
+    rule = {"image": r"(.+)/[^/]+\.dcm", "mask": r"\1.seg"}
+    archive.card = make_card(patient_id="patient", mask={"rule": rule, "structures": {1: "head", 2: "tail"}})
+    archive.run("ingest", min_side=8)
+    summary = archive.summary("ingest")
+    assert (summary["received"], summary["accepted"]) == (18, 3)
+    assert summary["masks"] == {
+        "files": 3,
+        "accepted": 1,
+        "images": 1,
+        "named_but_missing": 0,
+        "refused": {"mask_contours": 1, "mask_reference": 1},
+    }
+    (row,) = archive.table("ingest", "masks").query("reason == ''").itertuples()
+    assert row.format == "segmentation"
+    assert row.pixels.tolist() == [(mask == 1).sum(), (mask == 2).sum()]
+
+
+def segmented(folder: Path, mask: np.ndarray) -> bytes:
+    model = SimpleNamespace(content={"title": "m"}, sha256="ab" * 32)
+    source = read_source(find_sources([folder]), (), (), POLICY)
+    files = [path.read_bytes() for path in sorted(folder.iterdir())]
+    dataset = segmentation(mask, ("head", "tail"), files, POLICY, source, model)
+    return finished(dataset, "seg", source, SimpleNamespace(model=model, settings_sha256="cd" * 32))
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ({}, "name either `column` or `rule`"),
+        ({"column": "mask", "rule": RULE}, "name either `column` or `rule`"),
+        ({"rule": {"image": "images/(.+", "mask": "x"}}, "no expression and its replacement"),
+        ({"rule": {"image": "images/(.+)", "mask": r"masks/\2"}}, "no expression and its replacement"),
+        ({"column": "mask", "structures": {0: "nothing"}}, "0 is background"),
+        ({"column": "mask", "structures": {"nonzero": "a", 1: "b"}}, "or nonzero alone"),
+        ({"column": "mask", "structures": {1: "a", 2: "a"}}, "names must be distinct"),
+    ],
+)
+def test_a_card_says_what_is_wrong_with_its_masks(mask, said):
+    with pytest.raises(ValidationError, match=re.escape(said)):
+        make_card(path="path", mask=mask)
 
 
 def nifti(values: np.ndarray, affine: np.ndarray) -> bytes:

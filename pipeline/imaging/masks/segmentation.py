@@ -62,6 +62,7 @@ def read_segmentation(
 
 
 def _parse(data: bytes, policy: Policy) -> Dataset:
+    read_header(data, policy, ("SOPClassUID",))  # refuses what inflates without limit, and what is a program, too
     try:
         dataset = dcmread(io.BytesIO(data))
         kind = str(dataset.SOPClassUID)

@@ -46,16 +46,15 @@ class Structures:
 
         Raises Refused when values are no whole numbers, or are not named and have to be.
         """
-        whole = values.astype(np.int64) if np.isfinite(values).all() else None
-        if whole is None or (values.dtype.kind == "f" and (whole != values).any()):
+        if values.dtype.kind not in "iub" and not (np.isfinite(values).all() and (np.round(values) == values).all()):
             raise Refused("mask_values", "no whole numbers")
         if not self.values:
-            return (whole != 0).astype(np.uint8)
+            return (values != 0).astype(np.uint8)
         found = np.zeros(values.shape, np.uint8)
         for index, value in enumerate(self.values, start=1):
-            found[whole == value] = index
-        if self.refuse_others and len(others := np.unique(whole[(found == 0) & (whole != 0)])):
-            listed = ", ".join(map(str, others[:LISTED].tolist()))
+            found[values == value] = index
+        if self.refuse_others and len(others := np.unique(values[(found == 0) & (values != 0)])):
+            listed = ", ".join(f"{value:.0f}" for value in others[:LISTED])
             raise Refused("mask_values", f"{len(others)} not named: {listed}{' ...' if len(others) > LISTED else ''}")
         return found
 

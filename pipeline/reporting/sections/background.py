@@ -179,6 +179,8 @@ def reference_standard(e: Evidence) -> Section:
 def _flow(e: Evidence) -> Figure:
     quarantined = {reason.replace("_", " "): n for reason, n in sorted(e.ingest["quarantined"].items()) if n}
     accepted = [f"accepted {counted(e.ingest['accepted'], 'image')}", f"of {counted(e.ingest['patients'], 'patient')}"]
+    if "masks" in e.ingest:
+        accepted.insert(1, f"with {counted(e.ingest['masks']['accepted'], 'mask')}")
     splits = {name: e.split["splits"][name] for name in SPLIT_NAMES if _filled(e, name)}
     boxes = [
         [
@@ -192,7 +194,7 @@ def _flow(e: Evidence) -> Figure:
     aside = sum(quarantined.values())
     return Figure(
         "flow",
-        f"{counted(e.ingest['received'], 'file')} received, {count(aside)} set aside, {accepted[0]} {accepted[1]}; "
+        f"{counted(e.ingest['received'], 'file')} received, {count(aside)} set aside, {' '.join(accepted)}; "
         + "; ".join(f"{SPLIT_NAMES[n].lower()} {counted(s['patients'], 'patient')}" for n, s in splits.items())
         + ".",
         "Flow of files and patients. No patient is in two parts.",
