@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
-from pipeline.inference.result import Picture
 from pipeline.models.attention import half_of, most_attended, on_pixels
 from pipeline.models.finished import Network
+
+if TYPE_CHECKING:
+    from pipeline.inference.result import Picture
 
 MARKED = "mask"  # the kind of an outline round what a model marked
 

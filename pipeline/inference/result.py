@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.imaging.quarantine import Refusal
-from pipeline.inference.placement import DrawnMask
 from pipeline.inference.rule import Judgement
 from pipeline.inference.typicality import Typicality
+
+if TYPE_CHECKING:
+    from pipeline.inference.placement import DrawnMask
 
 SCHEMA = "results/1"
 # Reasons for refusal that hide no image of the kind that the model judges; every other one may hide a finding.

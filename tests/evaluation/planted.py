@@ -49,20 +49,22 @@ class Planted:
         return pd.DataFrame(rows, columns=columns)
 
 
-def radiographs(count: int, generator: np.random.Generator) -> np.ndarray:
+def radiographs(count: int, generator: np.random.Generator, real: bool = True) -> np.ndarray:
     """Return (count, SIDE, SIDE) grey values from 0 to 1."""
-    files = sorted((DATA / "chest_xray_pneumonia" / "images" / "normal").glob("*.jpeg"))
+    files = sorted((DATA / "chest_xray_pneumonia" / "images" / "normal").glob("*.jpeg")) if real else []
     if files:
         some = generator.choice(len(files), count, replace=False)
         return np.stack([np.asarray(Image.open(files[at]).convert("L").resize((SIDE, SIDE))) / 255 for at in some])
     noise = ndimage.gaussian_filter(generator.normal(size=(count, SIDE, SIDE)), (0, 5, 5))
-    return 0.5 + 2 * noise + 0.03 * generator.normal(size=noise.shape)
+    return 0.4 + 2 * noise + 0.03 * generator.normal(size=noise.shape)
 
 
-def planted(positive: int, negative: int, seed: int, contrast: tuple[float, float] = (0.05, 0.35)) -> Planted:
+def planted(
+    positive: int, negative: int, seed: int, contrast: tuple[float, float] = (0.05, 0.35), real: bool = True
+) -> Planted:
     """Plant one to three discs that do not touch into each of the first `positive` images, none into the others."""
     generator = np.random.default_rng(seed)
-    images = radiographs(positive + negative, generator)
+    images = radiographs(positive + negative, generator, real)
     masks, discs = np.zeros(images.shape, np.uint8), []
     y, x = np.mgrid[:SIDE, :SIDE]
     for at in range(len(images)):

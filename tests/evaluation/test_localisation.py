@@ -101,6 +101,12 @@ def test_masks_that_are_right_and_masks_that_are_empty(some):
     }  # fmt: skip
 
 
+def test_a_wider_tolerance_forgives_more(some, result):
+    wide = judged(masks_of(some), tolerance=2.0)
+    near, far = (one.summary["arms"]["mae"]["disc"]["nsd"]["value"] for one in (result, wide))
+    assert near < far < 1
+
+
 def test_images_of_a_patient_count_together(some):
     # The first image is right, the second empty: one patient with a mean of one half.
     two = replace(some, masks=some.masks[:2], maps=some.maps[:2], discs=some.discs[:2])
