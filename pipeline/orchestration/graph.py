@@ -61,9 +61,9 @@ EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (
     Stage(
         "ingest",
-        sources=("studies", "patients", "join", "expected", "key", "channels"),
+        sources=("studies", "patients", "join", "expected", "key", "channels", "exam"),
         costly=True,
-        incremental=("studies", "patients", "expected"),
+        incremental=("studies", "patients", "expected", "exam"),
     ),
     Stage(
         "split",
@@ -73,7 +73,7 @@ STAGES = (
                 *("examined.parquet", "assembled.parquet", "summary.json"),
             )
         },
-        sources=("labels", "label", "further_labels", "columns", "splits", "key"),
+        sources=("labels", "label", "further_labels", "columns", "splits", "key", "exam"),
     ),
     Stage(
         "preprocess",
@@ -134,6 +134,7 @@ STAGES = (
             "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
             "split": ("split.parquet", "further_labels.parquet"),
         },
+        sources=("exam",),
         of_external={
             "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
             "split": ("split.parquet",),

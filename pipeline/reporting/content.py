@@ -13,6 +13,7 @@ from pipeline.reporting.sections import (
     background,
     deployment,
     elsewhere,
+    exam,
     examples,
     further_labels,
     groups,
@@ -39,6 +40,7 @@ SECTIONS = (
     results.calibration,
     results.decision_curve,
     groups.subgroups,
+    exam.views_and_sides,
     elsewhere.shift,
     elsewhere.external,
     groups.comparison,
@@ -77,6 +79,8 @@ def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
     tables = {"comparison": e.comparison, "curves": e.curves, "subgroups": e.subgroups}
     if e.label_fractions is not None:
         tables["label_fractions"] = e.label_fractions
+    if e.exam is not None:
+        tables["exam"] = e.exam
     if e.point is not None:
         return {**tables, "sweep": e.sweep}
     tables["curves"] = e.curves[e.curves["curve"].str.startswith("reliability")]

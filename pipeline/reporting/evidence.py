@@ -63,7 +63,8 @@ class Evidence:
     threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `certified_groups`
     subgroups.json of calibrate; None in artifacts without them. `packaged` is model.json of the packaged model, and
     `model_sha256` its hash (that of its SHA256SUMS); None and empty where none was packaged. `pretraining` is None when
-    no arm needed it. `outline` says how the outlines of examples came about, see models/finished.py.
+    no arm needed it, `exam` where the card expects no views or sides. `outline` says how the outlines of examples came
+    about, see models/finished.py.
     """
 
     title: str
@@ -98,6 +99,7 @@ class Evidence:
     packaged: Json | None = None
     model_sha256: str = ""
     outline: str = "attention"
+    exam: pd.DataFrame | None = None
 
     @property
     def readings(self) -> Json | None:

@@ -40,6 +40,7 @@ from pipeline.imaging.image import MB, Policy
 from pipeline.imaging.padding import padding_of_maker
 from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
 from pipeline.imaging.quarantine import FLAGS, REASONS, Refusal
+from pipeline.labels.exam import UNCLEAR, completeness, named_exams, sentence, settle
 from pipeline.labels.identity import (
     FACTS,
     NUMBERS,
@@ -125,6 +126,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     images = _rows(kept, work)
     del kept
     return_memory()
+    images, files, quarantine = _exams(images, files, quarantine, work, inputs, limits)
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
     if used + len(quarantine) != len(sources):
         raise RuntimeError(f"{len(sources)} files received, but {used} + {len(quarantine)} have a verdict")
@@ -135,6 +137,8 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     for remark in [objection(identity, columns.patient_from), *remarks(identity)]:
         if remark:
             log.warn(remark)
+    if inputs.card.exam:
+        summary["exam"] = completeness(images, inputs.card.exam.model_dump())
     _say(summary, log)
     if images.empty:
         raise NothingAccepted(f"none of {counted(len(sources), 'file')} was accepted; {_reasons(summary)}", summary)
@@ -522,6 +526,31 @@ def _rows(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
     return images
 
 
+def _exams(
+    images: pd.DataFrame, files: pd.DataFrame, quarantine: pd.DataFrame, work: Path, inputs: Inputs, limits: Limits
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Fill in views and sides from the label table; images of which header and table differ go into quarantine."""
+    card, rule = inputs.card.columns, PathRule(**inputs.card.columns.path_rule)
+    if inputs.labels is None or not (card.view or card.laterality):
+        return images, files, quarantine
+    said = named_exams(inputs.labels, card.model_dump(), card.join, rule)
+    known = _frame(work / "examined.parquet", ["source_id", "row_id"]).set_index("source_id")["row_id"]
+    row_ids = files["source_id"].map(known).set_axis(files["image_id"])
+    images, differing = settle(images, row_ids, said, card.join, card.exam_from, inputs.secret)
+    facts = zip(*(images[name] for name in ("quality_flags", "modality", "view", "body_part")), strict=True)
+    images["quality_flags"] = [
+        ",".join(reassessed(filter(None, flags.split(",")), modality, view, body_part, limits))
+        for flags, modality, view, body_part in facts
+    ]
+    refused = files[files["image_id"].isin(differing.index)]
+    files = files[~files["image_id"].isin(differing.index)]
+    # The frames of one file can be several volumes, of which one is still used.
+    lost = refused[~refused["source_id"].isin(files["source_id"])].drop_duplicates("source_id")
+    lost = lost.assign(reason=UNCLEAR, detail=lost["image_id"].map(differing))
+    quarantine = pd.concat([quarantine, lost[quarantine.columns]], ignore_index=True)
+    return images[~images["image_id"].isin(differing.index)].reset_index(drop=True), files, quarantine
+
+
 def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     pieces = list(iterate(path, columns))
     if not pieces:
@@ -621,6 +650,8 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
         meanings = summary["flag_meanings"]
         flags = ", ".join(f"{count} {flag} ({meanings[flag]})" for flag, count in summary["flags"].items())
         log.info(f"accepted with a remark: {flags}")
+    if exam := summary.get("exam"):
+        (log.info if exam["complete"] == exam["patients"] else log.warn)(f"examinations: {sentence(exam)}")
     shared = summary["duplicates"].get("images_shared_between_patients", 0)
     if shared:
         log.warn(

@@ -14,6 +14,7 @@ import pandas as pd
 
 from pipeline.imaging.archive.sources import SourcesError, find_sources
 from pipeline.labels.contradictions import contradictions, labels_of_files, one_label, with_labels_of_copies
+from pipeline.labels.exam import completeness, sentence
 from pipeline.labels.joining import COLUMNS, contradicting_rows, row_keys, why_unmatched
 from pipeline.labels.path_rules import PathRule, check_paths
 from pipeline.labels.patient_groups import linked, missed_shares, shares_of, units
@@ -88,6 +89,10 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         "seed": settings.seed,
         "positives_needed": USUAL_POSITIVES_NEEDED,
     }
+    if exam := inputs.card.exam:
+        seen = archive.images.merge(rows[["image_id", "split"]], on="image_id")
+        each = {name: completeness(seen[seen["split"] == name], exam.model_dump()) for name in SPLITS}
+        summary["exam"] = {name: one for name, one in each.items() if one["patients"]}
     _say(summary, log)
     if not inputs.test_only:
         _refuse_single_class(labels, joined, doubted.counts["left_out"])
@@ -491,6 +496,8 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
             f"{count['positive_images']:>15}"
         )
     log.info("no patient is in more than one split")
+    for name, exam in summary.get("exam", {}).items():
+        log.info(f"examinations, {name}: {sentence(exam)}")
     for key, text in (
         ("labels_without_images", ("label has no accepted image", "labels have no accepted image")),
         (
