@@ -285,6 +285,8 @@ SOURCES = {
     "patients": "the columns of the label table that say whose an image is",
     "join": "which column joins the label table to images",
     "expected": "`expected` of the card",
+    "channels": "`channels` of the card, where it lists any",
+    "exam": "`exam` of the card and the columns `view` and `laterality` of the label table, where the card names any",
     "key": "a fingerprint of the pseudonymisation key",
     "labels": "the label table, every byte",
     "label": "`label` of the card without its `mask`",

@@ -149,9 +149,11 @@ def test_the_packaged_model_joins_new_files_alike_and_its_graph_scores_alike(fin
     for name, ill in (("ill", True), ("well", False), ("lacks", True)):
         write_study(new, name, generator, ill)
     (new / "lacks_t1.nii.gz").unlink()
+    (new / "ill_seg.nii.gz").write_bytes(saved(np.zeros((4, 4, 4)), np.eye(4)))
     predictions = model.predict([new], workers=1, pictures=True)
     rows = {row["study"]: row for row in write_results(predictions, tmp_path / "out").rows}
-    assert sorted(rows) == ["ill", "lacks", "well"]
+    assert sorted(rows) == ["ill", "ill_seg", "lacks", "well"]
+    assert rows["ill_seg"]["decision"] == "not assessable"  # somebody's image, as far as its name tells
     assert rows["ill"]["score"] > rows["well"]["score"]
     assert rows["ill"]["images"] == 1
     assert rows["lacks"]["decision"] == "not assessable"

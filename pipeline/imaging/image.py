@@ -74,7 +74,7 @@ class Policy:
 
     @property
     def joins_files(self) -> bool:
-        """Whether these are files, told by their names or by a table; else series."""
+        """Whether these are files, told by their names; else series."""
         return by_file(self.channels)
 
     @classmethod

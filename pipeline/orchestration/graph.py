@@ -61,9 +61,9 @@ EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (
     Stage(
         "ingest",
-        sources=("studies", "patients", "join", "expected", "key", "channels", "masks"),
+        sources=("studies", "patients", "join", "expected", "key", "channels", "masks", "exam"),
         costly=True,
-        incremental=("studies", "patients", "expected", "masks"),
+        incremental=("studies", "patients", "expected", "masks", "exam"),
     ),
     Stage(
         "split",
@@ -73,7 +73,7 @@ STAGES = (
                 *("examined.parquet", "assembled.parquet", "summary.json"),
             )
         },
-        sources=("labels", "label", "further_labels", "columns", "splits", "key"),
+        sources=("labels", "label", "further_labels", "columns", "splits", "key", "exam"),
     ),
     Stage(
         "preprocess",
@@ -140,6 +140,7 @@ STAGES = (
             "split": ("split.parquet", "further_labels.parquet"),
             "preprocess": ("summary.json", "index_test.*", "masks-test-*", "mask_grid.parquet"),
         },
+        sources=("exam",),
         of_external={
             "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
             "split": ("split.parquet",),

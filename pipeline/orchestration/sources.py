@@ -36,6 +36,10 @@ def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None,
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
     if card.label.mask is not None:
         used["masks"] = _masks(data.labels, labels, card.columns, card.label.mask, hashes, code)
+    if card.exam or card.columns.view or card.columns.laterality:
+        used["exam"] = sha256_json(
+            [card.exam and card.exam.model_dump(), _exams(data.labels, labels, card, hashes, code)]
+        )
     if card.channels:
         used["channels"] = sha256_json([channel.model_dump() for channel in card.channels])
     return {
@@ -78,6 +82,19 @@ def _masks(file: Path, sha256: str, columns: CardColumns, mask: CardMask, hashes
 
     code_of = code_digests("pipeline.labels.mask_files", code)
     return hashes.derived(["masks", sha256, file.suffix, columns.model_dump(), mask.model_dump(), code_of], read)
+
+
+def _exams(file: Path, sha256: str, card: Card, hashes: SourceHashes, code: Code) -> str:
+    """Return the digest of what the label table says of views and sides; it is read when it is new."""
+    columns = card.columns.model_dump()
+
+    def read() -> str:
+        from pipeline.labels.exam import exams_digest
+        from pipeline.labels.path_rules import PathRule
+
+        return exams_digest(file, columns, card.columns.join, PathRule(**card.columns.path_rule))
+
+    return hashes.derived(["exams", sha256, file.suffix, columns, code_digests("pipeline.labels.exam", code)], read)
 
 
 def _newest_key(config: Config) -> str:

@@ -13,6 +13,7 @@ from pipeline.reporting.sections import (
     background,
     deployment,
     elsewhere,
+    exam,
     examples,
     further_labels,
     groups,
@@ -40,6 +41,7 @@ SECTIONS = (
     results.calibration,
     results.decision_curve,
     groups.subgroups,
+    exam.views_and_sides,
     elsewhere.shift,
     elsewhere.external,
     groups.comparison,
@@ -81,6 +83,8 @@ def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
         tables["label_fractions"] = e.label_fractions
     if e.localisation is not None:
         tables |= {"froc": e.localisation.froc, "localisation_comparison": e.localisation.comparison}
+    if e.exam is not None:
+        tables["exam"] = e.exam
     if e.point is not None:
         return {**tables, "sweep": e.sweep}
     tables["curves"] = e.curves[e.curves["curve"].str.startswith("reliability")]

@@ -87,9 +87,9 @@ class Evidence:
     threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `further_deployments`
     those of further labels by id, `certified_groups` subgroups.json of calibrate; None in artifacts without them.
     `packaged` is model.json of the packaged model, and `model_sha256` its hash (that of its SHA256SUMS); None and
-    empty where none was packaged. `pretraining` is None when no arm needed it. `outline` says how the outlines of
-    examples came about, see models/finished.py. `localisation` is None where no model draws masks. `between_sites` is
-    between_sites.json of evaluate; empty without it.
+    empty where none was packaged. `pretraining` is None when no arm needed it, `exam` where the card expects no views
+    or sides, `localisation` where no model draws masks. `outline` says how the outlines of examples came about, see
+    models/finished.py. `between_sites` is between_sites.json of evaluate; empty without it.
     """
 
     title: str
@@ -127,6 +127,7 @@ class Evidence:
     model_sha256: str = ""
     outline: str = "attention"
     localisation: Localisation | None = None
+    exam: pd.DataFrame | None = None
 
     @property
     def readings(self) -> Json | None:

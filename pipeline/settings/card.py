@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.settings.common import Axis, Settings
 
 JOINS = ("path", "sop_instance_uid", "series_instance_uid", "study_instance_uid", "patient_id")
+OF_AN_IMAGE = ("path", "sop_instance_uid", "series_instance_uid")
 SplitName = Literal["pretrain", "train", "tune", "calibration", "test"]
 NOT_STATED = "not stated"
 # Indices of structures are bytes: 0 is background, 255 means not annotated.
@@ -108,6 +109,14 @@ class CardColumns(Settings):
     sop_instance_uid: str | None = Field(None, description="SOP Instance UID, as in DICOM headers")
     label: str = Field("label", description="the values that `label` explains")
     split: str | None = Field(None, description="split that the dataset itself names; `splits` says what is meant")
+    view: str | None = Field(
+        None, description="view position of the image, as DICOM has it, e.g. CC; fills the header's"
+    )
+    laterality: str | None = Field(None, description="side of the image: L, R, left, right, OD, OS; fills the header's")
+    exam_from: Literal["table", "header"] | None = Field(
+        None,
+        description="who is right where view or side differ between table and header; null = such images are refused",
+    )
     patient_from: Literal["table", "header"] | None = Field(
         None, description="who is right where the table's patients and the headers' differ; null = stop when they do"
     )
@@ -123,6 +132,8 @@ class CardColumns(Settings):
     id_ignore: list[Literal["leading_zeros", "decimals", "case", "punctuation"]] = Field(
         default_factory=list, description="what is not compared of patient identifiers, when they join"
     )
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"view", "laterality", "exam_from"})
 
     @property
     def path_rule(self) -> dict[str, Any]:
@@ -141,6 +152,12 @@ class CardColumns(Settings):
     def _joins(self) -> CardColumns:
         if not any(getattr(self, field) for field in JOINS):
             raise ValueError(f"name at least one of {', '.join(JOINS)}")
+        if (self.view or self.laterality) and self.join not in OF_AN_IMAGE:
+            raise ValueError(
+                "view and laterality need a row per image: name path, sop_instance_uid or series_instance_uid"
+            )
+        if self.exam_from and not (self.view or self.laterality):
+            raise ValueError("exam_from needs a column view or laterality")
         return self
 
 
@@ -178,6 +195,25 @@ class CardChannel(Settings):
         """By which of the ways it is told."""
         said = {"description": bool(self.description), "suffix": self.suffix is not None, "axis": self.axis is not None}
         return [way for way, is_said in said.items() if is_said]
+
+
+class CardExam(Settings):
+    """What an examination of a patient should have: an image of every view and side; an empty list leaves it open."""
+
+    views: list[str] = Field(default_factory=list, description="view positions, e.g. [CC, MLO]")
+    sides: list[Literal["L", "R"]] = Field(default_factory=list, description="e.g. [L, R]")
+
+    @model_validator(mode="after")
+    def _something(self) -> CardExam:
+        from pipeline.imaging.vocabulary import VIEWS
+
+        if not self.views and not self.sides:
+            raise ValueError("name views, sides or both")
+        if unknown := sorted({*self.views} - VIEWS):
+            raise ValueError(f"views: {', '.join(unknown)}: the views known are {', '.join(sorted(VIEWS))}")
+        if len({*self.views}) < len(self.views) or len({*self.sides}) < len(self.sides):
+            raise ValueError("values must be distinct")
+        return self
 
 
 class Expected(Settings):
@@ -253,6 +289,9 @@ class Card(Settings):
         description="several series or files of a study as channels of one volume, on the grid of the first; empty = "
         "each is an image of its own",
     )
+    exam: CardExam | None = Field(
+        None, description="views and sides that each patient should have: what is missing is counted, none is refused"
+    )
     identifiers: Literal["real", "synthetic"] = Field(
         description="synthetic: headers are made up, so a published pseudonymisation key does no harm"
     )
@@ -270,7 +309,7 @@ class Card(Settings):
     )
     known_traps: list[str] = Field(default_factory=list, description="what is known to be wrong with the data")
     study: StudyStatements = Field(default_factory=StudyStatements)
-    LATER: ClassVar[frozenset[str]] = frozenset({"channels"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"channels", "exam"})
 
     @field_validator("channels")
     @classmethod

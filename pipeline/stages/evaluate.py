@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.special import expit
 
 from pipeline.evaluation.deployed import deployed
+from pipeline.evaluation.exam import exam_table
 from pipeline.evaluation.external_validation import External, Reference, judge_external, shifts
 from pipeline.evaluation.localisation import Localisation, Masks, judge_masks
 from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
@@ -46,6 +47,7 @@ from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_att
 from pipeline.store.files import read_json, write_json
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
 from pipeline.store.tables.evaluate import CALIBRATION_CURVE, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
+from pipeline.store.tables.exam import EXAM
 from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table, write_table
 from pipeline.store.tables.masks import MASK_GRID, mask_name
@@ -82,9 +84,10 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     Leaves metrics.json, subgroups.parquet, comparison.parquet, curves.parquet, patient_scores.parquet, findings.json
     (those of the calibration patients first), deployment.json (the threshold to use from now on, by the rule that
     calibrate recorded; that of each further label in `further/<id>`), between_sites.json where several sites are
-    stated, calibration_curve.parquet where patients are enough for it and, when arms were also trained with fewer
-    labelled patients, label_fractions.parquet in `work`. Raises ValueError when a patient is in two splits, when
-    scores are not finite or not complete, or when the arms were not scored on the same patients.
+    stated, calibration_curve.parquet where patients are enough for it, exam.parquet where the card expects views or
+    sides and, when arms were also trained with fewer labelled patients, label_fractions.parquet in `work`. Raises
+    ValueError when a patient is in two splits, when scores are not finite or not complete, or when the arms were not
+    scored on the same patients.
     """
     scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
@@ -172,6 +175,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     if not decision.usable:
         curves = curves[curves["curve"] != "screening_benefit_operating_point"]
     write_table(work / "curves.parquet", curves, CURVES)
+    if inputs.card.exam:
+        by_image = exam_table(settings, frozen, scores["test"], of_test, units, inputs.card.exam.model_dump())
+        write_table(work / "exam.parquet", by_image, EXAM)
     if smooth is not None:
         write_table(work / "calibration_curve.parquet", smooth, CALIBRATION_CURVE)
     if fractions is not None:

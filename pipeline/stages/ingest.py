@@ -27,11 +27,12 @@ from pipeline.imaging.archive.sources import Source, find_sources
 from pipeline.imaging.archive.tasks import small_picture
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.channels import channels_of
-from pipeline.imaging.copies.settling import compare, rows_of, settle
+from pipeline.imaging.copies.settling import compare, frame, rows_of, settle
 from pipeline.imaging.image import MB, Policy
 from pipeline.imaging.masks.structures import Structures
 from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
 from pipeline.imaging.quarantine import FLAGS, REASONS, Refusal
+from pipeline.labels.exam import completeness, sentence, with_exams
 from pipeline.labels.identity import (
     FACTS,
     NUMBERS,
@@ -116,6 +117,9 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     images = rows_of(kept, work)
     del kept
     return_memory()
+    row_ids = frame(work / "examined.parquet", ["source_id", "row_id"]).set_index("source_id")["row_id"]
+    tables = (images, files, quarantine)
+    images, files, quarantine = with_exams(tables, row_ids, inputs.labels, columns, limits, inputs.secret)
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
     of_images = refused = pd.DataFrame()
     if mask is not None and masks is not None:
@@ -142,6 +146,8 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     for remark in [objection(identity, columns.patient_from), *remarks(identity)]:
         if remark:
             log.warn(remark)
+    if inputs.card.exam:
+        summary["exam"] = completeness(images, inputs.card.exam.model_dump())
     _say(summary, log)
     if images.empty:
         raise NothingAccepted(f"none of {counted(len(sources), 'file')} was accepted; {_reasons(summary)}", summary)
@@ -279,6 +285,8 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
         meanings = summary["flag_meanings"]
         flags = ", ".join(f"{count} {flag} ({meanings[flag]})" for flag, count in summary["flags"].items())
         log.info(f"accepted with a remark: {flags}")
+    if exam := summary.get("exam"):
+        (log.info if exam["complete"] == exam["patients"] else log.warn)(f"examinations: {sentence(exam)}")
     shared = summary["duplicates"].get("images_shared_between_patients", 0)
     if shared:
         log.warn(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pipeline.imaging.quarantine import FLAGS
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.ensemble import RECORD, WEIGHTS, load_networks
 from pipeline.inference.outline import attention, kind_of, shown
@@ -95,7 +96,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         date=inputs.record("evaluate")["created"][:10],
         card=inputs.card.model_dump(),
         statements={name: str(field.description) for name, field in type(inputs.card.study).model_fields.items()},
-        ingest=sites.lettered(content("ingest", "summary.json")),
+        ingest=sites.lettered(_remarked(content("ingest", "summary.json"), content("preprocess", "summary.json"))),
         images=images,
         split=sites.lettered(content("split", "summary.json")),
         assignment=table("split", "split.parquet", tables.SPLIT),
@@ -129,6 +130,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         between_sites=optional("evaluate", "between_sites.json") or (),
         packaged=content("package", "model/model.json") if packaged else None,
         model_sha256=sha256_file(inputs.file("package", "model/SHA256SUMS")) if packaged else "",
+        exam=optional_table("evaluate", "exam.parquet", tables.EXAM),
         label_fractions=optional_table("evaluate", "label_fractions.parquet", tables.LABEL_FRACTIONS),
         localisation=_localisation(inputs, index, settings.examples),
     )
@@ -178,6 +180,15 @@ def _drawn(inputs: Inputs, index: pd.DataFrame, arm: str, patient: str, dice: fl
 
 def _structures(mask: np.ndarray) -> np.ndarray:
     return (mask != BACKGROUND) & (mask != NOT_ANNOTATED)
+
+
+def _remarked(ingest: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of ingest with what was found odd about images when arrays were made."""
+    lost, flag = prepared.get("field_of_view", {}).get("not_found", 0), "no_field_of_view"
+    if not lost:
+        return ingest
+    more = {"flags": {flag: lost}, "flag_meanings": {flag: FLAGS[flag]}}
+    return ingest | {name: ingest[name] | values for name, values in more.items()}
 
 
 def sites_of(inputs: Inputs) -> Sites:

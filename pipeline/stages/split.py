@@ -22,12 +22,13 @@ from pipeline.labels.division import (
     refuse_missing_class,
     refuse_single_class,
 )
+from pipeline.labels.exam import completeness, sentence
 from pipeline.labels.matching import IMAGE_ALONE, LABEL_ALONE, check_matches, join, of_files, unmatched
 from pipeline.labels.patient_groups import linked, units
 from pipeline.labels.values import LabelsError
 from pipeline.store.files import read_json, write_json
 from pipeline.store.tables.io import write_table
-from pipeline.store.tables.split import FURTHER_LABELS, SPLIT, UNMATCHED
+from pipeline.store.tables.split import FURTHER_LABELS, SPLIT, SPLITS, UNMATCHED
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ def split(settings: SplitSettings, inputs: Inputs, work: Path, log: RunLog) -> N
         "seed": settings.seed,
         "positives_needed": USUAL_POSITIVES_NEEDED,
     }
+    if exam := inputs.card.exam:
+        seen = archive.images.merge(rows[["image_id", "split"]], on="image_id")
+        each = {name: completeness(seen[seen["split"] == name], exam.model_dump()) for name in SPLITS}
+        summary["exam"] = {name: one for name, one in each.items() if one["patients"]}
     _say(summary, log)
     if not inputs.test_only:
         refuse_single_class(labels.label, joined, doubted.counts["left_out"])
@@ -164,6 +169,8 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
             f"{count['positive_images']:>15}"
         )
     log.info("no patient is in more than one split")
+    for name, exam in summary.get("exam", {}).items():
+        log.info(f"examinations, {name}: {sentence(exam)}")
     for key, text in (
         ("labels_without_images", ("label has no accepted image", "labels have no accepted image")),
         (

@@ -62,7 +62,7 @@ def subgroup_table(
         for group, members in df.groupby(attribute, sort=True)
     ]
     rows = [
-        {"attribute": attribute, "group": group, **_group(members, t, min_pos, level)}
+        {"attribute": attribute, "group": group, **group_row(members, t, min_pos, level)}
         for attribute, group, members, _ in parts
     ]
     for rate, label in RATES.items():
@@ -138,7 +138,8 @@ def _gap(row: Mapping[Any, Any], rate: str) -> dict[str, Any]:
     }
 
 
-def _group(members: pd.DataFrame, t: float | None, min_pos: int, level: float) -> dict[str, Any]:
+def group_row(members: pd.DataFrame, t: float | None, min_pos: int, level: float) -> dict[str, Any]:
+    """Return the numbers of a group by itself, from `label` and `score` of its members; see `subgroup_table`."""
     y, s = members["label"].to_numpy(int), members["score"].to_numpy(float)
     n, positives = len(y), int(y.sum())
     row: dict[str, Any] = {

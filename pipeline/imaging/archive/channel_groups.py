@@ -16,23 +16,12 @@ from pipeline.imaging.volumes.assemble import Volume, read_series
 from pipeline.imaging.volumes.joining import join
 
 
-def channel_of(source: Source, policy: Policy) -> tuple[str, str]:
-    """Return the channel that a file is, and what the files of its study have in common; two empty texts for none.
-
-    A table says it of the source, else the end of its name.
-    """
-    if source.channel:
-        return source.channel, f"table\0{source.study}"
-    name, rest = of_path(source.place, policy.channels)
-    return name, f"path\0{rest}" if name else ""
-
-
 def channel_file(source: Source, data: bytes, policy: Policy) -> Part:
     """Return what a file that is a channel is part of; a DICOM header is read for whose it is, and no pixels are.
 
     Raises Refused.
     """
-    name, study = channel_of(source, policy)
+    name, study = of_path(source.place, policy.channels)
     if not name:
         raise Refused("no_channel")
     about = About("nifti", bits_stored=0)

@@ -36,8 +36,7 @@ class Source:
     `path` is relative to its root, the `root`-th of those given, and serves for joining labels and, in `place`, for
     keyed hashes only: it can carry names.
     `row` is set when the member is an array of images, of which this is one. `refusal` is set when looking at the
-    directory entry was enough to refuse the file. `channel` and `study` are what a table says of a file that is one of
-    several channels.
+    directory entry was enough to refuse the file.
     """
 
     path: str
@@ -46,8 +45,6 @@ class Source:
     refusal: Refusal | None = None
     row: int | None = None
     root: int = 0
-    channel: str = ""
-    study: str = ""
 
     @property
     def place(self) -> str:

@@ -27,8 +27,8 @@ SUMMED_UP = [column.name for column in IMAGE_COLUMNS] + ["shifted_day", "lowest"
 
 def settle(work: Path, min_slices: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """Return the images kept, with their first source, files, quarantine and counts of duplicates."""
-    whole = _frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *COMPARED])
-    volumes = _frame(work / "assembled.parquet", ["sources", "reason", "detail", "study_id", "slices", *COMPARED])
+    whole = frame(work / "examined.parquet", ["source_id", "sha256", "reason", "detail", "part_of", *COMPARED])
+    volumes = frame(work / "assembled.parquet", ["sources", "reason", "detail", "study_id", "slices", *COMPARED])
     largest = volumes[volumes["reason"] == ""].groupby("study_id")["slices"].max()
     few = (volumes["reason"] == "") & (volumes["slices"] < min_slices)
     few &= volumes["study_id"].map(largest) >= min_slices
@@ -86,7 +86,8 @@ def rows_of(kept: pd.DataFrame, work: Path) -> pd.DataFrame:
     return images
 
 
-def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Return these columns of all rows of a table of ingest, examined or assembled."""
     pieces = list(iterate(path, columns))
     if not pieces:
         return pd.DataFrame(columns=list(columns))

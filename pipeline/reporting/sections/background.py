@@ -20,6 +20,7 @@ from pipeline.reporting.document import (
 )
 from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.numbers import count, number, plain_percent, share
+from pipeline.reporting.sections.exam import completeness
 from pipeline.store.wording import counted
 
 SPLIT_NAMES = {
@@ -103,7 +104,7 @@ def studies(e: Evidence) -> Section:
     card = e.card
     source = [["Dataset", card["title"]], ["Source", card["source"]], ["Licence", card["licence"]],
               ["Attribution", card["attribution"]], ["Made up in these data", card["synthetic"]]]  # fmt: skip
-    blocks: list[Block] = [Figures([_flow(e)]), *_splits(e), Paragraph(_copies(e))]
+    blocks: list[Block] = [Figures([_flow(e)]), *_splits(e), *completeness(e), Paragraph(_copies(e))]
     appendix: list[Block] = [
         Table("dataset", "The data, as stated in the dataset card", ["What", "Statement"], source, True),
         _make_up(e),

@@ -9,6 +9,7 @@ from pipeline.store.tables.evaluate import (
     LABEL_FRACTIONS,
     SUBGROUPS,
 )
+from pipeline.store.tables.exam import EXAM
 from pipeline.store.tables.ingest import (
     ASSEMBLED,
     EXAMINED,
@@ -35,6 +36,7 @@ __all__ = [
     "COMPARISON",
     "CONTENTS",
     "CURVES",
+    "EXAM",
     "EXAMINED",
     "FIELD_OF_VIEW",
     "FILES",
