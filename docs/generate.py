@@ -267,8 +267,8 @@ def keys() -> str:
         "",
         *_table(("source", "what it is a digest of"), ((f"`{name}`", text) for name, text in SOURCES.items())),
         "",
-        "A source that a run does not use (`imported_weights`, `start_weights`, `fonts`, `further_labels`) is no part of "
-        "its keys.",
+        "A source that a run does not use (`imported_weights`, `start_weights`, `fonts`, `further_labels`) is no part "
+        "of its keys.",
         "",
         "## Code",
         "",
