@@ -267,8 +267,8 @@ def keys() -> str:
         "",
         *_table(("source", "what it is a digest of"), ((f"`{name}`", text) for name, text in SOURCES.items())),
         "",
-        "A source that a run does not use (`imported_weights`, `fonts`, `further_labels`, `masks`) is no part of its",
-        "keys.",
+        "A source that a run does not use (`imported_weights`, `start_weights`, `fonts`, `further_labels`, `masks`,",
+        "`channels`, `exam`) is no part of its keys.",
         "",
         "## Code",
         "",
@@ -295,6 +295,7 @@ SOURCES = {
     "columns": "`columns` of the card",
     "splits": "`splits` of the card",
     "imported_weights": "the file `data.imported_weights`",
+    "start_weights": "the content of `data.imported_weights`, where `pretrain.start` is imported",
     "card": "the whole card",
     "fonts": "the fonts in `report.fonts`",
 }

@@ -197,6 +197,13 @@ def test_settings_of_training_that_contradict_each_other_are_all_told_at_once(fo
     load(folder / "run.yaml", allowed)
 
 
+def test_pretraining_from_weights_needs_their_file(folder):
+    (line,) = problems(folder, CONFIG, "pretrain.start=imported")
+    assert "pretrain.start is imported; data.imported_weights must say which weights" in line
+    (line,) = problems(folder, CONFIG, "pretrain.start=imported", "data.imported_weights=w.pth")
+    assert f"data.imported_weights: no such file or folder: {folder / 'w.pth'}" in line
+
+
 def test_imported_weights_must_exist_only_where_an_arm_starts_from_them(folder):
     assert load(folder / "run.yaml", ["data.imported_weights=w.pth"])[0].data.imported_weights == folder / "w.pth"
     overrides = ["data.imported_weights=w.pth", "finetune.arms=[mae, imported]"]

@@ -63,14 +63,22 @@ def test_imported_weights_are_a_source_of_the_stage_that_starts_from_them(finish
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
         (tmp_path / name).write_bytes(content)
 
-    def finetune(name: str, *overrides: str):
+    def planned(stage: str, name: str, *overrides: str):
         steps = plan(*finished.load(f"data.imported_weights={tmp_path / name}", *overrides))
-        return next(step for step in steps if step.stage.name == "finetune")
+        return next(step for step in steps if step.stage.name == stage)
+
+    def finetune(name: str, *overrides: str):
+        return planned("finetune", name, *overrides)
 
     assert finetune("a.pth").action == "reuse"
     arms = "finetune.arms=[mae, scratch, imported, linear_probe, hog]"
     assert finetune("a.pth", arms).key == finetune("b.pth", arms).key != finetune("c.pth", arms).key
     assert finetune("c.pth", arms).sources == {"imported_weights": sha256_file(tmp_path / "c.pth")}
+    assert planned("pretrain", "c.pth", arms).action == "reuse"
+    started = planned("pretrain", "c.pth", "pretrain.start=imported")
+    assert started.sources == {"start_weights": sha256_file(tmp_path / "c.pth")}
+    assert started.key != planned("pretrain", "a.pth", "pretrain.start=imported").key
+    assert finetune("c.pth", "pretrain.start=imported").sources == {}
 
 
 def test_one_corrected_label_runs_split_and_what_follows(finished, tmp_path):

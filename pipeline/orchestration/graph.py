@@ -88,6 +88,7 @@ STAGES = (
     Stage(
         "pretrain",
         {"preprocess": ("summary.json", "index_train.*", "train-*", "index_pretrain.*", "pretrain-*")},
+        sources=("start_weights",),
         costly=True,
         shared=True,
     ),

@@ -30,6 +30,8 @@ def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None,
     used = {}
     if "imported" in config.finetune.arms and config.data.imported_weights is not None:
         used["imported_weights"] = hashes.of(config.data.imported_weights)
+    if config.pretrain.start == "imported" and config.data.imported_weights is not None:
+        used["start_weights"] = hashes.of(config.data.imported_weights)
     if config.report.fonts is not None:
         used["fonts"] = studies_digest([config.report.fonts], hashes)
     if card.further_labels:

@@ -81,7 +81,7 @@ def _take_part(config: Config, word: Mapping[str, Any]) -> None:
     artifacts = {earlier: artifact for earlier, artifact in found.items() if artifact is not None}
     if missing := sorted(found.keys() - artifacts.keys()):
         raise StoreError(f"{name}: {', '.join(missing)} is not in this machine's store; all machines must see the same")
-    weights = config.data.imported_weights if "imported_weights" in word["sources"] else None
+    weights = config.data.imported_weights if {"imported_weights", "start_weights"} & set(word["sources"]) else None
     if weights is not None and not weights.is_file():
         raise StoreError(
             f"{name}: data.imported_weights is not on this machine; all machines must see the same weights"

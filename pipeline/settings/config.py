@@ -47,6 +47,13 @@ class Config(Settings):
     package: PackageSettings = Field(default_factory=PackageSettings)
     report: ReportSettings
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether pretraining or an arm starts from `data.imported_weights`."""
+        return self.data.imported_weights is not None and (
+            "imported" in self.finetune.arms or self.pretrain.start == "imported"
+        )
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         problems = []
@@ -64,6 +71,8 @@ class Config(Settings):
                 problems.append("finetune.augmentation.tilt_degrees is for volumes; preprocess.image_size has two axes")
         if "imported" in self.finetune.arms and self.data.imported_weights is None:
             problems.append("finetune.arms names imported; data.imported_weights must say which weights")
+        if self.pretrain.start == "imported" and self.data.imported_weights is None:
+            problems.append("pretrain.start is imported; data.imported_weights must say which weights")
         blocks, depth = self.finetune.trainable_blocks, self.pretrain.encoder.depth
         if blocks is not None and blocks > depth:
             problems.append(f"finetune.trainable_blocks {blocks} is above pretrain.encoder.depth {depth}")

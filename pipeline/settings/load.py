@@ -346,7 +346,7 @@ def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[st
     for loc, data in places:
         named += [((*loc, "studies", i), path) for i, path in enumerate(data.studies)]
         named += [((*loc, "labels"), data.labels), ((*loc, "card"), data.card)]
-    if "imported" in config.finetune.arms and config.data.imported_weights is not None:
+    if config.starts_from_weights and config.data.imported_weights is not None:
         named.append((("data", "imported_weights"), config.data.imported_weights))
     if config.report.fonts is not None:
         named.append((("report", "fonts"), config.report.fonts))

@@ -110,8 +110,15 @@ class FinetuneAugmentation(Mirroring):
 class PretrainSettings(Settings):
     """The masked autoencoder (He et al. 2021)."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"start"})
+
     seed: Seed = Field(17, description="weights, order of images, masks and augmentation")
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    start: Literal["random", "imported"] = Field(
+        "random",
+        description="weights of the encoder before its first step; imported: data.imported_weights, such as the "
+        "encoder.safetensors that stage pretrain left of other images",
+    )
     decoder: Literal["self_attention", "cross_attention"] = Field(
         "self_attention",
         description="cross_attention: hidden patches attend to visible ones only (Fu et al. 2024); a step costs less",

@@ -51,7 +51,8 @@ class Data(Studies):
     key_file: Path = Field(description="secret key of the pseudonyms; created on first use outside the data")
     imported_weights: Path | None = Field(
         None,
-        description="arm imported: ViT weights in the layout of timm, facebookresearch/mae, Hugging Face or MONAI; "
+        description="arm imported, or pretrain.start: ViT weights in the layout of timm, facebookresearch/mae and "
+        "dinov2, Hugging Face or MONAI; "
         ".safetensors or .pth. Their content is part of the key, their licence is yours to keep",
     )
     external: list[ExternalSet] = Field(

@@ -38,8 +38,8 @@ from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, Start
 from pipeline.models.checkpoints import fit_positions, read_weights
 from pipeline.models.distributed import from_leader, leads
-from pipeline.models.formats import import_encoder, read_foreign
 from pipeline.models.images import Images, read_images
+from pipeline.models.imported import imported_start
 from pipeline.models.labelled_patients import labelled_subsets, same_steps
 from pipeline.models.masks import Masks, masks_of
 from pipeline.models.training import TrainingError, hardware
@@ -233,20 +233,10 @@ def _encoders(
 
 
 def _imported(inputs: Inputs, spec: EncoderSpec, log: RunLog) -> Start:
-    """Read and convert the public weights, and say what became of each tensor.
-
-    Their positions are learned on or stay as they are as `pretrain.encoder.positions` says of the network.
-    """
     path = inputs.imported_weights
     if path is None:
         raise TrainingError("arm imported needs data.imported_weights: the file with the weights to start from")
-    sha256 = sha256_file(path)
-    if sha256 != inputs.hashes.as_planned(path):
-        raise TrainingError(f"{path.name} was changed while the run was going on; start the run again")
-    converted = import_encoder(read_foreign(path), spec)
-    log.info(f"imported weights, {converted.account}")
-    loaded = len(converted.tensors) - len(converted.account.made)
-    return Start(converted.tensors, f"imported weights, SHA-256 {sha256[:16]}", loaded, converted.registers)
+    return imported_start(path, inputs.hashes.as_planned(path), spec, log.info)
 
 
 def _counts(images: Images) -> dict[str, int]:

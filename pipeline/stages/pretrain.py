@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.models.augmentation import Augmentation
-from pipeline.models.checkpoints import save_weights
+from pipeline.models.checkpoints import WeightsError, load_strict, require_equal, save_weights
 from pipeline.models.decoders import DecoderSpec
 from pipeline.models.distributed import leads
 from pipeline.models.engine import begin, epochs_left, record, save, train_epoch
 from pipeline.models.images import Images, on_device, read_images
+from pipeline.models.imported import imported_start
 from pipeline.models.mae import MaskedAutoencoder, take
 from pipeline.models.masking import Mask, make_mask, mask_draws
 from pipeline.models.randomness import MASK, derived_seed, uniform
@@ -52,7 +53,7 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
 
     Raises TrainingError when the self-tests fail before the first step, when the loss stops being finite, when there
     are fewer than two patients, or when predictions turn out not to depend on position or nothing was learnt; Stopped
-    when asked to stop.
+    when asked to stop; WeightsError when weights to start from do not fit.
     """
     prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
     device = prepared.device
@@ -63,6 +64,8 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
     held_out, training = (part.cached(device) for part in hold_out(pool, settings.seed))
     spec = encoder_spec(settings, training)
     model = build(settings, spec).to(device)
+    if settings.start == "imported":
+        _start(model, inputs, log)
     log.info(
         f"{len(training)} images to learn from, {len(held_out)} of other patients to watch; "
         f"encoder of {_count(model.encoder.parameters()):,} parameters, {spec.tokens} patches, on {device}"
@@ -99,6 +102,22 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
         },
     )
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
+
+
+def _start(model: MaskedAutoencoder, inputs: Inputs, log: RunLog) -> None:
+    """Load the weights of `data.imported_weights` into the encoder, all of them, and prove it tensor by tensor."""
+    path = inputs.imported_weights
+    if path is None:
+        raise TrainingError("pretrain.start imported needs data.imported_weights: the file with the weights")
+    start = imported_start(path, inputs.hashes.as_planned(path), model.spec, log.info)
+    if start.registers:
+        raise WeightsError(
+            f"{path.name} has register tokens, which pretraining does not start from; take weights without them, or "
+            "arm imported, which keeps them"
+        )
+    loaded = load_strict(model.encoder, start.tensors)
+    require_equal(model.encoder, start.tensors)
+    log.info(f"encoder: {loaded} from {start.origin}")
 
 
 def hold_out(pool: Images, seed: int) -> tuple[Images, Images]:

@@ -82,7 +82,7 @@ class Inputs:
     `calibrate` cannot open the test scores. `lookup` is the private table beside the key that leads from pseudonyms
     back to paths and patients; None when nobody needs one. `hashes` gives the SHA-256 of a source file without reading
     an unchanged one again. `include` and `exclude` are patterns of paths under `studies`. `imported_weights` are those
-    of another project. `previous` is an earlier artifact of this stage that differs in
+    of another project or run. `previous` is an earlier artifact of this stage that differs in
     nothing but sources and inputs that the stage takes in piecemeal. `deadline` is
     the time.monotonic() after which a training should save and stop. `test_only` says that these are the studies of an
     external test set, of which every labelled patient is a test patient; `external` has the cards of such sets by name,

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from pipeline.labels.exam import completeness, exams_digest, named_exams, sentence, settle
+from pipeline.labels.exam import completeness, exams_digest, named_exams, sentence, told_apart
 from pipeline.labels.identity import row_pseudonym
 from pipeline.labels.path_rules import PathRule
 from pipeline.labels.values import LabelsError
@@ -49,7 +49,7 @@ def settled(header: list[tuple[str, str]], said: list[tuple[str, str]], exam_fro
     images = pd.DataFrame(header, columns=["view", "laterality"]).assign(image_id=names)
     row_ids = pd.Series([row_pseudonym(SECRET, "path", name) for name in names], index=names)
     table = pd.DataFrame(said, index=names, columns=["view", "laterality"])
-    found, differing = settle(images, row_ids, table, "path", exam_from, SECRET)
+    found, differing = told_apart(images, row_ids, table, "path", exam_from, SECRET)
     return list(zip(found["view"], found["laterality"], strict=True)), differing.to_dict()
 
 

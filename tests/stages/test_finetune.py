@@ -167,8 +167,8 @@ def test_arms_of_a_seed_differ_in_their_start_and_layer_decay_alone(copy, monkey
     """With the same start and no layer decay, `mae` and `scratch` end in the same weights."""
     build = finetuning.build_classifier
 
-    def pretrained_start(data, head, seed, *more):
-        model = build(data, head, seed, *more)
+    def pretrained_start(data, head, seed, *others):
+        model = build(data, head, seed, *others)
         model.encoder.load_state_dict(data.starts["mae"].tensors)
         return model
 

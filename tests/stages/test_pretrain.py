@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stages.training_run import SETTINGS, Killed, inputs, killer, make_images, run_stage
 
+from pipeline.models.checkpoints import WeightsError, require_equal
 from pipeline.models.mae import MaskedAutoencoder
 from pipeline.models.training import TrainingError
 from pipeline.models.vit import EncoderSpec, build_encoder
@@ -205,3 +207,48 @@ def test_every_setting_has_an_effect(tmp_path, trained, change):
 
 def test_checkpoints_less_often_change_nothing_in_the_result(tmp_path, trained):
     assert run_stage(make_images(tmp_path), "pretrain", checkpoint_every_epochs=4)[0] == trained[1]
+
+
+# ---------------------------------------------------------------- from an earlier encoder
+
+
+def test_the_first_step_is_taken_from_the_earlier_encoder_and_none_of_it_is_lost(trained, tmp_path, monkeypatch):
+    earlier = trained[0] / "pretrain" / "encoder.safetensors"
+    folder = make_images(tmp_path / "second", seed=1)
+    (folder / "weights.safetensors").write_bytes(earlier.read_bytes())
+    seen = []
+
+    def first_epoch(training, *_):
+        require_equal(training.model.encoder, load_file(earlier))
+        seen.append(len(training.history))
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "train_epoch", first_epoch)
+        with pytest.raises(Killed):
+            run_stage(folder, "pretrain", start="imported")
+        with pytest.raises(WeightsError, match="tensors are not those of pretraining"):
+            run_stage(folder, "pretrain")
+    assert seen == [0]
+    run_stage(folder, "pretrain", start="imported", max_steps=4)
+    assert not torch.equal(load_file(folder / "pretrain" / "encoder.safetensors")["cls_token"],
+                           load_file(earlier)["cls_token"])  # fmt: skip
+
+
+def test_an_encoder_that_does_not_fit_or_has_registers_is_refused_by_name(trained, tmp_path):
+    folder = make_images(tmp_path / "second", seed=1)
+    with pytest.raises(TrainingError, match=r"needs data\.imported_weights"):
+        run_stage(folder, "pretrain", start="imported")
+    tensors = load_file(trained[0] / "pretrain" / "encoder.safetensors")
+    save_file({**tensors, "register_tokens": torch.zeros(1, 2, 16)}, folder / "weights.safetensors")
+    with pytest.raises(WeightsError, match="has register tokens, which pretraining does not start from"):
+        run_stage(folder, "pretrain", start="imported")
+    del tensors["norm.weight"]
+    save_file(tensors, folder / "weights.safetensors")
+    with pytest.raises(WeightsError, match=r"norm\.weight is missing"):
+        run_stage(folder, "pretrain", start="imported")
+
+
+def test_a_start_from_random_weights_is_in_no_key(trained):
+    assert "start" not in SETTINGS["pretrain"].model_dump()
+    assert SETTINGS["pretrain"].model_copy(update={"start": "imported"}).model_dump()["start"] == "imported"

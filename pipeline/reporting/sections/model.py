@@ -124,6 +124,8 @@ def _pretraining(e: Evidence, made: Pretraining) -> list[list[str]]:
         f"masked autoencoder ({decoder}): {plain_percent(pre['mask_ratio'])} of the patches hidden {mask}, "
         f"{counted(len(made.history), 'epoch')}{steps}, batch {pre['batch_size']}, seed {pre['seed']}"
     )
+    if pre.get("start") == "imported":
+        method += "; started from weights that were trained elsewhere (data.imported_weights)"
     images_of, held_out = made.summary["training_images"], made.summary["held_out_images"]
     on = (
         f"{counted(images_of, 'image')} of {counted(made.summary['training_patients'], 'patient')} of the training and "

@@ -86,6 +86,8 @@ def provenance(e: Evidence) -> Section:
     ]
     if weights := e.records["finetune"]["sources"].get("imported_weights"):
         hashes.append(["Public weights that arm imported started from", weights])
+    if e.pretraining and (weights := e.records["pretrain"].get("sources", {}).get("start_weights")):
+        hashes.append(["Weights that pretraining started from", weights])
     warnings = [[stage, warning] for stage, r in e.records.items() for warning in r["warnings"]]
     blocks: list[Block] = [
         Table("stages", "Artifacts behind this report", columns, stages),
