@@ -48,7 +48,8 @@ def _group(e: Evidence, group: Json) -> str:
     gone = f" {counted(without, 'patient')} without one stated site {agreeing(without, 'is', 'are')} not in it." * (
         without > 0
     )
-    return f"Sites of {whose}, from the lowest to the highest seen: {seen}. {closing}{gone}"
+    which = f"with at least {count(group['fewest_patients'])} patients of each kind that a measure is about"
+    return f"Sites of {whose} {which}, from the lowest to the highest seen: {seen}. {closing}{gone}"
 
 
 def _seen(name: str, one: Json, enough: bool) -> str:
