@@ -19,6 +19,7 @@ QUICK = (
     "finetune.seeds=[1]",
     "finetune.arms=[hog]",
     "machine.workers=1",
+    "calibrate.deploy=pooled",
 )
 
 
@@ -61,6 +62,19 @@ def test_every_label_is_in_metrics_report_and_tracker(result):
     }
     numbers = headline(result.artifacts)
     assert numbers["further_healthy_auc"] == metrics["further_labels"]["healthy"]["discrimination"]["auc"]["value"]
+
+
+def test_the_packaged_model_has_the_threshold_to_use_of_each_label(result):
+    rules = read_json(result.artifacts["package"].file("model/model.json"))["further_rules"]
+    assert set(rules) == {"sign", "healthy"}
+    for label_id, rule in rules.items():
+        made = read_json(result.artifacts["evaluate"].file(f"further/{label_id}/deployment.json"))
+        assert made["rule"] == "pooled"
+        assert rule["usable"] == made["usable"]
+        points = rule["operating_points"][:1]
+        assert [one["threshold_hex"] for one in points] == ([made["threshold_hex"]] if made["usable"] else [])
+        assert {one["source"] for one in points} <= {"calibration and test patients together"}
+        assert all(isinstance(reason, str) for reason in rule["not_usable_because"])
 
 
 def test_the_report_shows_a_row_per_label_and_their_mean(result):

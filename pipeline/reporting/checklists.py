@@ -62,7 +62,12 @@ FACTS: Mapping[str, tuple[Callable[[Evidence], bool], str]] = {
         lambda e: e.point is not None and bool(e.subgroups.get("recall_gap", pd.Series(dtype=float)).notna().any()),
         "no two groups can be compared",
     ),
-    "sites": (lambda e: e.images["site"].nunique() > 1, "the studies name no more than one site"),
+    "between sites": (
+        lambda e: any(
+            group[name] is not None for group in e.between_sites for name in ("recall", "specificity", "auc")
+        ),
+        "fewer than two sites have enough patients",
+    ),
     "external set": (
         lambda e: any(its["patients"] for its in e.metrics["external"].values()),
         "there is no external test set with patients of its own",
@@ -242,7 +247,7 @@ TRIPOD_AI = Guideline(
         Item("12a", "How the data were used and divided", "studies"),
         Item("12b", "How predictors were handled", "model"),
         Item("12c", "Type of model, building steps, tuning", "model"),
-        Item("12d", "Heterogeneity between clusters: how handled", "subgroups", ("sites", "gaps")),
+        Item("12d", "Heterogeneity between clusters: how handled", "shift", ("between sites",)),
         Item("12e", "Measures and plots of performance", "discrimination"),
         Item("12f", "Recalibration and other updating", "calibration"),
         Item("12g", "How predictions were calculated", "model"),
@@ -264,7 +269,7 @@ TRIPOD_AI = Guideline(
         Item("21", "Participants and outcomes in each analysis", "studies"),
         Item("22", "The full model, for use by others", "statements", ("study.code_availability",)),
         Item("23a", "Performance with intervals, by subgroup too", "subgroups", ("subgroups",)),
-        Item("23b", "Heterogeneity between clusters: results", "subgroups", ("sites", "gaps")),
+        Item("23b", "Heterogeneity between clusters: results", "shift", ("between sites",)),
         Item("24", "Results of updating", "calibration"),
         Item("25", "Interpretation, fairness included", "statements", ("study.inequalities",)),
         Item("26", "Limitations", "intended_use", ("known_traps",)),

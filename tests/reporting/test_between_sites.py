@@ -46,7 +46,7 @@ def test_many_sites_give_a_prediction_and_whether_training_knew_them(run: Eviden
     assert "Sensitivity 90.0 % to 100.0 % at 12 sites (p 0.020 if sites differ in nothing), expected at another" in text
     assert "85.0 % to 99.0 %" in text
     assert "AUC 0.900 to 1.000 at 12 sites, expected at another 0.850 to 0.990" in text
-    assert "Training had patients of 15 of the 15 sites: one that it never saw may differ by more." in text
+    assert "Training had patients of 15 of 15 sites: one that it never saw may differ by more." in text
     assert "too few to expect anything of another" in text  # specificity, of three sites
     assert "Training had" not in said(run, sites=15, in_training=0, recall=many())
 

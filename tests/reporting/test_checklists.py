@@ -37,6 +37,7 @@ def evidence(**changes: Any) -> Any:
             "false_alarms": [],
             "metrics": {"external": {}},
             "read_first": False,
+            "between_sites": (),
         }
         | changes
     )
@@ -90,7 +91,7 @@ def test_an_item_is_missing_until_the_data_hold_it():
         "subgroups": {"subgroups": pd.DataFrame({"attribute": ["sex", "site"], "group": ["F", "unknown"]})},
         "first reading": {"read_first": True},
         "gaps": {"point": {"threshold": 1}, "subgroups": pd.DataFrame({"recall_gap": [0.1, np.nan]})},
-        "sites": {"images": images.assign(site=["a", "b"])},
+        "between sites": {"between_sites": [{"recall": None, "specificity": None, "auc": {"sites": 2}}]},
         "operating point": {"point": {"threshold": 1}},
         "external set": {"metrics": {"external": {"b": {"patients": 3}}}},
         "outlines": {"misses": [replace(example, outlined=None), example]},
@@ -98,6 +99,7 @@ def test_an_item_is_missing_until_the_data_hold_it():
     without = {
         "gaps": {"point": {"threshold": 1}, "subgroups": pd.DataFrame({"recall_gap": [np.nan]})},
         "demographics": {"images": images.assign(sex="")},
+        "between sites": {"between_sites": [{"recall": None, "specificity": None, "auc": None}]},
         "subgroups": {"subgroups": pd.DataFrame({"attribute": ["sex", "site"], "group": ["unknown", "unknown"]})},
         "external set": {"metrics": {"external": {"b": {"patients": 0}}}},
         "outlines": {"misses": [replace(example, outlined=None)]},

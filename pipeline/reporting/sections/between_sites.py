@@ -34,7 +34,7 @@ def _group(e: Evidence, group: Json) -> str:
     whose = "test patients" if group["group"] == "test" else "external sets"
     shown = _measures(e, group)
     if not shown:
-        few = f"fewer than two of {counted(group['sites'], 'site')} have {count(group['fewest_patients'])} patients"
+        few = f"fewer than two of {counted(group['sites'], 'site')} have {counted(group['fewest_patients'], 'patient')}"
         return f"Sites of {whose}: {few} of the kind that it takes, so that how results vary between them is not known."
     enough = any(one["another"] is not None for one in shown.values())
     seen = "; ".join(_seen(name, one, enough) for name, one in shown.items())
@@ -45,10 +45,11 @@ def _group(e: Evidence, group: Json) -> str:
         else f"So few sites do not tell how much sites differ, nor what another would show: it takes {fewest}."
     )
     without = group["patients_without_site"]
-    gone = f" {counted(without, 'patient')} without one stated site {agreeing(without, 'is', 'are')} not in it." * (
-        without > 0
-    )
-    return f"Sites of {whose}, from the lowest to the highest seen: {seen}. {closing}{gone}"
+    gone = ""
+    if without:
+        gone = f" {counted(without, 'patient')} without one stated site {agreeing(without, 'is', 'are')} not in it."
+    which = f"with at least {counted(group['fewest_patients'], 'patient')} of each kind that a measure is about"
+    return f"Sites of {whose} {which}, from the lowest to the highest seen: {seen}. {closing}{gone}"
 
 
 def _seen(name: str, one: Json, enough: bool) -> str:
@@ -70,7 +71,7 @@ def _another(group: Json) -> str:
     level = plain_percent(max(levels))
     known = group["in_training"]
     trained = (
-        f" Training had patients of {count(known)} of the {count(group['sites'])} sites: one that it never saw may "
+        f" Training had patients of {count(known)} of {counted(group['sites'], 'site')}: one that it never saw may "
         f"differ by more."
         if known
         else ""
@@ -97,7 +98,7 @@ def _table(e: Evidence) -> Table:
     ]
     fewest = {group["fewest_patients"] for group in e.between_sites}
     caption = (
-        f"Variation between sites with at least {count(max(fewest))} patients of each kind that a measure is about "
+        f"Variation between sites with at least {counted(max(fewest), 'patient')} of each kind that a measure is about "
         "(in brackets: sites with fewer, left out). p: how often counts are as uneven when sites differ in nothing. "
         "Spread: standard deviation between sites on the logit scale, with its limits; prior half-normal of scale 1. "
         "Another site: prediction interval of its true value"

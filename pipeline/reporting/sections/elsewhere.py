@@ -289,7 +289,11 @@ def _distributions(e: Evidence) -> Table:
     ]
     columns = ["Group", "Patients", "With the condition, %", "Score gap",
                "PSI/chance", "Calibration slope", "Calibration in the large"]  # fmt: skip
-    caption = f"Everyone tested against the calibration patients; {plain_percent(its['level'])} intervals"
+    caption = (
+        f"Everyone tested against the calibration patients; {plain_percent(its['level'])} intervals. —: too few "
+        "patients of one kind, or probabilities that tell both kinds apart without exception, so that no line has a "
+        "finite slope"
+    )
     return Table("shift", caption, columns, rows)
 
 

@@ -119,7 +119,7 @@ def _consequence(e: Evidence, row: Json) -> Box:
         f"Assumed: {plain_percent(at)} have the condition, {per * at:g} people; {_missed(row['missed'])} Of test "
         f"patients {percent(seen, 0)} had it{differ}.",
         *_pooled(e, per),
-        f"In brackets: {plain_percent(row['found']['level'])} intervals.",
+        f"{_bracketed(row['missed'])}: {plain_percent(row['found']['level'])} intervals.",
     ]
     return Box(
         "result",
@@ -134,6 +134,11 @@ def _missed(i: Json) -> str:
     if missing(i["high"]):
         return f"{people(i['value'])} would be missed."
     return f"at most {count(math.ceil(i['high']))} would be missed, {people(i['value'])} expected."
+
+
+def _bracketed(missed: Json) -> str:
+    """Say where the limits of intervals stand."""
+    return "In brackets" if missing(missed["high"]) else "Brackets, “at most”"
 
 
 def _pooled(e: Evidence, per: int) -> list[str]:
