@@ -27,7 +27,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[section.key=value]…", help="settings that replace those of the file", show_default=False),
 ]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="folder of artifacts, instead of the config's")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="folder of artifacts; default: the config's, or ./store")
+]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="STEP", help="use the artifact that earlier code made")
 ]

@@ -34,7 +34,7 @@ Prevalence = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="processes that read studies")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where the network runs")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto, cpu or cuda")]
 Table = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="columns path and study, for files without headers")
 ]
@@ -191,7 +191,9 @@ def monitor(
         float | None,
         typer.Option(min=1e-6, max=1.0, help="share of studies not referred that is audited, fixed beforehand"),
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar="DATE", help="watch anew from this day: 2026-11-29")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="watch anew from this day, written as 2026-11-29")
+    ] = None,
     store: StoreOption = None,
     config: RegistryConfig = None,
     as_json: Json = False,
@@ -258,7 +260,9 @@ def listen(
     allow_address: Annotated[
         list[str] | None,
         typer.Option(
-            "--allow-address", metavar="ADDRESS", help="who may send, by address or network; default: anybody"
+            "--allow-address",
+            metavar="ADDRESS",
+            help="who may send, by address or network; needed beside another --host than this machine",
         ),
     ] = None,
     quiet_seconds: Annotated[

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from skimage.feature import local_binary_pattern
 from torch import Tensor
 
-from pipeline.models.arms import ArmData, finish
-from pipeline.models.baseline import HogSpec, Logistic, all_logits, fit_each, logistic_tensors, logistics
+from pipeline.models.arms import ArmData
+from pipeline.models.baseline import HogSpec, Logistic, all_logits, fit_each, logistics
 from pipeline.models.finished import Finished, further_labels, whole_blocks
 from pipeline.models.images import Images
+from pipeline.models.logistic_arms import finish_logistic
 
 if TYPE_CHECKING:
     from pipeline.settings.training import FinetuneSettings
@@ -166,9 +167,9 @@ def train_classical(arm: str, seed: int, settings: FinetuneSettings, data: ArmDa
     log.info(f"{arm}: {words}, tune AUC {best[chosen]:.4f}; {each}")
     history = [{"regularisation": float(c), **{f"{name}_tune_auc": aucs[c] for name, aucs in tried.items()}}
                for c in tried[chosen]]  # fmt: skip
-    parameters = sum(len(one.weight) + 1 for one in fitted)
-    content = {"classical": {"kind": chosen, "hog_image_size": [height, width]}, "further_labels": data.further}
-    finish(folder, arm, logistic_tensors(fitted, data.further), history, content, {
+    finish_logistic(folder, arm, fitted, data, history, {
+        "classical": {"kind": chosen, "hog_image_size": [height, width]},
+        "further_labels": data.further,
         "tune_auc": best[chosen],
         "kinds": best,
         "title": f"strongest classical baseline ({words}, logistic regression)",
@@ -176,11 +177,6 @@ def train_classical(arm: str, seed: int, settings: FinetuneSettings, data: ArmDa
                        "features on the tuning images)",
         "description": f"logistic regression on {words}, no network; of four kinds on the tuning images: {each}",
         "selection": "kind and regularisation with the highest AUC on the tuning images; one convex fit, so no seeds",
-        "best_epoch": None,
-        "encoder_tensors_loaded": 0,
-        "encoder_tensors": 0,
-        "parameters": parameters,
-        "trainable_parameters": parameters,
     })  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrained
-from pipeline.models.baseline import HogSpec, all_logits, fit_each, logistic_tensors, logistics
+from pipeline.models.baseline import HogSpec, Logistic, all_logits, fit_each, logistic_tensors, logistics
 from pipeline.models.finished import Finished, further_labels, whole_blocks
 from pipeline.models.images import Images
 
@@ -38,7 +39,7 @@ def train_probe(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, 
     model.head.bias.data.copy_(torch.tensor(biases))
     log.info(f"{arm}: tune AUC {max(aucs.values()):.4f}")
     content = {"spec": data.spec.to_json(), "head": "linear", "further_labels": data.further}
-    finish(folder, arm, model.state_dict(), _tried(aucs), content, {
+    finish(folder, arm, model.state_dict(), tried(aucs), content, {
         "tune_auc": max(aucs.values()),
         "best_epoch": None,
         "encoder_tensors_loaded": start.loaded,
@@ -58,17 +59,9 @@ def train_hog(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, fo
 
     train, tune = features(data.train), features(data.tune)
     fitted, aucs = fit_each((train, data.train.targets), (tune, data.tune.targets))
-    parameters = sum(len(one.weight) + 1 for one in fitted)
-    content = {"hog": spec.to_json(), "further_labels": data.further}
     log.info(f"{arm}: tune AUC {max(aucs.values()):.4f}")
-    finish(folder, arm, logistic_tensors(fitted, data.further), _tried(aucs), content, {
-        "tune_auc": max(aucs.values()),
-        "best_epoch": None,
-        "encoder_tensors_loaded": 0,
-        "encoder_tensors": 0,
-        "parameters": parameters,
-        "trainable_parameters": parameters,
-    })  # fmt: skip
+    content = {"hog": spec.to_json(), "further_labels": data.further, "tune_auc": max(aucs.values())}
+    finish_logistic(folder, arm, fitted, data, tried(aucs), content)
 
 
 def read_hog(content: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Finished:
@@ -77,5 +70,25 @@ def read_hog(content: dict[str, Any], tensors: dict[str, Tensor], device: torch.
     return Finished(lambda pixels: all_logits(fitted, whole_blocks(spec.features(pixels)))[: len(pixels)])
 
 
-def _tried(aucs: dict[str, float]) -> list[dict[str, float]]:
+def finish_logistic(
+    folder: Path,
+    arm: str,
+    fitted: Sequence[Logistic],
+    data: ArmData,
+    history: list[dict[str, float]],
+    content: dict[str, Any],
+) -> None:
+    """Write the files of logistic regressions, one of each label, on features that rest on no encoder."""
+    parameters = sum(len(one.weight) + 1 for one in fitted)
+    finish(folder, arm, logistic_tensors(fitted, data.further), history, content, {
+        "best_epoch": None,
+        "encoder_tensors_loaded": 0,
+        "encoder_tensors": 0,
+        "parameters": parameters,
+        "trainable_parameters": parameters,
+    })  # fmt: skip
+
+
+def tried(aucs: Mapping[str, float]) -> list[dict[str, float]]:
+    """Return the history of a fit: each strength of the regularisation with its AUC on the tuning images."""
     return [{"regularisation": float(strength), "tune_auc": value} for strength, value in aucs.items()]

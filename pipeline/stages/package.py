@@ -38,6 +38,7 @@ from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table
 from pipeline.store.tables.split import SPLIT
 from pipeline.store.versions import package_versions, runtime_versions
+from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.settings.decision import PackageSettings
@@ -83,7 +84,8 @@ def package(settings: PackageSettings, inputs: Inputs, work: Path, log: RunLog) 
         temporary.write_text(model_card.text(content), "utf-8")
     sha256 = seal(folder)
     write_json(work / "summary.json", {"model_sha256": sha256, "usable": content["rule"]["usable"]})
-    log.info(f"model {sha256[:16]}: arm {arm}, {len(seeds)} seeds, usable: {content['rule']['usable']}")
+    usable = "usable" if content["rule"]["usable"] else "not usable"
+    log.info(f"model {sha256[:16]}: arm {arm}, {counted(len(seeds), 'seed')}, {usable}")
 
 
 def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, Any], flips: bool) -> dict[str, Any]:

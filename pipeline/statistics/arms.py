@@ -215,7 +215,10 @@ def benefit_sentence(
     rivals = [_of_rival(results[name], one.words, patients, level)
               for name, one in against.items() if name in results and one.role == "rival"]  # fmt: skip
     if not known:
-        base = "Whether pretraining helped was not measured: it takes arm mae and one of scratch, imported and hog."
+        base = (
+            "Whether pretraining helped was not measured: it takes arm mae, and beside it scratch, imported or a "
+            "classical baseline."
+        )
         return " ".join([base, *rivals])
     parts = " and ".join(_in_words(result, against[name].words, level) for name, result in known.items())
     verdict = _verdict(*(known.get(by_role.get(role, "")) for role in ("scratch", "classical")))

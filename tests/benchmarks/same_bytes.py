@@ -39,7 +39,8 @@ HOLD_DATES = {
     "model_card.md": "date and commit", "SHA256SUMS": "hashes of files that hold them",
     "stages.csv": "commits", "packages.csv": "versions", "making.csv": "dates", "hashes.csv": "keys",
 }  # fmt: skip
-COMMIT = re.compile(rb'"git_commit": ?"[^"]*"')
+# The hash of a packaged model is that of files that hold keys and commits; what is in them is compared one by one.
+FROM_CODE = re.compile(rb'"(git_commit|model_sha256)": ?"[^"]*"')
 # Runs with settings that take seconds: what is compared is whether bytes are the same, not how good they are.
 QUICK = ("pretrain.max_steps=6", "finetune.epochs=2", "finetune.seeds=[1]", "machine.workers=1")
 
@@ -55,7 +56,7 @@ def contents(store: Path) -> Counter[tuple[str, str, str]]:
             if path.suffix == ".json":
                 for key, stage in stages.items():
                     data = data.replace(key, stage)
-                data = COMMIT.sub(b'"git_commit"', data)
+                data = FROM_CODE.sub(b"", data)
             found[folder.parent.name, str(path.relative_to(folder)), hashlib.sha256(data).hexdigest()] += 1
     return found
 

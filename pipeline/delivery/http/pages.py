@@ -23,6 +23,7 @@ from pipeline.delivery.outcomes import OUTCOMES
 from pipeline.delivery.queue import FAILED, FINISHED, Entry
 from pipeline.delivery.reading_list import ReadingList, Row, chosen
 from pipeline.imaging.quarantine import REASONS as REFUSALS
+from pipeline.reporting.html import environment
 from pipeline.reporting.numbers import number, probability
 from pipeline.reporting.outlines import WORDS
 from pipeline.reporting.study_page import NO_DECISION, NO_FINDING, NOT_MADE_FOR, RESEARCH_ONLY, UNLIKE, VERDICTS
@@ -41,15 +42,9 @@ PICTURES = ("image.svg", "outline.svg")
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"moment": _moment}
-    return environment
+    made = environment(TEMPLATES)
+    made.filters |= {"moment": _moment}
+    return made
 
 
 @cache
