@@ -18,7 +18,7 @@ from pipeline.imaging.pseudonyms import patient_pseudonym
 from pipeline.labels.joining import better_spelling
 from pipeline.labels.path_rules import PathRule, join_paths
 from pipeline.labels.table_file import column_name, read_table_file
-from pipeline.labels.values import NUMBER, meanings, spelling
+from pipeline.labels.values import NUMBER, meanings, refuse_shortened, spelling
 
 NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
 POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present".split()}
@@ -109,6 +109,8 @@ def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
     joins = _joins(table, seen)
     if answers.patient is not None:
         joins["patient_id"] = _named(table, answers.patient)
+    if "patient_id" in joins:
+        refuse_shortened(table[joins["patient_id"]])
     label = _named(table, answers.label) if answers.label else _label_column(table, joins)
     if has_images(labels):
         joins.setdefault("patient_id", joins["path"])  # such a file names no patients: each image is its own

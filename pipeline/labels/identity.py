@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.imaging.identifiers import KINDS, own_name, placeholder
 from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym
 from pipeline.labels.path_rules import PathRule
-from pipeline.labels.values import LabelsError, read_labels
+from pipeline.labels.values import LabelsError, read_labels, refuse_shortened
 from pipeline.store.files import sha256_json
 from pipeline.store.wording import counted
 
@@ -62,11 +62,12 @@ def named_by_row(labels: Path, join: str, column: str, patient_column: str | Non
     `join` says what `column` holds: `path`, or a kind of UID. Empty without a column of patients, and where rows are
     about patients.
 
-    Raises LabelsError when something has several patients.
+    Raises LabelsError when something has several patients, or a spreadsheet has shortened their numbers.
     """
     if patient_column is None or join == "patient_id":
         return {}
     table = read_labels(labels, [column, patient_column]).dropna()
+    refuse_shortened(table[patient_column])
     keys = table[column].map(rule.of_row) if join == "path" else table[column]
     pairs = pd.DataFrame({"key": keys, "patient": table[patient_column]}).drop_duplicates()
     conflicts = int(pairs.loc[pairs["key"].duplicated(), "key"].nunique())

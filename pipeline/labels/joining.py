@@ -12,7 +12,7 @@ from pipeline.imaging.identifiers import KINDS
 from pipeline.imaging.pseudonyms import patient_pseudonym
 from pipeline.labels.identity import row_pseudonym
 from pipeline.labels.path_rules import SHARE_TO_STOP, PathRule
-from pipeline.labels.values import LabelsError
+from pipeline.labels.values import LabelsError, refuse_shortened
 from pipeline.store.wording import counted
 
 # The pseudonym that rows are joined by, and what it is of, per way of joining.
@@ -35,6 +35,8 @@ LONGEST_NUMBER = 16
 # So many values are enough to see why they do not match.
 VALUES_LOOKED_AT = 2000
 MOST_LABEL_VALUES = 20
+# Fewer matches than this are chance; see `better_spelling`.
+SHARE_ALIKE = 0.5
 NUMBERED = re.compile(r"(.*?\D)?0*(\d+)")
 
 
@@ -51,8 +53,11 @@ def row_keys(
     """Return the pseudonym of what each row is about; `present` are those that there are in the archive.
 
     With `ignore`, an identifier of a patient that is not in the archive stands for the one that differs in nothing
-    else. Raises LabelsError when that is not one, or when two identifiers of the table become the same.
+    else. Raises LabelsError when that is not one, when two identifiers of the table become the same, or when a
+    spreadsheet has shortened them.
     """
+    if join == "patient_id":
+        refuse_shortened(values)
     keys = values.map(lambda value: translate(value, join, secret, rule))
     if not ignore or join != "patient_id":
         return keys
@@ -103,7 +108,7 @@ def why_unmatched(
     if lost.empty:
         return "", False
     if join == "patient_id":
-        ignore, would = better_spelling(lost, secret, set(present[join]))
+        ignore, would = better_spelling(lost, secret, {*present[join]} - {*keys})
         if would:
             more = " more" if matched.any() else ""
             advice = f"{would}{more} would be with columns.id_ignore: [{', '.join(ignore)}] in the dataset card"
@@ -123,7 +128,9 @@ def why_unmatched(
 def better_spelling(lost: pd.Series, secret: bytes, known: Collection[str]) -> tuple[tuple[str, ...], int]:
     """Return what to ignore so that most of the identifiers are known, the least that does, and how many rows gain.
 
-    `known` are pseudonyms of patients under `secret`.
+    `known` are pseudonyms of patients under `secret` that no row is about. Where fewer are gained than SHARE_ALIKE of
+    the identifiers on the side that has fewer, they are written in another way, and such matches are chance: some of
+    `0001_1`, `0002_1`, … would become other people's numbers.
     """
 
     def gained(some: pd.Series, ignore: Sequence[str]) -> int:
@@ -131,7 +138,7 @@ def better_spelling(lost: pd.Series, secret: bytes, known: Collection[str]) -> t
 
     sample = lost.drop_duplicates()[:VALUES_LOOKED_AT]
     most = gained(sample, IGNORED)
-    if not most:
+    if most < max(1, SHARE_ALIKE * min(len(sample), len(known))):
         return (), 0
     ignore = next(one for one in _choices() if gained(sample, one) == most)
     return ignore, gained(lost, ignore)

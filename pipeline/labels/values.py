@@ -12,9 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.labels.table_file import LabelsError, column_name, read_table_file
+from pipeline.store.wording import counted
 
-__all__ = ["LabelsError", "meanings", "read_labels", "spelling"]
+__all__ = ["LabelsError", "meanings", "read_labels", "refuse_shortened", "spelling"]
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+SHORTENED = re.compile(r"\d([.,]\d+)?E\+\d+", re.IGNORECASE)
 MINUS_SIGNS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2212"), "-")
 
 
@@ -34,6 +36,16 @@ def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFram
             f"its columns: {', '.join(map(str, table.columns))}{hints}"
         )
     return pd.DataFrame({name: table[own] for name, own in wanted.items()}).dropna(how="all")
+
+
+def refuse_shortened(identifiers: pd.Series) -> None:
+    """Raise LabelsError when identifiers are numbers as a spreadsheet shows long ones: their last digits are lost."""
+    if shortened := int(identifiers.dropna().map(lambda text: bool(SHORTENED.fullmatch(text))).sum()):
+        raise LabelsError(
+            f"{counted(shortened, 'identifier')} in column {identifiers.name} of the label table "
+            f"{'is a number' if shortened == 1 else 'are numbers'} that a spreadsheet has shortened (as 1.23E+10): "
+            "the other digits are lost; export the table again with that column as text"
+        )
 
 
 def spelling(value: str) -> str:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from pipeline.imaging.pseudonyms import patient_pseudonym
-from pipeline.labels.joining import COLUMNS, contradicting_rows, row_keys, spellings, why_unmatched
+from pipeline.labels.joining import COLUMNS, better_spelling, contradicting_rows, row_keys, spellings, why_unmatched
 from pipeline.labels.path_rules import PathRule
 from pipeline.labels.values import LabelsError
 
@@ -58,6 +58,24 @@ def test_few_that_would_match_are_mentioned_and_many_stop_the_run():
         said, stop = why_unmatched(values, keys([*values], *patients), "patient_id", "who", SECRET, there)
         assert f"{lost} more would be with columns.id_ignore: [leading_zeros]" in said
         assert stop is stops
+
+
+def test_numbers_that_chance_makes_somebody_elses_are_not_proposed():
+    """`0001_1` is the first visit of patient 0001, not patient 0011."""
+    patients = [f"{n:04d}" for n in range(40)]
+    values = pd.Series([f"{patient}_1" for patient in patients])
+    said, stop = why_unmatched(values, keys([*values], *patients), "patient_id", "who", SECRET, present(*patients))
+    assert "id_ignore" not in said
+    assert "0 of 40 labelled rows" in said
+    assert stop
+    assert better_spelling(values, SECRET, present(*patients)["patient_id"]) == ((), 0)
+
+
+@pytest.mark.parametrize("shortened", ["1.23457E+10", "1,2E+11", "3e+12"])
+def test_numbers_that_a_spreadsheet_shortened_are_nobodys(shortened):
+    with pytest.raises(LabelsError, match=r"2 identifiers in column who .* are numbers that a spreadsheet has"):
+        row_keys(pd.Series([shortened, "7", shortened], name="who"), "patient_id", SECRET, set(), PathRule(), ())
+    row_keys(pd.Series(["12E3", "E+7", "1.5"], name="who"), "patient_id", SECRET, set(), PathRule(), ())
 
 
 def rows(*content: tuple[str, ...], columns: str = "who side label") -> tuple[pd.DataFrame, pd.Series, pd.Series]:

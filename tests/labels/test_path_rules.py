@@ -92,3 +92,4 @@ def test_files_that_differ_in_the_spelling_alone_are_refused_and_stay_apart():
     assert [source.refusal for source in found] == [Refusal("ambiguous_name")] * 3 + [None]
     assert len({path_pseudonym(b"k" * 32, source.path) for source in found}) == 4
     assert [source.file for source in found] == [source.file for source in sources]
+    assert [source.refusal for source in apart(sources[1:3])] == [Refusal("ambiguous_name")] * 2

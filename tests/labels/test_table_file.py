@@ -165,7 +165,9 @@ def test_spellings_of_one_value(one, other):
     assert spelling(one) == spelling(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("1", "10"), ("1", "-1"), ("1", "true"), ("none", ""), ("1.5", "15")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("1", "10"), ("1", "-1"), ("1", "true"), ("none", ""), ("1.5", "15"), ("1.5", "1")]
+)
 def test_different_values_stay_different(one, other):
     assert spelling(one) != spelling(other)
 

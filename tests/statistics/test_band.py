@@ -34,6 +34,14 @@ def test_limits_that_make_no_sense_are_refused(limits):
         joint_probability(3, np.array(limits))
 
 
+def test_a_band_takes_a_positive_and_shares_inside_0_and_1():
+    assert recall_band(1, 0.9) == pytest.approx([0.1])
+    for wrong in ((0, 0.9, 0.1), (9, 0.0, 0.1), (9, 1.0, 0.1), (9, 0.9, 0.0), (9, 0.9, 1.0)):
+        said = f"not {wrong[0]} patients, confidence {wrong[1]:g}, missed share {wrong[2]:g}"
+        with pytest.raises(ValueError, match=said):
+            recall_band(*wrong)
+
+
 @pytest.mark.parametrize(
     ("n", "misses", "at_todays"), [(111, 0, 0.943), (200, 3, 0.943), (500, 13, 0.943), (1000, 32, 0.943)]
 )

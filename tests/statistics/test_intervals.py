@@ -63,6 +63,15 @@ def test_differences_have_newcombes_published_limits(first, second, limits):
     assert (interval.low, interval.high) == pytest.approx(limits, abs=5e-5)
 
 
+def test_a_difference_is_of_both_samples_at_the_level_asked_for():
+    found, wider = newcombe(56, 70, 48, 80, 0.8), newcombe(56, 70, 48, 80)
+    first, second = proportion_ci(56, 70, 0.8), proportion_ci(48, 80, 0.8)
+    assert found.low == pytest.approx(0.2 - math.hypot(0.8 - first.low, second.high - 0.6))
+    assert found.high == pytest.approx(0.2 + math.hypot(first.high - 0.8, 0.6 - second.low))
+    assert wider.low < found.low
+    assert (found.value, found.level, found.method, found.n) == (pytest.approx(0.2), 0.8, "newcombe", 150)
+
+
 def test_ratio_agrees_with_the_log_method_on_many_patients():
     ours = ratio_ci(4500, 5000, 1500, 5000)
     oracle = relative_risk(4500, 5000, 1500, 5000).confidence_interval(0.95)
@@ -74,6 +83,19 @@ def test_ratio_of_none_still_has_an_upper_limit():
     interval = ratio_ci(0, 60, 55, 100)
     assert interval.value == interval.low == 0
     assert 0 < interval.high < 0.2
+
+
+def test_a_ratio_over_or_of_no_patients_is_undefined_and_one_patient_is_enough():
+    for k1, n1, k2, n2 in ((0, 0, 1, 4), (1, 4, 0, 0)):
+        with collect_warnings() as warned:
+            found = ratio_ci(k1, n1, k2, n2, 0.9)
+        assert [one.code for one in warned] == ["empty_denominator"]
+        assert math.isnan(found.value)
+        assert math.isnan(found.high)
+        assert (found.level, found.method, found.n) == (0.9, "mover_wilson", 4)
+    with collect_warnings() as warned:
+        assert ratio_ci(1, 1, 1, 1).value == ratio_ci(1, 1, 4, 4).value == 1.0
+    assert not list(warned)
 
 
 def test_ratio_over_none_has_a_lower_limit_only():
@@ -107,6 +129,25 @@ def test_bootstrap_keeps_the_number_of_patients_with_the_condition_when_stratifi
     y = np.array([1] * 7 + [0] * 13)
     interval = bootstrap(lambda y, s: y.mean(), y, np.zeros(20), resamples=200)
     assert interval.low == interval.high == 7 / 20
+
+
+def test_bootstrap_hands_on_the_weights_of_the_patients_drawn():
+    y, s, weight = np.tile([0.0, 1.0], 50), np.arange(100.0), np.repeat([1.0, 3.0], 50)
+
+    def mean(y, s, weight):
+        return float((weight * s).sum() / weight.sum())
+
+    found = bootstrap(mean, y, s, weight=weight, resamples=50)
+    assert found.value == pytest.approx(np.average(s, weights=weight))
+    assert found.low < found.value < found.high
+    assert (found.method, found.n) == ("patient_bootstrap", 100)
+
+
+def test_bootstrap_draws_patients_by_whether_any_of_their_images_is_positive():
+    patient = np.repeat(np.arange(30), 2)
+    y = np.where(patient < 10, np.tile([0.0, 1.0], 30), 0.0)  # ten patients, one of two images each
+    found = bootstrap(lambda y, s: float(y.sum()), y, y, patient, resamples=30)
+    assert (found.low, found.value, found.high, found.n) == (10, 10, 10, 30)
 
 
 def test_bootstrap_takes_all_images_of_a_drawn_patient():

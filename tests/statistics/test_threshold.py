@@ -195,6 +195,43 @@ def test_verification_is_by_one_sided_exact_limits(found, verdict):
     )
 
 
+def test_a_bound_that_is_the_recall_itself_confirms_and_does_not_contradict():
+    y, s = np.ones(100), np.r_[np.ones(97), np.zeros(3)]
+    low, high = recall_bounds(97, 100, 0.95)
+    assert verify_threshold(y, s, 0.5, low, 0.95) == "confirmed"
+    assert verify_threshold(y, s, 0.5, high, 0.95) == "not_confirmed"
+    assert verify_threshold(y, s, 0.5, np.nextafter(high, 1), 0.95) == "contradicted"
+
+
+def test_one_positive_can_be_judged_and_none_cannot():
+    assert verify_threshold([1, 0], [0.9, 0.1], 0.5, 0.95, 0.95) == "not_confirmed"
+    with pytest.raises(ValueError, match="no patient with the condition: recall cannot be verified"):
+        verify_threshold([0, 0], [0.9, 0.1], 0.5, 0.95, 0.95)
+
+
+def test_without_a_positive_nothing_is_certified_and_what_is_needed_is_said():
+    with pytest.raises(NotEnoughData, match="no patient with the condition: no recall can be certified") as none:
+        certify_threshold(np.zeros(9), np.arange(9.0), 0.95, 0.95, on_fail="refer_all")
+    assert (none.value.positives, none.value.needed, none.value.certifiable_recall) == (0, 59, 0.0)
+
+
+def test_codes_are_warned_of_where_they_hold_and_nowhere_else():
+    positives = np.arange(100.0)
+    for negatives, codes in (
+        ([], {"single_class"}),
+        ([50.0], set()),
+        ([-1.0], set()),
+        ([-1.0, -2.0], set()),  # as many below the threshold as are missed
+    ):
+        with collect_warnings() as warned:
+            found = certify_threshold(np.r_[np.ones(100), np.zeros(len(negatives))], np.r_[positives, negatives])
+        assert {one.code for one in warned} == codes
+        assert (found.negatives, found.certifiable_recall) == (len(negatives), certifiable_recall(100, 0, 0.95))
+    with collect_warnings() as warned:
+        certify_threshold(np.ones(100), np.ones(100))
+    assert {one.code: one.args[0] for one in warned}["refers_everyone"] == "the threshold refers every patient"
+
+
 def test_confidence_is_shared_out_over_labels_and_models_alike():
     assert shared_confidence(0.95, 1, 3) == pytest.approx(1 - 0.05 / 3)
     assert shared_confidence(0.95, 2, 3) == shared_confidence(0.95, 6) == pytest.approx(1 - 0.05 / 6)
