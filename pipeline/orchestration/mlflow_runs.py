@@ -31,7 +31,7 @@ REPORT_TABLES = (
     *("decisions", "label_fractions", "external", "definitions", "shift", "coverage", "findings", "statements"),
     *("stages", "warnings", "guidelines"),
     *("further_labels", "further_certificates", "further_calibration", "further_definitions"),
-    *("further_deployment", "between_sites"),
+    *("further_deployment", "between_sites", "coverage_first", "findings_first", "external_*"),
 )
 # The files of each stage that MLflow gets: settings, summaries and curves of training, nothing per patient, and no
 # threshold, since the gate may still forbid to use it. What a report holds is decided by then. Of others, none.
