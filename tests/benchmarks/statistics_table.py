@@ -27,7 +27,7 @@ from scipy.stats import binom, norm
 
 from pipeline.reporting.sections.readings import verdict
 from pipeline.statistics.arms import matched_decisions
-from pipeline.statistics.band import joint_confidence, local_level, recall_band, shared_level
+from pipeline.statistics.band import joint_confidence, local_level, recall_band
 from pipeline.statistics.between_sites import between_sites
 from pipeline.statistics.compare import delong_test
 from pipeline.statistics.deployment import certify_groups, deployment
@@ -561,10 +561,6 @@ def b3_band(sim: Simulation) -> Iterator[Figure]:
         most = int((band >= 0.95).sum()) - 1
         value = math.nan if most < 0 else most
         yield exact("… misses allowed at 0.95", misses, value, misses, shown(value) == misses)
-    for n, targets, old in ((200, (0.95, 0.9), ".05"), (300, (0.95, 0.9), ".045"), (500, (0.95, 0.9, 0.85), ".025")):
-        found = shared_level(n, targets, 0.95)
-        yield exact(f"level of {len(targets)} targets at once, n+ {n}", old, found[0] if found else math.nan,
-                    "not below Bonferroni's")  # fmt: skip
 
 
 def b4_planner(sim: Simulation) -> Iterator[Figure]:
