@@ -316,6 +316,8 @@ class Registry:
         if self.uri is None and not (self.store / "mlflow.db").exists():
             raise RegistryError(f"{self.store} holds no registered models; say with --store or --config where they are")
         uri = self.uri or tracking.default_uri(self.store)
+        with _plain(self.uri):
+            tracking.look_for_server(uri)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     @contextmanager

@@ -12,14 +12,16 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlparse
-from urllib.request import url2pathname
+from urllib.request import url2pathname, urlopen
 
 import psutil
 from filelock import FileLock
@@ -43,6 +45,7 @@ from pipeline.store.files import sha256_json
 from pipeline.store.server import KIND
 
 UNUSABLE = (MlflowException, SQLAlchemyError, OSError)  # what a server or database that cannot be used raises
+ANSWER_S = 20.0
 BATCH = 1000  # metrics per request, the limit of MLflow's API
 PARAM_BATCH = 100
 LARGEST_ARTIFACT_BYTES = 8_000_000
@@ -81,6 +84,25 @@ def _create_database(store: Path) -> None:
     new.replace(final)
 
 
+def look_for_server(uri: str) -> None:
+    """Raise OSError when nothing answers at the address of a server: MLflow itself tries for four minutes, silently."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        urlopen(uri, timeout=ANSWER_S).close()  # noqa: S310 -- one of the two schemes
+    except HTTPError:
+        pass  # it answers; what it wants, MLflow is told
+    except URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # certificates are MLflow's to judge, by its own settings
+            raise
+
+
+def connected(uri: str) -> mlflow.MlflowClient:
+    """Return a client of a database or a server. Raises OSError when nothing answers there."""
+    look_for_server(uri)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
 class Tracker:
     """Writes the runs of one project."""
 
@@ -101,7 +123,7 @@ class Tracker:
             with FileLock(store / "mlflow.init.lock"):
                 if uri is None:
                     _create_database(store.resolve())
-                self.client = mlflow.MlflowClient(tracking_uri=self.uri)
+                self.client = connected(self.uri)
                 experiment = self.client.get_experiment_by_name(project)
                 self.experiment_id = (
                     experiment.experiment_id if experiment else self.client.create_experiment(project, artifacts)
@@ -254,8 +276,8 @@ def known_runs(store: Path, uri: str | None) -> list[KnownRun]:
     """
     if uri is None and not (store / "mlflow.db").exists():
         return []
-    client = mlflow.MlflowClient(tracking_uri=uri or default_uri(store))
     try:
+        client = connected(uri or default_uri(store))
         found = []
         for experiment in _pages(lambda token: client.search_experiments(page_token=token)):
             ids = [experiment.experiment_id]
@@ -270,8 +292,8 @@ def registered_models(store: Path, uri: str | None) -> list[RegisteredModel]:
     """Return every version of every registered model. Raises TrackingError when the server cannot be reached."""
     if uri is None and not (store / "mlflow.db").exists():
         return []
-    client = mlflow.MlflowClient(tracking_uri=uri or default_uri(store))
     try:
+        client = connected(uri or default_uri(store))
         versions = _pages(lambda token: client.search_model_versions(page_token=token))
         return [_registered(client, version) for version in versions]
     except UNUSABLE as error:
@@ -356,7 +378,7 @@ def _boot() -> str:
 def reachable(uri: str) -> str:
     """Return why a tracking server cannot be used, or an empty text."""
     try:
-        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        connected(uri).search_experiments(max_results=1)
     except UNUSABLE as error:
         return f"does not answer ({type(error).__name__})"
     return ""
@@ -370,7 +392,7 @@ def experiment_id(project: str, store: Path, uri: str | None) -> str | None:
     if uri is None and not (store / "mlflow.db").exists():
         return None
     try:
-        experiment = mlflow.MlflowClient(tracking_uri=uri or default_uri(store)).get_experiment_by_name(project)
+        experiment = connected(uri or default_uri(store)).get_experiment_by_name(project)
     except UNUSABLE as error:
         raise unusable(uri, error) from error
     return experiment.experiment_id if experiment else None

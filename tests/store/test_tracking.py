@@ -10,7 +10,7 @@ import pytest
 from project import pipeline_runs
 
 from pipeline.store.indexed import readable
-from pipeline.store.tracking import BOOT, PROCESS, Tracker, TrackingError, closing, experiment_id
+from pipeline.store.tracking import BOOT, PROCESS, Tracker, TrackingError, closing, experiment_id, reachable
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +148,14 @@ def test_a_damaged_database_is_named_with_what_to_do(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database " * 100)
     with pytest.raises(TrackingError, match=r"mlflow.db in the store cannot be used .*maescreen reindex CONFIG"):
         experiment_id("project", tmp_path, None)
+
+
+def test_a_server_that_does_not_answer_is_told_of_at_once(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens on it
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(TrackingError, match=r"the MLflow server cannot be used \(URLError\); check tracking.uri"):
+            Tracker("mini", tmp_path, uri)
+        with pytest.raises(TrackingError, match=r"check tracking\.uri"):
+            experiment_id("mini", tmp_path, uri)
+        assert reachable(uri) == "does not answer (URLError)"
