@@ -230,6 +230,15 @@ def test_flips_need_the_cards_word_and_an_axis_that_images_have(folder):
     assert "values must be distinct" in twice[0]
 
 
+def test_windows_that_do_not_fit_the_images_are_refused(folder):
+    chosen = ("finetune.task=segmentation", "finetune.arms=[mae, classical]", "calibrate.arm=mae")
+    (said,) = problems(folder, CONFIG, *chosen, "finetune.segmentation.window=[4096, 24]")
+    assert "finetune.segmentation.window [4096, 24] is larger than preprocess.image_size" in said
+    assert "must be a multiple of pretrain.encoder.patch_size" in said
+    (said,) = problems(folder, CONFIG, *chosen, "finetune.segmentation.window=[16, 16, 16]")
+    assert "has 3 axes, preprocess.image_size 2" in said
+
+
 def test_every_setting_has_a_meaning_in_the_committed_configs():
     """Committed configs name only real settings, and the large ones name every setting of every stage."""
     for path in sorted(Path(__file__).parents[1].glob("configs/*.yaml")):

@@ -44,6 +44,10 @@ class Masks:
         """Return the masks of the images at `rows`, (B, ...) uint8."""
         return MaskArrays(images.index, self.arrays).at(rows)
 
+    def annotated(self, images: Images) -> np.ndarray:
+        """Return which images have a mask, (N,) bool."""
+        return MaskArrays(images.index, self.arrays).annotated
+
     def shares(self, images: Images) -> np.ndarray:
         """Return the share of each class among the annotated pixels, (classes,)."""
         counts = np.zeros(NOT_ANNOTATED + 1, np.int64)

@@ -6,7 +6,7 @@ Shapes: B images, C channels, L patch tokens, D width, K classes with background
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -143,7 +143,9 @@ def read_segmenter(content: dict[str, Any], tensors: dict[str, Tensor], device: 
     how = SegmentationSpec.from_json(content["segmentation"])
     model = Segmenter(EncoderSpec.from_json(content["spec"]), how, len(further_labels(content)))
     load_strict(model, tensors)
-    return finished(model.to(device).eval())
+    done = finished(model.to(device).eval())
+    # Where a network of windows looked in a whole image, and what it found there, is not known.
+    return replace(done, networks=()) if content["windows"] else done
 
 
 def finished(model: Segmenter) -> Finished:

@@ -170,14 +170,14 @@ def _read(settings: FinetuneSettings, inputs: Inputs, log: RunLog) -> ArmData:
     spec, starts = None, {}
     if "pretrain" in inputs.artifacts:
         spec, starts = _encoders(settings, inputs, train.shape, log)
-    masks = _masks(inputs, (train, tune)) if TASKS[settings.task].masks else None
+    masks = _masks(inputs, (train, tune), log) if TASKS[settings.task].masks else None
     prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
     train, tune = (part.cached(prepared.device) for part in (train, tune))
     return ArmData(train, tune, spec, starts, prepared, masks)
 
 
-def _masks(inputs: Inputs, images: Sequence[Images]) -> Masks | None:
-    """Return the masks of train and tune; None when preprocess left none.
+def _masks(inputs: Inputs, images: Sequence[Images], log: RunLog) -> Masks | None:
+    """Return the masks of train and tune; None when preprocess left none. Says how many images teach no structure.
 
     Raises TrainingError when a split has no structure in any mask, ImagesError when masks do not fit their pixels.
     """
@@ -191,6 +191,15 @@ def _masks(inputs: Inputs, images: Sequence[Images]) -> Masks | None:
             raise TrainingError(
                 f"split {name} has no image in whose mask there is a structure; check masks and fractions"
             )
+    train = images[0]
+    unseen = ~masks.annotated(train)
+    counts = [f"{int((unseen & (train.labels == value)).sum())} of {int((train.labels == value).sum())} {word}"
+              for value, word in ((1, "positive"), (0, "negative"))]  # fmt: skip
+    if unseen.any():
+        log.warn(
+            f"{' and '.join(counts)} training images have no mask and teach no structure; "
+            "where there is none to be seen, an empty mask says so"
+        )
     return masks
 
 

@@ -54,7 +54,12 @@ def train(arm: str, seed: int, settings: FinetuneSettings, data: ArmData, folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
         model = Segmenter(data.spec, how, len(data.further)).to(data.device)
-    content = {"task": "segmentation", "spec": data.spec.to_json(), "segmentation": how.to_json()}
+    content = {
+        "task": "segmentation",
+        "spec": data.spec.to_json(),
+        "segmentation": how.to_json(),
+        "windows": data.spec.image_size != data.train.shape[1:],
+    }
     untrained = begun(arm, model, content, settings, data, log)
     train_network(arm, seed, untrained, settings, data, folder, log, of_masks(seed, settings, data, masks, how))
 

@@ -138,6 +138,20 @@ def test_masks_lie_as_the_arrays_do_and_marks_are_where_they_are_suspected(score
     assert summary["marks_left_out"] >= 0
 
 
+def test_images_without_a_mask_are_counted(copy):
+    path = copy / "preprocess" / "masks-train-000.npy"
+    masks = np.load(path)
+    masks[[0, 2, 3]] = NOT_ANNOTATED
+    np.save(path, masks)
+    publish(copy / "preprocess")
+    warned: list[str] = []
+    log = RunLog("finetune", quiet=True)
+    object.__setattr__(log, "warn", warned.append)
+    stage._read(settings_of(**CHOICES), inputs(copy, "finetune"), log)
+    (said,) = warned
+    assert said.startswith("1 of 18 positive and 2 of 18 negative training images have no mask")
+
+
 @pytest.mark.parametrize("at", [1, 3])
 def test_interrupted_training_leaves_the_same_bytes(copy, scored, at):
     with pytest.raises(Killed):
