@@ -46,7 +46,8 @@ def small_model(
     network, more = Classifier(spec, "norm_linear", labels=1 + further), {}
     if structures:
         how = SegmentationSpec(structures, "lesion", 16, 0.5, 0.1, 50)
-        network, more = Segmenter(spec, how, further), {"task": "segmentation", "segmentation": how.to_json()}
+        network = Segmenter(spec, how, further)
+        more = {"task": "segmentation", "segmentation": how.to_json(), "windows": False}
     else:
         torch.nn.init.normal_(network.head.weight)
     labels = [{"id": "", "name": "opacity", "definition": "an opacity ≥ 1 cm", "reference_standard": "two readers"}]

@@ -31,8 +31,8 @@ def test_every_command_has_help():
     from typer.main import get_command
 
     commands = get_command(app).commands
-    others = {"run", "plan", "compare", "trace", "doctor", "power", "init", "reindex", "ui", "gc", "predict", "model",
-              "monitor", "serve", "listen"}  # fmt: skip
+    others = {"run", "plan", "compare", "trace", "doctor", "power", "init", "inspect", "reindex", "ui", "gc", "predict",
+              "model", "monitor", "serve", "listen"}  # fmt: skip
     assert set(NAMES) | others == set(commands)
     for name, command in commands.items():
         assert command.help, name
@@ -53,7 +53,7 @@ def test_a_wrong_stage_is_a_usage_error(finished):
     assert (result.exit_code, result.stderr.strip()) == (2, "evalute is not a stage; did you mean evaluate?")
 
 
-def test_a_dry_run_counts_what_is_in_a_folder_and_leaves_nothing(tmp_path):
+def test_inspect_counts_what_is_in_a_folder_and_leaves_nothing(tmp_path):
     studies = tmp_path / "studies"
     studies.mkdir()
     with zipfile.ZipFile(DEMO / "studies.zip") as demo:
@@ -61,16 +61,17 @@ def test_a_dry_run_counts_what_is_in_a_folder_and_leaves_nothing(tmp_path):
             demo.extract(name, studies)
     (studies / "notes.txt").write_text("no image")
     before = sorted(path for path in tmp_path.rglob("*"))
-    result = call("ingest", "--dry-run", studies, "--json")
+    result = call("inspect", studies, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert (found["files"], found["images"]) == (9, 8)
     assert found["quarantined"]["unknown_format"][0] == 1
     assert set(found["values"]["modality"]) <= {"DX", "CR"}
     assert sorted(path for path in tmp_path.rglob("*")) == before
-    said = call("ingest", "--dry-run", studies)
+    said = call("inspect", studies)
     assert "9 files: 8 images would be accepted" in said.stdout
     assert str(tmp_path) not in said.stdout + said.stderr
+    assert call("ingest", "--dry-run", studies).stdout == said.stdout  # its name in earlier versions
 
 
 def test_ingest_needs_a_config_or_a_folder_to_look_at():
@@ -410,31 +411,31 @@ def test_the_ui_of_a_project_without_runs_names_the_command_that_makes_one(finis
 def test_a_folder_in_which_nothing_is_accepted_is_counted(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    result = call("ingest", "--dry-run", empty)
-    assert (result.exit_code, result.stdout) == (0, "0 files: none would be accepted; 0 files would be quarantined\n")
+    result = call("inspect", empty)
+    assert (result.exit_code, result.stdout) == (0, "there is no file\n")
     (empty / "Hollerbusch.txt").write_text("no image")
-    result = call("ingest", "--dry-run", empty)
+    result = call("inspect", empty)
     assert result.exit_code == 0
     assert result.stdout.startswith("1 file: none would be accepted; 1 file would be quarantined\n\nquarantined\n")
     assert "Hollerbusch" not in result.output + result.stderr
-    found = json.loads(call("ingest", "--dry-run", empty, "--json").stdout)
+    found = json.loads(call("inspect", empty, "--json").stdout)
     assert (found["files"], found["images"], found["quarantined"]["unknown_format"][0]) == (1, 0, 1)
 
 
-def test_a_dry_run_accepts_pictures_whatever_they_are_called(tmp_path):
+def test_inspect_accepts_pictures_whatever_they_are_called(tmp_path):
     for number, name in enumerate(["a\nb.png", " c .png ", "\u202ed.png", "e\t.png"]):
         grey = np.random.default_rng(number).integers(0, 256, (40, 40)).astype(np.uint8)
         Image.fromarray(grey).save(tmp_path / name, "PNG")
-    found = json.loads(call("ingest", "--dry-run", tmp_path, "--json").stdout)
+    found = json.loads(call("inspect", tmp_path, "--json").stdout)
     assert (found["images"], found["patients"], found["quarantined"]) == (4, 4, {})
 
 
-def test_a_dry_run_points_to_no_file_that_it_does_not_keep(tmp_path):
+def test_inspect_points_to_no_file_that_it_does_not_keep(tmp_path):
     with zipfile.ZipFile(DEMO / "studies.zip") as demo:
         content = demo.read(demo.namelist()[0])
     for name in ("one.dcm", "two.dcm"):
         (tmp_path / name).write_bytes(content)
-    result = call("ingest", "--dry-run", tmp_path)
+    result = call("inspect", tmp_path)
     assert result.exit_code == 0
     assert "2 files: 1 image would be accepted, 0 of them volumes, of 1 patient; 1 file would be" in result.stdout
     assert ".png" not in result.output + result.stderr

@@ -10,7 +10,6 @@ CALLED_FROM_OUTSIDE = {
     "pipeline.imaging.formats.plugin": dict.fromkeys(
         ["is_available", "decode_jpeg", "decode_rle"], "pydicom calls them by the names that decoding.py gives"
     ),
-    "pipeline.imaging.transforms": {"Rendered.to_image": "Python API: a map of the array back on the image"},
     "pipeline.inference.study": {"Study.to_array": "Python API, docs/guides/predicting.md"},
     "pipeline.delivery.http.server": dict.fromkeys(
         [

@@ -65,34 +65,51 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
     return command
 
 
+Workers = Annotated[int, typer.Option(min=1, help="processes that read files")]
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the studies, as for data.studies")],
+    workers: Workers = 2,
+    as_json: Json = False,
+) -> None:
+    """Look at a folder of studies: what is in it, and what would be refused and why. Needs nothing, keeps nothing."""
+    _inspect(folder, workers, as_json)
+
+
 @app.command()
 def ingest(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file of the run")] = None,
     overrides: Overrides = None,
     dry_run: Annotated[
-        Path | None, typer.Option("--dry-run", metavar="DIR", help="say what would be found there; needs no CONFIG")
+        Path | None, typer.Option("--dry-run", metavar="DIR", hidden=True, help="now `inspect DIR`")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="with --dry-run: processes")] = 2,
+    workers: Annotated[int, typer.Option(min=1, hidden=True, help="with --dry-run")] = 2,
     store: StoreOption = None,
     keep: Keep = None,
     rebuild: Rebuild = None,
     as_json: Json = False,
 ) -> None:
-    """Read, check and pseudonymise the studies; or, with --dry-run DIR, look at a folder and keep nothing."""
+    """Read, check and pseudonymise the studies. Runs this stage alone."""
     if (config is None) == (dry_run is None):
-        fail("name either a CONFIG or --dry-run DIR", USAGE)
+        fail("name a CONFIG; `maescreen inspect DIR` looks at a folder without one", USAGE)
     if config is not None:
         _run(config, overrides, store, keep, rebuild, as_json, only="ingest")
-    if dry_run is not None:
-        from pipeline.commands import inspect as rehearsal
+    if dry_run is not None:  # the name of `inspect` until it was a command
+        _inspect(dry_run, workers, as_json)
 
-        with errors() as nameable:
-            nameable.add(dry_run)
-            found = rehearsal.dry_run(dry_run, workers)
-        if as_json:
-            print_json(found)
-        else:
-            print("\n".join(rehearsal.lines(found)))
+
+def _inspect(folder: Path, workers: int, as_json: bool) -> None:
+    from pipeline.commands.inspect import inspect_folder, lines
+
+    with errors() as nameable:
+        nameable.add(folder)
+        found = inspect_folder(folder, workers)
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(lines(found)))
 
 
 # What the stages but ingest are for, in the list of commands; one that is not here is called by its name.

@@ -101,9 +101,7 @@ def write(
     studies = fingerprint(folder, seen)
     if not studies.images:
         reasons = ", ".join(f"{reason} {count}" for reason, count in studies.quarantined.items()) or "no file is there"
-        raise InitError(
-            f"none of {studies.examined} files would be accepted: {reasons}; see maescreen ingest --dry-run"
-        )
+        raise InitError(f"none of {studies.examined} files would be accepted: {reasons}; see `maescreen inspect`")
     patients = _per_patient(found, studies)
     carried = capacity(*patients)
     items = _items(found, studies, carried)

@@ -28,13 +28,13 @@ COUNTED = ("format", "modality", "body_part", "view", "manufacturer", "sex")
 NOT_STATED = "not stated"
 
 
-def dry_run(folder: Path, workers: int) -> dict[str, Any]:
+def inspect_folder(folder: Path, workers: int) -> dict[str, Any]:
     """Examine every file under `folder` as ingest does with its default settings; nothing is kept but counts.
 
     Pseudonyms are made with a key that is thrown away. Files without a patient in their header count as one patient
     each. Raises SourcesError when there is no such folder.
     """
-    images, summary = examined(folder, workers, IngestSettings(), RunLog("dry run", progress_only=True))
+    images, summary = examined(folder, workers, IngestSettings(), RunLog("inspect", progress_only=True))
     return {
         "files": summary["received"],
         "images": summary["accepted"],

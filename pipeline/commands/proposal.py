@@ -20,6 +20,7 @@ from pipeline.models.arm_registry import ARMS
 from pipeline.orchestration.estimate import duration, timed_factor
 from pipeline.orchestration.graph import NAMES
 from pipeline.orchestration.work import Items, Job, seconds
+from pipeline.settings.decision import EvaluateSettings
 from pipeline.settings.training import FinetuneSettings
 
 # Of the budget; the rest is for what a busy machine takes longer.
@@ -230,6 +231,11 @@ def _settings(
         Chosen("finetune.warmup_epochs", float(max(1, round(0.15 * epochs))), "a sixth, about"),
         *_augmentation(few, volumes),
         Chosen("calibrate.recall_targets", [capacity.target or 0.95], _why_target(capacity)),
+        Chosen(
+            "evaluate.headline_prevalence",
+            EvaluateSettings.model_fields["headline_prevalence"].default,
+            "ASSUMED: write the share of people with the condition where the model is to be used; page one is for it",
+        ),
     ]
     return found
 

@@ -35,7 +35,7 @@ def test_what_tells_nothing_is_not_flagged(images):
     assert not padding_of_maker(images).any()
 
 
-def test_the_dry_run_says_so_and_names_the_setting(tmp_path):
+def test_inspect_says_so_and_names_the_setting(tmp_path):
     generator = np.random.default_rng(0)
     rows, columns = np.mgrid[:64, :64] / 31.5 - 1
     for n in range(10):
@@ -53,7 +53,7 @@ def test_the_dry_run_says_so_and_names_the_setting(tmp_path):
             pixels, SOPClassUID="1.2.840.10008.5.1.4.1.1.2", Modality="CT", BitsStored=16, **uids, **place, **maker
         )
         (tmp_path / f"{n}.dcm").write_bytes(content)
-    done = CliRunner().invoke(app, ["ingest", "--dry-run", str(tmp_path)])
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert "5  padding_of_maker" in done.stdout
     assert "preprocess.window" in done.stdout

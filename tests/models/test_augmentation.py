@@ -58,7 +58,7 @@ def everything(size: tuple[int, ...]) -> dict[str, Any]:
 
 def test_the_settings_are_the_amounts():
     names = set(FinetuneAugmentation.model_fields)
-    assert names == {field.name for field in fields(Augmentation)} == {*VOLUME, *COLOUR}
+    assert names == {field.name for field in fields(Augmentation)} == {*VOLUME, *COLOUR, "channel_dropout"}
     assert set(PretrainAugmentation.model_fields) < names
 
 

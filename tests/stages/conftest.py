@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from stages.sources_run import make_card
 
 from pipeline.orchestration.graph import STAGES
 from pipeline.settings.decision import CalibrateSettings, EvaluateSettings
@@ -55,7 +56,7 @@ class Cohort:
     def inputs(self, stage: str) -> Inputs:
         """What the pipeline would hand to a stage, and no more."""
         artifacts = {name: Artifact(name, "0" * 16, self.folder / name) for name in READS[stage]}
-        return Inputs(card=None, machine=None, artifacts=artifacts, readable=READS[stage])
+        return Inputs(card=make_card(path="path"), machine=None, artifacts=artifacts, readable=READS[stage])
 
     def run(self, stage: str, **settings: Any) -> Cohort:
         """Run calibrate or evaluate on the artifacts there are, and publish what it leaves."""

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 from stages.conftest import Cohort, make_cohort
+from stages.sources_run import make_card
 
 from pipeline.orchestration.graph import stages_of
 from pipeline.settings.decision import EvaluateSettings
@@ -60,7 +61,7 @@ def found(home, tmp_path_factory) -> dict[str, Any]:
     artifacts = {name: Artifact(name, "0" * 16, home.folder / name) for name in EVALUATE.reads if "@" not in name}
     for name, prevalence in zip(SETS, (0.2, 0.5, 0.0, 0.5), strict=True):
         artifacts |= published(folder / name, name, prevalence, negated if name == "reversed" else lambda rows: rows)
-    inputs = Inputs(None, None, artifacts, EVALUATE.reads, external=dict.fromkeys(SETS))
+    inputs = Inputs(make_card(path="path"), None, artifacts, EVALUATE.reads, external=dict.fromkeys(SETS))
     work = folder / "evaluate"
     work.mkdir()
     evaluate(EvaluateSettings(), inputs, work, RunLog("evaluate", quiet=True))

@@ -29,6 +29,7 @@ EXIF_ORIENTATION, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 274, 262, 0
 TIFF_BITS, TIFF_PLANES, TIFF_EXTRA_SAMPLES, TIFF_SAMPLE_FORMAT = 258, 284, 338, 339
 ASSOCIATED = 1
 SEPARATE_PLANES, UNSIGNED, SIGNED = 2, 1, 2
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 # Where in a PNG its bit depth stands (IHDR).
 PNG_DEPTH = 24
 COLOUR_OR_ALPHA = ("LA", "RGB", "RGBA")
@@ -67,18 +68,25 @@ def read_raster(data: bytes, policy: Policy) -> Image:
     except MemoryError:
         raise Refused("too_large", "no memory to decode") from None
     except UnidentifiedImageError:
-        if _directory_is_inside(data):
+        if _describes_picture(data):
             raise Refused("unsupported_encoding", "a kind of TIFF that is not read, such as 64 bits") from None
         raise Refused("damaged_pixels", "UnidentifiedImageError") from None
     except Exception as error:
         raise Refused("damaged_pixels", type(error).__name__) from None
 
 
-def _directory_is_inside(data: bytes) -> bool:
-    """Say whether the file is a TIFF whose first directory is there, so that it is not cut off."""
-    at = data[8:16] if data[2:4] in (b"+\0", b"\0+") else data[4:8]
-    place = int.from_bytes(at, "little" if data.startswith(b"II") else "big")
-    return data.startswith((b"II", b"MM")) and 8 <= place < len(data) - 2
+def _describes_picture(data: bytes) -> bool:
+    """Say whether the first directory of a TIFF or BigTIFF is all there and names the sides of a picture."""
+    order = "little" if data.startswith(b"II") else "big"
+    big = data[2:4] in (b"+\0", b"\0+")
+    counted, entry = (8, 20) if big else (2, 12)
+    place = int.from_bytes(data[8:16] if big else data[4:8], order)
+    start = place + counted
+    entries = int.from_bytes(data[place:start], order)
+    if not data.startswith((b"II", b"MM")) or start + entries * entry > len(data):
+        return False
+    tags = {int.from_bytes(data[at : at + 2], order) for at in range(start, start + entries * entry, entry)}
+    return {TIFF_WIDTH, TIFF_HEIGHT} <= tags
 
 
 def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
