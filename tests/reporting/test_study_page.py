@@ -4,7 +4,6 @@ import io
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,24 +222,6 @@ def test_the_same_page_has_the_same_bytes_in_every_process_and_after_other_pages
     assert run.stdout == first, run.stderr.decode()
 
 
-def test_a_page_takes_less_than_a_seventh_of_a_second_of_one_core():
-    render_page(PAGE)
-    started = time.process_time()
-    for number in range(5):
-        render_page(replace(PAGE, study=f"study {number}"))
-    assert (time.process_time() - started) / 5 < 0.15
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"decision": "maybe"}, "is no decision"),
-        ({"predicted_at": "yesterday"}, "yesterday"),
-        ({"image": IMAGE.astype(float)}, "float64"),
-        ({"image": np.zeros((0, 3), np.uint8), "outlined": None}, "not \\(h, w\\)"),
-        ({"outlined": AREA[:5]}, "does not fit"),
-    ],
-)
 def test_what_is_no_page_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         render_page(replace(PAGE, **change))
