@@ -222,6 +222,16 @@ def test_the_same_page_has_the_same_bytes_in_every_process_and_after_other_pages
     assert run.stdout == first, run.stderr.decode()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decision": "maybe"}, "is no decision"),
+        ({"predicted_at": "yesterday"}, "yesterday"),
+        ({"image": IMAGE.astype(float)}, "float64"),
+        ({"image": np.zeros((0, 3), np.uint8), "outlined": None}, "not \\(h, w\\)"),
+        ({"outlined": AREA[:5]}, "does not fit"),
+    ],
+)
 def test_what_is_no_page_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         render_page(replace(PAGE, **change))
