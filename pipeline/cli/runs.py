@@ -20,6 +20,7 @@ from pipeline.cli.shared import (
     Overrides,
     Rebuild,
     StoreOption,
+    Workers,
     errors,
     fail,
     in_store,
@@ -63,9 +64,6 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
 
     command.__doc__ = f"{summary}. Runs this stage alone; what it needs must have been made."
     return command
-
-
-Workers = Annotated[int, typer.Option(min=1, help="processes that read files")]
 
 
 @app.command()

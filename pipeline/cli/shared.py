@@ -30,6 +30,7 @@ Overrides = Annotated[
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="folder of artifacts; default: the config's, or ./store")
 ]
+Workers = Annotated[int, typer.Option(min=1, help="processes that read studies")]
 Keep = Annotated[
     list[str] | None, typer.Option("--keep", metavar="STEP", help="use the artifact that earlier code made")
 ]

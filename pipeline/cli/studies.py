@@ -14,6 +14,7 @@ from pipeline.cli.shared import (
     USAGE,
     Json,
     StoreOption,
+    Workers,
     errors,
     fail,
     print_json,
@@ -32,7 +33,6 @@ Target = Annotated[
 Prevalence = Annotated[
     float | None, typer.Option(min=1e-6, max=0.999999, help="share with the condition here, for local_probability")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="processes that read studies")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto, cpu or cuda")]
 Table = Annotated[
