@@ -88,7 +88,7 @@ def told_apart(
 def with_exams(
     tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],
     row_ids: pd.Series,
-    labels: Path | None,
+    labels: Path,
     columns: CardColumns,
     limits: Limits,
     secret: bytes,
@@ -98,8 +98,6 @@ def with_exams(
     Images of which header and table differ go into quarantine. `row_ids` are what the table knows each source by.
     """
     images, files, quarantine = tables
-    if labels is None or not (columns.view or columns.laterality):
-        return tables
     said = named_exams(labels, columns.model_dump(), columns.join, PathRule(**columns.path_rule))
     by_image = files["source_id"].map(row_ids).set_axis(files["image_id"])
     images, differing = told_apart(images, by_image, said, columns.join, columns.exam_from, secret)

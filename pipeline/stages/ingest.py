@@ -117,9 +117,10 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     images = rows_of(kept, work)
     del kept
     return_memory()
-    row_ids = frame(work / "examined.parquet", ["source_id", "row_id"]).set_index("source_id")["row_id"]
-    tables = (images, files, quarantine)
-    images, files, quarantine = with_exams(tables, row_ids, inputs.labels, columns, limits, inputs.secret)
+    if inputs.labels is not None and (columns.view or columns.laterality):
+        row_ids = frame(work / "examined.parquet", ["source_id", "row_id"]).set_index("source_id")["row_id"]
+        tables = (images, files, quarantine)
+        images, files, quarantine = with_exams(tables, row_ids, inputs.labels, columns, limits, inputs.secret)
     used = files["source_id"].nunique()  # the frames of one file can be several volumes
     of_images = refused = pd.DataFrame()
     if mask is not None and masks is not None:
