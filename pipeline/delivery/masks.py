@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.delivery import pages
 from pipeline.imaging.archive.sources import Source, read_bytes
-from pipeline.imaging.formats.nifti import inflate, is_nifti, is_pair_header
-from pipeline.imaging.masks.writing import write_mask_nifti, write_mask_png
+from pipeline.imaging.masks.writing import source_header, write_mask_nifti, write_mask_png
 from pipeline.store.files import atomic
 
 if TYPE_CHECKING:
@@ -45,7 +44,8 @@ class MaskFiles:
         sources = {source.path: source for source in group.sources}
         files, images, missing = [], [], []
         for number, drawn in enumerate(result.drawn, 1):
-            if drawn.placement.format == "dicom":
+            # A segmentation is about one series; of several channels, a NIfTI lies on the first one's grid.
+            if drawn.placement.format == "dicom" and not self.predictions.model.policy.joins:
                 name, why = self._write_dicom(f"{place}/{number:03d}.dcm", drawn, sources, result, group)
             else:
                 name, why = self._write_plain(f"{place}/{number:03d}", drawn, sources)
@@ -74,13 +74,9 @@ class MaskFiles:
         return f"{name}.nii.gz", ""
 
     def _header(self, drawn: DrawnMask, sources: Mapping[str, Source]) -> bytes | None:
-        """Return the NIfTI file, or that of the header of a pair, that an image came from; None of another format."""
-        for path in drawn.files if drawn.placement.format == "nifti" else ():
-            data = self._bytes(sources[path])
-            plain = inflate(data, self.predictions.model.policy.max_pixel_bytes)
-            if is_nifti(plain) or is_pair_header(plain):
-                return data
-        return None
+        """Return the NIfTI file, or header of a pair, that an image came from; None of another format."""
+        files = drawn.files if drawn.placement.format == "nifti" else ()
+        return source_header((self._bytes(sources[path]) for path in files), drawn.placement.grid)
 
     def _write_dicom(
         self, name: str, drawn: DrawnMask, sources: Mapping[str, Source], result: Result, group: Group

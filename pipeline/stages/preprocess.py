@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from monai.data import set_track_meta
 
-from pipeline.imaging.archive.loading import load
+from pipeline.imaging.archive.loading import image_of, load, read_contents
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.channels import channels_of
@@ -321,14 +321,14 @@ def _render(way: Way, item: tuple[Parts, int, str, tuple[Source, str] | None]) -
     torch.set_num_threads(1)  # the processes share the cores already
     set_track_meta(False)  # half the time of a small image would go into noting what was done to it
     sources, hashes = zip(*parts, strict=True)
-    image = load(sources, axes, pixel_hash, way.policy, hashes)
-    rendered = render(image, way.rendering)
     if way.structures is None or mask is None:
-        return rendered, None
+        return render(load(sources, axes, pixel_hash, way.policy, hashes), way.rendering), None
+    contents = read_contents(sources, way.policy, hashes)
+    image = image_of(contents, sources, axes, pixel_hash, way.policy)
+    rendered = render(image, way.rendering)
     data = read_bytes(mask[0], NO_LIMITS.max_file_bytes)
     if sha256_bytes(data) != mask[1]:
         raise Refused("unreadable", "changed since ingest")
-    contents = [read_bytes(source, NO_LIMITS.max_file_bytes) for source in sources]
     indices = read_mask(data, image, contents, way.structures, NO_LIMITS)
     return rendered, rendered.of_image(indices, NOT_ANNOTATED)
 

@@ -28,7 +28,7 @@ from pipeline.imaging.formats.raster import TURNS, read_raster
 from pipeline.imaging.image import Image
 from pipeline.imaging.masks.reading import read_mask
 from pipeline.imaging.masks.structures import Structures
-from pipeline.imaging.masks.writing import write_mask_nifti, write_mask_png
+from pipeline.imaging.masks.writing import source_header, write_mask_nifti, write_mask_png
 from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.read import read_image
 from pipeline.imaging.transforms import Rendering, render
@@ -356,3 +356,10 @@ def test_contours_and_other_objects_are_refused_with_a_hint():
         with pytest.raises(Refused) as refused:
             read_mask(data, image, [], STRUCTURES, POLICY)
         assert refused.value.refusal.reason == reason
+
+
+def test_of_several_files_the_mask_is_written_as_the_one_it_lies_on():
+    voxels = np.arange(210, dtype=np.int16).reshape(SHAPE)
+    first, other = nifti(voxels, np.eye(4)), nifti(voxels, np.diag([2.0, 1, 1, 1]))
+    grid = read_nifti(first, POLICY).file_grid
+    assert source_header([other, first], grid) == source_header([first], grid) == first

@@ -1,7 +1,9 @@
 """Series of a study as channels, through ingest and preprocess: one image, its files, and no word of a description."""
 
+import gzip
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,6 +74,16 @@ def test_a_later_ingest_takes_over_what_is_unchanged_and_joins_what_became_whole
     pd.testing.assert_frame_equal(again, before)
 
 
+def all_train(archive: Archive) -> None:
+    """Leave the split of an archive of which all images train."""
+    rows = archive.table("ingest", "images")[["image_id", "patient_id"]]
+    labels = pd.array([number % 2 for number in range(1, len(rows) + 1)], "Int64")
+    rows = rows.assign(label=labels, label_source="", split="train", unit="", given="")
+    archive.work("split").mkdir()
+    write_table(archive.work("split") / "split.parquet", rows, SPLIT)
+    write_json(archive.work("split") / "artifact.json", {"files": archive.files("split")})
+
+
 def test_a_study_that_lacks_a_channel_is_taken_with_zeros_where_the_setting_says_so(archive, tmp_path):
     lenient = replace(archive, folder=tmp_path)
     (tmp_path / "studies").symlink_to(archive.studies)
@@ -80,12 +92,7 @@ def test_a_study_that_lacks_a_channel_is_taken_with_zeros_where_the_setting_says
     images = lenient.table("ingest", "images")
     assert len(images) == 2
     assert lenient.summary("ingest")["flags"]["zeros_for_channel"] == 1
-    rows = images[["image_id", "patient_id"]].assign(
-        label=pd.array([1, 0], "Int64"), label_source="", split="train", unit="", given=""
-    )
-    lenient.work("split").mkdir()
-    write_table(lenient.work("split") / "split.parquet", rows, SPLIT)
-    write_json(lenient.work("split") / "artifact.json", {"files": lenient.files("split")})
+    all_train(lenient)
     lenient.run("preprocess", image_size=[16, 32, 32])
     arrays = np.load(lenient.work("preprocess") / "train-000.npy")
     assert arrays.shape == (2, 2, 16, 32, 32)
@@ -94,3 +101,30 @@ def test_a_study_that_lacks_a_channel_is_taken_with_zeros_where_the_setting_says
     assert all(array[0].std() > 20 for array in arrays)
     summary = lenient.summary("preprocess")
     assert (summary["channels"], summary["channel_names"]) == (2, ["t1", "flair"])
+
+
+def test_a_mask_of_several_channels_lies_on_the_first_ones_grid(tmp_path):
+    channels = [CardChannel(name="t1", suffix="_t1.nii.gz"), CardChannel(name="t2", suffix="_t2.nii.gz")]
+    rule = {"image": r"(.+)_t1\.nii\.gz", "mask": r"\1_seg.nii.gz"}
+    card = make_card(path="path", patient_id="patient", mask={"rule": rule})
+    archive = Archive(tmp_path, card=card.model_copy(update={"channels": channels}))
+    first, second = np.diag([1.0, 1, 1, 1]), np.diag([0.5, 0.5, 2, 1])
+    rng, reference = np.random.default_rng(0), np.zeros((20, 24, 16), np.uint8)
+    reference[4:9, 6:12, 3:8] = 1
+    rows = []
+    for number in range(8):
+        for name, shape, affine in (("t1", (20, 24, 16), first), ("t2", (40, 48, 8), second)):
+            volume = nibabel.Nifti1Image(rng.normal(100, 20, shape).astype(np.float32), affine)
+            archive.add(f"p{number}/p{number}_{name}.nii.gz", gzip.compress(volume.to_bytes()))
+        archive.add(f"p{number}/p{number}_seg.nii.gz", gzip.compress(nibabel.Nifti1Image(reference, first).to_bytes()))
+        label = "ill" if number % 2 else "well"
+        rows.append({"path": f"p{number}/p{number}_t1.nii.gz", "patient": f"P{number}", "label": label})
+    archive.label(rows)
+    archive.run("ingest", min_side=8, axes=3, near_duplicates=False)
+    all_train(archive)
+    assert archive.summary("ingest")["quarantined"] == {}
+    assert archive.summary("ingest")["masks"]["accepted"] == 8
+    archive.run("preprocess", image_size=[16, 24, 20])
+    masks = np.concatenate([np.load(path) for path in sorted(archive.work("preprocess").glob("masks-*.npy"))])
+    assert masks.shape == (8, 16, 24, 20)
+    assert (masks == np.transpose(reference, (2, 1, 0))).all()

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from pipeline.imaging.archive.examination import Member
+from pipeline.imaging.archive.loading import image_of
+from pipeline.imaging.archive.members import Member
 from pipeline.imaging.archive.sources import Source, read_bytes
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.formats.dicom import is_dicom
@@ -20,7 +21,6 @@ from pipeline.imaging.image import Policy
 from pipeline.imaging.masks.reading import read_mask
 from pipeline.imaging.masks.structures import Structures
 from pipeline.imaging.quarantine import PASSING_REASONS, Refusal, Refused
-from pipeline.imaging.read import load_image
 from pipeline.store.files import sha256_bytes, sha256_json
 from pipeline.store.tables.io import write_rows
 from pipeline.store.tables.masks import MASKS
@@ -98,7 +98,7 @@ def check_pair(structures: Structures, policy: Policy, pair: Pair) -> Checked:
         contents = [read_bytes(one.source, policy.max_file_bytes) for one in pair.files]
         if any(sha256_bytes(content) != one.sha256 for content, one in zip(contents, pair.files, strict=True)):
             raise Refused("unreadable", "the image changed while it was read")
-        image = load_image(contents, pair.axes, pair.pixel_hash, policy)
+        image = image_of(contents, [one.source for one in pair.files], pair.axes, pair.pixel_hash, policy)
         indices = read_mask(data, image, contents, structures, policy)
     except Refused as refused:
         return Checked(sha256, refusal=refused.refusal)

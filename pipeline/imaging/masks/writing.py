@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from PIL import Image as pillow
 
-from pipeline.imaging.formats.nifti import inflate, is_nifti, is_pair_header
+from pipeline.imaging.formats.nifti import MM_PER_UNIT, inflate, is_nifti, is_pair_header
 from pipeline.imaging.grid import Grid
 from pipeline.store.files import atomic
 
 SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 LARGEST_FILE = 1 << 33
+SAME_PLACE_MM = 1e-3
 # What a header says of how a volume lies; all else in it is not ours to copy: free text can name a patient.
 FORMS = (
     *("sform_code", "srow_x", "srow_y", "srow_z", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -60,6 +62,25 @@ def _header(source: bytes | None) -> nib.Nifti1Header | None:
     two = int.from_bytes(data[:4], "little") == 540 or int.from_bytes(data[:4], "big") == 540
     kind = nib.Nifti2Header if two else nib.Nifti1Header
     return kind.from_fileobj(io.BytesIO(data), check=False)
+
+
+def source_header(contents: Iterable[bytes], grid: Grid) -> bytes | None:
+    """Return the NIfTI file, or header of a pair, among the files of an image; None where there is none.
+
+    Of several, which are channels, it is the one that lies on the grid: the others were brought to that.
+    """
+    known = [(data, header) for data in contents if (header := _header(data)) is not None]
+    if len(known) > 1:
+        known = [(data, header) for data, header in known if _lies_on(header, grid)]
+    return known[0][0] if known else None
+
+
+def _lies_on(header: nib.Nifti1Header, grid: Grid) -> bool:
+    if header.get_data_shape()[:3] != grid.stored or grid.stored_affine is None:
+        return False
+    to_mm = MM_PER_UNIT.get(str(header.get_xyzt_units()[0]), 1.0)
+    affine = np.diag([to_mm, to_mm, to_mm, 1.0]) @ header.get_best_affine()
+    return np.allclose(affine, grid.stored_affine, rtol=0, atol=SAME_PLACE_MM)
 
 
 def write_mask_png(path: Path, mask: np.ndarray, grid: Grid) -> None:
