@@ -15,7 +15,7 @@ from toy import Toy
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.commands.gc import _inside, delete, examine, human
+from pipeline.commands.gc import delete, examine, human, inside
 from pipeline.commands.trace import trace, verify
 from pipeline.orchestration.graph import NAMES
 from pipeline.orchestration.run import run
@@ -289,8 +289,8 @@ def test_the_command_lists_by_default_and_says_how_to_delete(toy):
 def test_a_model_that_lies_in_an_artifact_is_found_by_its_address(tmp_path):
     store = tmp_path / "a store"
     place = store / "package" / "0123456789abcdef" / "model"
-    assert _inside(place.as_uri(), store) == _inside(str(place), store) == ["package/0123456789abcdef/model"]
-    assert _inside("models:/m-1", store) == _inside("s3://bucket/x", store) == []
+    assert inside(place.as_uri(), store) == inside(str(place), store) == ["package/0123456789abcdef/model"]
+    assert inside("models:/m-1", store) == inside("s3://bucket/x", store) == []
 
 
 @pytest.mark.slow

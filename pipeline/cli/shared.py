@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,6 +139,6 @@ def say(message: str) -> None:
 
 
 def print_json(content: Any) -> None:
-    from pipeline.store.files import finite
+    from pipeline.store.files import json_text
 
-    print(json.dumps(finite(content), indent=1, ensure_ascii=False))
+    print(json_text(content), end="")

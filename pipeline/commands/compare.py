@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.settings.load import flatten, later_defaults
 from pipeline.statistics.compare import delong_test
 from pipeline.statistics.errors import collect_warnings
 from pipeline.store.artifacts import Artifact, Store
-from pipeline.store.files import atomic, read_json, sha256_json
+from pipeline.store.files import read_json, sha256_json
 from pipeline.store.tables.calibrate import PATIENT_SCORES
 from pipeline.store.tables.evaluate import CURVES
 from pipeline.store.tables.io import read_table
@@ -84,8 +83,8 @@ def compare(runs: Sequence[Finished], destination: Path, fonts: Path | None = No
         )
     numbers = [headline(one.artifacts) for one in runs]
     names = sorted({name for one in runs for name in one.settings})
-    against = [_against(runs[0].artifacts, one.artifacts) for one in runs[1:]]
-    lacking = _write(destination, [_shown(one) for one in runs], against, fonts)
+    others = [against(runs[0].artifacts, one.artifacts) for one in runs[1:]]
+    lacking = pdf.write(destination, build([as_run(one) for one in runs], others), fonts)
     return {
         "runs": [one.name for one in runs],
         "settings": {
@@ -93,7 +92,7 @@ def compare(runs: Sequence[Finished], destination: Path, fonts: Path | None = No
         },
         "measures": {measure: [_interval(one, measure) for one in numbers] for measure in MEASURES},
         "gate_failures": [int(one.get("gate_failures", 0)) for one in numbers],
-        "against_first": [asdict(x) for x in against],
+        "against_first": [asdict(x) for x in others],
         "pdf": str(destination),
         "warnings": [lacking] if lacking else [],
     }
@@ -103,7 +102,7 @@ def _interval(numbers: dict[str, float], name: str) -> dict[str, float | None]:
     return {limit or "value": numbers.get(name + (f"_{limit}" if limit else "")) for limit in ("", "low", "high")}
 
 
-def _against(first: Found, other: Found) -> Against:
+def against(first: Found, other: Found) -> Against:
     """Compare a run with the first one: paired only where patients and labels are the same."""
     a, b = _scores(first), _scores(other)
     level = read_json(first["evaluate"].file("metrics.json"))["discrimination"]["auc"]["level"]
@@ -122,7 +121,8 @@ def _scores(found: Found) -> pd.DataFrame:
     return table[table["arm"] == arm].set_index("patient_id").sort_index()[["label", "score"]]
 
 
-def _shown(one: Finished) -> Run:
+def as_run(one: Finished) -> Run:
+    """Return a finished run as the comparison shows it. Raises RunError when it has not been finished."""
     evaluate, found = one.artifacts["evaluate"], results(one.artifacts)
     if found.metrics is None or found.threshold is None:
         raise RunError(f"not finished: {one.name}")
@@ -153,21 +153,6 @@ def beside(runs: Sequence[Finished], config: Config | None, report: Path) -> Pat
     if (folder / "artifact.json").exists():
         raise UsageError(f"{report.name} is inside the store; say with --pdf where the comparison goes")
     return folder.parent / name
-
-
-def _write(path: Path, shown: Sequence[Run], against: Sequence[Against], fonts: Path | None = None) -> str:
-    """Write the PDF; return which characters it lacks, and what to do."""
-    document = build(shown, against)
-    with tempfile.TemporaryDirectory() as folder:
-        for figure in document.figures:
-            drawn = Path(folder) / figure.file
-            drawn.parent.mkdir(exist_ok=True)
-            drawn.write_bytes(figure.picture)
-        content = document.to_dict()
-        rendered = pdf.render(content, Path(folder), fonts)
-    with atomic(path) as temporary:
-        temporary.write_bytes(rendered)
-    return pdf.lacking(content, fonts)
 
 
 def name_of(path: Path, overrides: Sequence[str]) -> str:

@@ -118,7 +118,7 @@ def examine(
     _keep_reports(needs, config, remarks)
     models = registered_models(config.store, config.tracking.uri)
     for model in models:
-        needs.add(_places([*model.keys, *_inside(model.source, config.store)]), f"registered model {model.name}")
+        needs.add(_places([*model.keys, *inside(model.source, config.store)]), f"registered model {model.name}")
     own = [one for one in records if one.project == config.project and _whole(one, artifacts)]
     for record in own[-keep_last:]:
         needs.add(_of_record(record), f"newest run {record.name}")
@@ -261,7 +261,7 @@ def _places(keys: Iterable[str]) -> list[Place]:
     return [(parts[0], parts[1]) for key in keys if len(parts := key.split("/")) > 1]
 
 
-def _inside(source: str, store: Path) -> list[str]:
+def inside(source: str, store: Path) -> list[str]:
     """Return the artifact in whose folder a registered model lies, if it does."""
     address = urlparse(source)
     path = Path(url2pathname(address.path) if address.scheme == "file" else source)

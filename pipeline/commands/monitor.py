@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -13,7 +12,7 @@ from pipeline.delivery.streams import Watched
 from pipeline.inference.model_folder import verified
 from pipeline.reporting import pdf
 from pipeline.reporting.monitor_pages import build
-from pipeline.store.files import atomic, write_json
+from pipeline.store.files import write_json
 
 PDF, JSON = "monitor.pdf", "monitor.json"
 
@@ -40,20 +39,8 @@ def watch(
         back += told
     found = monitor(joined(studies, back, model.sha256, days, since), model, audited)
     write_json(out / JSON, found.content)
-    _write_pdf(out / PDF, found)
+    pdf.write(out / PDF, build(found.content, NAMES))
     return found
-
-
-def _write_pdf(path: Path, found: Monitored) -> None:
-    document = build(found.content, NAMES)
-    with tempfile.TemporaryDirectory() as folder:
-        for figure in document.figures:
-            drawn = Path(folder) / figure.file
-            drawn.parent.mkdir(exist_ok=True)
-            drawn.write_bytes(figure.picture)
-        rendered = pdf.render(document.to_dict(), Path(folder))
-    with atomic(path) as temporary:
-        temporary.write_bytes(rendered)
 
 
 def lines(lights: Sequence[Light]) -> list[str]:

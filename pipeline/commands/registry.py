@@ -18,6 +18,7 @@ from pipeline.inference.model_folder import ModelError, verified
 from pipeline.inference.table import columns
 from pipeline.store.alias_history import History, Move
 from pipeline.store.registry import Packaged, Registry, Version
+from pipeline.store.served_model import Serving
 
 CODE = Path(inference.__file__).with_name("mlflow_model.py")
 EXAMPLE_SIDE = 64
@@ -40,9 +41,13 @@ def packaged(folder: Path) -> Packaged:
     )
 
 
+def _serving() -> Serving:
+    return Serving(CODE, example(), columns())
+
+
 def register(registry: Registry, folder: Path, name: str) -> Version:
     """Register a model folder under a name; return its version, an earlier one when the model has one already."""
-    return registry.register(packaged(folder), name, CODE, example(), columns())
+    return registry.register(packaged(folder), name, _serving())
 
 
 def restore(registry: Registry, folders: Iterable[Path]) -> tuple[list[Version], list[Version]]:
@@ -55,7 +60,7 @@ def restore(registry: Registry, folders: Iterable[Path]) -> tuple[list[Version],
         with suppress(ModelError):
             one = packaged(folder)
             models[one.sha256] = one
-    return registry.restore(models, CODE, example(), columns())
+    return registry.restore(models, _serving())
 
 
 def restored_lines(made: Sequence[Version], gone: Sequence[Version]) -> list[str]:

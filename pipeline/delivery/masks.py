@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.delivery import pages
 from pipeline.imaging.archive.sources import Source, read_bytes
 from pipeline.imaging.masks.writing import source_header, write_mask_nifti, write_mask_png
-from pipeline.store.files import atomic
+from pipeline.store.files import write_bytes
 
 if TYPE_CHECKING:
     from pipeline.inference.batch import Group
@@ -92,8 +92,7 @@ class MaskFiles:
         model = self.predictions.model
         mask, names = drawn.placement.to_file(drawn.mask), list(model.ensemble.structures.values())
         dataset = segmentation(mask, names, contents, model.policy, source, model)
-        with atomic(self.folder / name) as temporary:
-            temporary.write_bytes(objects.finished(dataset, "seg", source, self.predictions))
+        write_bytes(self.folder / name, objects.finished(dataset, "seg", source, self.predictions))
         return name, ""
 
     def _bytes(self, source: Source) -> bytes:

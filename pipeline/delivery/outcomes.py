@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pipeline.store.files import append_line
 
 TABLE = "outcomes.jsonl"
 OUTCOMES = ("condition found", "not found", "unknown")
@@ -42,14 +42,7 @@ class Outcomes:
             "decision": row["decision"],
             "score": row["score"],
         }
-        with self.path.open("a+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            size = stream.seek(0, os.SEEK_END)
-            # A crash can leave half a line, to which this one would be glued.
-            torn = size > 0 and os.pread(stream.fileno(), 1, size - 1) != b"\n"
-            stream.write((b"\n" if torn else b"") + json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_line(self.path, json.dumps(line, ensure_ascii=False))
 
     def latest(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the last line of each study, by its id; lines that a crash cut are left out."""

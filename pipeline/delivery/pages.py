@@ -21,7 +21,7 @@ from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS
 from pipeline.reporting.batch_summary import Batch, SummaryRow, render_summary
 from pipeline.reporting.study_page import PREDICTED_AT, StudyPage, render_page
-from pipeline.store.files import atomic
+from pipeline.store.files import write_bytes
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 LONGEST_NAME = 80
@@ -140,5 +140,4 @@ def shift(p_values: Iterable[float | None]) -> str:
 
 def write_page(folder: Path, result: Result, predictions: Predictions, at: str) -> None:
     """Write the page of a study into `pages/`."""
-    with atomic(folder / "pages" / file_name(result.study)) as temporary:
-        temporary.write_bytes(page(result, predictions, at))
+    write_bytes(folder / "pages" / file_name(result.study), page(result, predictions, at))

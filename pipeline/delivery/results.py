@@ -18,7 +18,7 @@ from pipeline.delivery.dicom.archive import Archive
 from pipeline.delivery.masks import MaskFiles
 from pipeline.inference.result import MEANINGS, SCHEMA, Result, refused_row
 from pipeline.reporting.spreadsheet import csv_text
-from pipeline.store.files import atomic, finite, write_json
+from pipeline.store.files import finite, write_json, write_text
 
 if TYPE_CHECKING:
     from pipeline.inference.model import Model, Predictions
@@ -120,8 +120,7 @@ def _read_journal(path: Path, settings: str, identified: bool) -> dict[str, dict
     lines = [line for text in path.read_text("utf-8", "replace").splitlines() if (line := _line(text))]
     own = [line for line in lines if (line["settings"], line["identified"]) == (settings, identified)]
     # A kill can leave half a line, to which the next one would be glued.
-    with atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in own), "utf-8")
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in own))
     return {line["identity"]: line for line in own}
 
 
@@ -158,9 +157,9 @@ def _write(
     }
     write_json(folder / RESULTS, content)
     shown = [[_cell(row.get(name)) for name in columns] for row in rows]
-    _text(folder / TABLE, csv_text(columns, shown))
+    write_text(folder / TABLE, csv_text(columns, shown))
     refused = [[row[name] for name in QUARANTINE_COLUMNS] for row in quarantine]
-    _text(folder / QUARANTINE, csv_text(list(QUARANTINE_COLUMNS), refused))
+    write_text(folder / QUARANTINE, csv_text(list(QUARANTINE_COLUMNS), refused))
 
 
 def of_model(model: Model) -> dict[str, Any]:
@@ -183,8 +182,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, list):
         return "; ".join(map(str, value))
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
-
-
-def _text(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, "utf-8")

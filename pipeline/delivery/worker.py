@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,7 +23,7 @@ from pipeline.inference.outline import pictured
 from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS
 from pipeline.reporting.page_pictures import as_seen, outline
-from pipeline.store.files import finite, sha256_file, sha256_json
+from pipeline.store.files import json_text, sha256_file, sha256_json
 
 SCHEMA = "study/1"
 RESULT, PAGE, IMAGE, OUTLINE = "result.json", "page.pdf", "image.svg", "outline.svg"
@@ -197,8 +196,7 @@ def _files(entry: Entry, result: Result, predictions: Predictions, how: Judging)
         except Exception:  # whatever a library finds wrong with a page, the decision stands
             missing.append(name)
     content = _content(entry, result, predictions, at) | {"not_written": missing}
-    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return {**written, RESULT: text.encode("utf-8", "replace")}
+    return {**written, RESULT: json_text(content).encode("utf-8", "replace")}
 
 
 def _content(entry: Entry, result: Result, predictions: Predictions, at: str) -> dict[str, Any]:

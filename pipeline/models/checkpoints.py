@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.store.files import atomic, sha256_bytes
+from pipeline.store.files import atomic, sha256_bytes, write_bytes
 
 POSITIONS = "patch_embedding.position_embeddings"
 _CHECKPOINTS_KEPT = 2
@@ -123,8 +123,7 @@ def save_checkpoint(folder: Path, epochs_done: int, state: Mapping[str, Any], st
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
-    with atomic(folder / f"{epochs_done:06d}-{steps_done:06d}.{sha256_bytes(content)}.pt") as temporary:
-        temporary.write_bytes(content)
+    write_bytes(folder / f"{epochs_done:06d}-{steps_done:06d}.{sha256_bytes(content)}.pt", content)
     for old in _checkpoints(folder)[_CHECKPOINTS_KEPT:]:
         old.unlink()
 

@@ -159,7 +159,7 @@ def train_classical(arm: str, seed: int, settings: FinetuneSettings, data: ArmDa
     tried: dict[str, dict[str, float]] = {}
     for name, kind in KINDS.items():
         train, tune = ((_all(kind, part, (height, width)), part.targets) for part in (data.train, data.tune))
-        models[name], tried[name] = _fit(kind, train, tune)
+        models[name], tried[name] = fit_kind(kind, train, tune)
     best = {name: max(aucs.values()) for name, aucs in tried.items()}
     chosen = max(best, key=lambda name: best[name])
     fitted, words = models[chosen], KINDS[chosen].words
@@ -193,7 +193,7 @@ def _all(kind: Kind, images: Images, sides: tuple[int, int]) -> np.ndarray:
     return np.concatenate([kind.features(images.pixels(rows, CPU), sides) for rows in images.chunks(256)])
 
 
-def _fit(kind: Kind, train: Split, tune: Split) -> tuple[list[Logistic], dict[str, float]]:
+def fit_kind(kind: Kind, train: Split, tune: Split) -> tuple[list[Logistic], dict[str, float]]:
     """Return a regression per label on the features as they are, and the AUC on tuning images by regularisation."""
     if not kind.components:
         return fit_each(train, tune)

@@ -68,7 +68,7 @@ def build(e: Evidence) -> Document:
         keys={step: record["key"] for step, record in e.records.items()},
         usable=usable,
         sections=[*sections, crosswalk(e)],
-        numbers=_numbers(e),
+        numbers=all_numbers(e),
         more=[results.methods(e), *provenance.more(e), *items(e, places(sections))],
     )
 
@@ -95,7 +95,7 @@ def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
     }
 
 
-def _numbers(e: Evidence) -> dict[str, Any]:
+def all_numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
     return {
         "metrics": e.decision.metrics(e.metrics),

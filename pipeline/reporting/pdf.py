@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,8 @@ import typst
 from fontTools.ttLib import TTFont, TTLibError
 from pypdf import PdfReader
 
-from pipeline.reporting.document import APPENDIX
+from pipeline.reporting.document import APPENDIX, Document
+from pipeline.store.files import write_bytes
 from pipeline.store.wording import agreeing, counted
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
@@ -43,6 +45,16 @@ def render(content: dict[str, Any], folder: Path, fonts: Path | None = None) -> 
         sys_inputs={"document": shown, "fonts": json.dumps([name for name, _ in families])},
     )
     return _compiled(compiler)
+
+
+def write(path: Path, document: Document, fonts: Path | None = None) -> str:
+    """Write the PDF of a document without an appendix; return what `lacking` says of it. `fonts` as in `render`."""
+    content = document.to_dict()
+    with TemporaryDirectory() as folder:
+        for figure in document.figures:
+            write_bytes(Path(folder) / figure.file, figure.picture)
+        write_bytes(path, render(content, Path(folder), fonts))
+    return lacking(content, fonts)
 
 
 def appendix_of(content: dict[str, Any]) -> dict[str, Any]:

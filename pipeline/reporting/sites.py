@@ -20,7 +20,7 @@ class Sites:
 
     def __init__(self, pseudonyms: Iterable[str]) -> None:
         names = sorted({name for name in pseudonyms if name})
-        self.letters: Mapping[str, str] = {name: _letter(at) for at, name in enumerate(names)}
+        self.letters: Mapping[str, str] = {name: letter(at) for at, name in enumerate(names)}
         spelled = {name[:SHORTENED]: letter for name, letter in self.letters.items()} | dict(self.letters)
         self._spelled = spelled
         found = "|".join(re.escape(name) for name in sorted(spelled, key=len, reverse=True))
@@ -50,7 +50,7 @@ class Sites:
         return frame.assign(group=frame["group"].where(frame["attribute"] != "site", lettered))
 
 
-def _letter(at: int) -> str:
+def letter(at: int) -> str:
     """Return the name of the `at`-th of many, from 0: A, B, ... Z, AA, AB, ..."""
     name = ""
     at += 1

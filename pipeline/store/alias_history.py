@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.files import flush_directory, sha256_json
+from pipeline.store.files import append_line, sha256_json
 
 FOLDER, FILE = "models", "history.jsonl"
 START = "0" * 64  # what the first line follows
@@ -59,15 +58,7 @@ def append(store: Path, move: Move) -> str:
     before = path.read_bytes() if path.exists() else b""
     content = {**asdict(move), "previous": _last_hash(before)}
     sha256 = sha256_json(content)
-    line = json.dumps({**content, "sha256": sha256}, ensure_ascii=False) + "\n"
-    # A line that a power cut left half would take the next one with it.
-    glue = b"\n" if before and not before.endswith(b"\n") else b""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    with os.fdopen(descriptor, "ab") as stream:
-        stream.write(glue + line.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    flush_directory(path.parent)
+    append_line(path, json.dumps({**content, "sha256": sha256}, ensure_ascii=False))
     return sha256
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -48,10 +49,40 @@ def finite(value: Any) -> Any:
     return value
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8 atomically."""
+    write_bytes(path, text.encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file that only grows; once this returns, no crash loses it.
+
+    A line that a power cut or a kill left half is ended first: this one would be glued to it.
+    """
+    with path.open("a+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        size = stream.seek(0, os.SEEK_END)
+        torn = size > 0 and os.pread(stream.fileno(), 1, size - 1) != b"\n"
+        stream.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    flush_directory(path.parent)
+
+
+def json_text(content: Any) -> str:
+    """Return strict, readable, deterministic JSON."""
+    return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write strict, readable, deterministic JSON atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    write_text(path, json_text(content))
 
 
 def read_json(path: Path) -> Any:

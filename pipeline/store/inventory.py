@@ -60,21 +60,17 @@ def remove(store: Store, lying: Lying) -> bool:
     The lock of a key goes with the last of its things.
     """
     folder = store.root / lying.stage
-    lock = FileLock(folder / f"{lying.key}{LOCK}")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(folder / f"{lying.key}{LOCK}").acquire(timeout=0):
+            if lying.path.is_dir():
+                remove_folder(lying.path)
+            elif lying.kind != "lock":
+                lying.path.unlink(missing_ok=True)
+            others = (f"{lying.key}{suffix}" for suffix in ("", PARTIAL, OLD, REQUEST))
+            if not any((folder / name).exists() for name in others):
+                (folder / f"{lying.key}{LOCK}").unlink(missing_ok=True)
     except Timeout:
         return False
-    try:
-        if lying.path.is_dir():
-            remove_folder(lying.path)
-        elif lying.kind != "lock":
-            lying.path.unlink(missing_ok=True)
-        others = (f"{lying.key}{suffix}" for suffix in ("", PARTIAL, OLD, REQUEST))
-        if not any((folder / name).exists() for name in others):
-            (folder / f"{lying.key}{LOCK}").unlink(missing_ok=True)
-    finally:
-        lock.release()
     return True
 
 
@@ -119,13 +115,11 @@ def _of_key(store: Store, stage: str, key: str, suffixes: set[str]) -> Iterator[
 
 
 def _held(path: Path) -> bool:
-    lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        with FileLock(path).acquire(timeout=0):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False
 
 
 def _changed(path: Path, record: Mapping[str, Any] | None) -> datetime:

@@ -14,7 +14,6 @@ moved without a trace. `<store>/ledger/patients/`: the pseudonyms, hashed once m
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline.store.artifacts import Artifact, StoreError
-from pipeline.store.files import flush_directory, read_json, sha256_bytes, sha256_json, write_json
+from pipeline.store.files import append_line, read_json, sha256_bytes, sha256_json, write_json
 
 FOLDER, READINGS = "ledger", "readings.jsonl"
 # What a stage leaves for the ledger.
@@ -130,7 +129,7 @@ class Ledger:
                     "previous": previous,
                 }
                 previous = sha256_json(line)
-                self._write({**line, "sha256": previous})
+                append_line(self._path, json.dumps({**line, "sha256": previous}, sort_keys=True, ensure_ascii=False))
 
     @staticmethod
     def hashed(patients: Iterable[str]) -> list[str]:
@@ -141,15 +140,6 @@ class Ledger:
     def distinct(readings: Sequence[Reading], now: dict[str, Any]) -> int:
         """Return how many settings there are among earlier readings and the present one."""
         return len({sha256_json(setting) for setting in (*(one.setting for one in readings), now)})
-
-    def _write(self, line: dict[str, Any]) -> None:
-        new = not self._path.exists()
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        if new:
-            flush_directory(self._path.parent)
 
 
 def _left_a_reading(artifact: Artifact) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.store.alias_history import FOLDER, Move
-from pipeline.store.files import flush_directory
+from pipeline.store.files import append_line
 
 FILE = "registered.jsonl"
 FIELDS = {"name", "version", "sha256"}
@@ -16,18 +15,9 @@ FIELDS = {"name", "version", "sha256"}
 
 def note(store: Path, name: str, version: str, sha256: str) -> None:
     """Add a line, flushed to disk, unless it is there. The caller holds the lock of the store's models."""
-    if known(store).get(name, {}).get(version) == sha256:
-        return
-    path = store / FOLDER / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A line that a power cut left half would take this one with it.
-    glue = b"\n" if path.exists() and not path.read_bytes().endswith(b"\n") else b""
-    line = json.dumps({"name": name, "version": version, "sha256": sha256}, ensure_ascii=False) + "\n"
-    with path.open("ab") as stream:
-        stream.write(glue + line.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    flush_directory(path.parent)
+    if known(store).get(name, {}).get(version) != sha256:
+        line = {"name": name, "version": version, "sha256": sha256}
+        append_line(store / FOLDER / FILE, json.dumps(line, ensure_ascii=False))
 
 
 def known(store: Path, moves: Sequence[Move] = ()) -> Mapping[str, Mapping[str, str]]:

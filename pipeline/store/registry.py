@@ -24,14 +24,13 @@ from pipeline.store import tracking  # before mlflow, which reads its environmen
 
 # isort: split
 import mlflow
-import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from pipeline.store import alias_history, registrations
 from pipeline.store.alias_history import History, Move
 from pipeline.store.files import sha256_json
-from pipeline.store.served_model import ARTIFACT, MODEL, write_pyfunc
+from pipeline.store.served_model import ARTIFACT, MODEL, Serving, write_pyfunc
 
 EXPERIMENT, KIND = "registered_models", "registration"
 SHA256, USABLE, FORCED, HEAD = "maescreen.sha256", "maescreen.usable", "maescreen.forced", "maescreen.history"
@@ -95,7 +94,7 @@ class Registry:
         found = REFERENCE.fullmatch(reference)
         if found is None:
             raise RegistryError(f"{reference} names no registered model; expected models:/NAME@ALIAS or /NAME/VERSION")
-        with _plain(self.uri):
+        with tracking.plainly(self.uri):
             client, name = self._client(), found["name"]
             try:
                 if found["alias"]:
@@ -122,9 +121,8 @@ class Registry:
 
         Raises RegistryError when its files are not there. Whoever opens it compares every hash.
         """
-        parsed = urlparse(version.source)
-        if parsed.scheme in ("", "file"):
-            folder = Path(unquote(parsed.path)) / ARTIFACT
+        folder = _folder(version.source)
+        if folder is not None:
             if not folder.is_dir():
                 raise RegistryError(
                     f"the files of {version.reference} are not where MLflow kept them: after the store was moved, "
@@ -133,7 +131,7 @@ class Registry:
             yield folder
             return
         with tempfile.TemporaryDirectory(prefix="maescreen-") as scratch:
-            with _plain(self.uri):
+            with tracking.plainly(self.uri):
                 uri = f"{version.source}/{ARTIFACT}"
                 fetched = mlflow.artifacts.download_artifacts(
                     artifact_uri=uri, dst_path=scratch, tracking_uri=self.uri or tracking.default_uri(self.store)
@@ -148,7 +146,7 @@ class Registry:
         history = alias_history.read(self.store)
         if name is None:
             return history
-        with _plain(self.uri):
+        with tracking.plainly(self.uri):
             client = self._client()
             try:
                 registered = client.get_registered_model(name)
@@ -170,13 +168,10 @@ class Registry:
 
     # ---------------------------------------------------------------- writing
 
-    def register(self, packaged: Packaged, name: str, code: Path, example: pd.DataFrame, columns: Any) -> Version:
-        """Add a model as the next version of `name`, unless it is one already; return that version.
-
-        `code` is the file that MLflow runs to serve it, `example` a table as it takes, `columns` the rows' fields.
-        """
+    def register(self, packaged: Packaged, name: str, serving: Serving) -> Version:
+        """Add a model as the next version of `name`, unless it is one already; return that version."""
         _check_name(name, "--name")
-        with self._locked(), _plain(self.uri):
+        with self._locked(), tracking.plainly(self.uri):
             tracking.Tracker(EXPERIMENT, self.store, self.uri)  # makes the database where there is none
             client = self._client()
             try:
@@ -189,28 +184,18 @@ class Registry:
                 if known.tags.get(SHA256) == packaged.sha256 and _is_there(known.source):
                     registrations.note(self.store, name, str(known.version), packaged.sha256)
                     return _version(client, known)
-            made = self._created(client, packaged, name, code, example, columns)
+            made = self._created(client, packaged, name, serving)
             registrations.note(self.store, name, made.version, packaged.sha256)
             return made
 
-    def _created(
-        self,
-        client: mlflow.MlflowClient,
-        packaged: Packaged,
-        name: str,
-        code: Path,
-        example: pd.DataFrame,
-        columns: Any,
-    ) -> Version:
-        source, run_id = self._stored(packaged, name, code, example, columns)
+    def _created(self, client: mlflow.MlflowClient, packaged: Packaged, name: str, serving: Serving) -> Version:
+        source, run_id = self._stored(packaged, name, serving)
         tags = {SHA256: packaged.sha256, USABLE: "yes" if packaged.usable else "no"}
         why = "" if packaged.usable else f" Not usable: {'; '.join(packaged.not_usable_because)}"
         made = client.create_model_version(name, source, run_id, tags, description=f"{packaged.title}.{why}")
         return _version(client, made)
 
-    def restore(
-        self, models: Mapping[str, Packaged], code: Path, example: pd.DataFrame, columns: Any
-    ) -> tuple[list[Version], list[Version]]:
+    def restore(self, models: Mapping[str, Packaged], serving: Serving) -> tuple[list[Version], list[Version]]:
         """Fill a registry that was lost from what the store remembers: names, versions, aliases, forced promotions.
 
         `models` are the packaged models of the store by hash. Returns the versions that were made again, and those
@@ -221,7 +206,7 @@ class Registry:
         made: list[Version] = []
         if not remembered:
             return [], []
-        with self._locked(), _plain(self.uri):
+        with self._locked(), tracking.plainly(self.uri):
             tracking.Tracker(EXPERIMENT, self.store, self.uri)  # makes the database where there is none
             client = self._client()
             there = {one.name for one in client.search_registered_models()}
@@ -233,7 +218,7 @@ class Registry:
                 for number in range(1, 1 + max(map(int, versions))):
                     sha256 = versions.get(str(number), "")
                     if sha256 in models:
-                        made.append(self._created(client, models[sha256], name, code, example, columns))
+                        made.append(self._created(client, models[sha256], name, serving))
                     else:
                         tags = {SHA256: sha256, USABLE: "no"}
                         gone = f"file://{self.store / alias_history.FOLDER / GONE}"
@@ -253,9 +238,7 @@ class Registry:
             client.set_registered_model_alias(name, move.alias, move.to_version)
             client.set_registered_model_tag(name, HEAD, head)
 
-    def _stored(
-        self, packaged: Packaged, name: str, code: Path, example: pd.DataFrame, columns: Any
-    ) -> tuple[str, str]:
+    def _stored(self, packaged: Packaged, name: str, serving: Serving) -> tuple[str, str]:
         """Hand the files to MLflow; return where they are, and the id of the run that they belong to."""
         tracker = tracking.Tracker(EXPERIMENT, self.store, self.uri)
         run_id = tracker.open(KIND, sha256_json([name, packaged.sha256]), name)
@@ -263,7 +246,7 @@ class Registry:
             folder = Path(scratch) / PYFUNC
             # MLflow keeps a folder under its own name, whatever it is an artifact as.
             shutil.copytree(packaged.folder, Path(scratch) / MODEL)
-            write_pyfunc(folder, Path(scratch) / MODEL, packaged.requirements, code, example, columns)
+            write_pyfunc(folder, Path(scratch) / MODEL, packaged.requirements, serving)
             tracker.client.log_artifacts(run_id, str(folder), PYFUNC)
             tracker.tags(run_id, {SHA256: packaged.sha256})
         uri = tracker.client.get_run(run_id).info.artifact_uri
@@ -285,7 +268,7 @@ class Registry:
                 f"{version.reference} is not usable: {'; '.join(not_usable_because)}. It gives scores, never "
                 f"decisions. With --force it can be called {alias} all the same; reason and account are shown for ever"
             )
-        with self._locked(), _plain(self.uri):
+        with self._locked(), tracking.plainly(self.uri):
             client = self._client()
             before = client.get_registered_model(version.name).aliases.get(alias)
             old = _version(client, client.get_model_version(version.name, before)) if before else None
@@ -316,7 +299,7 @@ class Registry:
         if self.uri is None and not (self.store / "mlflow.db").exists():
             raise RegistryError(f"{self.store} holds no registered models; say with --store or --config where they are")
         uri = self.uri or tracking.default_uri(self.store)
-        with _plain(self.uri):
+        with tracking.plainly(self.uri):
             tracking.look_for_server(uri)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -350,8 +333,14 @@ def _version(client: mlflow.MlflowClient, found: Any) -> Version:
 
 def _is_there(source: str) -> bool:
     """Return whether MLflow's copy of a model is where it was kept; on a server it is taken to be."""
+    folder = _folder(source)
+    return folder is None or folder.is_dir()
+
+
+def _folder(source: str) -> Path | None:
+    """Return the model's folder where MLflow keeps it on this machine; None when it is on a server."""
     parsed = urlparse(source)
-    return parsed.scheme not in ("", "file") or (Path(unquote(parsed.path)) / ARTIFACT).is_dir()
+    return Path(unquote(parsed.path)) / ARTIFACT if parsed.scheme in ("", "file") else None
 
 
 def _check_name(text: str, option: str) -> None:
@@ -362,12 +351,3 @@ def _check_name(text: str, option: str) -> None:
 def _code(error: MlflowException) -> str:
     # Servers give the name, databases the number.
     return ErrorCode.Name(RESOURCE_DOES_NOT_EXIST) if error.error_code == RESOURCE_DOES_NOT_EXIST else error.error_code
-
-
-@contextmanager
-def _plain(uri: str | None) -> Iterator[None]:
-    """Raise what a server or database raises as TrackingError, without its text."""
-    try:
-        yield
-    except tracking.UNUSABLE as error:
-        raise tracking.unusable(uri, error) from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # isort: split
 import mlflow
@@ -19,19 +19,26 @@ MODEL = "model"
 ARTIFACT = f"artifacts/{MODEL}"
 
 
-def write_pyfunc(
-    folder: Path, model: Path, requirements: tuple[str, ...], code: Path, example: pd.DataFrame, columns: Any
-) -> None:
+@dataclass(frozen=True)
+class Serving:
+    """How MLflow serves a model: the file that it runs, a table as it takes, and the kinds of rows' fields by name."""
+
+    code: Path
+    example: pd.DataFrame
+    columns: Mapping[str, str]
+
+
+def write_pyfunc(folder: Path, model: Path, requirements: Sequence[str], serving: Serving) -> None:
     """Write the model as MLflow's own format into `folder`: code, signature, example, the folder as it was packaged."""
     save = mlflow.pyfunc.save_model  # imports the module, which makes rules for warnings of its own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow about pandas and hints, to somebody who can do nothing about it
         save(
             path=str(folder),
-            python_model=str(code),
+            python_model=str(serving.code),
             artifacts={MODEL: str(model)},
-            signature=_signature(columns),
-            input_example=example,
+            signature=_signature(serving.columns),
+            input_example=serving.example,
             pip_requirements=list(requirements),
         )
     record = folder / "MLmodel"
@@ -39,7 +46,7 @@ def write_pyfunc(
     flavor = content["flavors"]["python_function"]
     # MLflow notes where things came from on this machine; it reads none of it.
     flavor["artifacts"][MODEL]["uri"] = ARTIFACT
-    flavor["model_code_path"] = code.name
+    flavor["model_code_path"] = serving.code.name
     record.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
 

@@ -103,6 +103,24 @@ def connected(uri: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
+@contextlib.contextmanager
+def plainly(uri: str | None) -> Iterator[None]:
+    """Raise what a server or database raises as TrackingError, which says so without the text of a library."""
+    try:
+        yield
+    except UNUSABLE as error:
+        what = "the MLflow server cannot be used" if uri else "mlflow.db in the store cannot be used"
+        todo = "check tracking.uri" if uri else "if it is damaged, remove it and run: maescreen reindex CONFIG"
+        raise TrackingError(f"{what} ({type(error).__name__}); {todo}") from error
+
+
+def _existing(store: Path, uri: str | None) -> mlflow.MlflowClient | None:
+    """Return a client of the server, or of the database inside the store; None where there is none yet."""
+    if uri is None and not (store / "mlflow.db").exists():
+        return None
+    return connected(uri or default_uri(store))
+
+
 class Tracker:
     """Writes the runs of one project."""
 
@@ -118,18 +136,15 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         artifacts = None if uri else (store.resolve() / "mlflow-artifacts" / project).as_uri()
-        try:
-            # Several processes that open a fresh SQLite database at once destroy it for good.
-            with FileLock(store / "mlflow.init.lock"):
-                if uri is None:
-                    _create_database(store.resolve())
-                self.client = connected(self.uri)
-                experiment = self.client.get_experiment_by_name(project)
-                self.experiment_id = (
-                    experiment.experiment_id if experiment else self.client.create_experiment(project, artifacts)
-                )
-        except UNUSABLE as error:
-            raise unusable(uri, error) from error
+        # Several processes that open a fresh SQLite database at once destroy it for good.
+        with plainly(uri), FileLock(store / "mlflow.init.lock"):
+            if uri is None:
+                _create_database(store.resolve())
+            self.client = connected(self.uri)
+            experiment = self.client.get_experiment_by_name(project)
+            self.experiment_id = (
+                experiment.experiment_id if experiment else self.client.create_experiment(project, artifacts)
+            )
         self._close_runs_of_dead_processes()
 
     def open(self, kind: str, key: str, name: str, parent: str | None = None) -> str:
@@ -214,14 +229,7 @@ class Tracker:
         self.client.log_table(run_id, dict(columns), name)
 
     def _search(self, query: str) -> list[Run]:
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs([self.experiment_id], query, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
+        return [*_pages(lambda token: self.client.search_runs([self.experiment_id], query, page_token=token))]
 
     def _close_runs_of_dead_processes(self) -> None:
         for run in self._search("attributes.status = 'RUNNING'"):
@@ -274,30 +282,24 @@ def known_runs(store: Path, uri: str | None) -> list[KnownRun]:
 
     Raises TrackingError when the server cannot be reached.
     """
-    if uri is None and not (store / "mlflow.db").exists():
-        return []
-    try:
-        client = connected(uri or default_uri(store))
-        found = []
+    found: list[KnownRun] = []
+    with plainly(uri):
+        if (client := _existing(store, uri)) is None:
+            return []
         for experiment in _pages(lambda token: client.search_experiments(page_token=token)):
             ids = [experiment.experiment_id]
             runs = _pages(lambda token, ids=ids: client.search_runs(ids, page_token=token))
             found += [_known(run, experiment.name, store) for run in runs if KIND in run.data.tags]
-        return found
-    except UNUSABLE as error:
-        raise unusable(uri, error) from error
+    return found
 
 
 def registered_models(store: Path, uri: str | None) -> list[RegisteredModel]:
     """Return every version of every registered model. Raises TrackingError when the server cannot be reached."""
-    if uri is None and not (store / "mlflow.db").exists():
-        return []
-    try:
-        client = connected(uri or default_uri(store))
+    with plainly(uri):
+        if (client := _existing(store, uri)) is None:
+            return []
         versions = _pages(lambda token: client.search_model_versions(page_token=token))
         return [_registered(client, version) for version in versions]
-    except UNUSABLE as error:
-        raise unusable(uri, error) from error
 
 
 def remove_run(store: Path, uri: str | None, run: KnownRun) -> None:
@@ -306,14 +308,12 @@ def remove_run(store: Path, uri: str | None, run: KnownRun) -> None:
     Raises TrackingError when the server refuses.
     """
     client = mlflow.MlflowClient(tracking_uri=uri or default_uri(store))
-    try:
+    with plainly(uri):
         client.delete_run(run.run_id)
         if uri is None:
             client._tracking_client.store._hard_delete_run(run.run_id)
             if run.folder is not None and run.folder.exists():
                 shutil.rmtree(run.folder)
-    except UNUSABLE as error:
-        raise unusable(uri, error) from error
 
 
 def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -389,17 +389,7 @@ def experiment_id(project: str, store: Path, uri: str | None) -> str | None:
 
     Raises TrackingError when the server cannot be reached.
     """
-    if uri is None and not (store / "mlflow.db").exists():
-        return None
-    try:
-        experiment = connected(uri or default_uri(store)).get_experiment_by_name(project)
-    except UNUSABLE as error:
-        raise unusable(uri, error) from error
+    with plainly(uri):
+        client = _existing(store, uri)
+        experiment = client.get_experiment_by_name(project) if client else None
     return experiment.experiment_id if experiment else None
-
-
-def unusable(uri: str | None, error: Exception) -> TrackingError:
-    """Return the error that says so without the text of a library."""
-    what = "the MLflow server cannot be used" if uri else "mlflow.db in the store cannot be used"
-    todo = "check tracking.uri" if uri else "if it is damaged, remove it and run: maescreen reindex CONFIG"
-    return TrackingError(f"{what} ({type(error).__name__}); {todo}")

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from imaging.files import double, fragile
 
-from pipeline.imaging.archive.workers import Pool, WorkersError, _alone, each_batch
+from pipeline.imaging.archive.workers import Pool, WorkersError, alone, each_batch
 from pipeline.imaging.quarantine import Refusal
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -67,7 +67,7 @@ def test_workers_that_die_before_their_first_file_end_the_run_with_their_exit_st
     with pytest.raises(WorkersError, match=r"end before they look at any file \(EXIT\(23\)"):
         outcome(dies_at_import.task, {0: ["a"], 1: ["b"]}, tmp_path)
     with pytest.raises(WorkersError, match=r"\(EXIT\(23\)\)"):
-        _alone(dies_at_import.task, "a", Pool(1, 20.0))
+        alone(dies_at_import.task, "a", Pool(1, 20.0))
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from pipeline.cli import app
 from pipeline.commands.registry import packaged
 from pipeline.inference.model_folder import seal, verified
 from pipeline.store.registry import Registry, RegistryError
+from pipeline.store.served_model import Serving
 
 
 def invoke(*words: str | Path):
@@ -334,7 +335,7 @@ def test_reindex_restores_names_versions_aliases_and_reasons_after_a_lost_databa
 
 def test_the_name_of_a_model_is_one_word(registered):
     with pytest.raises(RegistryError, match="--name"):
-        Registry(registered.store).register(packaged(registered.source), "a/b", Path(), pd.DataFrame(), {})
+        Registry(registered.store).register(packaged(registered.source), "a/b", Serving(Path(), pd.DataFrame(), {}))
 
 
 def test_every_field_of_a_row_is_in_the_signature(registered, hog):

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData
-from pipeline.models.classical import KINDS, _fit, binary_patterns, statistics
+from pipeline.models.classical import KINDS, binary_patterns, fit_kind, statistics
 from pipeline.models.images import Images
 from pipeline.models.training import Hardware
 from pipeline.settings.training import FinetuneSettings
@@ -55,7 +55,7 @@ def test_a_regression_on_components_is_one_on_the_picture():
     x, y = generator.normal(2, 1, (30, 200)), np.arange(30) % 2
     x[:, :5] += 3 * y[:, None]
     targets = y[:, None].astype(float)
-    (fitted,), aucs = _fit(KINDS["principal_components"], (x, targets), (x, targets))
+    (fitted,), aucs = fit_kind(KINDS["principal_components"], (x, targets), (x, targets))
     assert fitted.weight.shape == (200,)
     assert max(aucs.values()) == 1.0
     centred = x - x.mean(axis=0)

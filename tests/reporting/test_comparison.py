@@ -9,7 +9,8 @@ import pytest
 from pypdf import PdfReader
 from reporting import example_run
 
-from pipeline.commands.compare import Finished, _against, _shown, _write
+from pipeline.commands.compare import Finished, against, as_run
+from pipeline.reporting import pdf
 from pipeline.reporting.comparison import Against, Run, build
 from pipeline.settings.decision import CalibrateSettings
 
@@ -25,7 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def shown(found: dict[str, Any], name: str, **settings: Any) -> Run:
-    return _shown(Finished(f"{name} $x$ <b>", example_run.card().title, settings, found[name]))
+    return as_run(Finished(f"{name} $x$ <b>", example_run.card().title, settings, found[name]))
 
 
 def rows(runs: list[Run], others: list[Against], table: str) -> list[list[str]]:
@@ -38,7 +39,7 @@ def said(runs: list[Run], others: list[Against]) -> str:
 
 
 def test_runs_on_the_same_patients_are_compared_paired(found):
-    x = _against(found["good"], found["weaker"])
+    x = against(found["good"], found["weaker"])
     assert x.same
     assert x.difference is not None
     assert x.difference["low"] > 0
@@ -47,14 +48,14 @@ def test_runs_on_the_same_patients_are_compared_paired(found):
     assert "Run A separates patients better than Run B" in words
     assert f"{x.difference['diff']:.3f}" in words
     assert "not the same" not in words
-    turned = _against(found["weaker"], found["good"])
+    turned = against(found["weaker"], found["good"])
     assert "Run B separates patients better than Run A" in said(runs[::-1], [turned])
-    itself = _against(found["good"], found["good"])
+    itself = against(found["good"], found["good"])
     assert "rank the patients alike" in said([runs[0]] * 2, [itself])
 
 
 def test_runs_on_other_patients_are_not(found):
-    x = _against(found["good"], found["others"])
+    x = against(found["good"], found["others"])
     assert not x.same
     assert x.difference is None
     runs = [shown(found, "good"), shown(found, "others")]
@@ -83,7 +84,7 @@ def run_point(artifacts: dict[str, Any]) -> dict[str, Any]:
 
 def test_settings_that_differ_stand_side_by_side_in_tables_that_fit(found):
     runs = [shown(found, "good", **{"pretrain.mask_ratio": ratio, "seed": 1}) for ratio in (0.5, 0.6, 0.7, 0.8, 0.9)]
-    others = [_against(found["good"], found["good"])] * 4
+    others = [against(found["good"], found["good"])] * 4
     assert rows(runs, others, "settings_1") == [["pretrain.mask_ratio", "0.5", "0.6", "0.7", "0.8"]]
     assert rows(runs, others, "settings_2") == [["pretrain.mask_ratio", "0.9"]]
     same = build([runs[0]] * 2, others[:1]).sections[1].blocks
@@ -93,10 +94,10 @@ def test_settings_that_differ_stand_side_by_side_in_tables_that_fit(found):
 def test_the_pdf_is_accessible_holds_every_run_and_has_the_same_bytes_again(found, tmp_path):
     names = ["good", "weaker", "chance", "others"]
     runs = [shown(found, name, seed=at) for at, name in enumerate(names)]
-    others = [_against(found["good"], found[name]) for name in names[1:]]
+    others = [against(found["good"], found[name]) for name in names[1:]]
     paths = [tmp_path / name for name in ("one.pdf", "two.pdf")]
     for path in paths:
-        _write(path, runs, others)
+        pdf.write(path, build(runs, others))
     assert paths[0].read_bytes() == paths[1].read_bytes()
     reader = PdfReader(paths[0])
     assert reader.xmp_metadata is not None

@@ -6,7 +6,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.reporting.sites import Sites, _letter
+from pipeline.reporting.sites import Sites, letter
 
 NAMES = ("itx3sj7hctiwqlp74ybsjgit54", "ykzcjrxf4sowz6uykvgkdrzdoq", "z4cnka43seuzabcdefghijklmn")
 SITES = Sites([NAMES[2], NAMES[0], "", NAMES[1], NAMES[0]])
@@ -14,7 +14,7 @@ SITES = Sites([NAMES[2], NAMES[0], "", NAMES[1], NAMES[0]])
 
 def test_letters_follow_the_order_of_pseudonyms_and_go_on_after_z():
     assert dict(SITES.letters) == dict(zip(NAMES, "ABC", strict=True))
-    assert [_letter(at) for at in (0, 25, 26, 27, 51, 52, 701, 702)] == ["A", "Z", "AA", "AB", "AZ", "BA", "ZZ", "AAA"]
+    assert [letter(at) for at in (0, 25, 26, 27, 51, 52, 701, 702)] == ["A", "Z", "AA", "AB", "AZ", "BA", "ZZ", "AAA"]
     assert [SITES.of(name) for name in (NAMES[1], "", "elsewhere")] == ["B", "", ""]
 
 

@@ -20,7 +20,7 @@ from reporting import example_run
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.outline import shown
-from pipeline.reporting.content import _numbers, build
+from pipeline.reporting.content import all_numbers, build
 from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.pdf import read_keys
@@ -448,7 +448,7 @@ def test_an_external_set_shows_no_threshold_when_none_may_be_used(chance: Made):
     text = str(external(e))
     assert "withheld" in text
     assert "Sensitivity" not in text.replace("Sensitivity is of the patients", "")
-    assert _numbers(e)["metrics"]["external"]["b"]["operating_point"] is None
+    assert all_numbers(e)["metrics"]["external"]["b"]["operating_point"] is None
 
 
 def test_an_external_set_of_nobody_new_says_so(good: Made):

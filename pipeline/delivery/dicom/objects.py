@@ -24,7 +24,7 @@ from pipeline.delivery.dicom.structured_report import Document, structured_repor
 from pipeline.inference.batch import Group
 from pipeline.inference.model import Predictions
 from pipeline.inference.result import HARMLESS, Result
-from pipeline.store.files import atomic, sha256_bytes, sha256_json
+from pipeline.store.files import sha256_bytes, sha256_json, write_bytes
 
 FOLDER = "dicom"
 NO_PICTURE = "sc: the study has no image that was scored"
@@ -103,8 +103,7 @@ def write_objects(
     place = f"{FOLDER}/{Path(pages.file_name(result.study)).stem}"
     files = {kind: f"{place}/{kind}-{sha256_json(uid)[:8]}.dcm" for kind, uid in made.uids.items()}
     for kind, content in made.files.items():
-        with atomic(folder / files[kind]) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(folder / files[kind], content)
     return Made(files, made.missing, source.subject, source.names, made.document)
 
 

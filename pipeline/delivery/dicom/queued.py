@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from pipeline.imaging.archive.sources import find_sources
 from pipeline.inference.batch import Group
 from pipeline.inference.model import Predictions
 from pipeline.inference.result import Result
-from pipeline.store.files import read_json
+from pipeline.store.files import json_text, read_json
 
 
 def dicom_files(kinds: Sequence[str]) -> Callable[[Entry, Result, Predictions, str], Mapping[str, bytes]]:
@@ -37,7 +36,7 @@ def dicom_files(kinds: Sequence[str]) -> Callable[[Entry, Result, Predictions, s
         try:
             source = source_of(named, group, predictions)
         except NoObjectsError as error:
-            return {OBJECTS: _json(none_made(error).to_json())}
+            return {OBJECTS: json_text(none_made(error).to_json()).encode()}
         root = entry.folder.parent.parent
         chain = list(_before(root, entry, source, predictions.model.sha256))
         documents = [one for made in chain if (one := document_of(made))]
@@ -46,7 +45,8 @@ def dicom_files(kinds: Sequence[str]) -> Callable[[Entry, Result, Predictions, s
         about = Made(files, made.missing, source.subject, source.names, made.document).to_json()
         about |= {"model": predictions.model.sha256, "predecessors": [made["document"] for made in chain]}
         objects = {files[kind]: content for kind, content in made.files.items()}
-        return {**objects, OBJECTS: _json(about), UNDELIVERED: _json({"attempts": 0, "last": ""})}
+        notes = {OBJECTS: about, UNDELIVERED: {"attempts": 0, "last": ""}}
+        return objects | {name: json_text(content).encode() for name, content in notes.items()}
 
     return write
 
@@ -68,7 +68,3 @@ def _before(root: Path, entry: Entry, source: SourceStudy, model_sha256: str) ->
             return chain
         chain.append(made)
     return chain
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store.files import flush_directory
+from pipeline.store.files import append_line
 
 FOLDER = "studies"
 # What lies beside a result: what its objects are about, and whether an archive has acknowledged them.
@@ -31,11 +30,7 @@ class Studies:
         """Remember that an entry is about a study; once this returns, no crash loses it."""
         file = self._file(subject)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with file.open("a", encoding="ascii") as stream:
-            stream.write(f"{entry_id}\n")  # a torn line names no entry, and is passed over
-            stream.flush()
-            os.fsync(stream.fileno())
-        flush_directory(file.parent)
+        append_line(file, entry_id)
 
     def _file(self, subject: str) -> Path:
         return self.root / FOLDER / subject

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.delivery.http.access import Access, Session
 from pipeline.delivery.http.receiving import Refused
+from pipeline.store.files import json_text
 
 OPEN = ("/healthz", "/login")
 COOKIE = "maescreen_session"
@@ -203,5 +203,4 @@ def takes(*fields: str) -> Callable[[Request], None]:
 
 def pretty(content: object) -> Response:
     """Return a JSON answer that people can read, too."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return Response(text.encode("utf-8", "replace"), media_type="application/json")
+    return Response(json_text(content).encode("utf-8", "replace"), media_type="application/json")

@@ -17,7 +17,7 @@ from pipeline.delivery.dicom.studies import Studies
 from pipeline.delivery.node.receiver import SUFFIX, spool_of
 from pipeline.delivery.queue import FAILED, FINISHED, Entry, Queue
 from pipeline.imaging.formats.dicom import header_of_file
-from pipeline.store.files import atomic, flush_directory
+from pipeline.store.files import flush_directory, write_text
 
 SOURCE = "dicom"
 SUBJECT = "subject"
@@ -83,8 +83,7 @@ class Sorter:
         name = hashlib.sha256((uid or path.name).encode()).hexdigest()[:40]
         if subject not in self._open:
             entry = self.queue.receive(SOURCE, study)
-            with atomic(entry.folder / SUBJECT) as temporary:
-                temporary.write_text(subject, "ascii")
+            write_text(entry.folder / SUBJECT, subject)
             self._open[subject] = Open(entry, 0.0)
         one = self._open[subject]
         os.replace(path, one.entry.files / f"{name}{SUFFIX}")

@@ -82,7 +82,7 @@ def each_batch(
                 yield number, results
         begun = _in_flight(scratch, waiting)
         for number, item in begun:
-            settled.setdefault(number, {})[item] = _alone(task, waiting[number][item], pool)
+            settled.setdefault(number, {})[item] = alone(task, waiting[number][item], pool)
         fruitless = 0 if begun or len(waiting) < left else fruitless + 1
         if fruitless == ROUNDS_WITHOUT_PROGRESS:
             raise WorkersError(_no_progress(_exit_codes(deaths)))
@@ -300,7 +300,7 @@ def _limited_memory(more_bytes: int | None) -> Iterator[None]:
 # ---------------------------------------------------------------- alone
 
 
-def _alone(task: Task, item: Any, pool: Pool) -> Any:
+def alone(task: Task, item: Any, pool: Pool) -> Any:
     """Return the result of `task` in a process of its own, or the Refusal that its death stands for."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -1,5 +1,7 @@
 """Every table by name, for what reads them all: the report, the reference."""
 
+# ruff: noqa: F401 -- handed on
+
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
 from pipeline.store.tables.evaluate import (
     ARM_COLUMNS,
@@ -28,46 +30,3 @@ from pipeline.store.tables.rendered import CONTENTS, FIELD_OF_VIEW
 from pipeline.store.tables.score import FURTHER_SCORES, LABEL_FRACTION_SCORES, LABELLED_PATIENTS, MARKS, SCORES
 from pipeline.store.tables.segmentation import FROC, SEGMENTATION_COMPARISON, SEGMENTATION_PATIENTS
 from pipeline.store.tables.split import FURTHER_LABELS, LABEL_ID, SPLIT, SPLITS, UNMATCHED
-
-__all__ = [
-    "ARM_COLUMNS",
-    "ASSEMBLED",
-    "CALIBRATION_CURVE",
-    "COMPARISON",
-    "CONTENTS",
-    "CURVES",
-    "EXAM",
-    "EXAMINED",
-    "FIELD_OF_VIEW",
-    "FILES",
-    "FROC",
-    "FURTHER_LABELS",
-    "FURTHER_SCORES",
-    "IMAGES",
-    "IMAGE_COLUMNS",
-    "INDEX",
-    "LABELLED_PATIENTS",
-    "LABEL_FRACTIONS",
-    "LABEL_FRACTION_SCORES",
-    "LABEL_ID",
-    "MARKS",
-    "MASKS",
-    "MASK_GRID",
-    "MEASURED_COLUMNS",
-    "NEAR_DUPLICATES",
-    "PATIENT_SCORES",
-    "QUALITY",
-    "QUARANTINE",
-    "SCORES",
-    "SEGMENTATION_COMPARISON",
-    "SEGMENTATION_PATIENTS",
-    "SPLIT",
-    "SPLITS",
-    "SUBGROUPS",
-    "SWEEP",
-    "UNMATCHED",
-    "Column",
-    "Table",
-    "read_table",
-    "write_table",
-]
