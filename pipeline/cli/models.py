@@ -19,6 +19,7 @@ from pipeline.cli.shared import (
     print_json,
     say,
     settings_of,
+    store_of,
 )
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ def _registry(store: Path | None, config: Path | None, nameable: Nameable) -> Re
     """Return the registered models of a config's store and MLflow, or of a store and the MLflow inside it."""
     from pipeline.store.registry import Registry
 
-    settings = settings_of(config, None, store, nameable)[0] if config else None
-    folder = settings.store if settings else (store or Path("store")).resolve()
-    nameable.folders.add(folder)
+    folder, settings = store_of(config, store, nameable)
     return Registry(folder, settings.tracking.uri if settings else None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,10 +21,8 @@ from pipeline.cli.shared import (
     print_json,
     say,
     settings_of,
+    store_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -108,9 +106,7 @@ def trace(
 
     with errors() as nameable:
         nameable.add(report)
-        settings = settings_of(config, None, store, nameable)[0] if config else None
-        folder = settings.store if settings else (store or Path("store")).resolve()
-        nameable.folders.add(folder)
+        folder, settings = store_of(config, store, nameable)
         artifacts = Store(folder)
         result = tracing.trace(report, artifacts)
         problems = tracing.verify(report, artifacts, say) if verify else []
@@ -139,15 +135,15 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look at versions, device, codecs, disk, store and tracking server."""
+    from dataclasses import asdict
+
     from pipeline.commands import doctor as examination
 
     with errors() as nameable:
-        settings = settings_of(config, None, store, nameable)[0] if config else None
-        folder = settings.store if settings else (store or Path("store")).resolve()
-        nameable.folders.add(folder)
+        folder, settings = store_of(config, store, nameable)
         checks = examination.examine(folder, settings.tracking.uri if settings else None)
     if as_json:
-        print_json([check.to_dict() for check in checks])
+        print_json([asdict(check) for check in checks])
     else:
         for check in checks:
             print(f"{check.state:<8} {check.name:<20} {check.detail}")

@@ -55,6 +55,14 @@ def settings_of(
     return settings, card
 
 
+def store_of(config: Path | None, store: Path | None, nameable: Nameable) -> tuple[Path, Config | None]:
+    """Return the folder of artifacts that a config or an option names, else ./store; and the config, if any."""
+    settings = settings_of(config, None, store, nameable)[0] if config else None
+    folder = settings.store if settings else (store or Path("store")).resolve()
+    nameable.folders.add(folder)
+    return folder, settings
+
+
 def known_key(settings: Config, card: Card) -> bytes:
     """Return the key if there is one, else nothing; only `run` and the stages make one."""
     from pipeline.imaging.pseudonyms import load_key

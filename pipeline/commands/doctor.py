@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +26,6 @@ class Check:
     name: str
     state: Literal["ok", "note", "problem"]
     detail: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the check as plain data."""
-        return asdict(self)
 
 
 def examine(store: Path, tracking_uri: str | None = None) -> list[Check]:

@@ -7,7 +7,7 @@ directly or not. Everything else that is kept is kept because it is not this con
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -346,9 +346,7 @@ def _lock(item: Item, items: Sequence[Item]) -> Item:
     if item.kind != "lock" or item.kept:
         return item
     others = [one for one in items if one.name == item.name and one.kind != "lock" and one.kept]
-    if not others:
-        return item
-    return Item(item.kind, item.name, item.size_bytes, item.changed, True, others[0].reason, item.thing)
+    return replace(item, kept=True, reason=others[0].reason) if others else item
 
 
 def _place(item: Item) -> Place:

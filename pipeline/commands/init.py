@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ class Written:
             "labels": str(self.labels),
             "fingerprint": {
                 "studies": self.studies.to_dict(),
-                "labels": self.label_counts.to_dict(),
-                "machine": self.speed.to_dict(),
+                "labels": asdict(self.label_counts),
+                "machine": asdict(self.speed),
             },
-            "labels_carry": self.capacity.to_dict(),
+            "labels_carry": asdict(self.capacity),
             "plan": self.proposal.to_dict(),
         }
 

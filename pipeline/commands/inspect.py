@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline.imaging.archive.sources import find_sources
 from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import FLAGS, REASONS
-from pipeline.settings.card import Card
+from pipeline.settings.card import NOT_STATED, Card
 from pipeline.settings.images import IngestSettings
 from pipeline.settings.where import Machine
 from pipeline.stages.ingest import NothingAccepted, ingest
@@ -25,7 +25,6 @@ from pipeline.store.tables.io import read_table
 from pipeline.store.wording import counted
 
 COUNTED = ("format", "modality", "body_part", "view", "manufacturer", "sex")
-NOT_STATED = "not stated"
 
 
 def inspect_folder(folder: Path, workers: int) -> dict[str, Any]:

@@ -7,8 +7,7 @@ Numbers of patients in each split are those to expect; since a key decides who g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from scipy.stats import binom
 
@@ -51,10 +50,6 @@ class Capacity:
     recall_interval: tuple[float, float] | None
     specificity_interval: tuple[float, float] | None
     best_chance: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return it for people."""
@@ -104,8 +99,7 @@ class Capacity:
 
 
 def capacity(positives: int, negatives: int) -> Capacity:
-    """Return the highest target of TARGETS that can be had, with the fractions that cost the fewest training "
-    "patients."""
+    """Return the highest of TARGETS that can be had, with the fractions that cost the fewest training patients."""
     for target in TARGETS:
         for shares in FRACTIONS:
             unlucky = int(binom.ppf(UNLUCKY, positives, shares[2]))

@@ -6,9 +6,8 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -328,10 +327,6 @@ class LabelCounts:
     positive: int
     negative: int
     by_patient: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts as plain data."""
-        return asdict(self)
 
 
 def counts(labels: Path, described: Described) -> LabelCounts:

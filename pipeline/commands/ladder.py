@@ -45,8 +45,7 @@ UNSPACED_SIDES = (64, 48, 32)
 
 
 def rungs(studies: Fingerprint, gpu: bool, training_images: int) -> list[Rung]:
-    """Return what could be chosen, the largest first: nothing above the studies' own resolution, or above their "
-    "number."""
+    """Return what could be chosen, the largest first: nothing above the studies' own resolution, or their number."""
     if studies.axes == 3:
         return _volume_rungs(studies)
     longest = max(studies.median_size, default=64)

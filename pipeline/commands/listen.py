@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.commands import models
 from pipeline.delivery.dicom.source import quietly
 from pipeline.delivery.node.outbox import Destination, Outbox
 from pipeline.delivery.node.receiver import ListenError, Receiver, Receiving
@@ -46,7 +45,7 @@ def listen(
     Raises QueueError, ModelError and ListenError when something cannot be used.
     """
     check(receiving)
-    content, sha256 = verified(options.model)
+    content, _ = verified(options.model)
     queue = Queue(folder)
     outbox = Outbox(queue, destination, say)
     worker = WorkerProcess(queue.root, options, lambda line: say(f"listen: {line}"))
@@ -57,7 +56,7 @@ def listen(
             worker.start()
             if (status := worker.wait_until_ready()).state != "ready":
                 raise ListenError(f"the model cannot judge: {status.why}")
-            if not models.info(content, sha256)["rule"]["usable"]:
+            if not content["rule"]["usable"]:
                 say("listen: the model is not usable: no study is assessable by it; maescreen model info says why")
             receiver.start()
             # From now on senders can go on with what a crash interrupted; before, silence means nothing.

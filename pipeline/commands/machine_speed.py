@@ -48,10 +48,6 @@ class MachineSpeed:
     steps: Sequence[TimedStep]
     factors: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the measurements as plain data."""
-        return asdict(self)
-
     def lines(self) -> list[str]:
         """Return what was measured, for people."""
         device = self.gpu or "no GPU"
@@ -81,7 +77,7 @@ def measure(candidates: Sequence[tuple[Sequence[int], PretrainSettings]], factor
 
 def remember(speed: MachineSpeed, store: Path) -> None:
     """Leave the measurements in the store, where the plan finds them."""
-    write_json(store / SPEED_FILE, speed.to_dict())
+    write_json(store / SPEED_FILE, asdict(speed))
 
 
 def _timed(image_size: Sequence[int], settings: PretrainSettings, device: str) -> TimedStep:

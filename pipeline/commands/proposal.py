@@ -39,10 +39,6 @@ class Chosen:
     value: Any
     reason: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Proposal:
@@ -65,7 +61,7 @@ class Proposal:
             "seconds": round(self.total_s, 1),
             "stage_seconds": {name: round(value, 1) for name, value in self.stage_seconds.items()},
             "given_up": list(self.given_up),
-            "settings": [one.to_dict() for one in self.settings],
+            "settings": [asdict(one) for one in self.settings],
         }
 
     def lines(self) -> list[str]:
@@ -131,7 +127,7 @@ def job(plan: _Plan, items: Items, speed: MachineSpeed) -> Job:
 
 
 def _seconds(plan: _Plan, items: Items, speed: MachineSpeed) -> dict[str, float]:
-    own, known = job(plan, items, speed), speed.to_dict()
+    own, known = job(plan, items, speed), asdict(speed)
     return {name: speed.busy * timed_factor(name, own, known)[0] * seconds(name, own) for name in NAMES}
 
 

@@ -54,6 +54,7 @@ def serve(
     if (place.certificate is None) != (place.key is None):
         raise ServeError("https needs both --ssl-certfile and --ssl-keyfile")
     content, sha256 = verified(options.model)
+    told = models.info(content, sha256)
     queue = Queue(queue_folder)
     listener = bound(place.host, place.port)
     worker = WorkerProcess(queue.root, options, lambda line: say(f"serve: {line}"))
@@ -63,11 +64,11 @@ def serve(
         worker.start()
         if (status := worker.wait_until_ready()).state != "ready":
             raise ServeError(f"the model cannot judge: {status.why}")
-        if not models.info(content, sha256)["rule"]["usable"]:
+        if not told["rule"]["usable"]:
             say("serve: the model is not usable: it gives scores, never decisions; maescreen model info says why")
         service = Service(
             queue=queue,
-            model=models.info(content, sha256),
+            model=told,
             access=Access(token),
             limits=limits,
             judging=lambda: worker.status.state,

@@ -10,6 +10,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.delivery.outcomes import TABLE
+from pipeline.delivery.queue import FAILED, FAILURE, FINISHED
+from pipeline.delivery.reading_list import RESULT
 from pipeline.labels.table_file import read_table_file
 from pipeline.labels.values import meanings
 from pipeline.store.files import read_json
@@ -18,9 +21,8 @@ from pipeline.store.wording import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULTS, QUEUE_RESULT, QUEUE_OUTCOMES = "results.json", "result.json", "outcomes.jsonl"
-FINISHED, FAILED, FAILURE = "finished", "failed", "failure.json"
-SCHEMAS = {RESULTS: "results/1", QUEUE_RESULT: "study/1"}
+RESULTS = "results.json"
+SCHEMAS = {RESULTS: "results/1", RESULT: "study/1"}
 DAY_IN_NAME = re.compile(r"(?<!\d)(\d{4})-(\d{2})-(\d{2})(?!\d)")
 WEEK_IN_NAME = re.compile(r"(?<!\d)(\d{4})-?W(\d{2})(?!\d)")
 # Decisions after which somebody looks; the others go home.
@@ -107,13 +109,13 @@ def _read_folder(folder: Path, site: str) -> tuple[list[Judged], list[Outcome]]:
         return [_judged(row, site, day) for row in _content(folder / RESULTS)["results"]], []
     if (folder / FINISHED).is_dir():
         found = []
-        for path in sorted((folder / FINISHED).glob(f"*/{QUEUE_RESULT}")):
+        for path in sorted((folder / FINISHED).glob(f"*/{RESULT}")):
             content = _content(path)
             found.append(_judged(content["result"], site, _day(content["received"])))
         for path in sorted((folder / FAILED).glob(f"*/{FAILURE}")):
             day = _day(read_json(path)["time"])
             found.append(Judged(path.parent.name, site, day, "not assessable", None, None, ""))
-        return found, _recorded(folder / QUEUE_OUTCOMES, site)
+        return found, _recorded(folder / TABLE, site)
     raise FollowupError(f"no folder with results: expected {RESULTS} of predict, or {FINISHED}/ of a queue")
 
 

@@ -20,6 +20,7 @@ from pipeline.delivery.streams import (
     alarms_at,
     monday,
     of_site,
+    part,
     sites_of,
     streams,
     verification,
@@ -282,11 +283,7 @@ def _weeks(followup: Followup) -> list[tuple[Any, Followup]]:
     places: dict[Any, list[int]] = {}
     for at, one in enumerate(followup.studies):
         places.setdefault(monday(one.day), []).append(at)
-    found = []
-    for week, own in sorted(places.items()):
-        outcomes = {new: followup.outcomes[at] for new, at in enumerate(own) if at in followup.outcomes}
-        found.append((week, Followup([followup.studies[at] for at in own], outcomes)))
-    return found
+    return [(week, part(followup, own)) for week, own in sorted(places.items())]
 
 
 def _row(name: dict[str, Any], own: Followup) -> dict[str, Any]:

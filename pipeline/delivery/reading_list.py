@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.delivery.outcomes import Outcomes
-from pipeline.delivery.queue import FAILED, FAILURE, FINISHED, INCOMING, PROCESSING, Queue
+from pipeline.delivery.queue import FAILED, FAILURE, FINISHED, INCOMING, PROCESSING, Entry, Queue
 from pipeline.store.files import read_json
 
 RESULT = "result.json"
@@ -38,6 +38,14 @@ class Row:
     def called(self) -> str:
         """Return the sender's name of the study, its id when there is none."""
         return self.name or self.id
+
+    @classmethod
+    def of(cls, entry: Entry, content: Mapping[str, Any]) -> Row:
+        """Return the row of a finished study; `content` is its result.json."""
+        found = content["result"]
+        numbers = (found["score"], found["probability"], found["typical"])
+        usable, why = content["model"]["usable"], tuple(content["why"])
+        return cls(entry.id, entry.name, entry.received, entry.state, found["decision"], *numbers, usable, why)
 
 
 class ReadingList:
@@ -77,17 +85,17 @@ class ReadingList:
         if entry is None or entry.state != state:
             return None
         if state == FAILED:
-            path = entry.folder / FAILURE
-            why = read_json(path)["reason"] if path.is_file() else BY_HAND
-            return Row(entry.id, entry.name, entry.received, state, why=(why,))
+            return Row(entry.id, entry.name, entry.received, state, why=(why_failed(entry),))
         try:
-            content = read_json(entry.folder / RESULT)
+            return Row.of(entry, read_json(entry.folder / RESULT))
         except (OSError, ValueError):
             return None
-        found = content["result"]
-        numbers = (found["score"], found["probability"], found["typical"])
-        usable, why = content["model"]["usable"], tuple(content["why"])
-        return Row(entry.id, entry.name, entry.received, state, found["decision"], *numbers, usable, why)
+
+
+def why_failed(entry: Entry) -> str:
+    """Return why a study was given up."""
+    path = entry.folder / FAILURE
+    return read_json(path)["reason"] if path.is_file() else BY_HAND
 
 
 def chosen(rows: Iterable[Row], decision: str = "", name: str = "", order: Order = "suspicion") -> list[Row]:

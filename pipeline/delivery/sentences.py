@@ -10,13 +10,8 @@ from pipeline.inference.result import Result
 from pipeline.inference.rule import REASONS, Judgement, OperatingPoint
 
 
-def reasons(result: Result) -> list[str]:
-    """Return why the study is not assessable, and what was wrong with its files."""
-    return reasons_of(result.judgement, result)
-
-
-def reasons_of(judgement: Judgement, result: Result) -> list[str]:
-    """Return the same for the judgement by one of the labels."""
+def reasons(judgement: Judgement, result: Result) -> list[str]:
+    """Return why the study is not assessable by one of the labels, and what was wrong with its files."""
     return [*(REASONS[reason] for reason in judgement.reasons), *refusals(result)]
 
 

@@ -151,13 +151,18 @@ def _by_week(days: Sequence[date], values: np.ndarray, bins: int) -> tuple[list[
     return weeks, counts
 
 
+def _rate(days: Sequence[date], hits: Sequence[bool], expected: tuple[float, float]) -> dict[str, Any]:
+    """Return what was hit of all there was, week by week."""
+    weeks, counts = _by_week(days, np.array(hits, int), 2)
+    return {"weeks": weeks, "ones": counts[:, 1], "n": counts.sum(axis=1), "expected": expected}
+
+
 def _referral(studies: Sequence[Judged], model: Watched) -> dict[str, Any] | None:
     decided = [one for one in studies if one.decision != "not assessable"]
     if model.band is None or not decided:
         return None
-    weeks, counts = _by_week([s.day for s in decided], np.array([s.decision == "refer" for s in decided], int), 2)
-    ones, n = counts[:, 1], counts.sum(axis=1)
-    return {"weeks": weeks, "ones": ones, "n": n, "expected": model.band, "bets": band_bets(ones, n, *model.band)}
+    made = _rate([s.day for s in decided], [s.decision == "refer" for s in decided], model.band)
+    return made | {"bets": band_bets(made["ones"], made["n"], *model.band)}
 
 
 def _scores(studies: Sequence[Judged], model: Watched) -> dict[str, Any] | None:
@@ -188,16 +193,9 @@ def _typicality(studies: Sequence[Judged], model: Watched) -> dict[str, Any] | N
 
 
 def _quality(studies: Sequence[Judged], _model: Watched) -> dict[str, Any] | None:
-    failed = np.array([s.decision == "not assessable" for s in studies], int)
-    weeks, counts = _by_week([s.day for s in studies], failed, 2)
-    ones, n = counts[:, 1], counts.sum(axis=1)
-    return {
-        "weeks": weeks,
-        "ones": ones,
-        "n": n,
-        "expected": (0.0, NOT_ASSESSABLE),
-        "bets": rate_bets(ones, n, NOT_ASSESSABLE),
-    }
+    failed = [s.decision == "not assessable" for s in studies]
+    made = _rate([s.day for s in studies], failed, (0.0, NOT_ASSESSABLE))
+    return made | {"bets": rate_bets(made["ones"], made["n"], NOT_ASSESSABLE)}
 
 
 UNLABELLED: Mapping[str, Callable[[Sequence[Judged], Watched], dict[str, Any] | None]] = {
@@ -232,9 +230,12 @@ def streams(followup: Followup, model: Watched, declared: float | None = None) -
 
 def of_site(followup: Followup, site: str) -> Followup:
     """Return the studies and outcomes of one site."""
-    places = [at for at, one in enumerate(followup.studies) if one.site == site]
-    again = {at: new for new, at in enumerate(places)}
-    outcomes = {again[at]: outcome for at, outcome in followup.outcomes.items() if at in again}
+    return part(followup, [at for at, one in enumerate(followup.studies) if one.site == site])
+
+
+def part(followup: Followup, places: Sequence[int]) -> Followup:
+    """Return the studies at these places, in this order, and their outcomes."""
+    outcomes = {new: followup.outcomes[at] for new, at in enumerate(places) if at in followup.outcomes}
     return Followup([followup.studies[at] for at in places], outcomes)
 
 
@@ -307,6 +308,5 @@ def _lot(one: Judged) -> float:
 def _recall(positives: Sequence[tuple[date, bool]], target: float) -> dict[str, Any] | None:
     if not positives:
         return None
-    weeks, counts = _by_week([day for day, _ in positives], np.array([missed for _, missed in positives], int), 2)
-    ones, n = counts[:, 1], counts.sum(axis=1)
-    return {"weeks": weeks, "ones": ones, "n": n, "expected": (0.0, 1 - target), "bets": rate_bets(ones, n, 1 - target)}
+    made = _rate([day for day, _ in positives], [missed for _, missed in positives], (0.0, 1 - target))
+    return made | {"bets": rate_bets(made["ones"], made["n"], 1 - target)}

@@ -19,7 +19,7 @@ from pipeline.models.arms import ArmData, build_classifier, finish, load_pretrai
 from pipeline.models.baseline import auc
 from pipeline.models.classifier import Classifier, pooling_content
 from pipeline.models.examples import draw
-from pipeline.models.finetuning import BETAS, start_at_the_odds
+from pipeline.models.finetuning import BETAS, sizes, start_at_the_odds
 from pipeline.models.images import Images, on_device
 from pipeline.models.losses import objective
 from pipeline.models.training import Schedule, adamw, batches, parameter_groups, steps_per_epoch
@@ -61,7 +61,6 @@ def train_attentive_probe(
             if found >= best_auc:
                 best, best_auc = {name: tensor.clone() for name, tensor in model.state_dict().items()}, found
     log.info(f"{arm}: tune AUC {best_auc:.4f}")
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     content = {"spec": model.spec.to_json(), "head": "norm_linear", **pooling_content(model)}
     finish(folder, arm, best, history, content | {"further_labels": data.further}, {
         "tune_auc": best_auc,
@@ -70,8 +69,7 @@ def train_attentive_probe(
         "best_epoch": None,
         "encoder_tensors_loaded": start.loaded,
         "encoder_tensors": len(start.tensors),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable_parameters": sum(parameter.numel() for parameter in trained),
+        **sizes(model),
     })  # fmt: skip
 
 

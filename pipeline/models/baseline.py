@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from pipeline.models.checkpoints import WeightsError
+from pipeline.models.checkpoints import WeightsError, tensor_problems
 
 # Inverse strengths of regularisation to choose from on the tune split.
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -97,23 +97,14 @@ def logistics(tensors: Mapping[str, Tensor], further: Sequence[str]) -> list[Log
 
     Raises WeightsError, naming every tensor that is missing, unexpected or of another shape.
     """
-    _refuse_others(tensors, further)
+    parts = [f"{prefix}{part}" for prefix in ("", *(f"{label}." for label in further)) for part in PARTS]
+    features = tuple(tensors["weight"].shape[:1]) if "weight" in tensors else None
+    wanted = {name: (1,) if name.rpartition(".")[2] == "bias" else features for name in parts}
+    if problems := tensor_problems(tensors, wanted):
+        raise WeightsError(f"weights do not fit the logistic regression: {'; '.join(problems)}")
     own = [{name.removeprefix(f"{label}."): t for name, t in tensors.items() if name.startswith(f"{label}.")}
            for label in further]  # fmt: skip
     return [Logistic.from_tensors(dict(one)) for one in (tensors, *own)]
-
-
-def _refuse_others(tensors: Mapping[str, Tensor], further: Sequence[str]) -> None:
-    wanted = [f"{prefix}{part}" for prefix in ("", *(f"{label}." for label in further)) for part in PARTS]
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
-    if not problems:
-        features = tensors["weight"].shape[:1]
-        shapes = {name: (1,) if name.rpartition(".")[2] == "bias" else tuple(features) for name in wanted}
-        problems = [f"{name} has shape {tuple(tensors[name].shape)} instead of {shape}"
-                    for name, shape in shapes.items() if tuple(tensors[name].shape) != shape]  # fmt: skip
-    if problems:
-        raise WeightsError(f"weights do not fit the logistic regression: {'; '.join(problems)}")
 
 
 def logistic_tensors(models: Sequence[Logistic], further: Sequence[str]) -> dict[str, Tensor]:

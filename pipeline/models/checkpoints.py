@@ -61,20 +61,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path.name} cannot be read as safetensors: {error}") from error
 
 
+def tensor_problems(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...] | None]) -> list[str]:
+    """Return every name that is missing, unexpected, or of another shape than is wanted of it; None wants any."""
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return problems + [
+        f"{name} has shape {given[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if shape is not None and given.get(name, shape) != shape
+    ]
+
+
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor]) -> Loaded:
     """Load `tensors` into `module`, all of them into all of it.
 
     Raises WeightsError, naming every missing, unexpected and mis-shaped tensor and every one that is not finite.
     """
     own = module.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in own]
-    for name in [name for name in own if name in tensors]:
-        given, wanted = tuple(tensors[name].shape), tuple(own[name].shape)
-        if given != wanted:
-            problems.append(f"{name} has shape {given} instead of {wanted}")
-        elif not torch.isfinite(tensors[name]).all():
-            problems.append(f"{name} holds values that are not finite")
+    problems = tensor_problems(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    problems += [
+        f"{name} holds values that are not finite"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape == own[name].shape and not torch.isfinite(tensor).all()
+    ]
     if problems:
         raise WeightsError(f"weights do not fit {type(module).__name__}: " + "; ".join(problems))
     module.load_state_dict(dict(tensors), strict=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, finish
 from pipeline.models.baseline import auc
-from pipeline.models.checkpoints import WeightsError, read_weights
+from pipeline.models.checkpoints import WeightsError, read_weights, tensor_problems
 from pipeline.models.finished import Finished, further_labels
 from pipeline.models.training import TrainingError
 from pipeline.store.files import read_json
@@ -121,12 +121,8 @@ def _within(arm: str, records: Mapping[str, dict[str, Any]], tensors: Mapping[st
 
 def _refuse_others(members: Sequence[Member], tensors: Mapping[str, Tensor], labels: int) -> None:
     scales = [f"{member.arm}.{name}" for member in members for name in (CENTRE, SPREAD)]
-    known = {*scales, *(f"{m.arm}.{seed}.{name}" for m in members for seed in m.tensors for name in m.tensors[seed])}
-    problems = [f"{name} is missing" for name in scales if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in known]
-    problems += [f"{name} has shape {tuple(tensors[name].shape)} instead of {(labels,)}"
-                 for name in scales if name in tensors and tuple(tensors[name].shape) != (labels,)]  # fmt: skip
-    if problems:
+    others = [f"{m.arm}.{seed}.{name}" for m in members for seed in m.tensors for name in m.tensors[seed]]
+    if problems := tensor_problems(tensors, dict.fromkeys(scales, (labels,)) | dict.fromkeys(others)):
         raise WeightsError(f"weights do not fit the ensemble: {'; '.join(problems)}")
 
 

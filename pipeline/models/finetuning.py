@@ -209,7 +209,7 @@ def train_network(
         "best_epoch": kept,
         "epochs_trained": len(history),
         **untrained.tensors,
-        **_sizes(model),
+        **sizes(model),
         **learning.finish(judged),
     })  # fmt: skip
 
@@ -234,7 +234,8 @@ def start_at_the_odds(model: Network, settings: FinetuneSettings, data: ArmData)
     model.head.bias.data.copy_(torch.tensor(starts[-model.head.out_features :]))
 
 
-def _sizes(model: Network) -> dict[str, int]:
+def sizes(model: Network) -> dict[str, int]:
+    """Return how many numbers a network has, and how many of them are trained."""
     parameters = list(model.parameters())
     return {
         "parameters": sum(parameter.numel() for parameter in parameters),

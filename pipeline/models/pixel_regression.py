@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.models.arms import ArmData, finish
 from pipeline.models.baseline import PARTS, Logistic, auc, fit_each
-from pipeline.models.checkpoints import WeightsError
+from pipeline.models.checkpoints import WeightsError, tensor_problems
 from pipeline.models.dice import dice, mean_dice
 from pipeline.models.finished import Finished, further_labels
 from pipeline.models.images import Images
@@ -194,10 +194,7 @@ def _heads(model: PixelModel, how: SegmentationSpec, data: ArmData) -> list[Logi
     def summaries(images: Images) -> np.ndarray:
         return np.stack([_summary(model.log_probabilities(pixel_features(pixels))) for pixels in _each(images)])
 
-    train, tune = (
-        (summaries(data.train), data.train.targets[:, first:]),
-        (summaries(data.tune), data.tune.targets[:, first:]),
-    )
+    train, tune = ((summaries(part), part.targets[:, first:]) for part in (data.train, data.tune))
     return fit_each(train, tune)[0]
 
 
@@ -231,12 +228,7 @@ def _read(tensors: Mapping[str, Tensor], how: SegmentationSpec, heads: int) -> t
               "pixel.bias": (how.classes,)}  # fmt: skip
     for n in range(heads):
         wanted |= {f"head{n}.{name}": (1,) if name == "bias" else summary for name in PARTS}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
-    problems += [f"{name} has shape {given[name]} instead of {shape}"
-                 for name, shape in wanted.items() if given.get(name, shape) != shape]  # fmt: skip
-    if problems:
+    if problems := tensor_problems(tensors, wanted):
         raise WeightsError(f"weights do not fit the pixel regression: {'; '.join(problems)}")
     own = [{name: tensors[f"head{n}.{name}"] for name in PARTS} for n in range(heads)]
     return PixelModel(*(tensors[f"pixel.{name}"].numpy() for name in PARTS)), [

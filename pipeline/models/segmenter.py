@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.networks.blocks.transformerblock import TransformerBlock
 from torch import Tensor, nn
 
 from pipeline.models.checkpoints import POSITIONS, load_strict
 from pipeline.models.classifier import Classifier
 from pipeline.models.finished import Finished, Maps, further_labels
 from pipeline.models.segmentation_decoder import Decoder, depths_of
-from pipeline.models.vit import EncoderSpec, block_outputs, embed, normalise, patchify, through
+from pipeline.models.vit import EncoderSpec, block_outputs, embed, normalise, patchify
 from pipeline.models.windows import foreground_log_odds, lesion_logit, slabs, smoothed
 
 ImageScore = Literal["lesion", "head", "mean"]
@@ -80,17 +78,10 @@ class Segmenter(Classifier):
     def depths_and_features(self, image: Tensor, branch_scale: Tensor | None) -> tuple[list[Tensor], Tensor]:
         """Return patch tokens (B, L, D) at the decoder's depths, deepest first, and the mean of the deepest, (B, D)."""
         tokens = embed(self.encoder, patchify(image, self.spec.patch_size))
-        outputs = block_outputs(self.encoder, tokens) if branch_scale is None else self._dropped(tokens, branch_scale)
+        outputs = block_outputs(self.encoder, tokens, branch_scale)
         outputs[-1] = self.encoder.norm(outputs[-1])
         depths = [outputs[depth][:, self.spec.prefix :] for depth in depths_of(self.spec.depth)]
         return depths, depths[0].mean(dim=1)
-
-    def _dropped(self, tokens: Tensor, branch_scale: Tensor) -> list[Tensor]:
-        outputs = [tokens]
-        for block, scale in zip(self.encoder.blocks, branch_scale, strict=True):
-            function = partial(_scaled, cast(TransformerBlock, block))
-            outputs.append(through(block, outputs[-1], scale[:, :, None, None], function=function))
-        return outputs
 
     def forward(self, pixels: Tensor, branch_scale: Tensor | None = None, *, maps: bool = False) -> Any:
         """Return logits (B, S) of pixels (B, C, ...) in [0, 1]; with `maps`, class logits (B, K, ...) and the head's.
@@ -107,13 +98,6 @@ class Segmenter(Classifier):
             return classes, head
         lesion = smoothed(foreground_log_odds(classes)).flatten(1).amax(dim=1)
         return image_logits(self.how.image_score, lesion, head)
-
-
-def _scaled(block: TransformerBlock, tokens: Tensor, scale: Tensor) -> Tensor:
-    """Run a block with its residual branches multiplied, as `vit.encode` does."""
-    attention, mlp = scale
-    tokens = tokens + attention * block.attn(block.norm1(tokens))
-    return tokens + mlp * block.mlp(block.norm2(tokens))
 
 
 def image_logits(image_score: ImageScore, lesion: Tensor, head: Tensor) -> Tensor:

@@ -224,11 +224,14 @@ def embed(encoder: ViT, patches: Tensor, places: Tensor | None = None) -> Tensor
     return torch.cat((*(one.expand(len(tokens), -1, -1) for one in before), tokens), dim=1)
 
 
-def block_outputs(encoder: ViT, tokens: Tensor) -> list[Tensor]:
-    """Return tokens (B, 1 + R + K, D) before the first block and after each, without the final norm."""
+def block_outputs(encoder: ViT, tokens: Tensor, branch_scale: Tensor | None = None) -> list[Tensor]:
+    """Return tokens (B, 1 + R + K, D) before the first block and after each, without the final norm.
+
+    `branch_scale` is that of `encode`.
+    """
     outputs = [tokens]
-    for block in _blocks(encoder):
-        outputs.append(through(block, outputs[-1]))
+    for index, block in enumerate(_blocks(encoder)):
+        outputs.append(_after(block, outputs[-1], None if branch_scale is None else branch_scale[index]))
     return outputs
 
 
@@ -238,11 +241,14 @@ def encode(encoder: ViT, tokens: Tensor, branch_scale: Tensor | None = None) -> 
     `branch_scale` (depth, 2, B) multiplies each image's residual branches: stochastic depth (Huang et al. 2016).
     """
     for index, block in enumerate(_blocks(encoder)):
-        if branch_scale is None:
-            tokens = through(block, tokens)
-        else:
-            tokens = through(block, tokens, branch_scale[index][:, :, None, None], function=partial(_scaled, block))
+        tokens = _after(block, tokens, None if branch_scale is None else branch_scale[index])
     return encoder.norm(tokens)
+
+
+def _after(block: TransformerBlock, tokens: Tensor, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return through(block, tokens)
+    return through(block, tokens, scale[:, :, None, None], function=partial(_scaled, block))
 
 
 def _scaled(block: TransformerBlock, tokens: Tensor, scale: Tensor) -> Tensor:

@@ -22,6 +22,13 @@ else:
     Arm = Literal[NAMES]
 
 
+def distinct(value: list[Any]) -> list[Any]:
+    """Return a list as it is. Raises ValueError where a value stands twice."""
+    if len(set(value)) != len(value):
+        raise ValueError("values must be distinct")
+    return value
+
+
 class UsageError(ValueError):
     """What was asked for cannot be done as it was asked; the message says why and what to do."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.settings.common import Arm, Confidence, Seed, Settings
+from pipeline.settings.common import Arm, Confidence, Seed, Settings, distinct
 
 Calibration = Literal["logistic", "beta", "isotonic", "temperature", "venn_abers", "auto"]
 
@@ -59,12 +59,7 @@ class CalibrateSettings(Settings):
         "report", description="threshold to use: everybody's; or the lowest, so that every group's promise holds"
     )
 
-    @field_validator("recall_targets", "subgroup_attributes")
-    @classmethod
-    def _distinct(cls, value: list[float | str]) -> list[float | str]:
-        if len(set(value)) != len(value):
-            raise ValueError("values must be distinct")
-        return value
+    _distinct = field_validator("recall_targets", "subgroup_attributes")(distinct)
 
 
 class EvaluateSettings(Settings):
@@ -92,9 +87,7 @@ class EvaluateSettings(Settings):
     def _open(cls, value: list[float]) -> list[float]:
         if any(not 0 < p < 1 for p in value):
             raise ValueError("prevalences lie strictly between 0 and 1")
-        if len(set(value)) != len(value):
-            raise ValueError("values must be distinct")
-        return value
+        return distinct(value)
 
 
 class PackageSettings(Settings):

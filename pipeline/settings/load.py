@@ -82,9 +82,7 @@ def load(path: Path, overrides: list[str] | None = None) -> tuple[Config, Card]:
     Relative paths in the config become absolute, taken from the folder of the config file.
     Raises ConfigError listing every problem, each with file, line and what is allowed.
     """
-    content, lines = _read(path)
-    problems = _override(content, lines, overrides or [])
-    config = _validate(Config, content, lines, path, problems)
+    config, lines, problems = _config(path, overrides)
     card: Card | None = None
     if config is not None:
         config = _absolute(config, path.resolve().parent)
@@ -111,12 +109,17 @@ def load_settings(path: Path, overrides: list[str] | None = None) -> Config:
 
     Raises ConfigError listing every problem.
     """
-    content, lines = _read(path)
-    problems = _override(content, lines, overrides or [])
-    config = _validate(Config, content, lines, path, problems)
+    config, _, problems = _config(path, overrides)
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     return _absolute(config, path.resolve().parent)
+
+
+def _config(path: Path, overrides: list[str] | None) -> tuple[Config | None, dict[Loc, int], list[str]]:
+    """Return a config as it is written, the lines of its settings, and what is wrong with it."""
+    content, lines = _read(path)
+    problems = _override(content, lines, overrides or [])
+    return _validate(Config, content, lines, path, problems), lines, problems
 
 
 def _forbidden_flips(config: Config, card: Card, path: Path, lines: dict[Loc, int]) -> list[str]:
@@ -249,12 +252,8 @@ def _value(text: str, model: type[BaseModel], loc: Loc) -> Any:
 
 def _is_text(model: type[BaseModel], loc: Loc) -> bool:
     """Say whether a setting is a text or a path, or either of them and null."""
-    for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return False
-        model = field.annotation
-    field = model.model_fields.get(str(loc[-1]))
+    section = _section(model, loc[:-1])
+    field = section.model_fields.get(str(loc[-1])) if section else None
     if field is None:
         return False
     union = isinstance(field.annotation, UnionType)
@@ -283,7 +282,8 @@ def _describe(model: type[BaseModel], detail: Any, lines: dict[Loc, int], path: 
     if detail["type"] == "missing":
         return f"{place}: {name} is missing", ""
     if detail["type"] == "extra_forbidden":
-        siblings = _fields(model, loc[:-1])
+        section = _section(model, loc[:-1])
+        siblings = sorted(section.model_fields) if section else []
         near = difflib.get_close_matches(str(loc[-1]), siblings, n=1)
         hint, known = (f"; did you mean {near[0]}?", "") if near else ("", f"; known here: {', '.join(siblings)}")
         return f"{place}: {name} is not a setting{hint}", known
@@ -301,49 +301,49 @@ def _place(loc: Loc, lines: dict[Loc, int], path: Path) -> str:
     return f"{path}" if known is None else f"{path}:{lines[known]}" if lines[known] else COMMAND_LINE
 
 
-def _fields(model: type[BaseModel], loc: Loc) -> list[str]:
+def _section(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
+    """Return the settings at a place; None where there is one value, or nothing."""
     for part in loc:
         field = model.model_fields.get(str(part))
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
+            return None
         model = field.annotation
-    return sorted(model.model_fields)
+    return model
 
 
 def _absolute(config: Config, folder: Path) -> Config:
     def here(path: Path) -> Path:
         return (folder / path.expanduser()).resolve()
 
+    def if_any(path: Path | None) -> Path | None:
+        return None if path is None else here(path)
+
     def placed(data: Studies) -> dict[str, Any]:
         return {"studies": [here(p) for p in data.studies], "labels": here(data.labels), "card": here(data.card)}
 
     data = config.data
-    external = [one.model_copy(update=placed(one)) for one in data.external]
-
+    of_data = placed(data) | {
+        "key_file": here(data.key_file),
+        "imported_weights": if_any(data.imported_weights),
+        "external": [one.model_copy(update=placed(one)) for one in data.external],
+    }
     return config.model_copy(
         update={
             "store": here(config.store),
             "reports": here(config.reports),
-            "report": config.report.model_copy(
-                update={"fonts": None if config.report.fonts is None else here(config.report.fonts)}
-            ),
-            "data": data.model_copy(
-                update={
-                    **placed(data),
-                    "key_file": here(data.key_file),
-                    "imported_weights": None if data.imported_weights is None else here(data.imported_weights),
-                    "external": external,
-                }
-            ),
+            "report": config.report.model_copy(update={"fonts": if_any(config.report.fonts)}),
+            "data": data.model_copy(update=of_data),
         }
     )
 
 
+def _datasets(config: Config) -> list[tuple[Loc, Studies]]:
+    return [(("data",), config.data), *((("data", "external", i), one) for i, one in enumerate(config.data.external))]
+
+
 def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
-    places: list[tuple[Loc, Studies]] = [(("data",), config.data)]
-    places += [(("data", "external", i), one) for i, one in enumerate(config.data.external)]
     named: list[tuple[Loc, Path]] = []
-    for loc, data in places:
+    for loc, data in _datasets(config):
         named += [((*loc, "studies", i), path) for i, path in enumerate(data.studies)]
         named += [((*loc, "labels"), data.labels), ((*loc, "card"), data.card)]
     if config.starts_from_weights and config.data.imported_weights is not None:
@@ -359,12 +359,10 @@ def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[st
 
 def _overlapping(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
     """Name each entry of `studies` that holds files of another one of the same dataset: they would be read twice."""
-    places: list[tuple[Loc, Studies]] = [(("data",), config.data)]
-    places += [(("data", "external", i), one) for i, one in enumerate(config.data.external)]
     return [
         f"{_place((*loc, 'studies', at), lines, path)}: {'.'.join(map(str, loc))}.studies: entry {at + 1} and entry "
         f"{before + 1} hold the same files; leave one out"
-        for loc, data in places
+        for loc, data in _datasets(config)
         for at, root in enumerate(data.studies)
         for before, other in enumerate(data.studies[:at])
         if root == other or root in other.parents or other in root.parents

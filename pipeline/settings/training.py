@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.models.arm_registry import ARMS, SEGMENTING
-from pipeline.settings.common import Arm, Axis, Seed, Settings, Side
+from pipeline.settings.common import Arm, Axis, Seed, Settings, Side, distinct
 
 ENCODER_SIZES: dict[str, dict[str, int]] = {
     # Touvron et al. 2021 (tiny, small), Dosovitskiy et al. 2021 (base, large); 5.5, 21, 86 and 303 M parameters.
@@ -61,12 +61,7 @@ class Mirroring(Settings):
         default_factory=list, description="allowed where the card lists the axis in symmetric_axes; laterality matters"
     )
 
-    @field_validator("flips")
-    @classmethod
-    def _distinct(cls, value: list) -> list:
-        if len(set(value)) != len(value):
-            raise ValueError("values must be distinct")
-        return value
+    _distinct = field_validator("flips")(distinct)
 
 
 class PretrainAugmentation(Mirroring):
@@ -275,12 +270,7 @@ class FinetuneSettings(Settings):
         other_arms = {name for name, arm in OF_ARM.items() if arm not in self.arms}
         return super()._left_out() | other_arms | ({"segmentation"} if self.task == "classification" else set())
 
-    @field_validator("arms", "seeds", "labelled_patients", "ensemble")
-    @classmethod
-    def _distinct(cls, value: list) -> list:
-        if len(set(value)) != len(value):
-            raise ValueError("values must be distinct")
-        return value
+    _distinct = field_validator("arms", "seeds", "labelled_patients", "ensemble")(distinct)
 
     @model_validator(mode="after")
     def _consistent(self) -> FinetuneSettings:

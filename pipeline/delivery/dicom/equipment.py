@@ -7,7 +7,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pipeline import __version__
-from pipeline.delivery.dicom.identifiers import device_uid
+from pipeline.delivery.dicom.identifiers import derived_uid
 from pipeline.delivery.dicom.source import SourceStudy
 from pipeline.inference.model import Model
 
@@ -16,8 +16,8 @@ RESEARCH_SERIES = "RESEARCH USE ONLY"
 
 
 def model_uid(model: Model) -> str:
-    """Return the Device UID of a model."""
-    return device_uid(model.sha256)
+    """Return the Device UID of a model; it changes with every byte of it."""
+    return derived_uid("device", model.sha256)
 
 
 def add_equipment(into: Dataset, model: Model, source: SourceStudy) -> None:

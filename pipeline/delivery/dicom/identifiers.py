@@ -16,11 +16,6 @@ def derived_uid(*parts: object) -> str:
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 
 
-def device_uid(model_sha256: str) -> str:
-    """Return the Device UID of a model; it changes with every byte of it."""
-    return derived_uid("device", model_sha256)
-
-
 def series_uid(study_uid: str, patient: str, model_sha256: str, kind: str) -> str:
     """Return the UID of the series that holds the objects of one kind by one model in a patient's study."""
     return derived_uid("series", study_uid, patient, model_sha256, kind)

@@ -164,7 +164,7 @@ def _texts(
     result: Result, model: Model, judgement: Judgement, label_id: str, usable: bool
 ) -> Iterator[tuple[str, str]]:
     if judgement.decision == "not assessable":
-        yield from (("reason", sentence) for sentence in sentences.reasons_of(judgement, result))
+        yield from (("reason", sentence) for sentence in sentences.reasons(judgement, result))
     if usable and label_id:
         point = model.further[label_id].points[0]
         yield "threshold", sentences.threshold_of(point)

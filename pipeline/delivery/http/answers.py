@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.delivery.http.access import Access, Session
 from pipeline.delivery.http.receiving import Refused
+from pipeline.delivery.queue import Entry, Queue
 from pipeline.store.files import json_text
 
 OPEN = ("/healthz", "/login")
@@ -165,6 +166,14 @@ def session_of(request: Request) -> Session:
 
 def _unauthorised(why: str) -> Response:
     return error(401, why, {"www-authenticate": "Bearer"})
+
+
+def entry_of(queue: Queue, study_id: str) -> Entry:
+    """Return a study of the queue. Raises Refused when there is none with this id."""
+    entry = queue.find(study_id)
+    if entry is None:
+        raise Refused(404, "there is no study with this id")
+    return entry
 
 
 def word_errors(app: FastAPI) -> None:

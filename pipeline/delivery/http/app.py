@@ -18,17 +18,16 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from pipeline import __version__
 from pipeline.delivery.http import examples, metrics
 from pipeline.delivery.http.access import Access
-from pipeline.delivery.http.answers import Answered, Guard, error, pretty, takes, word_errors
+from pipeline.delivery.http.answers import Answered, Guard, entry_of, error, pretty, takes, word_errors
 from pipeline.delivery.http.pages import add_pages
 from pipeline.delivery.http.receiving import SOURCE, Limits, Receiver, Refused
 from pipeline.delivery.lights import REFRESH_S, StandingLights
-from pipeline.delivery.queue import FAILED, FAILURE, FINISHED, Entry, Queue
-from pipeline.delivery.reading_list import BY_HAND, ReadingList
+from pipeline.delivery.queue import FAILED, FINISHED, Entry, Queue
+from pipeline.delivery.reading_list import RESULT, ReadingList, why_failed
 from pipeline.delivery.uploads import LONGEST_NAME, sanitised
 from pipeline.store.files import read_json
 
 LOOK_S = 1.0
-RESULT = "result.json"
 # FastAPI would hand requests, with what is in them, to OpenTelemetry, which MLflow brings.
 NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 State = Literal["receiving", "incoming", "processing", "finished", "failed"]
@@ -150,7 +149,7 @@ def _add_studies(app: FastAPI, service: Service, receiver: Receiver) -> None:
     @app.get("/studies/{study_id}", tags=["studies"], dependencies=[Depends(takes())], responses=examples.STUDY)
     def study(study_id: StudyId) -> Study:
         """Say what became of a study."""
-        return _study(_found(service.queue, study_id))
+        return _study(entry_of(service.queue, study_id))
 
     @app.get(
         "/studies/{study_id}/page.pdf",
@@ -161,7 +160,7 @@ def _add_studies(app: FastAPI, service: Service, receiver: Receiver) -> None:
     )
     def page(study_id: StudyId) -> Response:
         """Return the page of a finished study as PDF."""
-        return _file(_found(service.queue, study_id), "page.pdf", "application/pdf", "it has no page")
+        return _file(entry_of(service.queue, study_id), "page.pdf", "application/pdf", "it has no page")
 
     @app.get(
         "/studies/{study_id}/sr.dcm",
@@ -173,7 +172,7 @@ def _add_studies(app: FastAPI, service: Service, receiver: Receiver) -> None:
     def structured_report(study_id: StudyId) -> Response:
         """Return the result of a finished study that came as DICOM as a DICOM Structured Report."""
         why = "it has no Structured Report: none is written for a study that did not come as DICOM"
-        return _file(_found(service.queue, study_id), "sr.dcm", "application/dicom", why)
+        return _file(entry_of(service.queue, study_id), "sr.dcm", "application/dicom", why)
 
 
 def _add_state(app: FastAPI, service: Service, studies: ReadingList, answered: Answered, receiver: Receiver) -> None:
@@ -215,18 +214,10 @@ def _add_state(app: FastAPI, service: Service, studies: ReadingList, answered: A
         return Response(said, media_type=metrics.MEDIA_TYPE)
 
 
-def _found(queue: Queue, study_id: str) -> Entry:
-    entry = queue.find(study_id)
-    if entry is None:
-        raise Refused(404, "there is no study with this id")
-    return entry
-
-
 def _study(entry: Entry) -> Study:
     content: dict[str, Any] = {"why": [], "judged": None, "model": None, "result": None}
     if entry.state == FAILED:
-        path = entry.folder / FAILURE
-        content["why"] = [read_json(path)["reason"] if path.is_file() else BY_HAND]
+        content["why"] = [why_failed(entry)]
     elif entry.state == FINISHED:
         stored = read_json(entry.folder / RESULT)
         content = {name: stored[name] for name in content}

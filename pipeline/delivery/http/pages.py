@@ -17,11 +17,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from pipeline.delivery.http.access import SESSION_S, sent_by
-from pipeline.delivery.http.answers import COOKIE, cookie, policy, session_of, takes
+from pipeline.delivery.http.answers import COOKIE, cookie, entry_of, policy, session_of, takes
 from pipeline.delivery.http.receiving import Refused
 from pipeline.delivery.outcomes import OUTCOMES
 from pipeline.delivery.queue import FAILED, FINISHED, Entry
-from pipeline.delivery.reading_list import ReadingList, Row, chosen
+from pipeline.delivery.reading_list import RESULT, ReadingList, Row, chosen
 from pipeline.imaging.quarantine import REASONS as REFUSALS
 from pipeline.reporting.html import environment
 from pipeline.reporting.numbers import number, probability
@@ -140,19 +140,19 @@ def _link(asked: Mapping[str, str], page: int) -> str:
 def _add_study(app: FastAPI, service: Service, studies: ReadingList) -> None:
     @app.get("/reading-list/{study_id}", include_in_schema=False, dependencies=[Depends(takes())])
     def study(request: Request, study_id: str) -> Response:
-        entry = _entry(service, study_id)
+        entry = entry_of(service.queue, study_id)
         shared = {**_shared(request, service), "entry": entry, "outcomes": OUTCOMES}
         if entry.state != FINISHED:
             rows = studies.settled(FAILED)
             why = rows[entry.id].why if entry.id in rows else ()
             return _html("study.html.j2", {**shared, "content": None, "why": why})
-        content = read_json(entry.folder / "result.json")
+        content = read_json(entry.folder / RESULT)
         recorded = studies.latest_outcomes().get(entry.id)
         return _html("study.html.j2", {**shared, **_study(entry, content), "recorded": recorded})
 
     @app.get("/reading-list/{study_id}/{picture}", include_in_schema=False, dependencies=[Depends(takes())])
     def picture(study_id: str, picture: str) -> Response:
-        path = _entry(service, study_id).folder / picture if picture in PICTURES else None
+        path = entry_of(service.queue, study_id).folder / picture if picture in PICTURES else None
         if path is None or not path.is_file():
             raise Refused(404, "there is no such picture")
         return FileResponse(path, media_type="image/svg+xml")
@@ -161,21 +161,14 @@ def _add_study(app: FastAPI, service: Service, studies: ReadingList) -> None:
     async def record(request: Request, study_id: str) -> Response:
         form = await _form(request, "form", "outcome")
         _from_page(request, form)
-        entry = _entry(service, study_id)
+        entry = entry_of(service.queue, study_id)
         if entry.state != FINISHED:
             raise Refused(409, "the study has no result yet, whose outcome could be recorded")
         if form["outcome"] not in OUTCOMES:
             raise Refused(422, f"an outcome is one of: {', '.join(OUTCOMES)}")
-        row = read_json(entry.folder / "result.json")["result"]
+        row = read_json(entry.folder / RESULT)["result"]
         await run_in_threadpool(studies.outcomes.record, form["outcome"], row)
         return RedirectResponse(f"/reading-list/{entry.id}#outcome", HTTPStatus.SEE_OTHER)
-
-
-def _entry(service: Service, study_id: str) -> Entry:
-    entry = service.queue.find(study_id)
-    if entry is None:
-        raise Refused(404, "there is no study with this id")
-    return entry
 
 
 def _shared(request: Request, service: Service) -> dict[str, Any]:
@@ -211,7 +204,7 @@ def _study(entry: Entry, content: Mapping[str, Any]) -> dict[str, Any]:
     look, words, meaning = VERDICTS[found["decision"]] if usable else NO_DECISION
     unlike = f"{UNLIKE} {NOT_MADE_FOR} {found['most_unusual']}." if found["typical"] is False else ""
     refused = Counter(row["reason"] for row in content["quarantine"])
-    shown = _shown(_row(entry, content), {})
+    shown = _shown(Row.of(entry, content), {})
     return {
         "content": content,
         "why": content["why"],
@@ -230,14 +223,6 @@ def _study(entry: Entry, content: Mapping[str, Any]) -> dict[str, Any]:
         "outline": WORDS[content.get("outline") or "attention"],
         "no_finding": NO_FINDING,
     }
-
-
-def _row(entry: Entry, content: Mapping[str, Any]) -> Row:
-    found = content["result"]
-    numbers = (found["score"], found["probability"], found["typical"])
-    return Row(
-        entry.id, entry.name, entry.received, entry.state, found["decision"], *numbers, content["model"]["usable"]
-    )
 
 
 async def _form(request: Request, *fields: str) -> dict[str, str]:
