@@ -10,7 +10,7 @@ from tests.architecture import ROOT, arrows_up, circles, imported, modules, ours
 
 ONLY_IN = {
     "mlflow": ("store/tracking.py", "store/registry.py", "store/served_model.py", "inference/mlflow_model.py"),
-    "onnx": ("inference/onnx_graph.py", "inference/export.py"),
+    "onnx": ("inference/onnx_graph.py", "inference/onnx_nodes.py", "inference/export.py"),
     "onnxruntime": ("inference/export.py",),
     "typer": ("cli/",),
     "torch.distributed": ("models/distributed.py",),
