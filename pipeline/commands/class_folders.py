@@ -72,9 +72,8 @@ def read_class_folders(folder: Path, header_names_patients: bool) -> ClassFolder
         )
     if loose:
         raise InitError(
-            f"{counted(len(loose), 'file lies', 'files lie')} beside the folders of the classes, so that nothing "
-            "says what "
-            "they show; move them into a class, or elsewhere"
+            f"{counted(len(loose), 'file lies', 'files lie')} beside the folders of the classes, so that nothing says "
+            "what they show; move them into a class, or elsewhere"
         )
     nested = all(path.count("/") > 1 for path in paths)
     how = "header" if header_names_patients else "folder" if nested else "file"

@@ -69,8 +69,7 @@ class Capacity:
             said.append(
                 f"recall {TARGETS[0]:g} with {100 * CONFIDENCE:g} % confidence needs at least "
                 f"{min_positives(TARGETS[0], CONFIDENCE)} calibration patients with the condition; with the usual "
-                "fifth, "
-                f"at most {self.highest_certifiable:.3f} can be certified. The config proposes {self.target:g}"
+                f"fifth, at most {self.highest_certifiable:.3f} can be certified. The config proposes {self.target:g}"
             )
         if tuple(self.fractions.values()) != FRACTIONS[0]:
             shares = ", ".join(f"{name} {share:g}" for name, share in self.fractions.items())
@@ -79,12 +78,9 @@ class Capacity:
         low, high = self.recall_interval or (0.0, 0.0)
         said.append(
             f"recall {self.target:g} is certified when of {self.positives_per_split['calibration']} calibration "
-            "patients "
-            f"with the condition {misses} is missed; the test set, {self.positives_per_split['test']}, will confirm "
-            "it in "
-            f"{100 * (self.chance_confirmed or 0):.0f} of 100 cases. Its interval for recall will be about {low:.2f} "
-            "to "
-            f"{high:.2f}"
+            f"patients with the condition {misses} is missed; the test set, {self.positives_per_split['test']}, will "
+            f"confirm it in {100 * (self.chance_confirmed or 0):.0f} of 100 cases. Its interval for recall will be "
+            f"about {low:.2f} to {high:.2f}"
         )
         if self.specificity_interval:
             low, high = self.specificity_interval
@@ -92,8 +88,7 @@ class Capacity:
         if (self.chance_confirmed or 0) < 0.5:
             said.append(
                 "a test set that cannot confirm is no reason to doubt the certificate; calibrate.deploy: pooled "
-                "certifies "
-                "the threshold to use on test patients as well (see maescreen power)"
+                "certifies the threshold to use on test patients as well (see maescreen power)"
             )
         return said
 

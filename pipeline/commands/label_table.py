@@ -129,8 +129,7 @@ def _refuse_row_for_header(table: pd.DataFrame, seen: Glance) -> None:
     if any(NUMBER.fullmatch(name) or name.lower().endswith(ENDINGS) for name in names) or {*names} & {*seen.files}:
         raise InitError(
             "line 1 of the label table looks like a row, not like the names of its columns: it holds a number or the "
-            "name "
-            "of a file. Write the names above it, such as path,patient_id,label"
+            "name of a file. Write the names above it, such as path,patient_id,label"
         )
 
 

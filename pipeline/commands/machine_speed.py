@@ -59,9 +59,8 @@ class MachineSpeed:
         said = [f"machine: {self.cores} CPU cores, {self.memory_gb:.0f} GB of memory, {device}", *timed]
         if self.busy >= BUSY:
             said.append(
-                f"other programs keep the machine busy: the plan allows {self.busy:.1f} times as long for "
-                "everything; run "
-                "init again when it is idle for a larger one"
+                f"other programs keep the machine busy: the plan allows {self.busy:.1f} times as long for everything; "
+                "run init again when it is idle for a larger one"
             )
         return said
 

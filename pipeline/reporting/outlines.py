@@ -58,7 +58,6 @@ WORDS = {
         "About the outlines: they enclose the smallest area of the image that holds half of what raised the network's "
         "score (features of its first stage times the gradient of the score, HiResCAM, Draelos and Carin 2020, mean "
         "over the seeds); spread evenly it would be half of the image, and an outline near that tells nothing. An "
-        "outline says which "
-        f"places raised the score; what lowered it is not shown. {NO_PROOF}",
+        f"outline says which places raised the score; what lowered it is not shown. {NO_PROOF}",
     ),
 }
