@@ -98,10 +98,9 @@ def test_tables_are_made_from_the_folders_as_published(script, published):
         "age_years": "21.0",
     }
     assert rows_of(published / "montgomery.csv")[0]["sex"] == "F"
-    mixed, with_nih = rows_of(published / "mixed.csv"), rows_of(published / "shenzhen_nih.csv")
-    assert len({row["patient_id"] for row in mixed}) == 144
-    assert [row["label"] for row in with_nih[-10:]] == [""] * 10
-    assert with_nih[-1]["patient_id"] == "nih_00000005"
+    assert len({row["patient_id"] for row in rows_of(published / "mixed.csv")}) == 144
+    *_, last = rows_of(published / "nih.csv")
+    assert last == {"path": "images_001/images/00000005_001.png", "patient_id": "nih_00000005"}
 
 
 def test_without_the_archives_the_script_says_what_is_missing(script, tmp_path):
@@ -124,20 +123,26 @@ def test_the_config_divides_shenzhen_keeps_nih_for_pretraining_and_montgomery_fo
     )
     words = [
         f"data.studies=[{published}]",
-        f"data.labels={published / 'shenzhen_nih.csv'}",
+        f"data.labels={published / 'shenzhen.csv'}",
+        f"data.unlabelled=[{published / 'ChestXray14'}]",
+        f"data.unlabelled_patients={published / 'nih.csv'}",
         f"data.external=[{external}]",
         f"data.key_file={tmp_path / 'own.key'}",
-        "data.include=[ChinaSet_AllFiles/CXR_png/**, ChestXray14/**]",
         f"store={tmp_path / 'store'}",
         "machine.workers=1",
     ]
     settings, _ = load(config, words)
     assert settings.calibrate.recall_targets[0] == 0.9
-    done = CliRunner().invoke(app, ["run", str(config), *words, "--until", "split@montgomery"])
+    done = CliRunner().invoke(app, ["run", str(config), *words, "--until", "split@unlabelled"])
     assert done.exit_code == 0, done.stderr
-    counts = [json.loads(path.read_text())["splits"] for path in (tmp_path / "store").glob("split/*/summary.json")]
-    own = next(one for one in counts if one["train"]["images"])
-    other = next(one for one in counts if not one["train"]["images"])
-    assert own["pretrain"] == own["pretrain"] | {"images": 10, "patients": 5, "labelled_patients": 0}
+    records = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("split/*/artifact.json")]
+    counts = {
+        record["step"]: json.loads((tmp_path / "store" / "split" / record["key"] / "summary.json").read_text())[
+            "splits"
+        ]
+        for record in records
+    }
+    nih, own, other = (counts[f"split{of}"] for of in ("@unlabelled", "", "@montgomery"))
+    assert nih["pretrain"] == nih["pretrain"] | {"images": 10, "patients": 5, "labelled_patients": 0}
     assert sum(own[name]["images"] for name in ("train", "tune", "calibration", "test")) == 120
     assert other["test"]["images"] == other["test"]["patients"] == 24

@@ -10,8 +10,8 @@ ROOT holds, unpacked and unchanged, what there is of
     ChestXray14/**/00000001_000.png                NIH ChestX-ray14, without labels: for pretraining alone
 
 and OUTPUT gets shenzhen.csv and montgomery.csv; mixed.csv, both in one table, for a split across the two; and, where
-there are NIH images, shenzhen_nih.csv and mixed_nih.csv with their rows as well, the label empty, so that their
-patients go to the split `pretrain`. Paths are relative to ROOT.
+there are NIH images, nih.csv, which says whose they are (`data.unlabelled_patients`). Paths are relative to ROOT, those
+in nih.csv to ChestXray14, which `data.unlabelled` names.
 
 The last digit of a file's name is the label: 1 tuberculosis, 0 not. `sex` and `age_years` are those of the text files,
 empty where these do not say; nothing else of the texts is taken over. A reading that says normal beside a 1, or
@@ -83,11 +83,10 @@ def make_tables(root: Path, output: Path) -> list[str]:
     said = [line for _, lines in found.values() for line in lines]
     if len(tables) == 2:
         tables["mixed"] = pd.concat(tables.values(), ignore_index=True)
-    unlabelled = nih(root)
+    unlabelled = nih(root / NIH_FOLDER)
     if len(unlabelled):
         said.append(f"nih: {len(unlabelled)} images of {unlabelled['patient_id'].nunique()} patients, without labels")
-        for name in [one for one in ("shenzhen", "mixed") if one in tables]:
-            tables[f"{name}_nih"] = pd.concat([tables[name], unlabelled], ignore_index=True)
+        tables["nih"] = unlabelled
     output.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(output / f"{name}.csv", index=False, lineterminator="\n")
@@ -131,13 +130,11 @@ def films(root: Path, collection: Collection) -> tuple[pd.DataFrame, list[str]]:
     return table, [said, *(f"{collection.name}: {count} {what}" for what, count in notes.items() if count)]
 
 
-def nih(root: Path) -> pd.DataFrame:
-    """Return a row without a label for each image of ChestX-ray14, wherever below its folder it lies."""
-    found = [(path, match) for path in (root / NIH_FOLDER).rglob("*.png") if (match := NIH.fullmatch(path.name))]
-    rows = [
-        {"path": path.relative_to(root).as_posix(), "patient_id": f"nih_{match[1]}"} for path, match in sorted(found)
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+def nih(folder: Path) -> pd.DataFrame:
+    """Return path and patient of each image of ChestX-ray14, wherever below its folder it lies."""
+    found = sorted((path, match[1]) for path in folder.rglob("*.png") if (match := NIH.fullmatch(path.name)))
+    rows = [(path.relative_to(folder).as_posix(), f"nih_{patient}") for path, patient in found]
+    return pd.DataFrame(rows, columns=["path", "patient_id"])
 
 
 def read_reading(text: str) -> Reading:

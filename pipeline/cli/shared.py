@@ -50,6 +50,7 @@ def settings_of(
         fail(f"the path of the store, {shown}, is not UTF-8, which MLflow needs; choose another with --store", USAGE)
     for data in (settings.data, *settings.data.external):
         nameable.add(data.labels, data.card, *data.studies)
+    nameable.add(*settings.data.unlabelled, settings.data.unlabelled_patients)
     nameable.add(settings.data.key_file, settings.data.imported_weights, settings.report.fonts)
     nameable.folders |= {settings.store, settings.reports}
     return settings, card

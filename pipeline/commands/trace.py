@@ -10,6 +10,7 @@ from pypdf.errors import PdfReadError
 
 from pipeline.orchestration.chosen_studies import chosen_digest
 from pipeline.reporting.pdf import read_keys, read_metadata
+from pipeline.settings.where import UNLABELLED
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import read_json, sha256_file
 from pipeline.store.ledger import Ledger, LedgerError
@@ -20,7 +21,7 @@ from pipeline.store.tables.masks import MASKS
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
-    from pipeline.settings.where import Data
+    from pipeline.settings.where import Data, Studies, Unlabelled
 
 
 class TraceError(RuntimeError):
@@ -121,10 +122,14 @@ def verify(report: Path, store: Store, progress: Callable[[str], None]) -> list[
 
 
 def verify_sources(report: Path, store: Store, data: Data) -> list[str]:
-    """Read every source file again, those of external test sets too; return how they differ from what was ingested."""
+    """Read every source file again, those of other datasets too; return how they differ from what was ingested."""
     problems = []
     keys = _keys(report)
-    for step, place in {"ingest": data, **{f"ingest@{one.name}": one for one in data.external}}.items():
+    places: dict[str, Studies | Unlabelled] = {"ingest": data}
+    places |= {f"ingest@{one.name}": one for one in data.external}
+    if data.without_labels:
+        places[f"ingest@{UNLABELLED}"] = data.without_labels
+    for step, place in places.items():
         ingest = _find(store, step, keys[step]) if step in keys else None
         if ingest is None:
             problems.append(f"there is no artifact {step} behind this report in the store")

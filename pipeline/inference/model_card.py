@@ -22,7 +22,8 @@ Json = Mapping[str, Any]
 class Facts:
     """What is told of a model. `label` and `use` are those of the dataset card, `data` has its source, licence and
     attribution; `network` has arm, description, seeds and parameters_per_network, `trained_on` counts of patients,
-    positives and images, `test` what the locked test patients showed, each rate with its interval or None.
+    positives and images, and of `unlabelled` images where there were some, `test` what the locked test patients
+    showed, each rate with its interval or None.
     """
 
     label: Json
@@ -99,7 +100,21 @@ def about(told: Facts) -> list[str]:
             f"{counted(trained['patients'], 'patient')}, {trained['positives']:,} with the condition, "
             f"{counted(trained['images'], 'image')}",
         ),
+        *_unlabelled(trained.get("unlabelled")),
     ]
+
+
+def _unlabelled(counts: Json | None) -> list[str]:
+    """Return how many further images were pretrained on, and how many were left out; nothing where there were none."""
+    if not counts:
+        return []
+    left_out = sum(counts["left_out"].values())
+    return listed(
+        "Pretrained on, besides",
+        f"{counted(counts['images'], 'image')} of {counted(counts['patients'], 'patient')} without labels "
+        f"(data.unlabelled); {left_out:,} others were left out, since they are, or show, patients of tuning, "
+        "calibration or test, or images that the run has already",
+    )
 
 
 def use(told: Facts) -> list[str]:

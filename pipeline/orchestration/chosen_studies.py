@@ -12,11 +12,11 @@ from pipeline.store.files import sha256_json
 from pipeline.store.lineage import SourceHashes, studies_digest
 
 if TYPE_CHECKING:
-    from pipeline.settings.where import Studies
+    from pipeline.settings.where import Studies, Unlabelled
 
 
 def chosen_digest(
-    data: Studies,
+    data: Studies | Unlabelled,
     hashes: SourceHashes,
     follow_links: bool,
     track: Callable[[Sequence[Path]], Iterable[Path]] = iter,

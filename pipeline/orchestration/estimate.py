@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.orchestration.items import counted_items, items_of
+from pipeline.orchestration.items import counted_items, counted_unlabelled, items_of
 from pipeline.orchestration.plan import Step
 from pipeline.orchestration.work import Items, Job, disk_mb, forward_flops, memory_mb, seconds, wall_seconds
 from pipeline.settings.config import Config
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
-from pipeline.settings.where import Machine, Studies
+from pipeline.settings.where import UNLABELLED, Machine
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import read_json
 
@@ -64,14 +64,16 @@ def estimates(config: Config, steps: Sequence[Step]) -> dict[str, Estimate]:
         return {}
     store = Store(config.store)
     try:
-        counted = {name: counted_items(config, data, bool(name)) for name, data in _datasets(config).items()}
-        items = {name: _items(counted[name], name, steps, store) for name in {step.stage.external for step in due}}
+        counted = _counted(config)
+        items = {name: _items(own, name, steps, store) for name, own in counted.items()}
     except OSError:
         return {}
     speed = read_speed(config.store)
     found = {}
     for step in due:
         job = job_of(config, items[step.stage.external])
+        if step.stage.name == "pretrain" and UNLABELLED in items:
+            job = _with_more(job, items[UNLABELLED].pretrain)
         own, basis = _factor(step.stage.name, job, _Known(config, store, counted), speed)
         name = step.stage.name
         time_s = own * seconds(name, job) + wall_seconds(name, job)
@@ -102,9 +104,19 @@ def threads_of(machine: Mapping[str, Any]) -> int:
     return min(machine.get("threads") or cores(), cores())
 
 
-def _datasets(config: Config) -> dict[str, Studies]:
-    """Return the studies of each external test set by its name, those of the run by an empty name."""
-    return {"": config.data, **{one.name: one for one in config.data.external}}
+def _counted(config: Config) -> dict[str, Items]:
+    """Return what there is to do for the studies of the run, by an empty name, for those of each external test set,
+    and for those without labels, as UNLABELLED. Raises OSError."""
+    data = config.data
+    found = {"": counted_items(config, data)}
+    found |= {one.name: counted_items(config, one, test_only=True) for one in data.external}
+    if data.without_labels:
+        found[UNLABELLED] = counted_unlabelled(data.without_labels)
+    return found
+
+
+def _with_more(job: Job, unlabelled: int) -> Job:
+    return replace(job, items=replace(job.items, pretrain=job.items.pretrain + unlabelled))
 
 
 def _items(counted: Items, external: str, steps: Sequence[Step], store: Store) -> Items:
@@ -208,6 +220,9 @@ def _job_of(artifact: Artifact, known: _Known) -> Job:
     external = artifact.record.get("step", artifact.stage).partition("@")[2]
     counted = known.counted.get(external, known.counted[""])
     job = job_of(config, items_of(counted, line.get("ingest"), line.get("split")))
+    if artifact.stage == "pretrain" and (key := artifact.record["inputs"].get(f"split@{UNLABELLED}")):
+        unlabelled = known.store.find("split", key)
+        job = _with_more(job, items_of(job.items, None, unlabelled).pretrain if unlabelled else 0)
     return replace(
         job,
         image_size=settings.get("preprocess", {}).get("image_size", job.image_size),

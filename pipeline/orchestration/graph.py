@@ -1,8 +1,8 @@
 """The pipeline as data: ten stages in order, what each may read, and who rests on whom.
 
 Nothing here knows how a stage works. A stage is a function `stage(settings, inputs, work, log)` that meets the
-others only through the files named in STAGES. A step is a stage at work: on the studies of the run, `ingest`, or on
-those of an external test set, `ingest@site_b`.
+others only through the files named in STAGES. A step is a stage at work: on the studies of the run, `ingest`, on those
+of an external test set, `ingest@site_b`, or on the images of `data.unlabelled`, `ingest@unlabelled`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.settings.where import UNLABELLED
 from pipeline.store.artifacts import Inputs
 from pipeline.store.runlog import RunLog
 
@@ -23,8 +24,9 @@ class Stage:
 
     A source that a run does not use is none of its key. When nothing changed but sources and inputs in `incremental`,
     the stage may take over from its previous artifact what did not. Under torchrun, all processes work on a `shared`
-    stage. `of_external` are the files that it may read of each external test set. `external` is the set it works on;
-    empty for the studies of the run.
+    stage. `of_external` are the files that it may read of each external test set, `of_unlabelled` those of the images
+    of `data.unlabelled`. `external` is the set it works on; empty for the studies of the run. `function` is what works,
+    where that is not the one of the stage's name; it reads steps by their full names.
     """
 
     name: str
@@ -34,16 +36,23 @@ class Stage:
     incremental: tuple[str, ...] = ()
     shared: bool = False
     of_external: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    of_unlabelled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     external: str = ""
+    function: str = ""
 
     @property
     def step(self) -> str:
         """What the plan calls it."""
         return step_name(self.name, self.external)
 
+    @property
+    def works(self) -> str:
+        """The file in `stages/`, and the function in it, that does the work."""
+        return self.function or self.name
+
     def source(self, read: str) -> str:
         """Return the step whose artifact the stage function knows as `read`: of an external set, its own."""
-        return step_name(read, self.external) if read in EXTERNAL else read
+        return step_name(read, self.external) if read in EXTERNAL and not self.function else read
 
     @property
     def needs(self) -> set[str]:
@@ -91,6 +100,7 @@ STAGES = (
         sources=("start_weights",),
         costly=True,
         shared=True,
+        of_unlabelled={"split": ("summary.json",), "preprocess": ("index_pretrain.*", "pretrain-*")},
     ),
     Stage(
         "finetune",
@@ -147,6 +157,10 @@ STAGES = (
             "split": ("split.parquet",),
             "score": ("scores_test.parquet",),
         },
+        of_unlabelled={
+            "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
+            "split": ("split.parquet",),
+        },
     ),
     Stage(
         "package",
@@ -163,6 +177,7 @@ STAGES = (
             "evaluate": ("metrics.json", "findings.json", "deployment.json", "further/*/deployment.json"),
         },
         sources=("card",),
+        of_unlabelled={"split": ("summary.json",)},
     ),
     Stage(
         "report",
@@ -179,24 +194,45 @@ STAGES = (
         },
         sources=("card", "fonts"),
         of_external=dict.fromkeys(EXTERNAL, ("summary.json",)),
+        of_unlabelled=dict.fromkeys(("ingest", "split", "preprocess"), ("summary.json",)),
     ),
+)
+# In the place of `split`: images without labels are not divided, but kept apart from the patients of the run.
+KEEP_APART = Stage(
+    "split",
+    {
+        "ingest": ("images.parquet", "examined.parquet", "assembled.parquet"),
+        "split": ("split.parquet",),
+        step_name("ingest", UNLABELLED): (
+            *("images.parquet", "near_duplicates.parquet", "examined.parquet", "assembled.parquet", "summary.json"),
+        ),
+    },
+    external=UNLABELLED,
+    function="keep_apart",
 )
 NAMES = tuple(stage.name for stage in STAGES)
 # The stages that enter into the ledger which patients they read.
 READERS = ("calibrate", "evaluate")
 
 
-def stages_of(external: Sequence[str], *, pretrained: bool = True) -> list[Stage]:
+def stages_of(external: Sequence[str], *, pretrained: bool = True, unlabelled: bool = False) -> list[Stage]:
     """Return the stages in order, those in EXTERNAL once more for each external test set.
 
     What these leave is read by stages with `of_external` alone: nothing is trained, calibrated or chosen by it. Where
-    no arm needs what is `pretrained`, there is no stage pretrain, and nobody reads of it.
+    no arm needs what is `pretrained`, there is no stage pretrain, and nobody reads of it. With `unlabelled` images,
+    these are made ready for it, too.
     """
     found = []
     for stage in STAGES if pretrained else _without("pretrain"):
         more = {step_name(read, name): files for name in external for read, files in stage.of_external.items()}
+        if unlabelled:
+            more |= {step_name(read, UNLABELLED): files for read, files in stage.of_unlabelled.items()}
         found.append(replace(stage, reads={**stage.reads, **more}))
         found += [_of_external(stage, name) for name in external if stage.name in EXTERNAL]
+        if unlabelled and stage.name == KEEP_APART.name:
+            found.append(KEEP_APART)
+        elif unlabelled and stage.name in ("ingest", "preprocess"):
+            found.append(replace(stage, external=UNLABELLED))
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.imaging.archive.choice import Choice
 from pipeline.orchestration.work import MB, Items
 from pipeline.settings.config import Config
-from pipeline.settings.where import Studies
+from pipeline.settings.where import Studies, Unlabelled
 from pipeline.store.artifacts import Artifact
 from pipeline.store.files import read_json
 
@@ -36,6 +36,13 @@ def counted_items(config: Config, data: Studies, test_only: bool = False) -> Ite
     images = min(len(found), rows) if volumes and rows else max(len(found), rows if labels.suffix == ".npz" else 0)
     labelled = min(images, rows or images)
     return divided(config, len(found), sum(found) / MB, images, labelled, test_only)
+
+
+def counted_unlabelled(data: Unlabelled) -> Items:
+    """Return what there is to do of images without labels, an image per file. Raises OSError as `counted_items`."""
+    labels = (data.labels or Path()).resolve()
+    sizes = [size for root in data.studies for _, size in _files(root.resolve(), labels)]
+    return Items(len(sizes), sum(sizes) / MB, len(sizes), 0, 0, 0, 0, len(sizes))
 
 
 def divided(config: Config, files: int, megabytes: float, images: int, labelled: int, test_only: bool = False) -> Items:

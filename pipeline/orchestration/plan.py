@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from pipeline.models.arm_registry import pretrained
 from pipeline.orchestration.graph import NAMES, Stage, following, stages_of, step_name
-from pipeline.orchestration.sources import datasets, sources
+from pipeline.orchestration.sources import datasets, externals, sources
 from pipeline.settings.card import Card
 from pipeline.settings.common import UsageError
 from pipeline.settings.config import Config
 from pipeline.settings.load import flatten
+from pipeline.settings.where import UNLABELLED
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.files import sha256_json
 from pipeline.store.lineage import Code, artifact_key, code_digests
@@ -70,8 +71,8 @@ def plan(
     """
     store, code_now = Store(config.store), Code(config.store / "code_digests.json")
     available = {name: sources(config, data, secret, code_now) for name, data in datasets(config, card).items()}
-    external = [name for name in available if name]
-    stages = stages_of(external, pretrained=pretrained(config.finetune.arms))
+    external = externals(available)
+    stages = stages_of(external, pretrained=pretrained(config.finetune.arms), unlabelled=UNLABELLED in available)
     check_names([*keep, *rebuild], [stage.step for stage in stages])
     if both := [name for name in keep if name in rebuild]:
         raise ChoiceError(f"--keep {both[0]} and --rebuild {both[0]} contradict each other; choose one")
@@ -87,7 +88,7 @@ def plan(
             used |= {f"kept.{name}": reason for name, reason in kept.items()}
         settings = getattr(config, stage.name).model_dump(mode="json")
         inputs = {read: keys[stage.source(read)] for read in stage.reads}
-        code = code_digests(f"pipeline.stages.{stage.name}", code_now)
+        code = code_digests(f"pipeline.stages.{stage.works}", code_now)
         key = artifact_key(stage.name, settings, inputs, used, sha256_json(code))
         step = Step(stage, key, "run", "", settings, inputs, used, code)
         if step.name in keep:

@@ -18,12 +18,12 @@ from pipeline.orchestration.estimate import cores, estimates, threads_of, warnin
 from pipeline.orchestration.graph import NAMES, READERS, call_stage, needed
 from pipeline.orchestration.mlflow_runs import Index, gate_failures, index_pipeline, index_stage
 from pipeline.orchestration.plan import ChoiceError, RunError, Step, check_names, plan, previous
-from pipeline.orchestration.sources import datasets, source_hashes
+from pipeline.orchestration.sources import Dataset, datasets, externals, source_hashes
 from pipeline.orchestration.torchrun import announce
 from pipeline.settings.card import Card
 from pipeline.settings.config import Config
 from pipeline.settings.load import flatten
-from pipeline.settings.where import Machine, Studies
+from pipeline.settings.where import Machine
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.ledger import Ledger
 from pipeline.store.lineage import SourceHashes, git_commit
@@ -196,7 +196,7 @@ def _inputs(
     step: Step,
     artifacts: Mapping[str, Artifact],
     kept: Mapping[str, str],
-    data: Mapping[str, tuple[Studies, Card]],
+    data: Mapping[str, Dataset],
     hashes: SourceHashes,
     context: Context,
 ) -> Inputs:
@@ -218,8 +218,8 @@ def _inputs(
         hashes=hashes,
         previous=previous(step, context.store),
         deadline=context.deadline,
-        test_only=bool(stage.external),
-        external={name: its for name, (_, its) in data.items() if name and stage.of_external},
+        test_only=stage.external in externals(data),
+        external={name: data[name][1] for name in externals(data) if stage.of_external},
         ledger=Ledger(context.store.root),
         own_key=step.key,
     )
@@ -248,7 +248,7 @@ def _execute(step: Step, inputs: Inputs, context: Context, log: RunLog) -> Artif
         work = store.begin(name, key)
         if step.stage.shared:
             announce(step)
-        call_stage(name, getattr(context.config, name), inputs, work, log)
+        call_stage(step.stage.works, getattr(context.config, name), inputs, work, log)
         seconds = time.monotonic() - started
         about = {"device": _device(inputs.machine.device), "seconds": round(seconds, 1), "warnings": log.warnings}
         about |= {"machine": _machine(inputs.machine)}

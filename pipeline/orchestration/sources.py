@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.imaging import pseudonyms
+from pipeline.models.arm_registry import pretrained
 from pipeline.orchestration.chosen_studies import chosen_digest
 from pipeline.settings.card import Card, CardColumns, CardMask
 from pipeline.settings.config import Config
 from pipeline.settings.load import read_card
-from pipeline.settings.where import Studies
+from pipeline.settings.where import UNLABELLED, Studies, Unlabelled
 from pipeline.store.artifacts import Store
 from pipeline.store.files import sha256_file, sha256_json
 from pipeline.store.lineage import Code, SourceHashes, code_digests, studies_digest
 from pipeline.store.runlog import RunLog
 
-
-def datasets(config: Config, card: Card) -> dict[str, tuple[Studies, Card]]:
-    """Return the studies and card of each external test set by its name, those of the run by an empty name."""
-    found: dict[str, tuple[Studies, Card]] = {"": (config.data, card)}
-    return found | {one.name: (one, read_card(one.card)) for one in config.data.external}
+Dataset = tuple[Studies | Unlabelled, Card]
 
 
-def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None, code: Code) -> dict[str, str]:
+def datasets(config: Config, card: Card) -> dict[str, Dataset]:
+    """Return the studies and card of each external test set by its name, those of the run by an empty name, and those
+    without labels, where something is pretrained, as UNLABELLED."""
+    data = config.data
+    found: dict[str, Dataset] = {"": (data, card)}
+    found |= {one.name: (one, read_card(one.card)) for one in data.external}
+    if data.without_labels and pretrained(config.finetune.arms):
+        found[UNLABELLED] = (data.without_labels, _without_labels(card))
+    return found
+
+
+def externals(names: Iterable[str]) -> list[str]:
+    """Return which of the names of datasets are those of external test sets."""
+    return [name for name in names if name not in ("", UNLABELLED)]
+
+
+def _without_labels(card: Card) -> Card:
+    """Return the card by which images without labels are read: no masks or examinations, patients by path."""
+    columns = CardColumns(path="path", patient_id="patient_id", patient_from=card.columns.patient_from)
+    label = card.label.model_copy(update={"mask": None})
+    return card.model_copy(update={"columns": columns, "label": label, "further_labels": [], "exam": None})
+
+
+def sources(config: Config, dataset: Dataset, secret: bytes | None, code: Code) -> dict[str, str]:
     """Return the digest of each thing from outside the store, as fine as the stages use it."""
     (data, card), hashes = dataset, source_hashes(config, secret)
-    labels = sha256_file(data.labels)
     used = {}
+    if data.labels is not None:
+        used |= _tables(data.labels, card, hashes, code)
     if "imported" in config.finetune.arms and config.data.imported_weights is not None:
         used["imported_weights"] = hashes.of(config.data.imported_weights)
     if config.pretrain.start == "imported" and config.data.imported_weights is not None:
@@ -36,20 +57,12 @@ def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None,
         used["fonts"] = studies_digest([config.report.fonts], hashes)
     if card.further_labels:
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
-    if card.label.mask is not None:
-        used["masks"] = _masks(data.labels, labels, card.columns, card.label.mask, hashes, code)
-    if card.exam or card.columns.view or card.columns.laterality:
-        used["exam"] = sha256_json(
-            [card.exam and card.exam.model_dump(), _exams(data.labels, labels, card, hashes, code)]
-        )
     if card.channels:
         used["channels"] = sha256_json([channel.model_dump() for channel in card.channels])
     return {
         **used,
         "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),
-        "patients": _patients(data.labels, labels, card.columns, hashes, code),
         "join": card.columns.join,
-        "labels": labels,
         "label": sha256_json(card.label.model_dump(exclude={"mask"})),
         "columns": sha256_json(card.columns.model_dump()),
         "expected": sha256_json(card.expected.model_dump()),
@@ -58,6 +71,17 @@ def sources(config: Config, dataset: tuple[Studies, Card], secret: bytes | None,
         "card": sha256_json(card.model_dump()),
         "purpose": "external test set",
     }
+
+
+def _tables(file: Path, card: Card, hashes: SourceHashes, code: Code) -> dict[str, str]:
+    """Return the digests of what the label table says: all of it, and by the questions that stages ask it."""
+    labels = sha256_file(file)
+    used = {"labels": labels, "patients": _patients(file, labels, card.columns, hashes, code)}
+    if card.label.mask is not None:
+        used["masks"] = _masks(file, labels, card.columns, card.label.mask, hashes, code)
+    if card.exam or card.columns.view or card.columns.laterality:
+        used["exam"] = sha256_json([card.exam and card.exam.model_dump(), _exams(file, labels, card, hashes, code)])
+    return used
 
 
 def _patients(file: Path, sha256: str, columns: CardColumns, hashes: SourceHashes, code: Code) -> str:

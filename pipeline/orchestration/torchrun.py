@@ -77,7 +77,7 @@ def _take_part(config: Config, word: Mapping[str, Any]) -> None:
     mine = {"settings": settings.model_dump(mode="json"), "code": code_digests(f"pipeline.stages.{name}")}
     if wrong := [what for what, value in mine.items() if value != word[what]]:
         raise StoreError(f"{name}: this process has other {' and other '.join(wrong)} than process 0")
-    found = {earlier: store.find(earlier, key) for earlier, key in word["inputs"].items()}
+    found = {earlier: store.find(earlier.partition("@")[0], key) for earlier, key in word["inputs"].items()}
     artifacts = {earlier: artifact for earlier, artifact in found.items() if artifact is not None}
     if missing := sorted(found.keys() - artifacts.keys()):
         raise StoreError(f"{name}: {', '.join(missing)} is not in this machine's store; all machines must see the same")

@@ -83,7 +83,8 @@ def facts(e: Evidence) -> Facts:
         trained_on={
             name: e.finetune[f"train_{found}"]
             for name, found in (("patients", "patients"), ("positives", "positive_patients"), ("images", "images"))
-        },
+        }
+        | {"unlabelled": e.pretraining.summary.get("unlabelled") if e.pretraining else None},
         use=e.card["intended_use"],
         # A package may name more than the dataset card does.
         not_for=e.card["intended_use"]["not_for"] if e.packaged is None else e.packaged["not_for"],

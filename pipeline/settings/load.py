@@ -326,6 +326,8 @@ def _absolute(config: Config, folder: Path) -> Config:
         "key_file": here(data.key_file),
         "imported_weights": if_any(data.imported_weights),
         "external": [one.model_copy(update=placed(one)) for one in data.external],
+        "unlabelled": [here(path) for path in data.unlabelled],
+        "unlabelled_patients": if_any(data.unlabelled_patients),
     }
     return config.model_copy(
         update={
@@ -346,6 +348,9 @@ def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[st
     for loc, data in _datasets(config):
         named += [((*loc, "studies", i), path) for i, path in enumerate(data.studies)]
         named += [((*loc, "labels"), data.labels), ((*loc, "card"), data.card)]
+    named += [(("data", "unlabelled", i), path) for i, path in enumerate(config.data.unlabelled)]
+    if config.data.unlabelled_patients is not None:
+        named.append((("data", "unlabelled_patients"), config.data.unlabelled_patients))
     if config.starts_from_weights and config.data.imported_weights is not None:
         named.append((("data", "imported_weights"), config.data.imported_weights))
     if config.report.fonts is not None:
@@ -359,12 +364,14 @@ def _missing_files(config: Config, path: Path, lines: dict[Loc, int]) -> list[st
 
 def _overlapping(config: Config, path: Path, lines: dict[Loc, int]) -> list[str]:
     """Name each entry of `studies` that holds files of another one of the same dataset: they would be read twice."""
+    places: list[tuple[Loc, Sequence[Path]]] = [((*loc, "studies"), data.studies) for loc, data in _datasets(config)]
+    places.append((("data", "unlabelled"), config.data.unlabelled))
     return [
-        f"{_place((*loc, 'studies', at), lines, path)}: {'.'.join(map(str, loc))}.studies: entry {at + 1} and entry "
+        f"{_place((*loc, at), lines, path)}: {'.'.join(map(str, loc))}: entry {at + 1} and entry "
         f"{before + 1} hold the same files; leave one out"
-        for loc, data in _datasets(config)
-        for at, root in enumerate(data.studies)
-        for before, other in enumerate(data.studies[:at])
+        for loc, roots in places
+        for at, root in enumerate(roots)
+        for before, other in enumerate(roots[:at])
         if root == other or root in other.parents or other in root.parents
     ]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings.common import Settings
 
@@ -45,8 +47,22 @@ class ExternalSet(Studies):
     name: str = Field(pattern=r"^[a-z0-9_]+$", description="what plan and report call it")
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """Studies without labels, read as `Studies` are; `labels` is the table of their patients, if there is one."""
+
+    studies: Sequence[Path]
+    labels: Path | None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+
+# What plan and report call the images of `data.unlabelled`, in the place of an external set's name.
+UNLABELLED = "unlabelled"
+
+
 class Data(Studies):
-    """The studies of the run, and those that it is tested on besides."""
+    """The studies of the run, those that it is tested on besides, and those that it is pretrained on besides."""
 
     key_file: Path = Field(description="secret key of the pseudonyms; created on first use outside the data")
     imported_weights: Path | None = Field(
@@ -58,6 +74,17 @@ class Data(Studies):
     external: list[ExternalSet] = Field(
         default_factory=list, description="test sets from elsewhere: name, studies, labels and card of each"
     )
+    unlabelled: list[Path] = Field(
+        default_factory=list,
+        description="folders, zip archives or single files of further images, without labels, for pretraining alone; "
+        "whoever is, or shares a picture with, a patient of tune, calibration or test is left out and counted. "
+        "identifiers, channels and expected of the card hold for them, too",
+    )
+    unlabelled_patients: Path | None = Field(
+        None,
+        description="CSV or Parquet with columns path, inside its folder, and patient_id: whose the unlabelled images "
+        "are; null = as their headers say, and images of nobody are quarantined",
+    )
 
     @field_validator("external")
     @classmethod
@@ -65,6 +92,19 @@ class Data(Studies):
         if len({one.name for one in value}) != len(value):
             raise ValueError("names must be distinct")
         return value
+
+    @property
+    def without_labels(self) -> Unlabelled | None:
+        """The further images to pretrain on, as studies; None where there are none."""
+        return Unlabelled(self.unlabelled, self.unlabelled_patients) if self.unlabelled else None
+
+    @model_validator(mode="after")
+    def _unlabelled(self) -> Data:
+        if self.unlabelled_patients is not None and not self.unlabelled:
+            raise ValueError("unlabelled_patients says whose images are, but unlabelled names none")
+        if self.unlabelled and any(one.name == UNLABELLED for one in self.external):
+            raise ValueError(f"external: the name {UNLABELLED} is taken by data.unlabelled; choose another")
+        return self
 
 
 class Tracking(Settings):

@@ -18,7 +18,7 @@ from pipeline.evaluation.localisation import Localisation, Masks, judge_masks
 from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.evaluation.site_variation import site_variation
-from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
+from pipeline.imaging.copies.meeting import Gathered, met
 from pipeline.inference.decision import decide
 from pipeline.statistics.arms import comparators, comparison_table, matched_decisions, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 
 JUDGED = ("calibration", "test")
+UNLABELLED = "ingest@unlabelled"
 
 
 def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -117,7 +118,8 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         further = _further_labels(settings, inputs, split, images)
         located = _localisation(settings, inputs, scores["test"], units, arm, log)
         first = first_images(scores["test"], arm) if how == "max" else None
-        external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
+        known = _met_so_far(images, inputs)
+        external = {name: _external(reference, name, known, inputs, work) for name in sorted(inputs.external)}
         elsewhere = [one.shift for one in external.values() if one.shift]
         metrics: dict[str, Any] = {
             "arm": arm,
@@ -384,31 +386,30 @@ def _further_labels(
     return judged
 
 
-def _external(reference: Reference, name: str, known: pd.DataFrame, inputs: Inputs, work: Path) -> External:
-    """Judge what was frozen on an external set. `known` has the images of the run, whatever they were used for."""
+def _met_so_far(images: pd.DataFrame, inputs: Inputs) -> Gathered:
+    """Return the images that the run has met, whatever they were used for: its own, and those pretrained on besides."""
+    if UNLABELLED not in inputs.artifacts:
+        return Gathered(images, _fingerprints("ingest", inputs))
+    chosen = read_table(inputs.file("split@unlabelled", "split.parquet"), SPLIT)["image_id"]
+    more = read_table(inputs.file(UNLABELLED, "images.parquet"), IMAGES)
+    everything = pd.concat([images, more[more["image_id"].isin(chosen)]], ignore_index=True)
+    return Gathered(everything, [*_fingerprints("ingest", inputs), *_fingerprints(UNLABELLED, inputs)])
+
+
+def _fingerprints(step: str, inputs: Inputs) -> list[Path]:
+    return [inputs.file(step, table) for table in ("examined.parquet", "assembled.parquet")]
+
+
+def _external(reference: Reference, name: str, known: Gathered, inputs: Inputs, work: Path) -> External:
+    """Judge what was frozen on an external set, less those whom the run has met; `known` are the images of these."""
     scores = read_table(inputs.file(f"score@{name}", "scores_test.parquet"), SCORES)
     images = read_table(inputs.file(f"ingest@{name}", "images.parquet"), IMAGES)
     split = read_table(inputs.file(f"split@{name}", "split.parquet"), SPLIT)
     _check_partitions(split, {"test": scores}, images)
-    met = _met_before(known, images[images["image_id"].isin(split["image_id"])], name, inputs, work)
-    return judge_external(reference, f"external set {name}", scores, images, split, met)
-
-
-def _met_before(known: pd.DataFrame, images: pd.DataFrame, name: str, inputs: Inputs, work: Path) -> pd.Series:
-    """Return why external images are not new to the run, by image_id; nearly the same ones only where ingest looked."""
-    met = met_before(known, images)
-    new = images.loc[~images["image_id"].isin(met.index), "image_id"]
-    if new.empty or not inputs.record("ingest")["settings"]["near_duplicates"]:
-        return met
-    tables, scratch = ("examined.parquet", "assembled.parquet"), [work / f".small{n}.tmp" for n in (1, 2)]
-    prints = [
-        read_fingerprints([inputs.file(step, table) for table in tables], ids, small)
-        for step, ids, small in zip(("ingest", f"ingest@{name}"), (known["image_id"], new), scratch, strict=True)
-    ]
-    near = new[near_copies(*prints)]
-    for path in scratch:
-        path.unlink()
-    return pd.concat([met, pd.Series("nearly the same image", index=near)])
+    others = Gathered(images[images["image_id"].isin(split["image_id"])], _fingerprints(f"ingest@{name}", inputs))
+    nearly = inputs.record("ingest")["settings"]["near_duplicates"]
+    again = met(known, others, work / ".small.tmp", nearly=nearly)
+    return judge_external(reference, f"external set {name}", scores, images, split, again)
 
 
 def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str, float]:

@@ -88,6 +88,14 @@ def package(settings: PackageSettings, inputs: Inputs, work: Path, log: RunLog) 
     log.info(f"model {sha256[:16]}: arm {arm}, {counted(len(seeds), 'seed')}, {usable}")
 
 
+def _unlabelled(inputs: Inputs) -> dict[str, Any]:
+    """Return how many images and patients of data.unlabelled the encoder was pretrained on; nothing without any."""
+    if "split@unlabelled" not in inputs.artifacts:
+        return {}
+    counts = read_json(inputs.file("split@unlabelled", "summary.json"))
+    return {"unlabelled": {name: counts[name] for name in ("images", "patients", "left_out")}}
+
+
 def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, Any], flips: bool) -> dict[str, Any]:
     """Return the content of model.json."""
     metrics = read_json(inputs.file("evaluate", "metrics.json"))
@@ -112,6 +120,7 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, 
             "patients": summary["train_patients"],
             "positives": summary["train_positive_patients"],
             "images": summary["train_images"],
+            **_unlabelled(inputs),
         },
         "labels": [_label("", card["label"]), *(_label(one["id"], one) for one in card["further_labels"])],
         "rendering": rendering.to_json(),

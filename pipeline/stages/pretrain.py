@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,7 +36,7 @@ from pipeline.models.training import (
     steps_per_epoch,
 )
 from pipeline.models.vit import EncoderSpec
-from pipeline.store.files import atomic, sha256_file, write_json
+from pipeline.store.files import atomic, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from pipeline.settings.training import PretrainSettings
@@ -46,6 +47,7 @@ HELD_OUT_SHARE = 0.05  # of the patients; watched, never trained on
 HELD_OUT_EPOCH = -1  # the counter of the fixed masks of held-out images
 BETAS = (0.9, 0.95)  # He et al. 2021
 PICTURES = 4
+UNLABELLED = "preprocess@unlabelled"
 
 
 def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog) -> None:
@@ -57,15 +59,15 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
     """
     prepared = hardware(inputs.machine, settings.precision, inputs.deadline, log.warn)
     device = prepared.device
-    pool = read_images(
-        inputs.files("preprocess", "index_train.parquet") + inputs.files("preprocess", "index_pretrain.parquet"),
-        inputs.files("preprocess", "train-*.npy") + inputs.files("preprocess", "pretrain-*.npy"),
-    )
+    pool = _pool(inputs)
     held_out, training = (part.cached(device) for part in hold_out(pool, settings.seed))
     spec = encoder_spec(settings, training)
     model = build(settings, spec).to(device)
     if settings.start == "imported":
         _start(model, inputs, log)
+    if unlabelled := _unlabelled(inputs):
+        left_out = sum(unlabelled["left_out"].values())
+        log.info(f"{unlabelled['images']} of {len(pool)} images are of data.unlabelled; {left_out} others are left out")
     log.info(
         f"{len(training)} images to learn from, {len(held_out)} of other patients to watch; "
         f"encoder of {_count(model.encoder.parameters()):,} parameters, {spec.tokens} patches, on {device}"
@@ -99,9 +101,33 @@ def pretrain(settings: PretrainSettings, inputs: Inputs, work: Path, log: RunLog
             "peak_learning_rate": peak_rate(settings),
             "train_loss": history[-1]["train_loss"],
             **last,
+            **({"unlabelled": unlabelled} if unlabelled else {}),
         },
     )
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
+
+
+def _pool(inputs: Inputs) -> Images:
+    """Return the images of the splits train and pretrain, and those of data.unlabelled."""
+    own = read_images(
+        inputs.files("preprocess", "index_train.parquet") + inputs.files("preprocess", "index_pretrain.parquet"),
+        inputs.files("preprocess", "train-*.npy") + inputs.files("preprocess", "pretrain-*.npy"),
+    )
+    if UNLABELLED not in inputs.artifacts:
+        return own
+    more = read_images(inputs.files(UNLABELLED, "index_pretrain.parquet"), inputs.files(UNLABELLED, "pretrain-*.npy"))
+    # Both have arrays of the same names.
+    index = pd.concat([own.index, more.index.assign(shard=f"{UNLABELLED}/" + more.index["shard"])])
+    arrays = own.arrays | {f"{UNLABELLED}/{name}": array for name, array in more.arrays.items()}
+    return Images(index.sort_values("image_id", kind="stable", ignore_index=True), arrays)
+
+
+def _unlabelled(inputs: Inputs) -> dict[str, Any]:
+    """Return what the summary says of data.unlabelled; nothing without it."""
+    if UNLABELLED not in inputs.artifacts:
+        return {}
+    counts = read_json(inputs.file("split@unlabelled", "summary.json"))
+    return {name: value for name, value in counts.items() if name != "splits"}
 
 
 def _start(model: MaskedAutoencoder, inputs: Inputs, log: RunLog) -> None:

@@ -132,12 +132,28 @@ def _pretraining(e: Evidence, made: Pretraining) -> list[list[str]]:
         f"pretraining parts, without labels; {counted(held_out, 'image')} of other patients of these parts "
         f"{agreeing(held_out, 'was', 'were')} held out to watch the loss"
     )
+    unlabelled = made.summary.get("unlabelled")
     return [
         ["Encoder", network],
         ["Pretraining", method],
         ["Pretraining images", on],
+        *([["Of these, without labels (data.unlabelled)", _unlabelled(unlabelled)]] if unlabelled else []),
         ["Images changed at random for pretraining", _changes(pre.get("augmentation"))],
     ]
+
+
+def _unlabelled(counts: Json) -> str:
+    """Say what came of the folders of images without labels: taken, set aside, left out and why."""
+    reasons = ", ".join(f"{reason}: {count(n)}" for reason, n in counts["left_out"].items())
+    left_out = sum(counts["left_out"].values())
+    why = f" ({reasons})" if reasons else ""
+    return (
+        f"{counted(counts['images'], 'image')} of {counted(counts['patients'], 'patient')}, of "
+        f"{counted(counts['received'], 'file')} received, {count(sum(counts['quarantined'].values()))} set aside by "
+        f"the quality checks and {counted(left_out, 'image')} left out{why}. Whoever is, or has the same or nearly the "
+        "same picture as, a patient of tuning, calibration or test is left out, with whoever shares a picture with "
+        "them in turn"
+    )
 
 
 def _chosen(e: Evidence) -> str:
