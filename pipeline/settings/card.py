@@ -68,6 +68,12 @@ class CardMask(Settings):
     others: Literal["refuse", "background"] = Field(
         "refuse", description="values that `structures` does not name: the mask is refused, or they count as background"
     )
+    missing: Literal["not_annotated", "empty"] = Field(
+        "not_annotated",
+        description="what an image without a mask says; empty: one with a negative label shows none of the structures, "
+        "as where masks were drawn of lesions alone",
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"missing"})
 
     @model_validator(mode="after")
     def _checked(self) -> CardMask:

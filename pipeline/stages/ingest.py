@@ -125,7 +125,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     of_images = refused = pd.DataFrame()
     if mask is not None and masks is not None:
         structures = Structures.from_card(mask.model_dump())
-        write_json(work / "structures.json", asdict(structures))
+        write_json(work / "structures.json", structures.to_json())
         verdicts = check_masks(reading, structures, masks, images, files, columns)
         if lookup is not None:
             lookup.add(

@@ -118,7 +118,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     policy = replace(NO_LIMITS, keep_colour=how.channels == "colour", channels=channels)
     scratch = work / SCRATCH
     scratch.mkdir(exist_ok=True)
-    masks = _masks(inputs, found)
+    masks = _masks(inputs, found, rows)
     shards = list(_shards(rows, settings.shard_size))
     todo = [shard for shard in shards if not (_page(scratch, shard).exists() and (work / shard.name).exists())]
     start = sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in todo)
@@ -142,6 +142,8 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     if masks is not None:
         shown = {image: counts for page in pages for image, counts in page["shown"].items()}
         summary["masks"] = masks.summary(rows, shown)
+        if taken := summary["masks"].get("taken_for_empty"):
+            log.info(f"{counted(taken, 'negative image')} without a mask taken to show nothing (label.mask.missing)")
         for remark in remarks(summary["masks"]):
             log.warn(remark)
         write_table(work / "mask_grid.parquet", mask_grid(rows, padding, fields, how.image_size), MASK_GRID)
@@ -169,12 +171,12 @@ def _rows(inputs: Inputs) -> pd.DataFrame:
     return rows.sort_values("image_id", ignore_index=True)
 
 
-def _masks(inputs: Inputs, found: Mapping[str, Source]) -> Masks | None:
+def _masks(inputs: Inputs, found: Mapping[str, Source], rows: pd.DataFrame) -> Masks | None:
     """Return the masks that ingest accepted; None where the dataset has none. Raises ValueError when one is gone."""
     if not (tables := inputs.files("ingest", "masks.parquet")):
         return None
     structures = Structures.from_json(read_json(inputs.file("ingest", "structures.json")))
-    return Masks.of(read_table(tables[0], MASKS), structures, found)
+    return Masks.of(read_table(tables[0], MASKS), structures, found, rows)
 
 
 def _check_fits(rows: pd.DataFrame, settings: PreprocessSettings) -> None:
@@ -316,7 +318,9 @@ def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
-def _render(way: Way, item: tuple[Parts, int, str, tuple[Source, str] | None]) -> tuple[Rendered, np.ndarray | None]:
+def _render(
+    way: Way, item: tuple[Parts, int, str, tuple[Source | None, str] | None]
+) -> tuple[Rendered, np.ndarray | None]:
     parts, axes, pixel_hash, mask = item
     torch.set_num_threads(1)  # the processes share the cores already
     set_track_meta(False)  # half the time of a small image would go into noting what was done to it
@@ -326,6 +330,8 @@ def _render(way: Way, item: tuple[Parts, int, str, tuple[Source, str] | None]) -
     contents = read_contents(sources, way.policy, hashes)
     image = image_of(contents, sources, axes, pixel_hash, way.policy)
     rendered = render(image, way.rendering)
+    if mask[0] is None:
+        return rendered, rendered.of_image(np.zeros(image.pixels.shape, np.uint8), NOT_ANNOTATED)
     data = read_bytes(mask[0], NO_LIMITS.max_file_bytes)
     if sha256_bytes(data) != mask[1]:
         raise Refused("unreadable", "changed since ingest")

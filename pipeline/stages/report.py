@@ -183,7 +183,9 @@ def _structures(mask: np.ndarray) -> np.ndarray:
 
 
 def _remarked(ingest: dict[str, Any], prepared: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary of ingest with what was found odd about images when arrays were made."""
+    """Return the summary of ingest with what was said and found odd about images when arrays were made."""
+    if taken := prepared.get("masks", {}).get("taken_for_empty"):
+        ingest = ingest | {"masks": ingest["masks"] | {"taken_for_empty": taken}}
     lost, flag = prepared.get("field_of_view", {}).get("not_found", 0), "no_field_of_view"
     if not lost:
         return ingest

@@ -138,6 +138,22 @@ def test_masks_are_no_images_and_lie_on_theirs(how, tmp_path):
     assert not masks[annotated & ~same].any()  # the empty one
 
 
+def test_a_negative_without_a_mask_can_stand_for_an_empty_one(tmp_path):
+    archive = pictures(tmp_path, rule=RULE, missing="empty")
+    archive.add("masks/03.png", png(lesion(3)[:-1]))  # refused: of another size
+    found = prepared(archive, image_size=[40, 64]).summary("preprocess")["masks"]
+    assert found["taken_for_empty"] == 18  # of 20 negatives, one has a mask, and one a refused one
+    assert sum(found["annotated"].values()) == 39
+    assert (found["negative_with_mask"], found["negative_annotated"]) == (1, 19)
+    _, masks, annotated, _ = everything(archive)
+    assert (~annotated).sum() == 1
+    padding = masks[annotated] == 255
+    assert padding.any(axis=(1, 2)).all()
+    assert (padding == padding[0]).all()
+    lit = (masks == 1).any(axis=(1, 2))
+    assert (lit.sum(), (annotated & ~lit).sum()) == (20, 19)
+
+
 def test_padding_is_not_annotated_and_a_structure_keeps_its_place(tmp_path):
     archive = prepared(pictures(tmp_path, rule=RULE), image_size=[64, 64])
     pixels, masks, annotated, _ = everything(archive)

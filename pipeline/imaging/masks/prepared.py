@@ -19,26 +19,37 @@ AXES = {2: ["rows", "columns"], 3: ["slices", "rows", "columns"]}
 
 @dataclass(frozen=True)
 class Masks:
-    """By image_id: the file of its mask with its SHA-256, a digest of what it is made of, pixels of each structure."""
+    """By image_id: the file of its mask with its SHA-256, a digest of what it is made of, pixels of each structure.
+
+    No file stands for an empty mask: that of a negative image for which the card says so.
+    """
 
     structures: Structures
-    files: dict[str, tuple[Source, str]]
+    files: dict[str, tuple[Source | None, str]]
     contents: dict[str, tuple[str]]
     pixels: dict[str, list[float]]
 
     @classmethod
-    def of(cls, table: pd.DataFrame, structures: Structures, found: Mapping[str, Source]) -> Masks:
+    def of(cls, table: pd.DataFrame, structures: Structures, found: Mapping[str, Source], rows: pd.DataFrame) -> Masks:
         """Return the accepted masks of a table of tables.MASKS; `found` are the sources by source_id.
 
+        `rows` has image_id and label of all images. One whose mask was refused is not annotated, whatever its label.
         Raises ValueError when one is gone.
         """
         used = table[table["reason"] == ""].set_index("image_id")
         if missing := int((~used["source_id"].isin(found.keys())).sum()):
             raise ValueError(f"{missing} of {len(used)} masks are gone since ingest; restore them or run ingest again")
         images, names, hashes = used.index.tolist(), used["source_id"].tolist(), used["sha256"].tolist()
+        files: dict[str, tuple[Source | None, str]]
         files = {image: (found[n], sha256) for image, n, sha256 in zip(images, names, hashes, strict=True)}
         contents = {image: (content,) for image, content in zip(images, used["content"].tolist(), strict=True)}
         pixels = {image: list(row) for image, row in zip(images, used["pixels"].tolist(), strict=True)}
+        if structures.empty_negatives:
+            negative = (rows["label"] == 0).fillna(False).astype(bool)
+            empty = rows.loc[negative & ~rows["image_id"].isin(table["image_id"]), "image_id"].tolist()
+            files |= dict.fromkeys(empty, (None, ""))
+            contents |= dict.fromkeys(empty, ("empty",))
+            pixels |= dict.fromkeys(empty, [0.0] * len(structures.names))
         return cls(structures, files, contents, pixels)
 
     def summary(self, rows: pd.DataFrame, shown: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -53,7 +64,9 @@ class Masks:
         lost = [any(a and not b for a, b in zip(self.pixels[i], shown[i], strict=True)) for i in own["image_id"]]
         annotated = own["split"].value_counts()
         without = ~rows["image_id"].isin(self.files.keys())
+        assumed = sum(source is None for source, _ in self.files.values())
         return {
+            **({"taken_for_empty": assumed} if self.structures.empty_negatives else {}),
             "structures": {str(n): name for n, name in enumerate(self.structures.names, start=1)},
             "annotated": {str(name): int(annotated.get(name, 0)) for name in rows["split"].unique()},
             "positive_without_mask": int(((label == 1).fillna(False) & empty).sum()),

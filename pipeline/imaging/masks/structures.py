@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,30 @@ class Structures:
     """The structures of a dataset. That of index n, from 1 on, is called `names[n - 1]` and has `values[n - 1]`.
 
     Without values, any value but 0 is the only structure. With `refuse_others`, no other value may occur, else such
-    ones count as background.
+    ones count as background. With `empty_negatives`, a negative image without a mask shows none of them.
     """
 
     names: tuple[str, ...]
     values: tuple[int, ...] = ()
     refuse_others: bool = True
+    empty_negatives: bool = False
 
     @classmethod
     def from_card(cls, mask: Mapping[str, Any]) -> Structures:
         """Return what the content of `label.mask` of a card says."""
         named: dict[int | str, str] = dict(mask["structures"])
         values = () if ANY in named else tuple(int(value) for value in named)
-        return cls(tuple(named.values()), values, mask["others"] == "refuse")
+        return cls(tuple(named.values()), values, mask["others"] == "refuse", mask.get("missing") == "empty")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Structures:
         """Return the structures that ingest wrote down."""
-        return cls(tuple(content["names"]), tuple(content["values"]), content["refuse_others"])
+        values = tuple(content["values"])
+        return cls(tuple(content["names"]), values, content["refuse_others"], content.get("empty_negatives", False))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; those of cards that say nothing of missing masks are what they always were."""
+        return {name: value for name, value in asdict(self).items() if name != "empty_negatives" or value}
 
     def indices(self, values: np.ndarray) -> np.ndarray:
         """Return the index of the structure at each place, uint8, for the values of a mask.

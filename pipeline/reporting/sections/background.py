@@ -181,7 +181,9 @@ def _flow(e: Evidence) -> Figure:
     quarantined = {reason.replace("_", " "): n for reason, n in sorted(e.ingest["quarantined"].items()) if n}
     accepted = [f"accepted {counted(e.ingest['accepted'], 'image')}", f"of {counted(e.ingest['patients'], 'patient')}"]
     if "masks" in e.ingest:
-        accepted.insert(1, f"with {counted(e.ingest['masks']['accepted'], 'mask')}")
+        masks = e.ingest["masks"]
+        assumed = f", {count(masks['taken_for_empty'])} assumed empty" if "taken_for_empty" in masks else ""
+        accepted.insert(1, f"with {counted(masks['accepted'], 'mask')}{assumed}")
     splits = {name: e.split["splits"][name] for name in SPLIT_NAMES if _filled(e, name)}
     boxes = [
         [

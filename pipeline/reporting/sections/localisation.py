@@ -36,7 +36,7 @@ def localisation(e: Evidence) -> Section | None:
     figures = [*([_froc(curves, s)] if curves else []), *([_examples(found)] if found.examples else [])]
     if figures:
         blocks.append(Figures(figures))
-    appendix: list[Block] = [_cases(e, found), Paragraph(_how(s)), Paragraph(_contradictions(s))]
+    appendix: list[Block] = [_cases(e, found), Paragraph(_how(s)), Paragraph(_contradictions(e, s))]
     if len(s["arms"]) > 1:
         every = [(arm, own, name) for arm, structures in s["arms"].items() for name, own in structures.items()]
         appendix.insert(0, _results(found, every, "localisation_arms", e))
@@ -196,13 +196,17 @@ def _how(s: Json) -> str:
     )
 
 
-def _contradictions(s: Json) -> str:
-    own = s["label"]
+def _contradictions(e: Evidence, s: Json) -> str:
+    own, assumed = s["label"], e.ingest["masks"].get("taken_for_empty", 0)
+    taken = (
+        f" In all parts, {counted(assumed, 'image')} without the condition and without a mask "
+        f"{agreeing(assumed, 'was', 'were')} taken to show none of the structures, as the dataset card says."
+    )
     return (
         f"Label and mask: of {counted(own['positive'], 'annotated test image')} with the condition, "
         f"{count(own['positive_with_empty_mask'])} {agreeing(own['positive_with_empty_mask'], 'has', 'have')} an empty "
         f"reference mask; of {count(own['negative'])} without it, {count(own['negative_with_a_mask'])} "
-        f"{agreeing(own['negative_with_a_mask'], 'has', 'have')} one that is not empty."
+        f"{agreeing(own['negative_with_a_mask'], 'has', 'have')} one that is not empty.{taken if assumed else ''}"
     )
 
 
