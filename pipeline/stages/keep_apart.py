@@ -75,7 +75,8 @@ def _reasons(images: pd.DataFrame, inputs: Inputs, work: Path) -> pd.Series:
         for step, rows in ((OWN, own[judged]), (THEIRS, images))
     )
     found = met(known, others, work / ".small.tmp", nearly=inputs.record(OWN)["settings"]["near_duplicates"])
-    reasons = images["image_id"].map(found).fillna("")
+    why = found.to_dict()
+    reasons = images["image_id"].map(lambda image: why.get(image, ""))
     linked = (reasons == "") & images["unit"].isin(images.loc[reasons != "", "unit"])
     rest = own[~judged]
     again = images["image_id"].isin(rest["image_id"]) | images["pixel_hash"].isin(rest["pixel_hash"])
