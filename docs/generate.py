@@ -16,7 +16,7 @@ from pipeline import cli
 from pipeline.imaging.quarantine import FLAGS, REASONS
 from pipeline.inference.result import MEANINGS, SCHEMA
 from pipeline.inference.rule import REASONS as NOT_ASSESSABLE
-from pipeline.orchestration.graph import STAGES, Stage
+from pipeline.orchestration.graph import KEEP_APART, STAGES, Stage
 from pipeline.settings.card import Card
 from pipeline.settings.config import Config
 from pipeline.store.lineage import code_digests
@@ -261,7 +261,12 @@ def keys() -> str:
         "source more, which says that the studies are a test set. `report` has two kinds of sources more: the card of",
         "each external set, and each step that `--keep` kept, with its reason.",
         "",
-        *_table(("stage", "settings", "reads of earlier stages", "sources"), map(_dependencies, STAGES)),
+        "Images of `data.unlabelled` go through `ingest` and `preprocess` in the same way, with what",
+        "`data.unlabelled_patients` says of patients; `split@unlabelled` is the work of another function, in the last",
+        "row. An empty `data.unlabelled`, and a run that pretrains nothing, has none of these steps and none of these",
+        "reads: its keys are those of a config that does not name it.",
+        "",
+        *_table(("stage", "settings", "reads of earlier stages", "sources"), map(_dependencies, (*STAGES, KEEP_APART))),
         "",
         "## Sources",
         "",
@@ -275,8 +280,8 @@ def keys() -> str:
         "Modules that a stage uses at run time, directly or not, by room; templates count by their bytes.",
         "",
     ]
-    for stage in STAGES:
-        parts += [f"### {stage.name}", "", *_table(("room", "modules"), _modules(stage)), ""]
+    for stage in (*STAGES, KEEP_APART):
+        parts += [f"### {stage.step}", "", *_table(("room", "modules"), _modules(stage)), ""]
     return _page("What each key depends on", parts)
 
 
@@ -306,14 +311,17 @@ def _dependencies(stage: Stage) -> tuple[str, ...]:
     if stage.of_external:
         other = "; ".join(f"{name}: {', '.join(f'`{o}`' for o in files)}" for name, files in stage.of_external.items())
         read += f"<br>of each external set: {other}"
+    if stage.of_unlabelled:
+        own = "; ".join(f"{name}: {', '.join(f'`{o}`' for o in files)}" for name, files in stage.of_unlabelled.items())
+        read += f"<br>of `data.unlabelled`: {own}"
     if unknown := [name for name in stage.sources if name not in SOURCES]:
         raise ValueError(f"docs/generate.py: say in SOURCES what {', '.join(unknown)} is")
-    return f"`{stage.name}`", f"`{stage.name}`", read, ", ".join(f"`{name}`" for name in stage.sources)
+    return f"`{stage.step}`", f"`{stage.name}`", read, ", ".join(f"`{name}`" for name in stage.sources)
 
 
 def _modules(stage: Stage) -> Rows:
     rooms: dict[str, list[str]] = {}
-    for name in code_digests(f"pipeline.stages.{stage.name}"):
+    for name in code_digests(f"pipeline.stages.{stage.works}"):
         room, _, rest = name.partition("/" if "/" in name else ".")
         rooms.setdefault(room, []).append(f"`{rest or '__init__'}`")
     for room, found in sorted(rooms.items()):

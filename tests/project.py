@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zipfile
@@ -74,6 +75,30 @@ def add_external(project: Project, name: str, patients: slice, *, card: str | No
     (folder / "card.yaml").write_text(card or (DEMO / "card.yaml").read_text())
     where = {"studies": [f"../{name}/studies.zip"], "labels": f"../{name}/labels.csv", "card": f"../{name}/card.yaml"}
     return json.dumps({"name": name, **where})
+
+
+def add_darker_copy(folder: Path, name: str, as_name: str = "darker.dcm", factor: float = 0.8) -> None:
+    """Add a picture of the demo to other studies, darker, and as that of a patient called `another one`."""
+    import numpy as np
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    with zipfile.ZipFile(DEMO / "studies.zip") as demo:
+        image = pydicom.dcmread(io.BytesIO(demo.read(name)))
+    pixels = image.pixel_array
+    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+    image.PixelData = (grey * factor).astype(np.uint8).tobytes()
+    image.PhotometricInterpretation, image.SamplesPerPixel = "MONOCHROME2", 1
+    if "PlanarConfiguration" in image:
+        del image.PlanarConfiguration
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.PatientID, image.SOPInstanceUID = "another one", generate_uid()
+    image.SeriesInstanceUID = image.StudyInstanceUID = generate_uid()
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    stream = io.BytesIO()
+    image.save_as(stream)
+    with zipfile.ZipFile(folder / "studies.zip", "a") as studies:
+        studies.writestr(as_name, stream.getvalue())
 
 
 def _write_studies(folder: Path, patients: slice, drop: str = "none") -> None:

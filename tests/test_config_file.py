@@ -204,6 +204,24 @@ def test_pretraining_from_weights_needs_their_file(folder):
     assert f"data.imported_weights: no such file or folder: {folder / 'w.pth'}" in line
 
 
+def test_images_without_labels_have_places_of_their_own_and_a_table_only_with_them(folder):
+    (folder / "more").mkdir()
+    (folder / "people.csv").write_text("path,patient_id\n")
+    words = ["data.unlabelled=[more]", "data.unlabelled_patients=people.csv"]
+    data = load(folder / "run.yaml", words)[0].data
+    assert (data.unlabelled, data.unlabelled_patients) == ([folder / "more"], folder / "people.csv")
+    (line,) = problems(folder, CONFIG, words[1])
+    assert "unlabelled_patients says whose images are, but unlabelled names none" in line
+    (line,) = problems(folder, CONFIG, words[0], f"data.external=[{external(folder, name='unlabelled')}]")
+    assert "external: the name unlabelled is taken by data.unlabelled" in line
+    found = problems(folder, CONFIG, "data.unlabelled=[more, more, gone]", "data.unlabelled_patients=who.csv")
+    assert [line.split(": ", 1)[1] for line in found] == [
+        f"data.unlabelled.2: no such file or folder: {folder / 'gone'}",
+        f"data.unlabelled_patients: no such file or folder: {folder / 'who.csv'}",
+        "data.unlabelled: entry 2 and entry 1 hold the same files; leave one out",
+    ]
+
+
 def test_imported_weights_must_exist_only_where_an_arm_starts_from_them(folder):
     assert load(folder / "run.yaml", ["data.imported_weights=w.pth"])[0].data.imported_weights == folder / "w.pth"
     overrides = ["data.imported_weights=w.pth", "finetune.arms=[mae, imported]"]

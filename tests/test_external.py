@@ -1,16 +1,11 @@
 """An external test set from DICOM to report: judged by what was frozen, and used for nothing else."""
 
-import io
 import json
 import zipfile
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import pydicom
 import pytest
-from project import DEMO, PATIENTS, Project, add_external, pipeline_runs
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from project import DEMO, PATIENTS, Project, add_darker_copy, add_external, pipeline_runs
 from pypdf import PdfReader
 
 from pipeline.commands import trace
@@ -37,28 +32,6 @@ def card() -> str:
     return content[:start] + f"  definition: {DEFINITION}\n" + content[end:]
 
 
-def add_darker_copy(folder: Path) -> None:
-    """Add a picture of the run's first patient, darker and under another name, to an external set."""
-    with zipfile.ZipFile(DEMO / "studies.zip") as demo:
-        name = next(name for name in demo.namelist() if name.endswith(".dcm"))
-        image = pydicom.dcmread(io.BytesIO(demo.read(name)))
-    pixels = image.pixel_array
-    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
-    image.PixelData = (grey * 0.8).astype(np.uint8).tobytes()
-    image.PhotometricInterpretation, image.SamplesPerPixel = "MONOCHROME2", 1
-    del image.PlanarConfiguration
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image.PatientID, image.SOPInstanceUID = "another one", generate_uid()
-    image.SeriesInstanceUID = image.StudyInstanceUID = generate_uid()
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    stream = io.BytesIO()
-    image.save_as(stream)
-    with zipfile.ZipFile(folder / "studies.zip", "a") as studies:
-        studies.writestr("darker.dcm", stream.getvalue())
-    with (folder / "labels.csv").open("a") as labels:
-        labels.write("darker.dcm,normal\n")
-
-
 @pytest.fixture(scope="module")
 def project(finished, tmp_path_factory) -> Project:
     return finished.copy(tmp_path_factory.mktemp("external") / "project")
@@ -69,7 +42,11 @@ def override(project) -> str:
     """An external set with fewer positives, of which some patients are the run's own."""
     patients = slice(PATIENTS - OVERLAPPING, PATIENTS + NEW)
     described = add_external(project, "site_b", patients, card=card(), drop="pneumonia")
-    add_darker_copy(project.folder / "site_b")
+    with zipfile.ZipFile(DEMO / "studies.zip") as demo:
+        first = next(name for name in demo.namelist() if name.endswith(".dcm"))
+    add_darker_copy(project.folder / "site_b", first)
+    with (project.folder / "site_b" / "labels.csv").open("a") as labels:
+        labels.write("darker.dcm,normal\n")
     return f"data.external=[{described}]"
 
 

@@ -135,10 +135,9 @@ def test_the_config_divides_shenzhen_keeps_nih_for_pretraining_and_montgomery_fo
     assert settings.calibrate.recall_targets[0] == 0.9
     done = CliRunner().invoke(app, ["run", str(config), *words, "--until", "split@unlabelled"])
     assert done.exit_code == 0, done.stderr
-    counts = {}
-    for path in (tmp_path / "store").glob("split/*/artifact.json"):
-        step = json.loads(path.read_text())["step"]
-        counts[step] = json.loads(path.with_name("summary.json").read_text())["splits"]
+    folders = [path.parent for path in (tmp_path / "store").glob("split/*/artifact.json")]
+    found = [[json.loads((one / f"{name}.json").read_text()) for name in ("artifact", "summary")] for one in folders]
+    counts = {record["step"]: summary["splits"] for record, summary in found}
     nih, own, other = (counts[f"split{of}"] for of in ("@unlabelled", "", "@montgomery"))
     assert nih["pretrain"] == nih["pretrain"] | {"images": 10, "patients": 5, "labelled_patients": 0}
     assert sum(own[name]["images"] for name in ("train", "tune", "calibration", "test")) == 120

@@ -118,8 +118,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         further = _further_labels(settings, inputs, split, images)
         located = _localisation(settings, inputs, scores["test"], units, arm, log)
         first = first_images(scores["test"], arm) if how == "max" else None
-        known = _met_so_far(images, inputs)
-        external = {name: _external(reference, name, known, inputs, work) for name in sorted(inputs.external)}
+        external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
         elsewhere = [one.shift for one in external.values() if one.shift]
         metrics: dict[str, Any] = {
             "arm": arm,
@@ -392,23 +391,25 @@ def _met_so_far(images: pd.DataFrame, inputs: Inputs) -> Gathered:
         return Gathered(images, _fingerprints("ingest", inputs))
     chosen = read_table(inputs.file("split@unlabelled", "split.parquet"), SPLIT)["image_id"]
     more = read_table(inputs.file(UNLABELLED, "images.parquet"), IMAGES)
-    everything = pd.concat([images, more[more["image_id"].isin(chosen)]], ignore_index=True)
+    compared = ["image_id", "patient_id", "pixel_hash"]
+    everything = pd.concat([images[compared], more.loc[more["image_id"].isin(chosen), compared]], ignore_index=True)
     return Gathered(everything, [*_fingerprints("ingest", inputs), *_fingerprints(UNLABELLED, inputs)])
 
 
 def _fingerprints(step: str, inputs: Inputs) -> list[Path]:
+    if not inputs.record("ingest")["settings"]["near_duplicates"]:
+        return []
     return [inputs.file(step, table) for table in ("examined.parquet", "assembled.parquet")]
 
 
-def _external(reference: Reference, name: str, known: Gathered, inputs: Inputs, work: Path) -> External:
-    """Judge what was frozen on an external set, less those whom the run has met; `known` are the images of these."""
+def _external(reference: Reference, name: str, own: pd.DataFrame, inputs: Inputs, work: Path) -> External:
+    """Judge what was frozen on an external set, less those whom the run has met; `own` has the run's images."""
     scores = read_table(inputs.file(f"score@{name}", "scores_test.parquet"), SCORES)
     images = read_table(inputs.file(f"ingest@{name}", "images.parquet"), IMAGES)
     split = read_table(inputs.file(f"split@{name}", "split.parquet"), SPLIT)
     _check_partitions(split, {"test": scores}, images)
     others = Gathered(images[images["image_id"].isin(split["image_id"])], _fingerprints(f"ingest@{name}", inputs))
-    nearly = inputs.record("ingest")["settings"]["near_duplicates"]
-    again = met(known, others, work / ".small.tmp", nearly=nearly)
+    again = met(_met_so_far(own, inputs), others, work / ".small.tmp")
     return judge_external(reference, f"external set {name}", scores, images, split, again)
 
 

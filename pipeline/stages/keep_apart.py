@@ -70,12 +70,13 @@ def _reasons(images: pd.DataFrame, inputs: Inputs, work: Path) -> pd.Series:
     split = read_table(inputs.file("split", "split.parquet"), SPLIT)[["image_id", "split"]]
     own = read_table(inputs.file(OWN, "images.parquet"), IMAGES).merge(split, on="image_id", validate="one_to_one")
     judged = own["split"].isin(JUDGED)
+    fingerprints = FINGERPRINTS if inputs.record(OWN)["settings"]["near_duplicates"] else ()
     known, others = (
-        Gathered(rows, [inputs.file(step, name) for name in FINGERPRINTS])
+        Gathered(rows, [inputs.file(step, name) for name in fingerprints])
         for step, rows in ((OWN, own[judged]), (THEIRS, images))
     )
-    found = met(known, others, work / ".small.tmp", nearly=inputs.record(OWN)["settings"]["near_duplicates"])
-    reasons = images["image_id"].map(found).fillna("")
+    why = met(known, others, work / ".small.tmp").to_dict()
+    reasons = images["image_id"].map(lambda image: why.get(image, ""))
     linked = (reasons == "") & images["unit"].isin(images.loc[reasons != "", "unit"])
     rest = own[~judged]
     again = images["image_id"].isin(rest["image_id"]) | images["pixel_hash"].isin(rest["pixel_hash"])

@@ -130,6 +130,29 @@ def test_a_set_of_one_label_has_no_auc_and_stops_nothing(found):
     assert findings(found, "healthy")["no_discrimination"]["level"] == "warn"
 
 
+def test_whoever_was_pretrained_on_without_a_label_is_left_out_of_an_external_set(home, tmp_path):
+    (stage,) = [one for one in stages_of(["rare"], unlabelled=True) if one.name == "evaluate"]
+    artifacts = {name: Artifact(name, "0" * 16, home.folder / name) for name in stage.reads if "@" not in name}
+    artifacts |= published(tmp_path / "rare", "rare", 0.2, lambda rows: rows)
+    images, split = (
+        pd.read_parquet(artifacts[f"{name}@rare"].path / f"{table}.parquet")
+        for name, table in (("ingest", "images"), ("split", "split"))
+    )
+    chosen = split.head(30).assign(split="pretrain", label=pd.array([pd.NA] * 30, "Int64"))
+    for name, file, rows, table in (("ingest", "images", images, IMAGES), ("split", "split", chosen, SPLIT)):
+        folder = tmp_path / "unlabelled" / name
+        write_table(folder / f"{file}.parquet", rows, table)
+        files = {f"{file}.parquet": sha256_file(folder / f"{file}.parquet")}
+        write_json(folder / "artifact.json", {"files": files})
+        artifacts[f"{name}@unlabelled"] = Artifact(name, "2" * 16, folder)
+    (tmp_path / "evaluate").mkdir()
+    inputs = Inputs(make_card(path="path"), None, artifacts, stage.reads, external={"rare": None})  # type: ignore
+    evaluate(EvaluateSettings(), inputs, tmp_path / "evaluate", RunLog("evaluate", quiet=True))
+    its = read_json(tmp_path / "evaluate" / "metrics.json")["external"]["rare"]
+    # Of all that was ingested without labels, what keep_apart chose was learnt from, and that alone counts.
+    assert (its["patients"], its["excluded"]) == (170, {"patients": 30, "images": {"same image": 30}})
+
+
 def test_patients_of_the_run_are_left_out_and_counted_to_the_last(found):
     assert found["metrics"]["external"]["again"] == {
         "group": "external set again",

@@ -20,6 +20,7 @@ from reporting import example_run
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.outline import shown
+from pipeline.reporting import model_card
 from pipeline.reporting.content import all_numbers, build
 from pipeline.reporting.document import Paragraph, Table
 from pipeline.reporting.evidence import Evidence
@@ -325,6 +326,21 @@ def test_the_model_section_says_that_seeds_are_an_ensemble_and_which_epochs_were
     assert ["Public weights that arm imported started from", "f" * 64] in [
         row for block in provenance(e).appendix if isinstance(block, Table) for row in block.rows
     ]
+
+
+def test_methods_and_card_count_the_images_without_labels_that_were_taken_and_left_out(good: Made):
+    assert "data.unlabelled" not in good.text + (good.root / "model_card.md").read_text()
+    e = evidence_of(good)
+    counts = {"images": 1200, "patients": 800, "left_out": {"same patient": 7, "nearly the same image": 2}}
+    counts |= {"received": 1215, "accepted": 1209, "quarantined": {"no_patient": 6}, "left_out_patients": 5}
+    made = replace(e.pretraining, summary=e.pretraining.summary | {"unlabelled": counts})
+    e = replace(e, pretraining=made)
+    said = str(model(e))
+    assert "1,200 images of 800 patients, from 1,215 files" in said
+    assert "quality checks: 6 (no patient 6). Images left out: 9 (nearly the same image 2, same patient 7)" in said
+    assert (
+        r"1,200 images of 800 patients without labels \(data.unlabelled\); 9 others were left out" in model_card.text(e)
+    )
 
 
 # ---------------------------------------------------------------- the whole

@@ -17,22 +17,21 @@ NEARLY_THE_SAME = "nearly the same image"
 class Gathered:
     """Images of a dataset, with image_id, patient_id and pixel_hash, and the tables that have their fingerprints.
 
-    These are tables of what was examined and assembled.
+    These are tables of what was examined and assembled; none where nobody is to look for images nearly the same.
     """
 
     images: pd.DataFrame
     tables: Sequence[Path]
 
 
-def met(known: Gathered, others: Gathered, scratch: Path, *, nearly: bool) -> pd.Series:
+def met(known: Gathered, others: Gathered, scratch: Path) -> pd.Series:
     """Return, by image_id, why images of the others are not new: `same image`, `same patient`, NEARLY_THE_SAME.
 
-    Pseudonyms are under the same key. Images that are nearly the same are only looked for with `nearly`; `scratch` is
-    where small copies lie on disk meanwhile.
+    Pseudonyms are under the same key. `scratch` is where small copies lie on disk meanwhile.
     """
     found = met_before(known.images, others.images)
     new = others.images.loc[~others.images["image_id"].isin(found.index), "image_id"]
-    if new.empty or known.images.empty or not nearly:
+    if new.empty or known.images.empty or not (known.tables and others.tables):
         return found
     places = [scratch.with_name(f"{scratch.name}{number}") for number in (1, 2)]
     prints = [

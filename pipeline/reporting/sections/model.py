@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
@@ -144,16 +144,19 @@ def _pretraining(e: Evidence, made: Pretraining) -> list[list[str]]:
 
 def _unlabelled(counts: Json) -> str:
     """Say what came of the folders of images without labels: taken, set aside, left out and why."""
-    reasons = ", ".join(f"{reason}: {count(n)}" for reason, n in counts["left_out"].items())
-    left_out = sum(counts["left_out"].values())
-    why = f" ({reasons})" if reasons else ""
+    aside, left_out = (_by_reason(counts[name]) for name in ("quarantined", "left_out"))
     return (
-        f"{counted(counts['images'], 'image')} of {counted(counts['patients'], 'patient')}, of "
-        f"{counted(counts['received'], 'file')} received, {count(sum(counts['quarantined'].values()))} set aside by "
-        f"the quality checks and {counted(left_out, 'image')} left out{why}. Whoever is, or has the same or nearly the "
-        "same picture as, a patient of tuning, calibration or test is left out, with whoever shares a picture with "
-        "them in turn"
+        f"{counted(counts['images'], 'image')} of {counted(counts['patients'], 'patient')}, from "
+        f"{counted(counts['received'], 'file')}. Files set aside by the quality checks: {aside}. Images left out: "
+        f"{left_out}; that is whoever is, or has the same or nearly the same picture as, a patient of tuning, "
+        "calibration or test, whoever shares a picture with them in turn, and what the run has already"
     )
+
+
+def _by_reason(counts: Mapping[str, int]) -> str:
+    """Return a sum and what it is made of: `3 (blank 1, no patient 2)`."""
+    reasons = ", ".join(f"{reason.replace('_', ' ')} {count(n)}" for reason, n in sorted(counts.items()))
+    return f"{count(sum(counts.values()))} ({reasons})" if counts else "none"
 
 
 def _chosen(e: Evidence) -> str:
