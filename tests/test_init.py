@@ -97,6 +97,20 @@ def test_a_cell_that_names_a_positive_value_beside_others_is_not_negative_unless
     assert described(tmp_path, column, Answers(positive=["Mass"], negative=["Nodule", plain])).positive == ["Mass"]
 
 
+def test_a_class_that_denies_something_is_no_example_of_a_positive_one(tmp_path):
+    with pytest.raises(InitError, match=r"DR \(1\), no DR \(1\).*as in --positive DR;"):
+        described(tmp_path, ["DR", "no DR"])
+
+
+def test_two_columns_that_are_called_alike_and_differ_are_refused(tmp_path):
+    twins = table(tmp_path, "path,Label,label \na.png,1,0\nb.png,0,1\n")
+    with pytest.raises(InitError, match="columns Label and label of the label table have names that differ in nothing"):
+        describe(twins, Answers(), NOTHING_SEEN)
+    assert describe(twins, Answers(label="label"), NOTHING_SEEN).label == "label"
+    same = table(tmp_path, "path,label,Label,note,Note\na.png,1,1,x,y\nb.png,0,0,,\n")
+    assert describe(same, Answers(), NOTHING_SEEN).label == "label"
+
+
 def test_a_value_is_said_to_mean_one_thing(tmp_path):
     with pytest.raises(InitError, match="said to mean two things: 1; name each value once"):
         described(tmp_path, ["1", "0"], Answers(positive=["1"], negative=["1.0"]))
@@ -157,6 +171,18 @@ def test_a_column_id_is_what_the_studies_say(tmp_path):
     assert describe(path, Answers(), Glance(files=["x/0007.png", "x/0008.png"])).joins == {"path": "id"}
     with pytest.raises(InitError, match="no column of the label table says which image or patient"):
         describe(path, Answers(), Glance(files=["x/a.png"]))
+
+
+def test_a_column_of_files_is_known_by_its_values_whatever_it_is_called(tmp_path):
+    path = table(tmp_path, "ruta,patient_id,subject,paciente,label\nx/a.png,,P1,7,1\nx/b.png,,P2,8,0\n")
+    seen = Glance(files=["x/a.png", "x/b.png", "x/7.png", "x/8.png"], identities=[Identity(), Identity()])
+    assert describe(path, Answers(), seen).joins == {"path": "ruta", "patient_id": "subject"}
+
+
+def test_patients_that_no_file_names_join_nothing(tmp_path):
+    path = table(tmp_path, "patient_id,label\nP1,1\nP2,0\n")
+    with pytest.raises(InitError, match="column patient_id names patients, but the files opened name none"):
+        describe(path, Answers(), Glance(files=["a.png", "b.png"], identities=[Identity(), Identity()]))
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,10 @@ def world(finished: Project, tmp_path_factory) -> Path:
     }
     for name, lines in tables.items():
         (here / f"{name}.csv").write_text("".join(f"{line}\n" for line in lines))
+    clinic = [head.replace("label", "диагноз"), *rows]
+    (here / "cyrillic.csv").write_bytes("".join(f"{line}\n" for line in clinic).encode("cp1251"))
+    western = [f"{line},infecção" for line in (head, *rows)]
+    (here / "western.csv").write_bytes("".join(f"{line}\n" for line in western).encode("cp1252"))
     (here / "labels.xlsx").write_bytes(b"PK\x03\x04 no workbook")
     (here / "notes.txt").write_text("no image\n")
     (here / "no.pdf").write_text("no PDF\n")

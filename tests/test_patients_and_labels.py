@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 
 PEOPLE = 60
+WIDE = {ord("0") + digit: chr(ord("\uff10") + digit) for digit in range(10)}
 SETTINGS = {
     "project": "folder",
     "reports": "reports",
@@ -148,7 +149,7 @@ def women(folder: Callable[..., Folder], header: Callable[[int, int], str], **co
     """Return two pictures each of forty women, whose header names them as `header` of woman and picture says."""
     files, rows = {}, []
     for n in range(80):
-        files[f"{n:03d}.dcm"] = dicom(n, PatientID=header(n // 2, n))
+        files[f"{n:03d}.dcm"] = dicom(n, SpecificCharacterSet="ISO_IR 192", PatientID=header(n // 2, n))
         keys = {"path": f"{n:03d}.dcm", "sop": f"2.25.1{n}", "series": f"2.25.2{n}", "study": f"2.25.3{n}"}
         rows.append({**keys, "woman": f"W{n // 2}", "label": n // 2 % 2})
     return folder(files, rows, patient_id="woman", **columns)
@@ -187,6 +188,23 @@ def test_ids_that_are_only_written_otherwise_are_no_disagreement_and_lead_images
     assert table["patient_id"].nunique() == 40
     assert (table.groupby("patient_id").size() == 2).all()
     assert (table.groupby("patient_id")["split"].nunique() == 1).all()
+
+
+def test_identifiers_that_look_the_same_are_one_patients(folder):
+    """With characters that have no width in the table and digits of full width in the headers."""
+    made = women(folder, lambda woman, n: str(1000 + woman).translate(WIDE), path="path")
+    for n, row in enumerate(made.rows):
+        row["woman"] = f"{1000 + n // 2}" + ("\u200b" if n % 2 else "")
+    result = made.run()
+    assert "80 files: 80 images of 40 patients accepted" in result.stderr
+    assert "disagree" not in result.stderr
+
+
+def test_identifiers_of_one_person_by_two_hands_are_told(radiographs):
+    for n, row in enumerate(radiographs.rows):
+        row["patient"] = f"{n // 2}" if n % 2 else f"{n // 2:03d}"
+    message = radiographs.run().stderr
+    assert "60 patients of the label table differ from another one in nothing but case, blanks, leading" in message
 
 
 def test_a_placeholder_that_studies_share_is_no_patient(folder):
@@ -378,6 +396,14 @@ def test_a_picture_that_most_patients_share_stops_the_split_with_the_reason(fold
     message = folder(files, rows, path="path", patient_id="patient").refused()
     assert "of 80 labelled patients instead of about 16" in message
     assert "70 labelled patients are linked by pictures that they share, exactly or nearly, and 70 of them" in message
+
+
+def test_a_column_that_names_no_people_is_asked_about(radiographs):
+    for n, row in enumerate(radiographs.rows):
+        row["patient"] = f"clinic {n % 3}"
+    result = radiographs.run()
+    assert result.exit_code == 1
+    assert "60 images are of 3 patients: see that the column of columns.patient_id" in result.stderr
 
 
 def test_a_table_without_one_of_the_classes_says_so(radiographs):

@@ -22,7 +22,7 @@ from pipeline.commands.machine_speed import MachineSpeed, measure, remember
 from pipeline.commands.proposal import Proposal, propose
 from pipeline.commands.studies_glance import glance
 from pipeline.imaging.archive.choice import has_images
-from pipeline.labels.values import LabelsError
+from pipeline.labels.table_file import LabelsError, encoding_remark
 from pipeline.orchestration.estimate import busyness, cores
 from pipeline.orchestration.work import Items, Job, seconds
 from pipeline.settings.load import load
@@ -90,14 +90,15 @@ def write(
         classes = read_class_folders(folder, any(one.patient for one in seen.identities))
         classes.write(table)
         said += classes.lines()
+    remark = encoding_remark(table)
     try:
         described = describe(table, answers, seen)
         found = counts(table, described)
     except (InitError, LabelsError) as error:
         if made:
             table.unlink()
-        raise InitError(str(error)) from None
-    said += described.lines()
+        raise InitError(f"{error}{remark and f'. {remark}'}") from None
+    said += [*([f"warning: {remark}"] if remark else []), *described.lines()]
     studies = fingerprint(folder, seen)
     if not studies.images:
         reasons = ", ".join(f"{reason} {count}" for reason, count in studies.quarantined.items()) or "no file is there"

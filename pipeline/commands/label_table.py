@@ -21,6 +21,8 @@ from pipeline.labels.values import NUMBER, meanings, refuse_shortened, spelling
 
 NEGATIVE_WORDS = {*"0 no n neg negative normal false healthy benign absent".split(), "no finding"}
 POSITIVE_WORDS = {*"1 yes y pos positive abnormal true disease malignant present".split()}
+# How names of classes begin that are hardly the condition: never an example of a positive one.
+NEGATIONS = {*"no non none not without negative normal healthy benign kein keine sans sin nessun".split()}
 # What somebody writes who does not know. `none` is not among them: it may be the name of a class.
 UNCERTAIN_WORDS = {
     *"-1 u ? - . n/a na nan null unknown unclear unsure uncertain equivocal indeterminate inconclusive".split(),
@@ -105,6 +107,7 @@ def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
     """
     table = read_table_file(labels)
     _refuse_row_for_header(table, seen)
+    _refuse_twins(table, answers)
     joins = _joins(table, seen)
     if answers.patient is not None:
         joins["patient_id"] = _named(table, answers.patient)
@@ -133,6 +136,20 @@ def _refuse_row_for_header(table: pd.DataFrame, seen: Glance) -> None:
         )
 
 
+def _refuse_twins(table: pd.DataFrame, answers: Answers) -> None:
+    """Raise InitError when two columns are called alike and say different things, and one of them would be taken."""
+    known = {*" ".join([*JOIN_NAMES.values(), OPEN_NAMES, LABEL_NAMES]).split()}
+    named = {column_name(name) for name in (answers.label, answers.patient) if name}
+    columns: dict[str, str] = {}
+    for name in table.columns:
+        first = columns.setdefault(_plain(name), name)
+        if _plain(name) in known and not {first, name} & named and not table[first].equals(table[name]):
+            raise InitError(
+                f"columns {first} and {name} of the label table have names that differ in nothing but case, blanks or "
+                "signs, and different values; rename or remove the one that is not meant"
+            )
+
+
 def _named(table: pd.DataFrame, column: str) -> str:
     """Return the column that the user named. Raises InitError when there is none such."""
     column = column_name(column)
@@ -146,7 +163,11 @@ def _plain(name: str) -> str:
 
 
 def _joins(table: pd.DataFrame, seen: Glance) -> dict[str, str]:
-    """Return the column of each way to join: by its name, or, where that is open, by what the studies hold."""
+    """Return the column of each way to join: by its name, or, where that is open, by what the studies hold.
+
+    A column whose values are names of files is that of the paths, whatever it is called.
+    """
+    table = table.dropna(axis="columns", how="all")
     columns = {_plain(name): str(name) for name in reversed(table.columns)}
     joins = {}
     for field, names in JOIN_NAMES.items():
@@ -156,9 +177,21 @@ def _joins(table: pd.DataFrame, seen: Glance) -> dict[str, str]:
         found = {field: share for field, share in seen.shares(table[column].dropna()).items() if share >= SHARE_FOUND}
         for field in found:
             joins.setdefault(field, column)
+    for column in map(str, table.columns if "path" not in joins else ()):
+        values = table[column].dropna()
+        if column in joins.values() or values.map(NUMBER.fullmatch).any():
+            continue  # numbers can be those of files by chance
+        if seen.shares(values)["path"] >= SHARE_FOUND:
+            joins.setdefault("path", column)
     if "path" in joins and seen.files and not seen.shares(table[joins["path"]].dropna())["path"] and len(joins) > 1:
         # `image` can name a finding or a number; another column joins.
         del joins["path"]
+    if {*joins} == {"patient_id"} and seen.identities and not any(one.patient for one in seen.identities):
+        raise InitError(
+            f"column {joins['patient_id']} names patients, but the files opened name none, and no column holds names "
+            f"of files that are there: nothing says which image is whose; columns: "
+            f"{', '.join(map(str, table.columns))}. Add a column path with the file of each row"
+        )
     if not joins:
         raise InitError(
             f"no column of the label table says which image or patient a row is about; columns: "
@@ -292,7 +325,8 @@ def _question(column: pd.Series, name: str, found: Mapping[str, list[str]]) -> s
     missing = [what for what in ("positive", "negative") if not found[what]]
     text = f"values of column {name}: {_shown(column)}. "
     text += f"None of them means {' or '.join(missing)} by itself. " if missing else ""
-    options = " ".join(f"--positive {shlex.quote(value)}" for value in found["open"][-1:] or ["VALUE"])
+    telling = [value for value in found["open"] if spelling(value).partition(" ")[0] not in NEGATIONS]
+    options = f"--positive {shlex.quote(telling[-1]) if telling else 'VALUE'}"
     return text + (
         f"Say which values are positive with --positive, as in {options}; the others are then negative, but for those "
         "that look like not known (--negative and --unused say otherwise). Each option may be repeated"

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unicodedata import normalize
 
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.archive.workers import Pool, each_batch
 from pipeline.imaging.image import MB, Identity, Part, Policy
+from pipeline.imaging.pseudonyms import visible
 from pipeline.imaging.quarantine import Refusal
 from pipeline.imaging.read import read_image
 from pipeline.labels.path_rules import PathRule
@@ -131,4 +131,4 @@ def _open(source: Source) -> Opened:
 
 
 def _without_zeros(identifier: str) -> str:
-    return normalize("NFC", identifier.strip()).lstrip("0")
+    return visible(identifier).strip().lstrip("0")

@@ -186,12 +186,13 @@ def _first(dataset: Dataset, keyword: str) -> float:
 
 
 def _check_rescale(dataset: Dataset) -> None:
-    """Give an empty slope or intercept its neutral value; refuse one that destroys the image."""
+    """Give an empty slope or intercept, or one of them alone, its neutral value; refuse one that destroys the image."""
     if "ModalityLUTSequence" in dataset:
         return
-    for keyword, neutral in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-        if keyword in dataset and dataset.get(keyword) in (None, ""):
-            setattr(dataset, keyword, neutral)
+    if "RescaleSlope" in dataset or "RescaleIntercept" in dataset:  # pydicom passes over one without the other
+        for keyword, neutral in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
+            if dataset.get(keyword) in (None, ""):
+                setattr(dataset, keyword, neutral)
     slope, intercept = _first(dataset, "RescaleSlope"), _first(dataset, "RescaleIntercept")
     if "RescaleSlope" in dataset and (slope == 0 or not abs(slope) <= STEEPEST_SLOPE):
         raise Refused("bad_values", "rescale slope is zero or not finite")

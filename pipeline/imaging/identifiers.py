@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.imaging.pseudonyms import patient_pseudonym
+from pipeline.imaging.pseudonyms import patient_pseudonym, visible
 
 KINDS = {"sop_instance_uid": "image", "series_instance_uid": "series", "study_instance_uid": "study"}
 # Written where somebody removed an identifier or never had one; letters alone are compared.
@@ -21,7 +21,7 @@ def placeholder(patient: str, secret: bytes) -> str:
 
     Zeros may be the first of many numbers: for these, the pseudonym of the number that follows them.
     """
-    text = patient.strip()
+    text = visible(patient).strip()
     if text and not text.strip("0"):
         return patient_pseudonym(secret, f"{text[:-1]}1")
     letters = re.sub(r"[\W_]+", "", text).upper()

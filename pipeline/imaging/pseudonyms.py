@@ -43,7 +43,15 @@ def patient_pseudonym(secret: bytes, patient: str) -> str:
 
     Who issued the identifier is left out, so that label tables, which do not say, still join.
     """
-    return pseudonym(secret, "patient", unicodedata.normalize("NFC", patient.strip()))
+    return pseudonym(secret, "patient", visible(patient).strip())
+
+
+def visible(text: str) -> str:
+    """Return a text as a reader tells it from others: letters composed and of usual width, none without any width."""
+    if text.isascii():
+        return text
+    plain = unicodedata.normalize("NFKC", text)
+    return unicodedata.normalize("NFC", "".join(one for one in plain if unicodedata.category(one) != "Cf"))
 
 
 def path_pseudonym(secret: bytes, path: str) -> str:

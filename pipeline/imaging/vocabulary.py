@@ -47,6 +47,9 @@ MANUFACTURERS = {
     "ge healthcare": "GE",
     "general electric": "GE",
 }
+# What some write out where the standard has a letter.
+SIDES = {"LEFT": "L", "RIGHT": "R", "BOTH": "B", "BILATERAL": "B"}
+SEXES = {"FEMALE": "F", "MALE": "M", "OTHER": "O"}
 OLDEST_AGE = 90
 MONTHS_PER_UNIT = {"Y": 12.0, "M": 1.0, "W": 12 / 52.18, "D": 12 / 365.25}
 
@@ -68,12 +71,12 @@ def body_part(text: str) -> str:
 
 def laterality(text: str) -> str:
     """Return L, R, B or nothing."""
-    return _listed(text, frozenset("LRB"), "")
+    return _listed(SIDES.get(text.strip().upper(), text), frozenset("LRB"), "")
 
 
 def sex(text: str) -> str:
     """Return F, M, O or nothing."""
-    return _listed(text, frozenset("FMO"), "")
+    return _listed(SEXES.get(text.strip().upper(), text), frozenset("FMO"), "")
 
 
 def manufacturer(text: str) -> str:

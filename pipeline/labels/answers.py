@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipeline.labels.joining import COLUMNS, contradicting_rows, row_keys
 from pipeline.labels.path_rules import PathRule
+from pipeline.labels.table_file import encoding_remark
 from pipeline.labels.values import LabelsError, meanings, read_labels
 from pipeline.store.wording import counted
 
@@ -52,6 +53,8 @@ def labels_of(table: LabelTable, archive: Archive, meaning: CardLabel, value_col
     card, columns = table.card, table.card.columns
     join = getattr(columns, columns.join)
     cells = read_labels(table.path, [join, value_column, *filter(None, [columns.split])])
+    if meaning is card.label and (remark := encoding_remark(table.path)):
+        log.warn(remark)
     label, explained = meanings(cells[value_column], meaning.positive, meaning.negative, meaning.unused)
     given = cells[columns.split].fillna("") if columns.split else pd.Series("", index=cells.index)
     other = int((~explained).sum())

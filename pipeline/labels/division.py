@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.settings.images import SplitFractions, SplitSettings
 
 LABELLED_SPLITS = ("train", "tune", "calibration", "test")
+# With as many images of each patient, a split that cannot be made may have a site or a class for its patients.
+MANY_IMAGES = 10
 
 
 def assign(images: pd.DataFrame, given: Mapping[str, Sequence[str]], settings: SplitSettings) -> pd.Series:
@@ -146,6 +148,12 @@ def refuse_missing_class(counts: dict[str, dict[str, dict[str, int]]], given: bo
                 )
     if problems:
         advice = "Add patients, or change split.fractions or split.seed"
+        images, patients = (sum(split[what] for split in counts[""].values()) for what in ("images", "patients"))
+        if images >= MANY_IMAGES * patients:
+            advice += (
+                f". {images} images are of {counted(patients, 'patient')}: see that the column of columns.patient_id, "
+                "or PatientID in the headers, tells people apart"
+            )
         if given:
             advice += ", or which of our splits the card's splits name for each of the dataset's own"
         if any(problem.startswith("further") for problem in problems):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.imaging.identifiers import KINDS, own_name, placeholder
-from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym
+from pipeline.imaging.pseudonyms import day_shift, path_pseudonym, patient_pseudonym, pseudonym, visible
 from pipeline.labels.path_rules import PathRule
 from pipeline.labels.values import LabelsError, read_labels, refuse_shortened
 from pipeline.store.files import sha256_json
@@ -77,6 +79,24 @@ def named_by_row(labels: Path, join: str, column: str, patient_column: str | Non
         )
         raise LabelsError(f"{things} more than one patient; correct the table")
     return dict(zip(pairs["key"], pairs["patient"], strict=True))
+
+
+def alike_patients(patients: Collection[str]) -> str:
+    """Return what to say of identifiers that could be one person's, written by two hands; nothing without any.
+
+    They differ in nothing but case, blanks, leading zeros and decimals.
+    """
+    counts = Counter(
+        re.sub(r"(?<!\d)0+(?=\d)", "", "".join(visible(one).casefold().split())).removesuffix(".0")
+        for one in {visible(patient).strip() for patient in patients}
+    )
+    several = sum(count for count in counts.values() if count > 1)
+    if not several:
+        return ""
+    return (
+        f"{several} patients of the label table differ from another one in nothing but case, blanks, leading zeros or "
+        "decimals (like 007 and 7): they are taken for different people; where they are one, correct the table"
+    )
 
 
 def named_patients(by_row: Mapping[str, str], join: str, secret: bytes) -> Named:

@@ -26,6 +26,12 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 OTHERS = {"<": "HTML or XML", "{\\rtf": "RTF", "{": "JSON", "[": "JSON", "%PDF": "PDF"}
 WORKBOOKS = ((b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"), (b"PK\x03\x04", "a workbook (.xlsx or .ods)"))
 SHOWN_LINES = 5
+GUESSED = "cp1252"
+# In Western European words, letters outside ASCII stand alone or in twos ("infecção"). Read as if they were such, those
+# of other scripts stand in long rows, or are signs that no word has.
+LONGEST_ROW = 2
+SIGNS_OF_NO_WORD = set("\u0192\u201a\u02c6\u2030\u2039\u2020\u2021\u00a4\u00a6\u00a8\u00ac\u00af\u00b8")
+TO_UTF_8 = "save it as CSV (UTF-8), or, if it is in CP1251: iconv -f CP1251 -t UTF-8 TABLE > NEW_TABLE"
 # What pandas adds to a Parquet file to keep the numbers of its rows.
 INDEX_COLUMN = "__index_level_"
 
@@ -50,9 +56,25 @@ def read_table_file(path: Path) -> pd.DataFrame:
         # The message of an operating system or a parser can quote a name or a cell.
         why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "damaged, or no such format"
         raise LabelsError(f"the label table cannot be read: {why.lower()}") from None
-    if path.suffix.lower() == ".parquet" or data.startswith(b"PAR1"):
-        return _parquet(data)
-    return _csv(data)
+    return _parquet(data) if _is_parquet(path, data) else _csv(data)
+
+
+def encoding_remark(path: Path) -> str:
+    """Return what to say of a table whose letters were guessed; nothing of others, nor of what is no table."""
+    try:
+        data = b"" if path.suffix.lower() == ".npz" else path.read_bytes()
+        if _is_parquet(path, data) or _decoded(data)[1] != GUESSED:
+            return ""
+    except (OSError, LabelsError):  # for `read_table_file` to say
+        return ""
+    return (
+        "the label table is not UTF-8 and was read as Windows-1252: letters outside ASCII may be wrong, and then match "
+        f"neither names nor the card's values. Where they do, {TO_UTF_8}"
+    )
+
+
+def _is_parquet(path: Path, data: bytes) -> bool:
+    return path.suffix.lower() == ".parquet" or data.startswith(b"PAR1")
 
 
 def column_name(text: str) -> str:
@@ -64,7 +86,7 @@ def column_name(text: str) -> str:
 
 
 def _csv(data: bytes) -> pd.DataFrame:
-    text = _decoded(data)
+    text, _ = _decoded(data)
     if not text.strip():
         raise LabelsError("the label table is empty")
     if other := next((what for mark, what in OTHERS.items() if text.lstrip().startswith(mark)), None):
@@ -88,31 +110,44 @@ def _csv(data: bytes) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=object)
 
 
-def _decoded(data: bytes) -> str:
-    """Return the text of a file in UTF-8, UTF-16, UTF-32 or, where it is neither, Windows-1252."""
+def _decoded(data: bytes) -> tuple[str, str]:
+    """Return the text of a file and its encoding: UTF-8, UTF-16, UTF-32 or, where it seems to be that, Windows-1252."""
     for mark, workbook in WORKBOOKS:
         if data.startswith(mark):
             raise LabelsError(f"the label table is {workbook}; save it as CSV (UTF-8) and name that file")
     if data.startswith(b"\x1f\x8b"):
         raise LabelsError("the label table is compressed; unpack it and name the CSV file")
-    try:
-        if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
-            return data.decode("utf-32")
-        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return data.decode("utf-16")
-        if b"\0" in data[:2]:  # every table starts with a letter, a digit or a quote
-            return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
-        if b"\0" in data:
-            raise LabelsError("the label table holds zero bytes: it is damaged, or no text; save it as CSV (UTF-8)")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        pass
-    try:
-        return data.decode("cp1252")
-    except UnicodeDecodeError:
-        raise LabelsError(
-            "the label table's letters are neither UTF-8, UTF-16 nor Windows-1252; save it as CSV (UTF-8)"
-        ) from None
+    for encoding in (_stated(data), GUESSED):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if encoding != GUESSED or _is_western(text):
+            return text, encoding
+    raise LabelsError(
+        "the label table's letters are neither UTF-8, UTF-16 nor, it seems, Windows-1252; it may be in CP1251, "
+        f"GB18030, SHIFT_JIS or another encoding, which the file does not say: {TO_UTF_8}"
+    )
+
+
+def _stated(data: bytes) -> str:
+    """Return the encoding that the beginning of a file states; UTF-8 where it states none."""
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "utf-32"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if b"\0" in data[:2]:  # every table starts with a letter, a digit or a quote
+        return "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    if b"\0" in data:
+        raise LabelsError("the label table holds zero bytes: it is damaged, or no text; save it as CSV (UTF-8)")
+    return "utf-8-sig"
+
+
+def _is_western(text: str) -> bool:
+    """Say whether most of the characters outside ASCII can be those of a Western European language."""
+    rows = re.findall(r"[^\x00-\x7f]+", text)
+    strange = sum(len(row) for row in rows if len(row) > LONGEST_ROW or SIGNS_OF_NO_WORD & {*row})
+    return 2 * strange < len("".join(rows))
 
 
 def _separated(text: str) -> tuple[str, list[tuple[int, list[str]]]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.labels.table_file import LabelsError, column_name, read_table_file
+from pipeline.imaging.pseudonyms import visible
+from pipeline.labels.table_file import LabelsError, column_name, encoding_remark, read_table_file
 from pipeline.store.wording import counted
 
 __all__ = ["LabelsError", "meanings", "read_labels", "refuse_shortened", "spelling"]
@@ -31,9 +32,10 @@ def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFram
     if missing:
         near = {name: difflib.get_close_matches(name, map(str, table.columns), n=1) for name in missing}
         hints = "".join(f"; did you mean {close[0]} for {name}?" for name, close in near.items() if close)
+        remark = encoding_remark(path)
         raise LabelsError(
             f"the label table has no column {', '.join(missing)}, named in the card; "
-            f"its columns: {', '.join(map(str, table.columns))}{hints}"
+            f"its columns: {', '.join(map(str, table.columns))}{hints}{remark and f'. {remark}'}"
         )
     return pd.DataFrame({name: table[own] for name, own in wanted.items()}).dropna(how="all")
 
@@ -53,8 +55,7 @@ def spelling(value: str) -> str:
 
     Letters composed and decomposed are the same, of full width and of half, and characters without width are none.
     """
-    plain = unicodedata.normalize("NFKC", value).translate(MINUS_SIGNS)
-    seen = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")
+    seen = visible(value).translate(MINUS_SIGNS)
     folded = unicodedata.normalize("NFC", " ".join(seen.split()).casefold())
     if not NUMBER.fullmatch(folded):
         return folded

@@ -38,6 +38,7 @@ from pipeline.labels.identity import (
     NUMBERS,
     Findings,
     Named,
+    alike_patients,
     decide,
     named_by_row,
     named_patients,
@@ -184,6 +185,8 @@ def _named(inputs: Inputs, sources: Sequence[Source], lookup: Lookup | None, log
         if problem := check_paths(paths, [source.path for source in sources], rule, column):
             log.warn(problem)
     by_row = named_by_row(inputs.labels, join, column, columns.patient_id, rule)
+    if columns.patient_id != column and (remark := alike_patients({*by_row.values()})):
+        log.warn(remark)
     named = named_patients(by_row, join, inputs.secret)
     if lookup is not None:
         lookup.add(("patient", name, text) for name, text in sorted(named.originals.items()))

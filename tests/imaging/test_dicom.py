@@ -152,6 +152,16 @@ def test_a_jpeg_of_another_size_than_the_header_says_is_not_decoded(jpeg):
     assert reason(make_jpeg_dicom(jpeg, 400, 480)) == "damaged_pixels"
 
 
+def test_a_second_file_behind_the_first_is_not_passed_over():
+    one = make_dicom(gradient())
+    assert reason(one + one, POLICY) == "multi_frame"
+    assert read_dicom(one + b"DICM and no more", POLICY).pixels.shape == (40, 48)
+
+
+def test_a_backslash_in_an_identifier_is_a_part_of_it():
+    assert read_dicom(make_dicom(PatientID="A\\B"), POLICY).about.identity.patient == "A\\B"
+
+
 def test_native_pixels_cut_short_are_damaged():
     assert reason(make_dicom(PixelData=gradient().tobytes()[:-100])) == "damaged_pixels"
 

@@ -133,6 +133,14 @@ def test_a_rescaling_that_destroys_the_image_is_refused(slope):
         show(gradient(), RescaleSlope=slope, RescaleIntercept=0)
 
 
+@pytest.mark.parametrize(("rescale", "first"), [({"RescaleIntercept": -1024}, -1024), ({"RescaleSlope": 2}, 0)])
+def test_a_slope_or_an_intercept_alone_counts(rescale, first):
+    """pydicom passes over one without the other."""
+    shown = display(gradient(), make_dataset(gradient(), **rescale)).values
+    assert shown.min() == first
+    assert np.ptp(shown) == 4095 * rescale.get("RescaleSlope", 1)
+
+
 def test_an_empty_slope_means_one():
     stored = gradient()
     dataset = make_dataset(stored)

@@ -14,6 +14,7 @@ from pipeline.imaging.quarantine import Refused
 from pipeline.imaging.read import read_image
 
 SHAPE = (6, 7, 8)
+ACCEPTING = replace(POLICY, accept_unclear_orientation=True)
 REAL = Path(os.environ.get("MAESCREEN_REAL_DATA", Path(__file__).parents[2] / "../shared/data")) / "hippocampus_nifti"
 
 
@@ -47,6 +48,43 @@ def test_whatever_the_stored_orientation_indices_rise_to_superior_anterior_right
     assert np.allclose(np.diff(image.pixels, axis=0), 30_000, atol=0.1)
     assert np.allclose(np.diff(image.pixels, axis=1), 200, atol=0.1)
     assert np.allclose(np.diff(image.pixels, axis=2), 1, atol=0.1)
+
+
+def forms(sform: list[float], qform: list[float] | None) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(field(np.eye(4)), np.eye(4))
+    image.set_sform(np.diag([*sform, 1]), code=1)
+    image.set_qform(np.diag([*(qform or [1, 1, 1]), 1]), code=1 if qform else 0)
+    return image
+
+
+def test_a_size_of_voxels_that_is_stated_twice_and_differently():
+    for qform in ([0.49, 0.49, 3], [-0.488, 0.488, 3]):  # rounded; mirrored, which is for the orientation to say
+        flags = read_image(forms([0.488, 0.488, 3], qform).to_bytes(), ACCEPTING).flags
+        assert "spacing_contradicts" not in flags
+    apart = forms([1, 1, 1], [1, 1, 1.5]).to_bytes()
+    assert reason(apart) == "unclear_orientation"
+    image = read_image(apart, ACCEPTING)
+    assert image.spacing_mm == (1, 1, 1)
+    assert "spacing_contradicts" in image.flags
+
+
+def test_sizes_beside_an_sform_alone():
+    image = forms([1, 1, 2], None)
+    assert read_image(image.to_bytes(), POLICY).spacing_mm == (2, 1, 1)  # ones, as writers leave them
+    image.header["pixdim"][1:4] = [1, 1, 5]
+    assert reason(image.to_bytes()) == "unclear_orientation"
+
+
+def test_a_rotation_that_is_none_beside_a_good_matrix():
+    raw = bytearray(forms([1, 1, 1], [1, 1, 1]).to_bytes())
+    raw[256:268] = np.ones(3, "<f4").tobytes()
+    assert reason(bytes(raw)) == "damaged_header"
+
+
+def test_two_volumes_in_one_file():
+    one = volume(np.eye(4))
+    assert reason(one + one) == "multi_frame"
+    assert reason(gzip.compress(one) + gzip.compress(one)) == "multi_frame"
 
 
 def test_units_of_length_become_mm():

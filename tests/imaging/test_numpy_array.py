@@ -42,6 +42,7 @@ def test_three_channels_are_colour_and_other_third_axes_a_volume():
         (saved(np.full((8, 8), np.nan)), "bad_values"),
         (saved(np.full((8, 8), 1e300)), "bad_values"),
         (saved(np.zeros((8, 8)))[:-9], "damaged_pixels"),
+        (2 * saved(np.zeros((8, 8))), "multi_frame"),
         (b"\x93NUMPY\x01\0\xff\xff{", "damaged_header"),
         (saved(np.zeros(9)), "bad_geometry"),
     ],

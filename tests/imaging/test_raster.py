@@ -101,6 +101,22 @@ def test_several_pictures_in_one_file():
     assert reason(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])) == "multi_frame"
 
 
+PGM = b"P5\n40 40\n%d\n"
+TEXT = b"P2\n# P5 is another kind\n40 40\n255\n" + b"\n".join(b"%d" % (value % 256) for value in range(1600)) + b"\n"
+
+
+@pytest.mark.parametrize("one", [PGM % 255 + bytes(range(200)) * 8, PGM % 4095 + bytes(range(16)) * 200, TEXT])
+def test_a_second_picture_behind_the_first_is_not_passed_over(one):
+    assert read_image(one + b"\n", POLICY).pixels.shape == (40, 40)
+    for more in (one, b"P4\n8 1\n\xff", b"P7\nWIDTH 1\n"):
+        assert reason(one + more) == "multi_frame"
+    small = pillow.Exif()
+    small[270] = "\xff\xd9\xff\xd8\xff"  # a picture inside a segment is no second one
+    for picture in (saved(GREY8, "PNG"), saved(GREY8, "JPEG", exif=small), saved(GREY8, "JPEG", progressive=True)):
+        assert read_image(picture + b"\n", POLICY).pixels.shape == GREY8.shape
+        assert reason(picture + picture) == "multi_frame"
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "PPM"])
 def test_cut_short(kind):
     data = saved(GREY8, kind)
@@ -117,6 +133,8 @@ def test_values_that_are_not_numbers_are_refused():
     assert reason(saved(values, "TIFF")) == "bad_values"
 
 
-@pytest.mark.parametrize("data", [b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bytes(500), b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "data", [b"P5,label\n1,0\n", b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bytes(500), b"\xff\xfe"]
+)
 def test_anything_else_has_an_unknown_format(data):
     assert reason(data) == "unknown_format"

@@ -30,6 +30,7 @@ def test_unknown_terms_become_other_or_nothing():
     assert vocabulary.body_part("Erika") == "OTHER"
     assert (vocabulary.view("AP "), vocabulary.view("Erika"), vocabulary.view("")) == ("AP", "", "")
     assert (vocabulary.sex("f"), vocabulary.sex("X"), vocabulary.laterality("R")) == ("F", "", "R")
+    assert (vocabulary.sex("Male"), vocabulary.sex("FEMALE"), vocabulary.laterality("left ")) == ("M", "F", "L")
 
 
 @pytest.mark.parametrize(

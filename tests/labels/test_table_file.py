@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.labels.table_file import read_table_file
+from pipeline.labels.table_file import encoding_remark, read_table_file
 from pipeline.labels.values import LabelsError, meanings, read_labels, spelling
 
 ROWS = "path,who,label\nÄ/1.png, 007 ,1\nb/2.png,8,\nc/3.png,None,0\n"
@@ -42,6 +42,34 @@ def test_quotes_decimal_commas_and_blank_lines(tmp_path, text):
     assert read_table_file(write(tmp_path, text.encode())).to_dict("list") == {"path": ["a;b.png"], "label": ["0,5"]}
 
 
+@pytest.mark.parametrize(
+    ("cell", "encoding"),
+    [
+        ("Мюллер", "cp1251"),
+        ("Мюллер", "koi8-r"),
+        ("阳性", "gb18030"),
+        ("陽性", "shift_jis"),
+        ("ポジティブ", "shift_jis"),
+        ("양성", "euc_kr"),
+        ("θετικό", "cp1253"),
+    ],
+)
+def test_letters_of_other_scripts_are_never_taken_for_western_ones(tmp_path, cell, encoding):
+    path = write(tmp_path, f"path,label\n1.png,{cell}\n".encode(encoding))
+    with pytest.raises(LabelsError, match=r"(?s)neither UTF-8.*CP1251, GB18030, SHIFT_JIS.*iconv -f CP1251"):
+        read_table_file(path)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "remark"), [("cp1252", "was read as Windows-1252"), ("utf-8", ""), ("utf-16", "")]
+)
+def test_a_guess_of_the_encoding_is_told(tmp_path, encoding, remark):
+    path = write(tmp_path, "path,label\n1.png,infecção\n2.png,größer – „5 µm“\n".encode(encoding))
+    assert read_table_file(path)["label"].tolist() == ["infecção", "größer – „5 µm“"]
+    assert remark in encoding_remark(path)
+    assert bool(remark) == bool(encoding_remark(path))
+
+
 def test_a_name_of_a_column_is_one_however_it_is_broken_and_composed(tmp_path):
     path = write(tmp_path, '"Patient\nID ","Gro\u0308\u00dfe  neu"\n1,0\n'.encode())
     assert [*read_table_file(path).columns] == ["Patient ID", "Gr\u00f6\u00dfe neu"]
@@ -68,7 +96,7 @@ def test_a_cell_may_hold_a_line_end(tmp_path):
         (b"PK\x03\x04Meier", r"\.xlsx or \.ods.*save it as CSV"),
         (b"\xd0\xcf\x11\xe0Meier", r"\.xls\).*save it as CSV"),
         (b"\x1f\x8bMeier", "compressed; unpack it"),
-        (b"id,label\n\x81Meier,0\n", "neither UTF-8, UTF-16 nor Windows-1252"),
+        (b"id,label\n\x81Meier,0\n", "neither UTF-8, UTF-16 nor, it seems, Windows-1252"),
         (b"PAR1Meier", "damaged, or not Parquet"),
         (b'[{"id": "Meier", "label": 0},\n{"id": "Meier", "label": 1}]', "is JSON, not CSV; save it as CSV"),
         (b'{"id": "Meier", "label": 0}\n', "is JSON, not CSV"),

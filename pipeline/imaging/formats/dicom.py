@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image as pillow
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
@@ -33,6 +34,8 @@ from pipeline.imaging.image import BYTES_PER_PIXEL, LARGEST_SPACING_MM, About, I
 from pipeline.imaging.quarantine import Refused
 
 PREFIX_OFFSET = 128
+# How a file begins behind its preamble: its mark, and the length of group 2 (PS3.10 7.1).
+BEGINS = b"DICM\x02\x00\x00\x00UL\x04\x00"
 FILE_META_GROUP, TRANSFER_SYNTAX_TAG = b"\x02\x00", b"\x02\x00\x10\x00"
 LONG_VRS = (b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN", b"OD", b"OL", b"UC", b"UR", b"OV", b"SV", b"UV")
 EXECUTABLE_PREAMBLES = (b"MZ", b"\x7fELF", b"#!", b"%PDF", b"PK", b"\xca\xfe\xba\xbe", b"<")
@@ -138,6 +141,8 @@ def parse(data: bytes, policy: Policy) -> Dataset:
     """
     more = CHANNEL_TAGS if policy.joins else ()
     dataset = _elements(data, policy, [*TAG_OF.values(), MOSAIC_TAG, *more])
+    if data.find(BEGINS, PREFIX_OFFSET + 1) >= 0:
+        raise Refused("multi_frame", "more than one DICOM file in one")
     if "TransferSyntaxUID" not in dataset.file_meta and is_bare(data):
         implicit, little = dataset.original_encoding
         little_endian = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -379,6 +384,8 @@ def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
 
 def _text(dataset: Dataset, keyword: str) -> str:
     value = _value(dataset, keyword)
+    if isinstance(value, MultiValue):  # a backslash in one value, such as an identifier, makes several of it
+        value = "\\".join(map(str, value))
     return "" if value is None else str(value).strip().strip("\0")
 
 

@@ -26,12 +26,15 @@ MM_PER_UNIT = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 FLATTEST_AFFINE = 1e-9
 # sform and qform agree when no axis of the one leads farther away from the other's than to its nearest orientation.
 LEAST_COSINE = math.cos(math.radians(45))
+# Writers round voxel sizes, to 0.49 mm for 0.488; a form that leads to a template stretches them more.
+LARGEST_SIZE_DIFFERENCE = 0.01
 # In a single file, voxels follow the header and four bytes that announce extensions.
 FIRST_VOXEL = {348: 352, 540: 544}
 PIECE_BYTES = 1 << 20
 UNCLEAR = {
     "orientation_assumed": "sform_code and qform_code are 0",
     "orientation_contradicts": "sform and qform lie differently",
+    "spacing_contradicts": "sform and header differ in the size of voxels",
 }
 
 
@@ -68,7 +71,7 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
     The sform says how it lies, else the qform.
 
     Raises Refused when it is not three-dimensional and real, when orientation or voxels are not finite, and, unless the
-    policy accepts it, when neither form is said to be valid or they contradict each other.
+    policy accepts it, when neither form is said to be valid or they contradict each other in direction or voxel size.
     """
     version = _version(data)
     if version is None:
@@ -81,12 +84,16 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         header, affine = volume.header, np.array(volume.affine, dtype=float)
         shape = tuple(int(side) for side in volume.shape)
         dtype = header.get_data_dtype()
+        unclear = _unclear_orientation(header)
     except Exception as error:
         raise Refused("damaged_header", type(error).__name__) from None
     if version not in PAIRS and raw["vox_offset"] < FIRST_VOXEL[int(raw["sizeof_hdr"])]:
         raise Refused("damaged_header", "voxels begin inside the header")
     if np.isinf(raw["scl_slope"]) or np.isinf(raw["scl_inter"]):  # nibabel takes it, like NaN, for no scaling at all
         raise Refused("bad_values", "scaling is not finite")
+    end = int(raw["vox_offset"]) + math.prod(shape) * dtype.itemsize
+    if voxels is None and is_nifti(data[end:]):  # as `cat` leaves them, also of compressed ones
+        raise Refused("multi_frame", "more than one volume")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     places = [one.axis for one in policy.channels if one.axis is not None]
@@ -102,7 +109,6 @@ def read_nifti(data: bytes, policy: Policy, voxels: bytes | None = None) -> Imag
         raise Refused("too_large" if count else "bad_geometry", "x".join(map(str, shape)) + " voxels")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < FLATTEST_AFFINE:
         raise Refused("bad_geometry", "position matrix is singular or not finite")
-    unclear = _unclear_orientation(header)
     if unclear and not policy.accept_unclear_orientation:
         raise Refused("unclear_orientation", UNCLEAR[unclear])
     try:
@@ -141,16 +147,22 @@ def _voxels(volume: nib.Nifti1Pair, shape: tuple[int, ...], affine: np.ndarray, 
 def _unclear_orientation(header: nib.Nifti1Header) -> str:
     """Return the flag for a header that does not say how its volume lies, or says it in two ways; else nothing.
 
-    With both codes 0, that indices rise to the left is a custom of older software ("method 1"), no statement.
+    With both codes 0, that indices rise to the left is a custom of older software ("method 1"), no statement. The size
+    of voxels (pixdim) is stated beside either form; where the sform stands alone, zeros and ones are no statement.
     """
     sform, qform = (form(coded=True)[0] for form in (header.get_sform, header.get_qform))
-    if sform is None and qform is None:
-        return "orientation_assumed"
-    if sform is None or qform is None:
+    if sform is None:
+        return "orientation_assumed" if qform is None else ""
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    if qform is not None:
+        cosines = np.einsum("ij,ij->j", sform[:3, :3], qform[:3, :3])
+        if not (cosines > LEAST_COSINE * lengths * np.linalg.norm(qform[:3, :3], axis=0)).all():
+            return "orientation_contradicts"
+    stated = np.abs(np.array(header.get_zooms()[:3], dtype=float))
+    if qform is None and {*stated} <= {0.0, 1.0}:
         return ""
-    lengths = [np.linalg.norm(form[:3, :3], axis=0) for form in (sform, qform)]
-    cosines = np.einsum("ij,ij->j", sform[:3, :3], qform[:3, :3]) / (lengths[0] * lengths[1])
-    return "" if (cosines > LEAST_COSINE).all() else "orientation_contradicts"
+    apart = np.abs(stated - lengths) > LARGEST_SIZE_DIFFERENCE * lengths
+    return "spacing_contradicts" if apart.any() else ""
 
 
 def is_pair_header(data: bytes) -> bool:

@@ -50,10 +50,13 @@ def read_array(data: bytes, policy: Policy) -> Image:
         raise Refused("bad_values", "not real numbers of at most 64 bits")
     if math.prod(shape) * max(BYTES_PER_PIXEL, dtype.itemsize) > policy.max_pixel_bytes:
         raise Refused("too_large", "x".join(map(str, shape)) + " values")
+    stream = io.BytesIO(data)
     try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
+        values = np.load(stream, allow_pickle=False)
     except Exception as error:
         raise Refused("damaged_pixels", type(error).__name__) from None
+    if is_array(data[stream.tell() :]):
+        raise Refused("multi_frame", "more than one array")
     with np.errstate(over="ignore"):
         planes = _planes(values.reshape(sides), policy)
     if not np.isfinite(planes.pixels).all():  # also of values beyond what 32 bits hold

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ from pipeline.imaging.quarantine import Refused
 
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-MAGIC = (PNG_MAGIC, b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P2", b"P5", b"P6")
+JPEG_MAGIC = b"\xff\xd8\xff"
+MAGIC = (PNG_MAGIC, JPEG_MAGIC, b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS = {"1": 1, "L": 8, "LA": 8, "P": 8, "RGB": 8, "RGBA": 8, "I": 32, "F": 32} | dict.fromkeys(SIXTEEN_BIT, 16)
 EXIF_ORIENTATION, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 274, 262, 0
@@ -30,8 +32,13 @@ TIFF_BITS, TIFF_PLANES, TIFF_EXTRA_SAMPLES, TIFF_SAMPLE_FORMAT = 258, 284, 338, 
 ASSOCIATED = 1
 SEPARATE_PLANES, UNSIGNED, SIGNED = 2, 1, 2
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
-# Where in a PNG its bit depth stands (IHDR).
+START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xff\xd9"
+# Where in a PNG its bit depth stands (IHDR), and how it ends.
 PNG_DEPTH = 24
+PNG_END = b"IEND\xaeB`\x82"
+# How a netpbm picture begins, of the kinds that are not read, too.
+PNM_READ = re.compile(rb"P[256][\s#]")
+PNM_BEGINS = re.compile(rb"\s*P[1-7fF]\s")
 COLOUR_OR_ALPHA = ("LA", "RGB", "RGBA")
 # From values as stored to a picture as it should be seen, by EXIF orientation (TIFF 6.0, tag 274): which axis of the
 # file is which, and which are reversed then.
@@ -48,7 +55,7 @@ TURNS = {
 
 def is_raster(data: bytes) -> bool:
     """Say whether the bytes start like a supported picture."""
-    return data.startswith(MAGIC)
+    return data.startswith(MAGIC) or PNM_READ.match(data) is not None
 
 
 def read_raster(data: bytes, policy: Policy) -> Image:
@@ -92,7 +99,7 @@ def _describes_picture(data: bytes) -> bool:
 def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
     if picture.width * picture.height * BYTES_PER_PIXEL > policy.max_pixel_bytes:
         raise Refused("too_large", f"{picture.height} x {picture.width} pixels")
-    if getattr(picture, "n_frames", 1) > 1:
+    if getattr(picture, "n_frames", 1) > 1 or _another_follows(picture, data):
         raise Refused("multi_frame", "more than one picture")
     mode, bits = picture.mode, BITS.get(picture.mode, 0)
     if not bits:
@@ -120,6 +127,32 @@ def _read(picture: ImageFile.ImageFile, data: bytes, policy: Policy) -> Image:
         colour=planes.colour,
         grid=turned_grid(turn, planes.pixels.shape) if turn in TURNS else None,
     )
+
+
+def _another_follows(picture: ImageFile.ImageFile, data: bytes) -> bool:
+    """Say whether another picture stands behind the first: netpbm files may hold several, of which Pillow sees one."""
+    if picture.format == "PNG":
+        return PNG_END + PNG_MAGIC in data
+    if picture.format == "JPEG":
+        return data.startswith(JPEG_MAGIC, _end_of_jpeg(data))
+    if picture.format != "PPM":
+        return False
+    tile = picture.tile[0]
+    if data.startswith(b"P2"):  # numbers as text, among which comments may stand
+        return any(PNM_BEGINS.match(line) for line in data[tile.offset :].splitlines(keepends=True))
+    highest = int(tile.args[1]) if isinstance(tile.args, tuple) else 255
+    samples = picture.width * picture.height * len(picture.getbands())
+    end = tile.offset + samples * (2 if picture.mode == "I" or highest > 255 else 1)
+    return PNM_BEGINS.match(data, end) is not None
+
+
+def _end_of_jpeg(data: bytes) -> int:
+    """Return where a JPEG ends. Segments before the scan can hold small pictures, and so their end markers."""
+    place = 2
+    while data[place + 1 : place + 2] != START_OF_SCAN and place < len(data):
+        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4]))
+    end = data.find(END_OF_IMAGE, place)
+    return len(data) if end < 0 else end + len(END_OF_IMAGE)
 
 
 def turned_grid(turn: int, shape: tuple[int, ...]) -> Grid:
