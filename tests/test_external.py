@@ -98,7 +98,7 @@ def test_what_is_trained_is_reused_and_the_run_s_own_numbers_stay(result, metric
     assert (own["readings"]["times"], metrics["readings"]["times"]) == (1, 2)
     for name in set(own) - {"external", "shift", "readings", "operating_point"}:
         assert metrics[name] == own[name]
-    assert [*result.failures] == [
+    assert [one.to_dict() for one in result.failures] == [
         f for f in read_json(before["evaluate"].file("findings.json")) if f["level"] == "fail"
     ]
 

@@ -21,8 +21,8 @@ ONLY_IN = {
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), ("delivery/http/",)),
 }
 FORBIDDEN = ("pickle", "joblib.load", "joblib.dump", "cloudpickle", "dill", "shelve")
-# What a library may know of the store: tables and files, never artifacts or where they lie.
-SHARED_STORE = ("store/tables", "store/files.py", "store/versions.py", "store/wording.py")
+# What a library may know of the store: tables, results and files, never artifacts or where they lie.
+SHARED_STORE = ("store/tables", "store/results", "store/files.py", "store/versions.py", "store/wording.py")
 LIBRARIES = ("imaging/", "models/", "statistics/", "reporting/", "labels/", "inference/", "evaluation/")
 
 

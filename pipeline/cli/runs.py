@@ -206,7 +206,7 @@ def _of_tracking(overrides: list[str] | None) -> list[str]:
 
 def _announce(result: Result, ui_command: str, as_json: bool) -> None:
     for failure in result.failures:
-        say(f"gate failed on {failure['on']}: {failure['code']}: {failure['message']}")
+        say(f"gate failed on {failure.on}: {failure.code}: {failure.message}")
     if as_json:
         from pipeline.orchestration.mlflow_runs import headline
 
@@ -214,7 +214,7 @@ def _announce(result: Result, ui_command: str, as_json: bool) -> None:
             {
                 "artifacts": {name: str(artifact.path) for name, artifact in result.artifacts.items()},
                 "headline": headline(result.artifacts),
-                "gate_failures": list(result.failures),
+                "gate_failures": [failure.to_dict() for failure in result.failures],
                 "report": str(result.report) if result.report else None,
             }
         )

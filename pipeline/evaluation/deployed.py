@@ -32,14 +32,14 @@ def deployed(
     Subgroups are certified where `images`, the image table, is given: those of the main label.
     """
     certificate = frozen.certificate
-    rule, by_group = certificate["deploy"], certificate["subgroup_threshold"]
+    rule, by_group = certificate.deploy, certificate.subgroup_threshold
     record = {
         "rule": rule,
         "subgroup_threshold": by_group if images is not None else "report",
         "decided": "in the configuration, before this run read the test patients",
         "usable": decision.usable,
         "reasons": list(decision.reasons),
-        "calibration_threshold_hex": certificate["threshold_hex"] if decision.usable else None,
+        "calibration_threshold_hex": certificate.at.threshold_hex if decision.usable and certificate.at else None,
     }
     if not decision.usable:
         return record
@@ -54,10 +54,10 @@ def deployed(
         groups = certified_subgroups(
             on,
             patient_attributes(images[images["patient_id"].isin(on.ids)]),
-            certificate["subgroup_attributes"],
-            certificate["recall_target"],
-            certificate["confidence"],
-            certificate["models_compared"] * certificate["labels_certified"],
+            certificate.subgroup_attributes,
+            certificate.recall_target,
+            certificate.confidence,
+            certificate.models_compared * certificate.labels_certified,
             chosen["threshold"],
         )
         lowest = groups["minimum"]

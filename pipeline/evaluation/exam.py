@@ -31,7 +31,7 @@ def exam_table(
     patient's score and label are those of the images looked at, aggregated as always; the threshold is that of all
     images together. Patients are the unit in every row, and the same patients are in several.
     """
-    arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
+    arm, how = frozen.certificate.arm, frozen.certificate.aggregation
     groups = [("patient", ALL, scores["image_id"].notna())]
     for by, column, values in (("view", "view", exam.get("views", ())), ("side", "laterality", exam.get("sides", ()))):
         of_image = scores["image_id"].map(images.set_index("image_id")[column])

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.performance import Frozen, findings_of, judge
-from pipeline.statistics.gate import Finding
 from pipeline.statistics.image_counts import assess_image_numbers, images_per_patient
 from pipeline.statistics.patients import Patients, one_per_unit, patients_of, units_of
 from pipeline.statistics.shift import (
@@ -23,6 +22,7 @@ from pipeline.statistics.shift import (
     unseen_patients,
 )
 from pipeline.statistics.subgroups import UNKNOWN, patient_attributes
+from pipeline.store.results.finding import Finding
 from pipeline.store.wording import agreeing, counted
 
 if TYPE_CHECKING:
@@ -43,9 +43,8 @@ class Reference:
     def promise(self) -> Promise:
         """What was certified on these patients."""
         certificate = self.frozen.certificate
-        target, confidence = certificate["recall_target"], certificate["confidence"]
-        counts = certificate["positives"], certificate["misses_allowed"]
-        return Promise(self.frozen.threshold, target, confidence, *(counts if certificate["certified"] else ()))
+        counts = (certificate.positives, certificate.at.misses_allowed) if certificate.at else ()
+        return Promise(certificate.threshold, certificate.recall_target, certificate.confidence, *counts)
 
     def shift(self, group: str, members: Patients, unseen: set[str], strange: set[str] | None = None) -> GroupShift:
         """Return how a group of patients differs from the calibration patients; `unseen` are those of other sites.
@@ -116,7 +115,7 @@ def judge_external(
     left = scores[~scores["patient_id"].isin(again)]
     if left.empty:
         return External({"group": on, "patients": 0, "excluded": excluded}, None, findings)
-    arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
+    arm, how = frozen.certificate.arm, frozen.certificate.aggregation
     members = one_per_unit(patients_of(left, arm, how), units_of(split))
     metrics = {"group": on, "excluded": excluded, **judge(settings, members, frozen)}
     shift = reference.shift(on, members, unseen_patients(reference.images, images, elsewhere=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,21 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from pipeline.statistics.arms import matched_decisions
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import Calibrator
 from pipeline.statistics.discrimination import average_precision, roc_auc
-from pipeline.statistics.gate import Finding, assess_discrimination, assess_other_target, compare_tables, signed
+from pipeline.statistics.gate import assess_discrimination, assess_other_target, compare_tables, signed
 from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.metrics import at_prevalence, confusion, operating_metrics
-from pipeline.statistics.patients import Patients, scores_sha256
+from pipeline.statistics.patients import Patients, one_per_unit, patients_of, scores_sha256
 from pipeline.statistics.planner import chance_of_confirmation
 from pipeline.statistics.reliability import calibration_summary, log_loss_change
+from pipeline.statistics.sequential import watching
 from pipeline.statistics.sweep import threshold_sweep
 from pipeline.statistics.threshold import min_positives, recall_bounds, verify_threshold
+from pipeline.store.results.finding import Finding
+from pipeline.store.results.threshold import Target, Threshold
 from pipeline.store.wording import counted
 
 if TYPE_CHECKING:
@@ -33,24 +38,19 @@ NOTABLE = 0.05
 
 @dataclass(frozen=True)
 class Frozen:
-    """What was chosen on the calibration patients: threshold.json as `certificate`, and the calibrator."""
+    """What was chosen on the calibration patients: what was certified, and the calibrator."""
 
-    certificate: Mapping[str, Any]
+    certificate: Threshold
     calibrator: Calibrator
 
     @property
     def threshold(self) -> float | None:
         """The logit from which patients are referred; None when no threshold could be certified."""
-        return threshold_of(self.certificate)
+        return self.certificate.threshold
 
     def shown(self, scores: Any) -> np.ndarray:
         """Return the probabilities that are displayed for logits."""
-        return displayed_probability(self.calibrator, scores, self.certificate["local_prevalence"])
-
-
-def threshold_of(certified: Mapping[str, Any]) -> float | None:
-    """Return the threshold of one recall target, bit for bit; None when it could not be certified."""
-    return float.fromhex(certified["threshold_hex"]) if certified["certified"] else None
+        return displayed_probability(self.calibrator, scores, self.certificate.local_prevalence)
 
 
 def judge(
@@ -89,10 +89,10 @@ def judge(
         "operating_point": point,
         "other_operating_points": [
             {
-                "recall_target": certified["recall_target"],
+                "recall_target": certified.recall_target,
                 "operating_point": _operating_point(patients, frozen, certified, level),
             }
-            for certified in frozen.certificate["other_operating_points"]
+            for certified in frozen.certificate.other_operating_points
         ],
         "consequences": [row.to_dict() for row in rows],
         "headline_prevalence": settings.headline_prevalence,
@@ -121,15 +121,13 @@ def prevalence(patients: Patients, level: float) -> dict[str, Any]:
     return {"patients": n, "positives": positives, "prevalence": proportion_ci(positives, n, level).to_dict()}
 
 
-def _operating_point(
-    patients: Patients, frozen: Frozen, certified: Mapping[str, Any], level: float
-) -> dict[str, Any] | None:
+def _operating_point(patients: Patients, frozen: Frozen, certified: Target, level: float) -> dict[str, Any] | None:
     """Return what the threshold of one target does on the patients; None when none was certified."""
-    threshold = threshold_of(certified)
-    if threshold is None:
+    if certified.at is None:
         return None
+    threshold = certified.at.threshold
     counts = confusion(patients.y, patients.s, threshold)
-    target, confidence = certified["recall_target"], certified["confidence"]
+    target, confidence = certified.recall_target, certified.confidence
     verified = {"verification": None, "recall_lower_one_sided": None, "recall_upper_one_sided": None}
     if counts.positives:
         lower, upper = recall_bounds(counts.tp, counts.positives, confidence)
@@ -140,12 +138,12 @@ def _operating_point(
         }
     needed = min_positives(target, confidence)
     chance = chance_of_confirmation(
-        certified["positives"], certified["misses_allowed"], counts.positives, target, confidence
+        certified.positives, certified.at.misses_allowed, counts.positives, target, confidence
     )
     return {
         "threshold": threshold,
         "probability": float(frozen.shown([threshold])[0]),
-        "probability_prevalence": frozen.certificate["probability_prevalence"],
+        "probability_prevalence": frozen.certificate.probability_prevalence,
         "counts": counts.to_dict(),
         **{name: interval.to_dict() for name, interval in operating_metrics(counts, level).items()},
         **verified,
@@ -156,6 +154,27 @@ def _operating_point(
             verified["verification"], counts.positives, needed, chance, confidence
         ),
     }
+
+
+def matched_arms(
+    settings: EvaluateSettings, scores: pd.DataFrame, arms: Mapping[str, Patients], frozen: Frozen, units: pd.Series
+) -> dict[str, dict[str, float]] | None:
+    """Return what every arm decides at matched sensitivity; None without a certified threshold."""
+    certificate = frozen.certificate
+    if certificate.at is None:
+        return None
+    how, misses = certificate.aggregation, certificate.at.misses_allowed
+    calibration = {name: one_per_unit(patients_of(scores, name, how), units) for name in arms}
+    return matched_decisions(calibration, arms, certificate.arm, misses, settings.level, seed=settings.seed)
+
+
+def to_watch(frozen: Frozen, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what it takes to notice that the model got worse; the band is the referral to expect, with its limits."""
+    (row,) = (one for one in metrics["consequences"] if one["prevalence"] == metrics["headline_prevalence"])
+    low, high = (row["referred"][end] / row["per"] for end in ("low", "high"))
+    # Declared, and so rounded outwards to whole per cents.
+    band = (math.floor(100 * low) / 100, math.ceil(100 * high) / 100) if low == low else None
+    return watching(frozen.certificate.recall_target, band)
 
 
 def verdict_in_words(verdict: Any, positives: int, needed: int, chance: float, confidence: float) -> str:
@@ -191,12 +210,12 @@ def table_findings(stored: pd.DataFrame, scores: pd.DataFrame, patients: Patient
         patients.y,
         patients.s,
         stored["threshold"],
-        confidence=certificate["confidence_used"],
-        band_missed_share=certificate["band_missed_share"],
-        **certificate["costs"],
+        confidence=certificate.confidence_used,
+        band_missed_share=certificate.band_missed_share,
+        **certificate.costs.to_dict(),
     ).assign(probability=frozen.shown(stored["threshold"]))
     findings = compare_tables(stored, again)
-    if scores_sha256(scores, certificate["arm"]) != certificate["data_sha256"]:
+    if scores_sha256(scores, certificate.arm) != certificate.data_sha256:
         other = "the calibration scores are not those that the threshold was certified on (SHA-256 differs)"
         findings.append(Finding("table_inconsistent", "fail", "calibration", other))
     return findings
@@ -219,7 +238,7 @@ def findings_of(
     point = metrics["operating_point"]
     if point and point["verification"] == "contradicted":
         # No count: what was found at a threshold that may not be used is no result.
-        target, confidence = frozen.certificate["recall_target"], frozen.certificate["confidence"]
+        target, confidence = frozen.certificate.recall_target, frozen.certificate.confidence
         who = counted(metrics["positives"], "patient")
         message = (
             f"the certificate is contradicted: recall on these {who} with the condition is, "

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipeline.evaluation.performance import Frozen, findings_of, judge, table_findings
-from pipeline.statistics.gate import Finding
 from pipeline.statistics.macro import macro_averages
 from pipeline.statistics.patients import Patients, one_per_unit, patients_of
+from pipeline.store.results.finding import Finding, that_fail
 
 if TYPE_CHECKING:
     from pipeline.settings.decision import EvaluateSettings
@@ -41,7 +41,7 @@ def judge_further_label(
     `scores` are those of this label on calibration and test images, `sweep` and `of_calibration` what calibrate found,
     `units` the unit of each patient.
     """
-    arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
+    arm, how = frozen.certificate.arm, frozen.certificate.aggregation
     calibration, test = (one_per_unit(patients_of(scores[name], arm, how), units) for name in ("calibration", "test"))
     metrics = judge(settings, test, frozen)
     findings = [
@@ -49,7 +49,7 @@ def judge_further_label(
         *table_findings(sweep, scores["calibration"], calibration, frozen),
         *findings_of(settings, test, frozen, metrics),
     ]
-    metrics["problems"] = [one.to_dict() for one in findings if one.level == "fail"]
+    metrics["problems"] = [one.to_dict() for one in that_fail(findings)]
     return FurtherLabel(frozen, calibration, test, metrics, findings)
 
 

@@ -7,17 +7,15 @@ threshold from here alone. The store keeps the record of what was computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from pipeline.store.results.finding import Finding, that_fail
+from pipeline.store.results.threshold import Threshold
 
 Json = Mapping[str, Any]
 
 NO_POINT: Json = {"operating_point": None, "other_operating_points": [], "consequences": []}
-# Of threshold.json, what somebody could use, or read as a result at the threshold.
-AT_THE_THRESHOLD = (
-    *("threshold", "threshold_hex", "probability", "probability_prevalence", "certified_recall", "misses_allowed"),
-    *("misses_seen", "recall", "specificity", "referral_rate"),
-)
 
 
 @dataclass(frozen=True)
@@ -31,20 +29,19 @@ class Decision:
         """Whether threshold and results at it may leave the store."""
         return not self.reasons
 
-    def threshold(self, threshold: Json) -> dict[str, Any]:
-        """Return the content of a threshold.json that may leave; its message only where it refuses a certificate."""
+    def threshold(self, threshold: Threshold) -> Threshold:
+        """Return what may leave of what was certified; its message only where it refuses a certificate."""
         if self.usable:
-            return dict(threshold)
-        message = {} if not threshold["certified"] else {"message": "withheld: the operating point may not be used"}
-        nothing = dict.fromkeys(name for name in AT_THE_THRESHOLD if name in threshold)
-        return {**threshold, **nothing, **message, "other_operating_points": []}
+            return threshold
+        message = "withheld: the operating point may not be used" if threshold.certified else threshold.message
+        return replace(threshold, at=None, probability_prevalence=None, message=message, other_operating_points=())
 
-    def of_further_label(self, problems: Sequence[Json]) -> Decision:
+    def of_further_label(self, problems: Sequence[Finding]) -> Decision:
         """Return whether a further label's operating point may be used: where this one may, and nothing is against it.
 
         `problems` are its findings that would close the gate, were it the main label.
         """
-        return Decision((*self.reasons, *map(in_words, problems)))
+        return Decision((*self.reasons, *(one.in_words for one in problems)))
 
     def metrics(self, metrics: Json) -> dict[str, Any]:
         """Return the content of metrics.json that may leave; a further label's results only when its own may, too."""
@@ -62,19 +59,12 @@ class Decision:
         return allowed
 
 
-def decide(findings: Sequence[Json], threshold: Json, metrics: Json | None = None) -> Decision:
+def decide(findings: Sequence[Finding], threshold: Threshold, metrics: Json | None = None) -> Decision:
     """Decide from the findings of the gate and what was certified; `metrics` is None before the test set was read."""
-    found = [in_words(finding) for finding in findings if finding["level"] == "fail"]
+    found = [one.in_words for one in that_fail(findings)]
     # A refusal is also among the findings; these lines hold for artifacts in which it is not.
-    if not found and not threshold["certified"]:
-        found.append(threshold["message"])
+    if not found and not threshold.certified:
+        found.append(threshold.message)
     if not found and metrics is not None and metrics["operating_point"] is None:
         found.append("the test results hold no operating point")
     return Decision(tuple(found))
-
-
-def in_words(finding: Json) -> str:
-    """Return a finding with the patients that it is about: `Test patients: the threshold refers no patient.`"""
-    message, on = finding["message"].strip(), finding["on"]
-    who = f"{on} patients" if on in ("calibration", "test") else on
-    return f"{who[0].upper()}{who[1:]}: {message}" + ("" if message.endswith((".", "!", "?")) else ".")

@@ -14,6 +14,8 @@ from pipeline.settings.load import flatten
 from pipeline.store import indexed
 from pipeline.store.artifacts import Artifact
 from pipeline.store.files import read_json
+from pipeline.store.results.finding import Finding, findings_from, that_fail
+from pipeline.store.results.threshold import Threshold
 from pipeline.store.server import comparison_fragment
 
 if TYPE_CHECKING:
@@ -111,13 +113,13 @@ class Index:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run found, read once: the contents of its last findings.json, of threshold.json and of metrics.json.
+    """What a run found, read once: its last findings, what was certified, and the content of metrics.json.
 
     `threshold` is None before `calibrate`, `metrics` before `evaluate`.
     """
 
-    findings: Sequence[Mapping[str, str]]
-    threshold: Mapping[str, Any] | None
+    findings: Sequence[Finding]
+    threshold: Threshold | None
     metrics: Mapping[str, Any] | None
 
     @property
@@ -128,9 +130,9 @@ class Results:
         return decide(self.findings, self.threshold, self.metrics)
 
     @property
-    def failures(self) -> list[Mapping[str, str]]:
+    def failures(self) -> list[Finding]:
         """The findings that forbid using the operating point."""
-        return [finding for finding in self.findings if finding["level"] == "fail"]
+        return that_fail(self.findings)
 
 
 def results(artifacts: Mapping[str, Artifact]) -> Results:
@@ -138,8 +140,8 @@ def results(artifacts: Mapping[str, Artifact]) -> Results:
     calibrate, evaluate = artifacts.get("calibrate"), artifacts.get("evaluate")
     last = evaluate or calibrate
     return Results(
-        read_json(last.file("findings.json")) if last else [],
-        {"other_operating_points": [], **read_json(calibrate.file("threshold.json"))} if calibrate else None,
+        findings_from(read_json(last.file("findings.json"))) if last else [],
+        Threshold.from_json(read_json(calibrate.file(Threshold.FILE))) if calibrate else None,
         {**ABSENT, **read_json(evaluate.file("metrics.json"))} if evaluate else None,
     )
 
@@ -228,10 +230,12 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
 
 def _numbers(found: Results) -> dict[str, float]:
     numbers: dict[str, Any] = {}
-    if found.threshold is not None:
-        threshold = found.decision.threshold(found.threshold)
+    if found.threshold is not None and (at := found.decision.threshold(found.threshold).at) is not None:
         numbers |= {
-            name: threshold[name] for name in ("certified_recall", "misses_allowed", "misses_seen", "threshold")
+            "certified_recall": at.certified_recall,
+            "misses_allowed": at.misses_allowed,
+            "misses_seen": at.misses_seen,
+            "threshold": at.threshold,
         }
     if found.metrics is not None:
         metrics = found.decision.metrics(found.metrics)
@@ -275,6 +279,6 @@ def _beside(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"patients": metrics["patients"], "auc": metrics["discrimination"]["auc"], **rates}
 
 
-def gate_failures(artifacts: Mapping[str, Artifact]) -> list[Mapping[str, str]]:
+def gate_failures(artifacts: Mapping[str, Artifact]) -> list[Finding]:
     """Return the findings that forbid using the operating point."""
     return results(artifacts).failures

@@ -27,6 +27,7 @@ from pipeline.settings.where import Machine
 from pipeline.store.artifacts import Artifact, Inputs, Store
 from pipeline.store.ledger import Ledger
 from pipeline.store.lineage import SourceHashes, git_commit
+from pipeline.store.results.finding import Finding
 from pipeline.store.run_records import RunRecord, remember, remembered
 from pipeline.store.runlog import RunLog
 from pipeline.store.versions import package_versions, runtime_versions
@@ -37,7 +38,7 @@ class Result:
     """What a run left: its artifacts by step, the gate's failures, and the finished report."""
 
     artifacts: Mapping[str, Artifact]
-    failures: Sequence[Mapping[str, str]]
+    failures: Sequence[Finding]
     report: Path | None
     comparison: str
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.inference.decision import Json, decide, in_words
+from pipeline.inference.decision import Json, decide
 from pipeline.reporting.document import (
     Block,
     Box,
@@ -34,6 +34,8 @@ from pipeline.reporting.numbers import (
     short_interval,
 )
 from pipeline.reporting.sections.readings import verdict_of_point
+from pipeline.store.results.finding import Finding
+from pipeline.store.results.threshold import Threshold
 from pipeline.store.wording import counted
 
 RUNS_PER_TABLE = 4
@@ -53,8 +55,8 @@ class Run:
     dataset: str
     settings: Mapping[str, Any]
     metrics: Json
-    threshold: Json
-    findings: Sequence[Json]
+    threshold: Threshold
+    findings: Sequence[Finding]
     roc: pd.DataFrame
     keys: Mapping[str, str]
     date: str
@@ -189,10 +191,10 @@ def _results(runs: Sequence[Run]) -> Table:
 
 def _result(letter: str, run: Run) -> list[str]:
     t, point = run.threshold, run.point
-    first = [letter, _short(run.metrics["discrimination"]["auc"]), plain_percent(t["recall_target"])]
-    if point is None:
+    first = [letter, _short(run.metrics["discrimination"]["auc"]), plain_percent(t.recall_target)]
+    if point is None or t.at is None:
         return [*first, *[WITHHELD] * 5, "checks failed"]
-    certified = [number(100 * t["certified_recall"], 1), number(t["threshold"], 3)]
+    certified = [number(100 * t.at.certified_recall, 1), number(t.at.threshold, 3)]
     rates = [_short(point[name], scale=100) for name in RATES]
     return [*first, *certified, *rates, verdict_of_point(point, first=first_look(run.metrics, t))]
 
@@ -259,7 +261,7 @@ def _curves(runs: Sequence[Run]) -> Figure:
 def _findings(runs: Sequence[Run]) -> Block:
     levels = {"fail": "stop", "warn": "caution", "info": "note"}
     rows = [
-        [letter, levels[f["level"]], f["code"], in_words(f)]
+        [letter, levels[f.level], f.code, f.in_words]
         for letter, run in zip(_letters(runs), runs, strict=True)
         for f in run.findings
     ]

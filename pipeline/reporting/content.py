@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.inference.decision import Decision
 from pipeline.reporting.document import Document, shortened
 from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.sections import (
@@ -26,7 +25,6 @@ from pipeline.reporting.sections import (
 )
 from pipeline.reporting.sections.crosswalk import crosswalk, items, places
 
-WITHHELD = Decision(("this label has no usable threshold",))
 # In the order in which they are read. A section without blocks stands in the appendix alone.
 SECTIONS = (
     summary.summary,
@@ -58,7 +56,7 @@ def build(e: Evidence) -> Document:
     usable = e.point is not None
     threshold = e.records["calibrate"]["files"]["threshold.json"][:12] if usable else "none usable"
     sections = [made for section in SECTIONS if (made := section(e)) is not None]
-    weights = " ".join(s[:12] for s in e.threshold["model_sha256"].values())
+    weights = " ".join(s[:12] for s in e.threshold.model_sha256.values())
     return Document(
         title=shortened(e.title, 80),
         subtitle=shortened(e.card["title"], 120),
@@ -99,10 +97,9 @@ def all_numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
     return {
         "metrics": e.decision.metrics(e.metrics),
-        "threshold": e.decision.threshold(e.threshold),
+        "threshold": e.decision.threshold(e.threshold).to_dict(),
         "further_thresholds": {
-            label_id: (e.decision if e.further_point(label_id) else WITHHELD).threshold(threshold)
-            for label_id, threshold in e.further_thresholds.items()
+            label_id: e.decision.threshold(threshold).to_dict() for label_id, threshold in e.further_thresholds.items()
         },
         "deployment": e.deployment if e.decision.usable else None,
         "further_deployments": {label_id: e.further_deployment(label_id) for label_id in e.further_deployments},
@@ -110,7 +107,7 @@ def all_numbers(e: Evidence) -> dict[str, Any]:
         "certified_groups": e.certified_groups if e.decision.usable else None,
         "model_sha256": e.model_sha256 or None,
         "calibrator": e.calibrator,
-        "findings": list(e.findings),
+        "findings": [one.to_dict() for one in e.findings],
         "ingest": e.ingest,
         "split": e.split,
         "finetune": e.finetune,

@@ -10,6 +10,8 @@ import pandas as pd
 
 from pipeline.inference.decision import Decision, Json, decide
 from pipeline.reporting.numbers import percent, plain_percent
+from pipeline.store.results.finding import Finding
+from pipeline.store.results.threshold import AtThreshold, Threshold
 
 # Artifacts made before fine-tuning recorded what its arms are called.
 EARLIER_NAMES = {
@@ -83,8 +85,8 @@ class Evidence:
     `statements` says in words what each statement of `card["study"]` is about. `scores` are the test patients' scores;
     `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
     Sites are letters in all of it. `label_fractions` is None when no arm was trained with fewer labelled patients,
-    `calibration_curves` when patients are too few, or in artifacts without them. `further_thresholds` has the
-    threshold.json of each further label by its id. `deployment` is deployment.json of evaluate, `further_deployments`
+    `calibration_curves` when patients are too few, or in artifacts without them. `further_thresholds` has
+    that of each further label by its id. `deployment` is deployment.json of evaluate, `further_deployments`
     those of further labels by id, `certified_groups` subgroups.json of calibrate; None in artifacts without them.
     `packaged` is model.json of the packaged model, and `model_sha256` its hash (that of its SHA256SUMS); None and
     empty where none was packaged. `pretraining` is None when no arm needed it, `exam` where the card expects no views
@@ -104,21 +106,21 @@ class Evidence:
     pretraining: Pretraining | None
     finetune: Json
     calibrator: Json
-    threshold: Json
+    threshold: Threshold
     sweep: pd.DataFrame
     metrics: Json
     subgroups: pd.DataFrame
     comparison: pd.DataFrame
     curves: pd.DataFrame
     scores: pd.DataFrame
-    findings: Sequence[Json]
+    findings: Sequence[Finding]
     misses: Sequence[Example]
     false_alarms: Sequence[Example]
     records: Mapping[str, Json]
     label_fractions: pd.DataFrame | None = None
     calibration_curves: pd.DataFrame | None = None
     external: Mapping[str, Json] = field(default_factory=dict)
-    further_thresholds: Mapping[str, Json] = field(default_factory=dict)
+    further_thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     deployment: Json | None = None
     further_deployments: Mapping[str, Json | None] = field(default_factory=dict)
     certified_groups: Json | None = None
@@ -184,6 +186,17 @@ class Evidence:
         return None if self.problems else self.metrics["operating_point"]
 
     @property
+    def at(self) -> AtThreshold | None:
+        """The certified threshold and what it did on calibration patients, or None when it may not be used."""
+        return self.decision.threshold(self.threshold).at
+
+    @property
+    def another_to_use(self) -> bool:
+        """Whether the threshold to use from now on is another than the one that was tested."""
+        d = self.deployment
+        return d is not None and d["usable"] and self.at is not None and d["threshold_hex"] != self.at.threshold_hex
+
+    @property
     def further(self) -> list[str]:
         """The ids of the further labels, in the card's order."""
         return [label["id"] for label in self.card["further_labels"]]
@@ -211,18 +224,18 @@ class Evidence:
         return self.curves[(self.curves["curve"] == name) & (self.curves["arm"] == arm)]
 
 
-def first_look(metrics: Json, threshold: Json) -> bool:
+def first_look(metrics: Json, threshold: Threshold) -> bool:
     """Return whether test patients were read once and one model was calibrated, as far as a ledger shows."""
     readings = metrics.get("readings")
-    return readings is not None and readings["times"] == 1 and threshold["models_compared"] == 1
+    return readings is not None and readings["times"] == 1 and threshold.models_compared == 1
 
 
 def prevalence_assumed(e: Evidence) -> str:
     """Return what displayed probabilities assume: `at the local prevalence of 5 %`."""
-    local = e.threshold["local_prevalence"]
+    local = e.threshold.local_prevalence
     if local is not None:
         return f"at the stated local prevalence of {plain_percent(local)}"
-    return f"at the calibration patients' prevalence of {percent(e.threshold['probability_prevalence'])}"
+    return f"at the calibration patients' prevalence of {percent(e.calibrator['prevalence'])}"
 
 
 def known_groups(subgroups: pd.DataFrame) -> pd.DataFrame:

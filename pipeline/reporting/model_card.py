@@ -104,8 +104,7 @@ def _another(e: Evidence, told: Facts) -> bool:
     """Return whether the threshold to use is another than the one that was tested."""
     if e.packaged is not None:
         return another_threshold(told.test, e.packaged["rule"])
-    d = e.deployment
-    return d is not None and d["usable"] and d["threshold_hex"] != told.test["threshold_hex"]
+    return e.another_to_use
 
 
 def _scope(e: Evidence) -> list[str]:

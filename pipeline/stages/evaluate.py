@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,28 @@ from scipy.special import expit
 from pipeline.evaluation.deployed import deployed
 from pipeline.evaluation.exam import exam_table
 from pipeline.evaluation.external_validation import External, Reference, judge_external, shifts
+from pipeline.evaluation.headline import headline
 from pipeline.evaluation.localisation import Localisation, Masks, judge_masks
-from pipeline.evaluation.performance import Frozen, findings_of, judge, prevalence, table_findings
+from pipeline.evaluation.partitions import check_partitions
+from pipeline.evaluation.performance import (
+    Frozen,
+    findings_of,
+    judge,
+    matched_arms,
+    prevalence,
+    table_findings,
+    to_watch,
+)
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.evaluation.site_variation import site_variation
 from pipeline.imaging.copies.meeting import Gathered, met
 from pipeline.inference.decision import decide
-from pipeline.statistics.arms import comparators, comparison_table, matched_decisions, pretraining_benefit, seed_aucs
+from pipeline.statistics.arms import comparators, comparison_table, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
 from pipeline.statistics.calibrators import calibrator_from_dict
 from pipeline.statistics.curves import curve_table
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.gate import Finding, linked_findings, of_further_label
+from pipeline.statistics.gate import linked_findings, of_further_label
 from pipeline.statistics.image_counts import assess_image_numbers, first_images, images_per_patient
 from pipeline.statistics.label_fractions import (
     label_fraction_intervals,
@@ -38,13 +47,13 @@ from pipeline.statistics.patients import (
     one_per_unit,
     patient_table,
     patients_of,
-    refuse_overlap,
     units_of,
 )
-from pipeline.statistics.sequential import watching
 from pipeline.statistics.shift import assess_image_counts, assess_shift
 from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_attributes, subgroup_table
 from pipeline.store.files import read_json, write_json
+from pipeline.store.results.finding import Finding, findings_from, that_fail
+from pipeline.store.results.threshold import Threshold
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
 from pipeline.store.tables.evaluate import CALIBRATION_CURVE, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
 from pipeline.store.tables.exam import EXAM
@@ -93,20 +102,20 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     scores = {name: read_table(inputs.file("score", f"scores_{name}.parquet"), SCORES) for name in JUDGED}
     images = read_table(inputs.file("ingest", "images.parquet"), IMAGES)
     split = read_table(inputs.file("split", "split.parquet"), SPLIT)
-    _check_partitions(split, scores, images)
+    check_partitions(split, scores, images)
     frozen = _frozen(inputs)
-    arm, how = frozen.certificate["arm"], frozen.certificate["aggregation"]
+    arm, how = frozen.certificate.arm, frozen.certificate.aggregation
     units = units_of(split)
     calibration = one_per_unit(patients_of(scores["calibration"], arm, how), units)
     everyone = {name: patients_of(scores["test"], name, how) for name in sorted(set(scores["test"]["arm"]))}
     arms = {name: one_per_unit(one, units) for name, one in everyone.items()}
-    if arm not in arms or list(arms[arm].seeds) != frozen.certificate["seeds"]:
+    if arm not in arms or arms[arm].seeds != frozen.certificate.seeds:
         raise ValueError(f"the test scores lack seeds of arm {arm} that the threshold was certified for")
     test = arms[arm]
     of_calibration, of_test = (images[images["image_id"].isin(scores[name]["image_id"])] for name in JUDGED)
 
     with collect_warnings() as warned:
-        matched = _matched(settings, scores["calibration"], arms, frozen, units)
+        matched = matched_arms(settings, scores["calibration"], arms, frozen, units)
         comparison = comparison_table(arms, seed_aucs(scores["test"], arms, how), arm, settings.level, matched)
         trained = read_json(inputs.file("finetune", "summary.json"))["arms"]
         sentence = pretraining_benefit(arms, settings.level, comparators(trained))
@@ -146,7 +155,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         between = site_variation(settings, frozen.threshold, test, of_test, trained_at - {""}, external)
         if point := metrics["operating_point"]:
             point["lowest_groups"] = lowest_groups(subgroups, settings.level)
-            point["watching"] = _watching(frozen, metrics)
+            point["watching"] = to_watch(frozen, metrics)
             point["held_against_certificate"] = [group.held for group in [shift, *sites, *elsewhere]]
     sweep = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
     findings = [
@@ -168,7 +177,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     )
 
     metrics["readings"] = _readings(inputs, frozen, scores["test"], work)
-    decision = decide([finding.to_dict() for finding in findings], frozen.certificate, metrics)
+    decision = decide(findings, frozen.certificate, metrics)
     to_use = deployed(settings, decision, frozen, calibration, test, images)
     write_json(work / "metrics.json", metrics)
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
@@ -194,7 +203,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         write_json(work / "between_sites.json", between)
     write_json(work / "deployment.json", to_use)
     for label_id, one in further.items():
-        may = decision.of_further_label(one.metrics["problems"])
+        may = decision.of_further_label(that_fail(one.findings))
         folder = work / "further" / label_id
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "deployment.json", deployed(settings, may, one.frozen, one.calibration, one.test))
@@ -206,7 +215,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         if not finding.on.startswith("calibration"):
             where = f" ({finding.on})" if "further label" in finding.on else ""
             (log.info if finding.level == "info" else log.warn)(f"{finding.code}{where}: {finding.message}")
-    log.metrics(_headline(decision.metrics(metrics), comparison), 0)
+    log.metrics(headline(decision.metrics(metrics), comparison), 0)
 
 
 def _readings(inputs: Inputs, frozen: Frozen, scores: pd.DataFrame, work: Path) -> dict[str, Any] | None:
@@ -218,10 +227,13 @@ def _readings(inputs: Inputs, frozen: Frozen, scores: pd.DataFrame, work: Path) 
     if inputs.ledger is None:
         return None
     patients, certificate = sorted(set(scores["patient_id"])), frozen.certificate
-    targets = [certificate["recall_target"], *(one["recall_target"] for one in certificate["other_operating_points"])]
     setting = {
-        **{name: certificate[name] for name in ("arm", "seeds", "aggregation", "confidence", "deploy")},
-        "recall_targets": targets,
+        "arm": certificate.arm,
+        "seeds": list(certificate.seeds),
+        "aggregation": certificate.aggregation,
+        "confidence": certificate.confidence,
+        "deploy": certificate.deploy,
+        "recall_targets": [one.recall_target for one in (certificate, *certificate.other_operating_points)],
         "finetune": inputs.key("finetune"),
         "split": inputs.key("split"),
     }
@@ -230,61 +242,22 @@ def _readings(inputs: Inputs, frozen: Frozen, scores: pd.DataFrame, work: Path) 
     return {
         "times": len(earlier) + 1,
         "settings": inputs.ledger.distinct(earlier, setting),
-        "arms": sorted({certificate["arm"], *(one.setting["arm"] for one in earlier)}),
+        "arms": sorted({certificate.arm, *(one.setting["arm"] for one in earlier)}),
     }
 
 
 def _frozen(inputs: Inputs, folder: str = "") -> Frozen:
     calibrator = calibrator_from_dict(read_json(inputs.file("calibrate", f"{folder}calibrator.json")))
-    return Frozen(read_json(inputs.file("calibrate", f"{folder}threshold.json")), calibrator)
+    return Frozen(Threshold.from_json(read_json(inputs.file("calibrate", f"{folder}{Threshold.FILE}"))), calibrator)
 
 
 def _stored_findings(inputs: Inputs, folder: str = "") -> list[Finding]:
-    return [Finding(**item) for item in read_json(inputs.file("calibrate", f"{folder}findings.json"))]
-
-
-def _check_partitions(split: pd.DataFrame, scores: Mapping[str, pd.DataFrame], images: pd.DataFrame) -> None:
-    """Raise ValueError unless patients are in one split each and the scores are those of their split's images."""
-    refuse_overlap({str(name): rows["patient_id"] for name, rows in split.groupby("split")})
-    refuse_overlap({f"the {name} scores": rows["patient_id"] for name, rows in scores.items()})
-    problems = []
-    for name, rows in scores.items():
-        labelled = split[(split["split"] == name) & split["label"].notna()]
-        expected, scored = set(labelled["image_id"]), set(rows["image_id"])
-        counts = {
-            f"images of {name} are not scored": len(expected - scored),
-            f"images scored as {name} are not labelled images of that split": len(scored - expected),
-            f"images scored as {name} are not in images.parquet": len(scored - set(images["image_id"])),
-        }
-        problems += [f"{count} {what}" for what, count in counts.items() if count]
-    if problems:
-        raise ValueError("scores do not fit the split: " + "; ".join(problems) + "; rebuild with --rebuild score")
-
-
-def _matched(
-    settings: EvaluateSettings, scores: pd.DataFrame, arms: Mapping[str, Patients], frozen: Frozen, units: pd.Series
-) -> dict[str, dict[str, float]] | None:
-    """Return what every arm decides at matched sensitivity; None without a certified threshold."""
-    certificate = frozen.certificate
-    if not certificate["certified"]:
-        return None
-    how, misses = certificate["aggregation"], certificate["misses_allowed"]
-    calibration = {name: one_per_unit(patients_of(scores, name, how), units) for name in arms}
-    return matched_decisions(calibration, arms, certificate["arm"], misses, settings.level, seed=settings.seed)
+    return findings_from(read_json(inputs.file("calibrate", f"{folder}findings.json")))
 
 
 def _image_findings(counts: Mapping[str, pd.DataFrame]) -> list[Finding]:
     with_it = counts["test"][counts["test"]["label"] == 1]
     return assess_image_numbers(counts["calibration"], {"test patients with it": with_it}, "test")
-
-
-def _watching(frozen: Frozen, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what it takes to notice that the model got worse; the band is the referral to expect, with its limits."""
-    (row,) = (one for one in metrics["consequences"] if one["prevalence"] == metrics["headline_prevalence"])
-    low, high = (row["referred"][end] / row["per"] for end in ("low", "high"))
-    # Declared, and so rounded outwards to whole per cents.
-    band = (math.floor(100 * low) / 100, math.ceil(100 * high) / 100) if low == low else None
-    return watching(frozen.certificate["recall_target"], band)
 
 
 def _label_fractions(inputs: Inputs, scores: pd.DataFrame, how: Any, level: float) -> pd.DataFrame | None:
@@ -376,7 +349,7 @@ def _further_labels(
     judged = {}
     for label_id, known in read_table(found[0], FURTHER_LABELS).groupby("label_id"):
         own = {name: rows[rows["label_id"] == label_id] for name, rows in scores.items()}
-        _check_partitions(split.drop(columns="label").merge(known, on="image_id"), own, images)
+        check_partitions(split.drop(columns="label").merge(known, on="image_id"), own, images)
         folder = f"further/{label_id}/"
         sweep = read_table(inputs.file("calibrate", f"{folder}sweep.parquet"), SWEEP)
         stored = _stored_findings(inputs, folder)
@@ -407,27 +380,7 @@ def _external(reference: Reference, name: str, own: pd.DataFrame, inputs: Inputs
     scores = read_table(inputs.file(f"score@{name}", "scores_test.parquet"), SCORES)
     images = read_table(inputs.file(f"ingest@{name}", "images.parquet"), IMAGES)
     split = read_table(inputs.file(f"split@{name}", "split.parquet"), SPLIT)
-    _check_partitions(split, {"test": scores}, images)
+    check_partitions(split, {"test": scores}, images)
     others = Gathered(images[images["image_id"].isin(split["image_id"])], _fingerprints(f"ingest@{name}", inputs))
     again = met(_met_so_far(own, inputs), others, work / ".small.tmp")
     return judge_external(reference, f"external set {name}", scores, images, split, again)
-
-
-def _headline(metrics: Mapping[str, Any], comparison: pd.DataFrame) -> dict[str, float]:
-    points = {"": metrics["operating_point"] or {}} | {
-        f"_at_{other['recall_target']:g}": other["operating_point"] or {} for other in metrics["other_operating_points"]
-    }
-    rates = ("recall", "specificity", "ppv", "npv", "referral_rate")
-    intervals = {
-        "test_auc": metrics["discrimination"]["auc"],
-        "test_average_precision": metrics["discrimination"]["average_precision"],
-        "test_brier": metrics["calibration"]["after"]["brier"],
-        "test_ece": metrics["calibration"]["after"]["ece"],
-        **{f"test_{name}{at}": point[name] for at, point in points.items() if point for name in rates},
-        **{f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()},
-    }
-    values = {f"auc_{arm}": float(auc) for arm, auc in zip(comparison["arm"], comparison["auc"], strict=True)}
-    for name, interval in intervals.items():
-        values |= {name: interval["value"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
-    # A tracker has no word for a number that does not exist.
-    return {name: value for name, value in values.items() if value == value}

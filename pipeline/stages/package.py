@@ -33,6 +33,8 @@ from pipeline.statistics.errors import NotEnoughData
 from pipeline.statistics.probability_band import probability_band
 from pipeline.statistics.score_bins import score_bins
 from pipeline.store.files import atomic, read_json, sha256_json, write_json
+from pipeline.store.results.finding import findings_from
+from pipeline.store.results.threshold import Target, Threshold
 from pipeline.store.tables.calibrate import PATIENT_SCORES
 from pipeline.store.tables.ingest import IMAGES
 from pipeline.store.tables.io import read_table
@@ -61,8 +63,8 @@ def package(settings: PackageSettings, inputs: Inputs, work: Path, log: RunLog) 
     folder = work / FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt that was killed
     folder.mkdir()
-    threshold = read_json(inputs.file("calibrate", "threshold.json"))
-    arm, seeds = threshold["arm"], threshold["seeds"]
+    threshold = Threshold.from_json(read_json(inputs.file("calibrate", Threshold.FILE)))
+    arm, seeds = threshold.arm, threshold.seeds
     for seed in seeds:
         into = folder / MEMBERS / f"seed{seed}"
         into.mkdir(parents=True)
@@ -96,23 +98,23 @@ def _unlabelled(inputs: Inputs) -> dict[str, Any]:
     return {"unlabelled": {name: counts[name] for name in ("images", "patients", "left_out")}}
 
 
-def _content(settings: PackageSettings, inputs: Inputs, threshold: Mapping[str, Any], flips: bool) -> dict[str, Any]:
+def _content(settings: PackageSettings, inputs: Inputs, threshold: Threshold, flips: bool) -> dict[str, Any]:
     """Return the content of model.json."""
     metrics = read_json(inputs.file("evaluate", "metrics.json"))
-    decision = decide(read_json(inputs.file("evaluate", "findings.json")), threshold, metrics)
+    decision = decide(findings_from(read_json(inputs.file("evaluate", "findings.json"))), threshold, metrics)
     record, card = inputs.record("ingest")["settings"], inputs.card.model_dump()
     channels = channels_of(card)
     rendering = Rendering.from_settings(inputs.record("preprocess")["settings"], [one.name for one in channels])
     summary = read_json(inputs.file("finetune", "summary.json"))
-    trained = summary["arms"][threshold["arm"]]
+    trained = summary["arms"][threshold.arm]
     deployed = read_json(inputs.file("evaluate", "deployment.json"))
     rule = _rule(inputs, "", decision, threshold, card["label"]["name"], deployed)
     return {
         "schema": SCHEMA,
         "title": card["title"],
         "network": {
-            "arm": threshold["arm"],
-            "seeds": threshold["seeds"],
+            "arm": threshold.arm,
+            "seeds": list(threshold.seeds),
             "description": trained["description"],
             "parameters_per_network": trained["parameters"],
         },
@@ -160,7 +162,7 @@ def _rule(
     inputs: Inputs,
     folder: str,
     decision: Decision,
-    threshold: Mapping[str, Any],
+    threshold: Threshold,
     name: str,
     deployed: Mapping[str, Any],
 ) -> Rule:
@@ -174,21 +176,17 @@ def _rule(
     if not isinstance(calibrator, PrevalenceCalibrator):
         with suppress(NotEnoughData):  # then a probability is shown without limits
             band = np.stack(probability_band(scores["label"], scores["score"], calibrator.method))
-    points = [threshold, *threshold["other_operating_points"]] if decision.usable else []
-    certified = [_point(one, "calibration") for one in points if one["certified"]]
+    allowed = decision.threshold(threshold)
+    targets = (allowed, *allowed.other_operating_points)
+    certified = [_point(one.threshold, one, one.positives) for one in targets if one.threshold is not None]
     if certified:
-        certified[0] = _point(deployed, deployed["rule"])
-    return Rule(threshold["aggregation"], calibrator, tuple(certified), decision, band, name)
+        source = SOURCES[deployed["rule"]]
+        certified[0] = _point(float.fromhex(deployed["threshold_hex"]), allowed, deployed["positives"], source)
+    return Rule(threshold.aggregation, calibrator, tuple(certified), decision, band, name)
 
 
-def _point(certified: Mapping[str, Any], rule: str) -> OperatingPoint:
-    return OperatingPoint(
-        threshold=float.fromhex(certified["threshold_hex"]),
-        recall_target=certified["recall_target"],
-        confidence=certified["confidence"],
-        positives=certified["positives"],
-        source=SOURCES[rule],
-    )
+def _point(threshold: float, certified: Target, positives: int, source: str = SOURCES["calibration"]) -> OperatingPoint:
+    return OperatingPoint(threshold, certified.recall_target, certified.confidence, positives, source)
 
 
 def _further(
@@ -196,8 +194,8 @@ def _further(
 ) -> dict[str, Any]:
     """Return the rule of a further label as JSON: usable where the model is, and nothing speaks against its own."""
     folder = f"further/{label['id']}/"
-    threshold = read_json(inputs.file("calibrate", f"{folder}threshold.json"))
-    own = decision.of_further_label(metrics["further_labels"][label["id"]]["problems"])
+    threshold = Threshold.from_json(read_json(inputs.file("calibrate", f"{folder}{Threshold.FILE}")))
+    own = decision.of_further_label(findings_from(metrics["further_labels"][label["id"]]["problems"]))
     deployed = read_json(inputs.file("evaluate", f"{folder}deployment.json"))
     return _rule(inputs, folder, own, threshold, label["name"], deployed).to_json()
 

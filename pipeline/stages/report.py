@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipeline.imaging.quarantine import FLAGS
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
+from pipeline.inference.decision import decide
 from pipeline.inference.ensemble import RECORD, WEIGHTS, load_networks
 from pipeline.inference.outline import attention, kind_of, shown
 from pipeline.models.attention import half_of
@@ -26,6 +27,8 @@ from pipeline.reporting.sites import Sites
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
 from pipeline.store.files import atomic, read_json, sha256_file, write_json
+from pipeline.store.results.finding import findings_from
+from pipeline.store.results.threshold import Threshold
 from pipeline.store.tables import catalogue as tables
 from pipeline.store.tables.masks import BACKGROUND, NOT_ANNOTATED, mask_name
 from pipeline.store.wording import counted
@@ -82,6 +85,9 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     sites = sites_of(inputs)
     images = images.assign(site=images["site"].map(sites.of))
     metrics = sites.lettered(content("evaluate", "metrics.json"))
+    findings = findings_from(sites.lettered(content("evaluate", "findings.json")))
+    certified = Threshold.from_json(content("calibrate", Threshold.FILE))
+    decision = decide(findings, certified, metrics)
     scores = table("evaluate", "patient_scores.parquet", tables.PATIENT_SCORES)
     reported = scores[scores["arm"] == metrics["arm"]]
     wrong = _most_confident_errors(reported, settings.examples)
@@ -104,7 +110,7 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         outline=kind_of(networks),
         finetune=content("finetune", "summary.json"),
         calibrator=content("calibrate", "calibrator.json"),
-        threshold=content("calibrate", "threshold.json"),
+        threshold=decision.threshold(certified),
         sweep=table("calibrate", "sweep.parquet", tables.SWEEP),
         metrics=metrics,
         subgroups=sites.lettered_groups(table("evaluate", "subgroups.parquet", tables.SUBGROUPS)),
@@ -112,14 +118,16 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         curves=table("evaluate", "curves.parquet", tables.CURVES),
         calibration_curves=optional_table("evaluate", "calibration_curve.parquet", tables.CALIBRATION_CURVE),
         scores=scores,
-        findings=sites.lettered(content("evaluate", "findings.json")),
+        findings=findings,
         misses=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 1],
         false_alarms=[x for x, label in zip(examples, wrong["label"], strict=True) if label == 0],
         records={step: sites.lettered(inputs.record(step)) for step in inputs.artifacts},
         external={name: card.model_dump() for name, card in inputs.external.items()},
         further_thresholds={
-            label_id: content("calibrate", f"further/{label_id}/threshold.json")
-            for label_id in metrics["further_labels"]
+            label_id: decision.of_further_label(findings_from(its["problems"])).threshold(
+                Threshold.from_json(content("calibrate", f"further/{label_id}/{Threshold.FILE}"))
+            )
+            for label_id, its in metrics["further_labels"].items()
         },
         deployment=sites.lettered(optional("evaluate", "deployment.json")),
         further_deployments={

@@ -26,6 +26,7 @@ from pipeline.statistics.threshold import (
     min_positives,
     shared_confidence,
 )
+from pipeline.store.results.threshold import Target
 
 Rule = Literal["calibration", "pooled"]
 
@@ -50,11 +51,11 @@ def deployment(
     rule: Rule,
     calibration: Patients,
     test: Patients,
-    certified: Mapping[str, Any],
+    certified: Target,
     prevalence: float,
     level: float = 0.95,
 ) -> dict[str, Any]:
-    """Return the certificate of the threshold to use: that of `certified` (threshold.json), or the pooled one.
+    """Return the certificate of the threshold to use: that of `certified`, or the pooled one.
 
     `specificity` is that on the negatives of both sets, whatever the rule. `referral` is what is expected of people of
     whom a share `prevalence` has the condition, with the limits of specificity; the share found is taken as its mean
@@ -66,11 +67,11 @@ def deployment(
     own = certify_threshold(
         on.y,
         on.s,
-        certified["recall_target"],
-        certified["confidence"],
+        certified.recall_target,
+        certified.confidence,
         patient_id=on.ids,
-        n_models=certified["models_compared"],
-        n_labels=certified["labels_certified"],
+        n_models=certified.models_compared,
+        n_labels=certified.labels_certified,
     )
     fields = own.to_dict()
     # What calibration patients alone did is in threshold.json.

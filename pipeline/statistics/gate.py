@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,9 @@ from pipeline.statistics.intervals import Interval, newcombe
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.patients import Patients, validate
 from pipeline.statistics.reliability import brier_skill
+from pipeline.store.results.finding import Finding, Level
 from pipeline.store.wording import agreeing, counted
 
-Level = Literal["fail", "warn", "info"]
 Found = list[tuple[str, str]]
 
 LEVELS: dict[str, Level] = {
@@ -36,20 +36,6 @@ LEVELS: dict[str, Level] = {
     "few_values": "warn",
     "narrow_raw_range": "info",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a reader must know. `code` is stable; `on` names the patients: calibration or test."""
-
-    code: str
-    level: Level
-    on: str
-    message: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the fields as a dictionary, for JSON."""
-        return asdict(self)
 
 
 def assess_discrimination(

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
-from pipeline.statistics.gate import Finding
 from pipeline.statistics.patients import Patients, patients_of
+from pipeline.store.results.finding import Finding
 
 DIFFERENT = 0.001
 RATIO = 1.25

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.special import betaincinv, ndtri
 
 from pipeline.statistics.errors import warn
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its confidence limits; NaN stands for undefined. `n` is the number of units behind it."""
-
-    value: float
-    low: float
-    high: float
-    level: float
-    method: str
-    n: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary, for JSON."""
-        return asdict(self)
+from pipeline.store.results.interval import Interval
 
 
 def undefined(level: float, method: str, n: int = 0) -> Interval:

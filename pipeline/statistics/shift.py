@@ -19,13 +19,14 @@ from scipy.special import gammaln
 from scipy.stats import binom, chi2, ks_2samp
 
 from pipeline.statistics.errors import collect_warnings
-from pipeline.statistics.gate import Finding, signed
+from pipeline.statistics.gate import signed
 from pipeline.statistics.intervals import Interval, proportion_ci, undefined
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.planner import misses_at_least
 from pipeline.statistics.reliability import calibration_line
 from pipeline.statistics.threshold import verify_threshold
+from pipeline.store.results.finding import Finding
 from pipeline.store.wording import agreeing, counted
 
 # Below this p, two distributions are held to differ: there are many groups, and a needless alarm has its price.

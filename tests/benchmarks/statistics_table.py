@@ -61,6 +61,7 @@ from pipeline.statistics.threshold import certifiable_recall, certify_threshold,
 from pipeline.statistics.verification import Verified, audits_needed, recall_in_use
 from pipeline.store.files import atomic
 from pipeline.store.ledger import Ledger, Reading
+from pipeline.store.results.threshold import Target
 
 SEED = 20261129
 LEVEL = 0.95
@@ -501,7 +502,11 @@ def a15_prevalence(sim: Simulation) -> Iterator[Figure]:
 
 # ---------------------------------------------------------------- B
 
-RULE = {"recall_target": 0.95, "confidence": 0.95, "models_compared": 1, "labels_certified": 1}
+RULE = Target(
+    certified=True, at=None, recall_target=0.95, confidence=0.95, confidence_used=0.95, models_compared=1,
+    labels_certified=1, positives=111, negatives=54, certifiable_recall=0.97, positives_needed=59, message="",
+    advice="",
+)  # fmt: skip
 
 
 def b1_pooled(sim: Simulation) -> Iterator[Figure]:
@@ -532,7 +537,7 @@ def b1_labels(sim: Simulation) -> Iterator[Figure]:
         for _label in range(3):
             sets = sample(sim.rng, 150, 54, d), sample(sim.rng, 150, 66, d, "t")
             with collect_warnings():
-                made = deployment("pooled", *sets, {**RULE, "labels_certified": 3}, 0.05)
+                made = deployment("pooled", *sets, replace(RULE, labels_certified=3), 0.05)
             right &= norm.sf(made["threshold"] - d) >= 0.95
         kept += right
     yield share("three labels, pooled, all promises at once", ".972–.975 (not pooled)", kept, len(runs), least=0.945)

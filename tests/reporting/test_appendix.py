@@ -22,6 +22,8 @@ from pipeline.reporting.sections.thresholds import slider
 from pipeline.settings.decision import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence, sites_of
 from pipeline.store.artifacts import Inputs
+from pipeline.store.files import read_json
+from pipeline.store.results.finding import Finding
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +38,13 @@ def passing(inputs: Inputs) -> Evidence:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    inputs = example_run.make_run(tmp_path_factory.mktemp("stopped"), patients=500, skill=0.0)
-    return _evidence(ReportSettings(title="x"), inputs)
+def stopped_inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return example_run.make_run(tmp_path_factory.mktemp("stopped"), patients=500, skill=0.0)
+
+
+@pytest.fixture(scope="module")
+def stopped(stopped_inputs: Inputs) -> Evidence:
+    return _evidence(ReportSettings(title="x"), stopped_inputs)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,7 @@ def test_a_position_says_what_the_threshold_does_and_what_the_band_promises(pass
 def test_after_a_failed_gate_there_is_no_slider_and_no_script(stopped: Evidence, passing: Evidence):
     with pytest.raises(ValueError, match="no usable operating point"):
         slider(stopped)
-    closed = [{"level": "fail", "on": "test", "code": "x", "message": "the gate is closed"}]
+    closed = [Finding("x", "fail", "test", "the gate is closed")]
     # The one door is asked, not what the artifacts hold: this run has everything that a slider is made of.
     for e in (stopped, replace(passing, findings=closed)):
         document = build(e)
@@ -182,11 +188,14 @@ def test_the_card_is_one_page_and_says_of_results_what_page_one_says(passing: Ev
         assert words in plain
 
 
-def test_the_card_of_a_stopped_run_says_so_and_shows_no_threshold(stopped: Evidence):
+def test_the_card_of_a_stopped_run_says_so_and_shows_no_threshold(stopped: Evidence, stopped_inputs: Inputs):
     text = model_card.text(stopped)
     assert "No operating point" in text
     assert "Promised" not in text
-    assert f"{stopped.threshold['threshold']:.4f}" not in text
+    certified = read_json(stopped_inputs.file("calibrate", "threshold.json"))["threshold"]
+    assert f"{certified:.4f}" not in text
+    assert stopped.threshold.certified
+    assert stopped.threshold.threshold is None
 
 
 def test_markup_in_the_card_is_text(passing: Evidence):

@@ -14,6 +14,7 @@ from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.sections.between_sites import between_sites
 from pipeline.settings.decision import ReportSettings
 from pipeline.stages.report import _evidence
+from pipeline.store.results.finding import Finding
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_without_sites_that_is_said(run: Evidence):
 
 
 def test_without_a_usable_point_only_the_auc_is_there(run: Evidence):
-    stop = {"code": "refers_everyone", "level": "fail", "on": "test", "message": "stopped"}
+    stop = Finding("refers_everyone", "fail", "test", "stopped")
     stopped = replace(run, findings=[*run.findings, stop])
     assert "Sensitivity" not in between_sites(stopped)[0].text
     assert "AUC" in between_sites(stopped)[0].text

@@ -18,6 +18,7 @@ from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.overflow import MOST_PAGES, fitting, moved
 from pipeline.settings.decision import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence
+from pipeline.store.results.finding import Finding
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
         groups.append({**groups[0], "group": on, "covered": False, "differences": ["they differ in this and in that"]})
     metrics = {**e.metrics, "external": sets, "shift": {**e.metrics["shift"], "groups": groups}}
     long = "something is remarkable about these patients, and it takes a line and a half of a table to say what it is"
-    found = [{"code": "shift", "level": level, "on": "test", "message": f"{long}, number {n}"}
-             for n in range(15) for level in ("info", "warn")]  # fmt: skip
+    found = [Finding("shift", level, "test", f"{long}, number {n}") for n in range(15) for level in ("info", "warn")]
     return replace(e, metrics=metrics, external=dict.fromkeys(sets, e.card), findings=[*e.findings, *found])
 
 

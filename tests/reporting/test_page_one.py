@@ -54,7 +54,7 @@ def read(e: Evidence, readings: dict[str, Any] | None, models: int = 1, **point:
     """Return the run as if its test patients had been read so often and had said something else."""
     shown = {**e.metrics["operating_point"], **point}
     metrics = {**e.metrics, "operating_point": shown, "readings": readings}
-    return replace(e, metrics=metrics, threshold={**e.threshold, "models_compared": models})
+    return replace(e, metrics=metrics, threshold=replace(e.threshold, models_compared=models))
 
 
 def texts(section: Section | None) -> list[str]:
@@ -167,10 +167,11 @@ def test_a_page_of_a_stopped_run_shows_nothing_of_a_threshold(stopped: Evidence)
 def test_both_certificates_stand_side_by_side_with_what_they_refer(pooled: Evidence):
     d, t = pooled.deployment, pooled.threshold
     assert d is not None
+    assert t.at is not None
     (table,) = [b for b in getattr(deployment(pooled), "blocks", ()) if getattr(b, "name", "") == "deployment"]
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["Patients with the condition"] == [str(t["positives"]), str(d["positives"])]
-    assert rows["Misses allowed"] == [str(t["misses_allowed"]), str(d["misses_allowed"])]
+    assert rows["Patients with the condition"] == [str(t.positives), str(d["positives"])]
+    assert rows["Misses allowed"] == [str(t.at.misses_allowed), str(d["misses_allowed"])]
     (referred,) = [cells for name, cells in rows.items() if name.startswith("Referred of 1,000 at 5 % prevalence")]
     both = (d["referral_of_calibration_alone"], d["referral"])
     assert [cell.split(" ")[0] for cell in referred] == [str(round(1000 * i["value"])) for i in both]
@@ -189,7 +190,8 @@ def test_the_packaged_model_is_named_by_its_hash_and_by_the_threshold_that_it_ha
 
     assert "a1" * 32 in packaged(with_model(d["threshold_hex"]))
     assert "It has the threshold to use." in packaged(with_model(d["threshold_hex"]))
-    own = pooled.threshold["threshold_hex"]
+    assert pooled.at is not None
+    own = pooled.at.threshold_hex
     assert "that the calibration patients certified" in packaged(with_model(own))
     assert "none of this report" in packaged(with_model((0.5).hex()))
     assert "no threshold" in packaged(with_model(None))
@@ -201,7 +203,7 @@ def test_the_packaged_model_is_named_by_its_hash_and_by_the_threshold_that_it_ha
 
 
 def of_threshold(**changes: Any) -> Callable[[Evidence], Evidence]:
-    return lambda e: replace(e, threshold={**e.threshold, **changes})
+    return lambda e: replace(e, threshold=replace(e.threshold, **changes))
 
 
 def of_point(**changes: Any) -> Callable[[Evidence], Evidence]:
@@ -236,7 +238,8 @@ def test_each_fact_has_its_sentence(section, change, words, pooled: Evidence):
 
 
 def test_the_share_of_calibration_patients_found_is_a_constant_of_the_rule(pooled: Evidence):
-    n, missed = pooled.threshold["positives"], pooled.threshold["misses_seen"]
+    assert pooled.at is not None
+    n, missed = pooled.threshold.positives, pooled.at.misses_seen
     assert f"referred {n - missed} of {n}, by construction" in said(operating_point(pooled))
 
 

@@ -29,6 +29,7 @@ from pipeline.reporting.sections.summary import summary
 from pipeline.settings.decision import CalibrateSettings, EvaluateSettings, ReportSettings
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.stages.report import _evidence
+from pipeline.store.results.threshold import Costs, Threshold
 from pipeline.store.wording import agreeing, counted
 
 
@@ -133,7 +134,7 @@ def of_metrics(**changes: Any) -> Callable[[Evidence], Evidence]:
 
 
 def of_threshold(**changes: Any) -> Callable[[Evidence], Evidence]:
-    return lambda e: replace(e, threshold={**e.threshold, **changes})
+    return lambda e: replace(e, threshold=replace(e.threshold, **changes))
 
 
 def of(stage: str, **settings: Any) -> Callable[[Evidence], Evidence]:
@@ -155,9 +156,9 @@ OTHERS: list[tuple[str, Any, Callable[[Evidence], Evidence], str]] = [
     ("prevalence", calibration, of_threshold(local_prevalence=0.03), "at the stated local prevalence of 3 %"),
     ("no prevalence", calibration, of_threshold(local_prevalence=None), "at the calibration patients' prevalence of"),
     ("calibrator auto", calibration, of("calibrate", calibrator="auto"), "chosen by cross-validation on these"),
-    ("costs", operating_point, of_threshold(costs={"cost_per_person": 20.0, "cost_per_referral": 150.0}),
+    ("costs", operating_point, of_threshold(costs=Costs(20.0, 150.0)),
      "20 per person screened and 150 per person referred"),
-    ("no costs", operating_point, of_threshold(costs={"cost_per_person": 0.0, "cost_per_referral": 1.0}),
+    ("no costs", operating_point, of_threshold(costs=Costs(0.0, 1.0)),
      "Cost: in referrals"),
     ("target", summary, of_threshold(recall_target=0.85), "at least 85 % of those with the condition are found"),
     ("confidence", summary, of_threshold(confidence=0.99), "Promised, 99 % sure: at least"),
@@ -244,13 +245,17 @@ def everything_one(value: Any, kept: frozenset[str] = frozenset({"per", "bins", 
     return 1 if isinstance(value, int) and not isinstance(value, bool) and value > 1 else value
 
 
+def one_of(threshold: Threshold) -> Threshold:
+    return Threshold.from_dict(everything_one(threshold.to_dict()))
+
+
 def plurals(text: str) -> list[str]:
     return [found[0] for found in ONE.finditer(text) if not FINE.match(found[0])]
 
 
 def of_one(e: Evidence) -> Evidence:
     """Return the run as if there had been one of everything."""
-    names = ("ingest", "split", "finetune", "calibrator", "threshold", "metrics")
+    names = ("ingest", "split", "finetune", "calibrator", "metrics")
     ones = {name: everything_one(getattr(e, name)) for name in names}
     made = e.pretraining
     pretraining = Pretraining(
@@ -267,7 +272,7 @@ def of_one(e: Evidence) -> Evidence:
     return replace(
         e, **ones, **frames, pretraining=pretraining, external={"b": e.card, "c": e.card},
         misses=e.misses[:1], false_alarms=e.false_alarms[:1], sweep=e.sweep[e.sweep["operating_point"]],
-        further_thresholds={name: everything_one(t) for name, t in e.further_thresholds.items()},
+        threshold=one_of(e.threshold), further_thresholds={name: one_of(t) for name, t in e.further_thresholds.items()},
     )  # fmt: skip
 
 

@@ -268,7 +268,7 @@ def test_one_target_needs_no_table_of_targets(good: Made):
     e = evidence_of(good)
     e = replace(
         e,
-        threshold=dict(e.threshold) | {"other_operating_points": []},
+        threshold=replace(e.threshold, other_operating_points=()),
         metrics=dict(e.metrics) | {"other_operating_points": []},
     )
     assert "targets" not in [b.name for b in operating_point(e).blocks if isinstance(b, Table)]
@@ -300,7 +300,7 @@ def test_every_displayed_probability_says_at_what_prevalence(good: Made):
     for name in ("operating_point", "calibration", "examples"):
         assert assumed in good.section_text(name)
     local = evidence_of(good)
-    local = replace(local, threshold=dict(local.threshold) | {"local_prevalence": 0.05, "probability_prevalence": 0.05})
+    local = replace(local, threshold=replace(local.threshold, local_prevalence=0.05, probability_prevalence=0.05))
     for section in (calibration, operating_point, examples):
         assert "at the stated local prevalence of 5 %" in str(section(local))
     assert good.json["numbers"]["threshold"]["probability_prevalence"] == good.threshold["probability_prevalence"]

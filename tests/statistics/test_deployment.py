@@ -10,9 +10,14 @@ from scipy.stats import norm
 from pipeline.statistics.deployment import certified_subgroups, certify_groups, deployment, lowered, pooled
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.threshold import max_misses
+from pipeline.store.results.threshold import Target
 
 DISTANCE = norm.ppf(0.95) * np.sqrt(2)
-CERTIFIED = {"recall_target": 0.95, "confidence": 0.95, "models_compared": 1, "labels_certified": 1}
+CERTIFIED = Target(
+    certified=True, at=None, recall_target=0.95, confidence=0.95, confidence_used=0.95, models_compared=1,
+    labels_certified=1, positives=111, negatives=54, certifiable_recall=0.97, positives_needed=59, message="",
+    advice="",
+)  # fmt: skip
 
 
 def sample(generator, positives, negatives, name="c"):

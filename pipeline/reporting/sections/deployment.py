@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence, Json
 from pipeline.reporting.numbers import count, interval, number, people_interval, percent, plain_percent
+from pipeline.store.results.threshold import AtThreshold
 from pipeline.store.wording import counted
 
 PER = 1000
@@ -17,9 +18,9 @@ NOTHING = "—"
 def deployment(e: Evidence) -> Section | None:
     """Return the certificate to use, beside that of the calibration patients; None without a usable one."""
     d = e.deployment
-    if e.point is None or d is None or not d["usable"]:
+    if e.point is None or e.at is None or d is None or not d["usable"]:
         return None
-    blocks: list[Block] = [Paragraph(_meaning(e, d)), _certificates(e, d), Paragraph(packaged(e))]
+    blocks: list[Block] = [Paragraph(_meaning(e, d)), _certificates(e, e.at, d), Paragraph(packaged(e))]
     groups = [_groups(e, d)] if d["subgroups"] else []
     return Section("deployment", "The threshold to use", blocks, groups)
 
@@ -63,18 +64,21 @@ def _meaning(e: Evidence, d: Json) -> str:
     )
 
 
-def _certificates(e: Evidence, d: Json) -> Table:
+def _certificates(e: Evidence, at: AtThreshold, d: Json) -> Table:
     """Return both certificates side by side, with what each refers at the prevalence of page one."""
     t, pooled = e.threshold, d["rule"] == "pooled"
-    lower = lowered(d) and d["threshold_hex"] != t["threshold_hex"]
-    at = plain_percent(d["prevalence"])
+    lower = lowered(d) and d["threshold_hex"] != at.threshold_hex
+    assumed = plain_percent(d["prevalence"])
     columns = ["What", "Certified on calibration patients"]
     rows = [
-        ["Patients with the condition", count(t["positives"])],
-        ["Misses allowed", count(t["misses_allowed"])],
-        ["Promised: share found", f"at least {plain_percent(t['recall_target'])}"],
-        ["Threshold on the score", number(t["threshold"], 4)],
-        [f"Referred of {count(PER)} at {at} prevalence (assumed)", _referred(d["referral_of_calibration_alone"])],
+        ["Patients with the condition", count(t.positives)],
+        ["Misses allowed", count(at.misses_allowed)],
+        ["Promised: share found", f"at least {plain_percent(t.recall_target)}"],
+        ["Threshold on the score", number(at.threshold, 4)],
+        [
+            f"Referred of {count(PER)} at {assumed} prevalence (assumed)",
+            _referred(d["referral_of_calibration_alone"]),
+        ],
     ]
     if pooled or lower:
         on = "calibration and test patients" if pooled else "calibration patients"
@@ -110,7 +114,7 @@ def packaged(e: Evidence) -> str:
     own, d = points[0]["threshold_hex"], e.deployment
     if d is not None and d["usable"] and own == d["threshold_hex"]:
         return f"{known} It has the threshold to use."
-    if own == e.threshold["threshold_hex"]:
+    if e.at is not None and own == e.at.threshold_hex:
         return f"{known} It has the threshold that the calibration patients certified."
     return f"{known} Its threshold is none of this report: do not use the two together."
 
@@ -118,7 +122,7 @@ def packaged(e: Evidence) -> str:
 def _groups(e: Evidence, d: Json) -> Table:
     rows, lowest = [_group(row) for row in d["subgroups"]], lowered(d)
     caption = (
-        f"Promises by group, all of which hold at once with {plain_percent(e.threshold['confidence'])} confidence. "
+        f"Promises by group, all of which hold at once with {plain_percent(e.threshold.confidence)} confidence. "
         f"The threshold to use is {'the lowest of these groups' if lowest else 'everybody'}'s. Where a group is too "
         "small, what can be promised of it"
     )

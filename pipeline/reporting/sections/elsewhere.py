@@ -94,7 +94,7 @@ def _verdict(e: Evidence, name: str) -> Box | Paragraph:
         return Paragraph(" ".join([f"{_capital(its['group'])}.", WITHHELD, *differences]))
     found_to_be = _group_verdict(e, shift)
     found = f"{interval(its['operating_point']['recall'], as_percent=True)} of those with the condition were referred."
-    promised = f"The promise of at least {plain_percent(e.threshold['recall_target'])} {_stands(found_to_be)}."
+    promised = f"The promise of at least {plain_percent(e.threshold.recall_target)} {_stands(found_to_be)}."
     lines = [f"{found} {promised}", *differences]
     good = shift["verification"] == "confirmed"
     title = f"{_capital(its['group'])}: the promise {_stands(found_to_be)}"
@@ -230,9 +230,9 @@ def shift(e: Evidence) -> Section:
             appendix.append(Bullets(uncovered))
     columns, about = ["Level", "Patients", "Finding"], "What the automatic checks found"
     ranked = (
-        sorted(e.findings, key=lambda f: list(LEVELS).index(f["level"])) if len(e.findings) > MOST_ROWS else e.findings
+        sorted(e.findings, key=lambda f: list(LEVELS).index(f.level)) if len(e.findings) > MOST_ROWS else e.findings
     )
-    findings = [[LEVELS[f["level"]], f["on"], f["message"]] for f in ranked]
+    findings = [[LEVELS[f.level], f.on, f.message] for f in ranked]
     if not findings:
         blocks.append(Paragraph("The automatic checks found nothing to remark."))
     elif len(findings) <= MOST_ROWS:
@@ -318,7 +318,7 @@ def _coverage(e: Evidence, groups: Sequence[Json], of: int = 0) -> Table:
         ]
         for g, tail in zip(groups, tails, strict=True)
     ]
-    target, confidence = plain_percent(e.threshold["recall_target"]), plain_percent(e.threshold["confidence"])
+    target, confidence = plain_percent(e.threshold.recall_target), plain_percent(e.threshold.confidence)
     several = ", shared out where several sites are asked (Holm)" if len(rows) > 2 else ""
     chosen = (
         f" {count(len(rows))} of {counted(of, 'group')}: those that differ, then those with the lowest sensitivity; "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.inference.decision import Json, in_words
+from pipeline.inference.decision import Json
 from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.readings import verdict_of
+from pipeline.store.results.finding import findings_from
+from pipeline.store.results.threshold import AtThreshold
 from pipeline.store.wording import counted
 
 NOTHING = "—"
@@ -23,17 +25,21 @@ def further_labels(e: Evidence) -> Section | None:
         f"The same model answers other questions about the same images, each one a yes or no of its own. Page one and "
         f"the gate are about {name} alone. A patient whose image lacks a label is left out of that label's numbers."
     )
-    models = "" if t["models_compared"] == 1 else f" and {counted(t['models_compared'], 'model')} compared"
-    confidence = plain_percent(t["confidence"])
+    models = "" if t.models_compared == 1 else f" and {counted(t.models_compared, 'model')} compared"
+    confidence = plain_percent(t.confidence)
     shared = Paragraph(
         f"The confidence of {confidence} is shared out over {labels} labels{models}: each threshold is certified with "
-        f"{percent(t['confidence_used'], 2)}, so that with {confidence} confidence "
+        f"{percent(t.confidence_used, 2)}, so that with {confidence} confidence "
         "all their promises hold at once. Whether a promise held on the test patients is judged label by label."
     )
     stops: list[Block] = [
-        Box("caution", f"No usable threshold for {e.further_name(label_id)}", list(map(in_words, problems)))
+        Box(
+            "caution",
+            f"No usable threshold for {e.further_name(label_id)}",
+            [one.in_words for one in problems],
+        )
         for label_id in e.further
-        if (problems := e.metrics["further_labels"][label_id]["problems"])
+        if (problems := findings_from(e.metrics["further_labels"][label_id]["problems"]))
     ]
     withheld: list[Block] = [] if e.point is not None else [Paragraph(WITHHELD)]
     return Section(
@@ -91,7 +97,7 @@ def _pooled(e: Evidence) -> dict[str, Json]:
 def _deployed(e: Evidence) -> list[Block]:
     if not _pooled(e):
         return []
-    confidence = plain_percent(e.threshold["confidence"])
+    confidence = plain_percent(e.threshold.confidence)
     said = (
         "The threshold to use of each label that has one is certified anew on its calibration and test patients "
         f"together, with the confidence shared out as before: {confidence} sure of all these promises at once. What "
@@ -119,7 +125,7 @@ def _to_use(e: Evidence) -> list[Block]:
     level = plain_percent(next(iter(pooled.values()))["specificity"]["level"])
     caption = (
         f"The thresholds to use, certified on calibration and test patients: at least "
-        f"{plain_percent(e.threshold['recall_target'])} found, each with {percent(e.threshold['confidence_used'], 2)} "
+        f"{plain_percent(e.threshold.recall_target)} found, each with {percent(e.threshold.confidence_used, 2)} "
         f"confidence. Specificity of all patients without the label whom the model had not seen, with {level} intervals"
     )
     return [Table("further_deployment", caption, columns, rows)]
@@ -130,8 +136,8 @@ def _certificates(e: Evidence) -> Table:
     rows = [
         [
             name,
-            *(count(t[what]) for what in ("positives", "negatives", "positives_needed")),
-            *(_certificate(t) if point else [NOTHING] * 4),
+            *map(count, (t.positives, t.negatives, t.positives_needed)),
+            *(_certificate(t.at) if point and t.at else [NOTHING] * 4),
         ]
         for name, t, point in zip(_labels(e), thresholds, _points(e), strict=True)
     ]
@@ -139,15 +145,15 @@ def _certificates(e: Evidence) -> Table:
                "Probability"]  # fmt: skip
     t = e.threshold
     caption = (
-        f"Certificates from the calibration patients: at least {plain_percent(t['recall_target'])} found, each with "
-        f"{percent(t['confidence_used'], 2)} confidence"
+        f"Certificates from the calibration patients: at least {plain_percent(t.recall_target)} found, each with "
+        f"{percent(t.confidence_used, 2)} confidence"
     )
     return Table("further_certificates", caption, columns, rows)
 
 
-def _certificate(t: Json) -> list[str]:
-    misses = f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}"
-    return [misses, number(100 * t["certified_recall"], 1), number(t["threshold"], 2), probability(t["probability"])]
+def _certificate(at: AtThreshold) -> list[str]:
+    misses = f"{count(at.misses_allowed)} / {count(at.misses_seen)}"
+    return [misses, number(100 * at.certified_recall, 1), number(at.threshold, 2), probability(at.probability)]
 
 
 def _calibration(e: Evidence) -> Table:

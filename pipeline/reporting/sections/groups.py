@@ -202,7 +202,10 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
         ]
         for r in frame.to_dict("records")
     ]
-    misses, positives = count(e.threshold["misses_allowed"]), counted(e.threshold["positives"], "calibration patient")
+    misses, positives = (
+        count(None if e.at is None else e.at.misses_allowed),
+        counted(e.threshold.positives, "calibration patient"),
+    )
     caption = (
         f"Decisions on the same test patients at matched sensitivity: every arm's threshold is the highest that misses "
         f"at most {misses} of the {positives} with the condition. Differences are the reported arm minus this one, in "

@@ -91,7 +91,7 @@ def _making(e: Evidence) -> Table:
         ["Unequal numbers of the two kinds of patient", _imbalance(training)],
         *([["Recipes tried for the networks", _recipes(search)]] if search else []),
         ["Reported arm chosen", _chosen(e)],
-        ["Models calibrated on calibration patients, as counted or stated", count(e.threshold["models_compared"])],
+        ["Models calibrated on calibration patients, as counted or stated", count(e.threshold.models_compared)],
     ]
     return Table("making", "How the model was made", ["What", "Value"], rows, True)
 

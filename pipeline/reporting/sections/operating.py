@@ -17,6 +17,7 @@ from pipeline.reporting.numbers import (
 from pipeline.reporting.sections.readings import how_often_read, verdict_of
 from pipeline.reporting.sections.summary import stop
 from pipeline.reporting.sections.thresholds import slider, sweep
+from pipeline.store.results.threshold import Target
 from pipeline.store.wording import counted
 
 WITHHELD = "Numbers that depend on a threshold are withheld: there is no usable operating point."
@@ -27,46 +28,42 @@ def operating_point(e: Evidence) -> Section:
 
     The slider is made here alone, where `Evidence.point` says that an operating point may be used.
     """
-    t = e.threshold
-    shared = (
-        f" ({plain_percent(t['confidence_used'])} after sharing it out)"
-        if t["confidence_used"] != t["confidence"]
-        else ""
-    )
+    t, at = e.threshold, e.at
+    shared = f" ({plain_percent(t.confidence_used)} after sharing it out)" if t.confidence_used != t.confidence else ""
     wanted = [
-        ["Wanted: share found of those with the condition", f"at least {plain_percent(t['recall_target'])}"],
-        ["Wanted: confidence", plain_percent(t["confidence"]) + (shared if e.point is not None else "")],
-        ["Calibration patients", f"{count(t['positives'])} with, {count(t['negatives'])} without the condition"],
-        *_linked(t["linked_patients"]),
-        ["Models calibrated on these patients, as counted or stated", count(t["models_compared"])],
-        *([["Labels certified on these patients", count(t["labels_certified"])]] if e.further else []),
+        ["Wanted: share found of those with the condition", f"at least {plain_percent(t.recall_target)}"],
+        ["Wanted: confidence", plain_percent(t.confidence) + (shared if e.point is not None else "")],
+        ["Calibration patients", f"{count(t.positives)} with, {count(t.negatives)} without the condition"],
+        *_linked(t.linked_patients),
+        ["Models calibrated on these patients, as counted or stated", count(t.models_compared)],
+        *([["Labels certified on these patients", count(t.labels_certified)]] if e.further else []),
     ]
     needed = [
-        ["Patients with the condition needed at least", count(t["positives_needed"])],
-        ["Highest share that these patients can certify", percent(t["certifiable_recall"])],
+        ["Patients with the condition needed at least", count(t.positives_needed)],
+        ["Highest share that these patients can certify", percent(t.certifiable_recall)],
     ]
     title, columns = "Operating point", ["What", "Value"]
-    if e.point is None:
+    if e.point is None or at is None:
         caption = "What was wanted, and the calibration patients"
         return Section(
             "operating_point", title, [stop(e), Table("certificate", caption, columns, [*wanted, *needed], True)]
         )
-    means = f"a calibrated probability of {probability(t['probability'])} {prevalence_assumed(e)}"
-    at = f"{number(t['threshold'], 4)} (log-odds), {means}"
+    means = f"a calibrated probability of {probability(at.probability)} {prevalence_assumed(e)}"
+    score = f"{number(at.threshold, 4)} (log-odds), {means}"
     rows = [
         *wanted,
         [
             "Misses allowed / seen among calibration patients",
-            f"{count(t['misses_allowed'])} / {count(t['misses_seen'])}",
+            f"{count(at.misses_allowed)} / {count(at.misses_seen)}",
         ],
-        ["Certified: share found", f"at least {percent(t['certified_recall'])}"],
-        ["Threshold: refer when the patient's score is at least", at],
+        ["Certified: share found", f"at least {percent(at.certified_recall)}"],
+        ["Threshold: refer when the patient's score is at least", score],
     ]
     more = [
         *needed,
-        ["Calibration patients with the condition referred", _by_construction(t)],
-        ["Calibration patients without it not referred", interval(t["specificity"], as_percent=True)],
-        ["Calibration patients referred", interval(t["referral_rate"], as_percent=True)],
+        ["Calibration patients with the condition referred", _by_construction(t.positives, at.misses_seen)],
+        ["Calibration patients without it not referred", interval(at.specificity.to_dict(), as_percent=True)],
+        ["Calibration patients referred", interval(at.referral_rate.to_dict(), as_percent=True)],
     ]
     how = Paragraph(
         "How it was chosen: the threshold is the highest one that leaves so few calibration patients with the "
@@ -91,9 +88,9 @@ def _linked(n: int) -> list[list[str]]:
     return [["Patients left out, since they share a picture with one who counts", count(n)]] if n else []
 
 
-def _by_construction(t: Json) -> str:
+def _by_construction(positives: int, missed: int) -> str:
     """Return the share of calibration patients found. It follows from the rule, so that it has no interval."""
-    return f"{count(t['positives'] - t['misses_seen'])} of {count(t['positives'])}, by construction"
+    return f"{count(positives - missed)} of {count(positives)}, by construction"
 
 
 def _chosen(e: Evidence) -> str:
@@ -105,7 +102,7 @@ def _chosen(e: Evidence) -> str:
 
 def _verified(e: Evidence, point: Json) -> Table:
     """Return what test patients say of the certificate, and how much that is worth."""
-    confidence = plain_percent(e.threshold["confidence"])
+    confidence = plain_percent(e.threshold.confidence)
     lower, upper = (point[f"recall_{end}_one_sided"] for end in ("lower", "upper"))
     rows = [["Verdict of the test patients", verdict_of(e, point)]]
     if point["recall"]["n"]:
@@ -122,7 +119,7 @@ def _verified(e: Evidence, point: Json) -> Table:
 
 def _more_verified(e: Evidence, point: Json) -> Table:
     """Return what it takes to confirm the certificate, and what the first image of each patient alone would do."""
-    planned = e.threshold["planning"]
+    planned = e.threshold.planning
     rows = [
         ["Patients with the condition needed to confirm at all", count(point["positives_to_confirm"])],
         ["Needed to confirm in 80 / 90 of 100 cases", " / ".join(_needed(planned, at) for at in ("0.8", "0.9"))],
@@ -141,7 +138,7 @@ def _needed(planned: Json | None, chance: str) -> str:
 
 def _targets(e: Evidence, point: Json) -> list[Block]:
     """Return every recall target of the run with what became of it; nothing when there is but one."""
-    others = e.threshold["other_operating_points"]
+    others = e.threshold.other_operating_points
     if not others:
         return []
     seen = [point, *(other["operating_point"] for other in e.metrics["other_operating_points"])]
@@ -156,23 +153,23 @@ def _targets(e: Evidence, point: Json) -> list[Block]:
     )
     columns = ["Wanted", "Certified, %", "Score", "Probability", "Sensitivity, %", "Specificity, %", "Referred, %",
                "Promise"]  # fmt: skip
-    joint = e.threshold["joint_confidence"]
+    joint = e.threshold.joint_confidence
     at_once = f" All that are certified hold at once with {percent(joint)}." if joint else ""
     one_by_one = Paragraph(
-        f"Each promise holds by itself, with {plain_percent(e.threshold['confidence'])} confidence.{at_once} A target "
+        f"Each promise holds by itself, with {plain_percent(e.threshold.confidence)} confidence.{at_once} A target "
         "picked because its row looks best is less sure: the operating point is the first that the configuration "
         f"names{', which it did before the test patients were read' if e.read_first else ''}."
     )
     return [Table("targets", caption, columns, rows), one_by_one]
 
 
-def _target(e: Evidence, promised: Json, found: Json | None, mark: str) -> list[str]:
-    wanted = plain_percent(promised["recall_target"]) + mark
-    if found is None:
-        return [wanted, *["—"] * 6, f"not certified: {counted(promised['positives_needed'], 'patient')} needed"]
+def _target(e: Evidence, promised: Target, found: Json | None, mark: str) -> list[str]:
+    wanted = plain_percent(promised.recall_target) + mark
+    if found is None or promised.at is None:
+        return [wanted, *["—"] * 6, f"not certified: {counted(promised.positives_needed, 'patient')} needed"]
     rates = [_short(found[name], scale=100) for name in ("recall", "specificity", "referral_rate")]
-    numbers = [number(100 * promised["certified_recall"], 1), number(promised["threshold"], 2)]
-    return [wanted, *numbers, probability(promised["probability"]), *rates, verdict_of(e, found)]
+    numbers = [number(100 * promised.at.certified_recall, 1), number(promised.at.threshold, 2)]
+    return [wanted, *numbers, probability(promised.at.probability), *rates, verdict_of(e, found)]
 
 
 def _two_by_two(e: Evidence, point: Json) -> Table:

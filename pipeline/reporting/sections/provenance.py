@@ -76,7 +76,7 @@ def provenance(e: Evidence) -> Section:
         *([["Packaged model, which predict uses (its SHA256SUMS)", e.model_sha256]] if e.model_sha256 else []),
         ["Threshold (threshold.json)", files["threshold.json"]],
         ["Calibrator (calibrator.json)", files["calibrator.json"]],
-        ["Calibration scores", e.threshold["data_sha256"]],
+        ["Calibration scores", e.threshold.data_sha256],
         *([["Encoder", e.pretraining.encoder["sha256"]]] if e.pretraining else []),
     ]
     hashes += [

@@ -10,7 +10,7 @@ NOT_CHECKED = "could not be checked"
 
 def how_often_read(e: Evidence) -> str:
     """Say how often the test patients were read and under how many settings, as far as the ledger knows."""
-    readings, models = e.readings, e.threshold["models_compared"]
+    readings, models = e.readings, e.threshold.models_compared
     if readings is None:
         return "Whether test patients were read before is not known: no ledger was kept."
     if readings["times"] > 1:
@@ -26,7 +26,7 @@ def how_often_read(e: Evidence) -> str:
 
 def briefly_read(e: Evidence) -> str:
     """Say the same of the test patients in as few words as page one has for it."""
-    readings, models = e.readings, e.threshold["models_compared"]
+    readings, models = e.readings, e.threshold.models_compared
     if readings is None:
         return "Whether they were read before is not known."
     if readings["times"] > 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.inference.decision import Json, in_words
+from pipeline.inference.decision import Json
 from pipeline.reporting.diagrams import icons
 from pipeline.reporting.document import (
     Block,
@@ -88,7 +88,7 @@ def _verdict(e: Evidence, point: Json) -> tuple[Level, str, str]:
     """Return the level of the verdict's box, its title, and what the verdict means."""
     verification, read = point["verification"], briefly_read(e)
     if verification == "contradicted":
-        fail = f"{100 * (1 - e.threshold['confidence']):.3g}"
+        fail = f"{100 * (1 - e.threshold.confidence):.3g}"
         why = (
             f"Either this is one of the {fail} in 100 certificates that fail without any reason, or these patients "
             "differ from the calibration patients."
@@ -98,7 +98,7 @@ def _verdict(e: Evidence, point: Json) -> tuple[Level, str, str]:
         return "caution", "The promise could not be checked", "No test patient has the condition."
     if verification == "confirmed":
         lower = point["recall_lower_one_sided"]
-        sure = f"They show at least {percent(lower)}, {plain_percent(e.threshold['confidence'])} sure."
+        sure = f"They show at least {percent(lower)}, {plain_percent(e.threshold.confidence)} sure."
         if e.read_first:
             return "good", "The promise was confirmed on other patients", f"{sure} {read}"
         return "caution", "The test patients agree with the promise", read
@@ -112,7 +112,7 @@ def _verdict(e: Evidence, point: Json) -> tuple[Level, str, str]:
 
 def _consequence(e: Evidence, row: Json) -> Box:
     per, at, seen = row["per"], row["prevalence"], e.metrics["prevalence"]["value"]
-    target, confidence = plain_percent(e.threshold["recall_target"]), plain_percent(e.threshold["confidence"])
+    target, confidence = plain_percent(e.threshold.recall_target), plain_percent(e.threshold.confidence)
     # Test patients of whom so many more are ill are no people who come to be screened.
     differ = ": people screened may differ" if seen >= ENRICHED * at else ""
     lines = [
@@ -144,7 +144,7 @@ def _bracketed(missed: Json) -> str:
 def _pooled(e: Evidence, per: int) -> list[str]:
     """Return one line on the threshold to use, where it is another than the one that was tested."""
     d = e.deployment
-    if d is None or not d["usable"] or d["threshold_hex"] == e.threshold["threshold_hex"]:
+    if d is None or not e.another_to_use:
         return []
     referral = {name: d["referral"][name] * per if not missing(d["referral"][name]) else None
                 for name in ("value", "low", "high")}  # fmt: skip
@@ -182,8 +182,8 @@ def _shared(e: Evidence) -> list[str]:
     """Return one line on the confidence shared out; none without further labels."""
     if not e.further:
         return []
-    labels = counted(e.threshold["labels_certified"], "label")
-    confidence = plain_percent(e.threshold["confidence"])
+    labels = counted(e.threshold.labels_certified, "label")
+    confidence = plain_percent(e.threshold.confidence)
     return [f"The confidence is shared out over {labels}: one can be {confidence} sure of all promises at once."]
 
 
@@ -221,10 +221,10 @@ def _tested_where(e: Evidence) -> str:
 
 def _remarks(e: Evidence) -> list[str]:
     """Return the first warning of the automatic checks, and how many more there are."""
-    warned = [f for f in e.findings if f["level"] == "warn" and f["on"] in ("calibration", "test")]
+    warned = [f for f in e.findings if f.level == "warn" and f.on in ("calibration", "test")]
     if not warned:
         return []
     rest = len(warned) - 1
     more = f" {agreeing(rest, 'One more remark', f'{rest} more remarks')}: “Shift and automatic checks”."
-    first = short(in_words(warned[0]).partition(";")[0].rstrip("."), 110)
+    first = short(warned[0].in_words.partition(";")[0].rstrip("."), 110)
     return [f"{first}.{more if rest else ''}"]

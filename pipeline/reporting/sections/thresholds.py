@@ -38,12 +38,12 @@ def slider(e: Evidence) -> Slider:
     spread = np.linspace(0, len(rows) - 1, min(len(rows), POSITIONS)).round().astype(int)
     shown = sorted({*map(int, spread), point})
     at = e.metrics["headline_prevalence"]
-    calibration = f"{counted(e.threshold['positives'], 'calibration patient')} with the condition and "
-    calibration += f"{count(e.threshold['negatives'])} without"
+    calibration = f"{counted(e.threshold.positives, 'calibration patient')} with the condition and "
+    calibration += f"{count(e.threshold.negatives)} without"
     return Slider(
         "thresholds",
         f"From {calibration}; {plain_percent(at)} of the people are assumed to have the condition. What the band "
-        f"promises holds at every position at once, with {plain_percent(e.threshold['confidence_used'])} confidence, "
+        f"promises holds at every position at once, with {plain_percent(e.threshold.confidence_used)} confidence, "
         f"so that any may be picked after looking; the operating point was certified by itself, for more.{_other(e)}",
         "Another threshold: from many referred, on the left, to few",
         [_sentence(e, row, at) for row in rows.iloc[shown].to_dict("records")],
@@ -54,8 +54,7 @@ def slider(e: Evidence) -> Slider:
 
 def _other(e: Evidence) -> str:
     """Point to the threshold to use where it is another than the operating point that was tested."""
-    d = e.deployment
-    if d is None or not d["usable"] or d["threshold_hex"] == e.threshold["threshold_hex"]:
+    if not e.another_to_use:
         return ""
     return " The threshold to use is another: see “The threshold to use”."
 
@@ -104,9 +103,9 @@ def sweep(e: Evidence) -> Table:
     ]
     columns = ["Score", "Probability", "Missed", "False alarms", "Sensitivity, %", "Band: at least, %",
                "Specificity, %", "Referred, %", "Cost per found"]  # fmt: skip
-    confidence, most = plain_percent(e.threshold["confidence_used"]), plain_percent(e.threshold["band_missed_share"])
+    confidence, most = plain_percent(e.threshold.confidence_used), plain_percent(e.threshold.band_missed_share)
     caption = (
-        f"Other thresholds, calibration patients, {count(e.threshold['positives'])} with the condition. Band: the "
+        f"Other thresholds, calibration patients, {count(e.threshold.positives)} with the condition. Band: the "
         f"limits of all rows that miss up to {most} hold at once with {confidence} confidence, so that any of them may "
         f"be picked after looking; ◄ marks the operating point, which was certified by itself, for more. {len(rows)} "
         f"of {counted(len(every), 'threshold')}, all in data/sweep.csv. Probabilities are {prevalence_assumed(e)}. "
@@ -116,7 +115,7 @@ def sweep(e: Evidence) -> Table:
 
 
 def _costs(e: Evidence) -> str:
-    person, referral = e.threshold["costs"]["cost_per_person"], e.threshold["costs"]["cost_per_referral"]
+    person, referral = e.threshold.costs.cost_per_person, e.threshold.costs.cost_per_referral
     if (person, referral) == (0, 1):
         return "in referrals"
     return f"{person:g} per person screened and {referral:g} per person referred"

@@ -1,0 +1,93 @@
+"""What stages leave as JSON and others read back: the same to the last bit, or refused with what to do."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.inference.decision import Decision
+from pipeline.store.files import finite
+from pipeline.store.results.finding import Finding, findings_from
+from pipeline.store.results.interval import Interval
+from pipeline.store.results.threshold import AtThreshold, Costs, Target, Threshold
+
+SHARE = Interval(0.9, 0.8, 0.95, 0.95, "wilson", 40)
+NOWHERE = Interval(math.nan, math.nan, math.nan, 0.95, "wilson", 0)
+AT = AtThreshold(0.1 + 0.2, 0.4, 0.951, 3, 3, SHARE, NOWHERE, SHARE)
+LOWER = Target(
+    certified=True, at=AT, recall_target=0.9, confidence=0.95, confidence_used=0.975, models_compared=2,
+    labels_certified=1, positives=111, negatives=54, certifiable_recall=0.97, positives_needed=59, message="promised",
+    advice="",
+)  # fmt: skip
+REFUSED = replace(LOWER, certified=False, at=None, recall_target=0.99, message="too few", advice="add patients")
+THRESHOLD = Threshold(
+    **vars(LOWER), other_operating_points=(REFUSED,), local_prevalence=None, probability_prevalence=0.3,
+    costs=Costs(0.0, 1.0), deploy="pooled", subgroup_threshold="report", subgroup_attributes=("site",),
+    band_missed_share=0.1, joint_confidence=0.95, planning={"test_positives_for_0.8": None}, linked_patients=0,
+    arm="mae", seeds=(1, 2), aggregation="max", model_sha256={"1": "a"}, data_sha256="b", warnings=(),
+)  # fmt: skip
+
+
+def kept(threshold: Threshold) -> dict[str, Any]:
+    """Return what the file holds, as somebody reads it."""
+    return json.loads(json.dumps(finite(threshold.to_json())))
+
+
+def test_a_threshold_is_read_back_bit_for_bit():
+    content = kept(THRESHOLD)
+    again = Threshold.from_json(content)
+    assert kept(again) == content
+    assert again.at is not None
+    assert again.at.threshold_hex == (0.1 + 0.2).hex() == content["threshold_hex"]
+    assert math.isnan(again.at.specificity.value)
+    assert again.other_operating_points == (REFUSED,)
+    assert replace(again, at=None) == replace(THRESHOLD, at=None)
+
+
+def test_a_file_from_before_schema_numbers_is_read_and_one_from_later_is_not():
+    content = kept(THRESHOLD)
+    assert list(content)[:3] == ["schema", "certified", "threshold"]
+    del content["schema"]
+    assert Threshold.from_json(content).arm == "mae"
+    with pytest.raises(ValueError, match=r"threshold.json is of schema 2, .* schema 1; rebuild with --rebuild calibr"):
+        Threshold.from_json({**content, "schema": 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.pop("confidence"), "confidence: Field required"),
+        (lambda content: content.update(smoker="Jane Roe"), "smoker: Unexpected keyword argument"),
+        (lambda content: content.update(positives="Jane Roe"), "positives: Input should be a valid integer"),
+        (lambda content: content["recall"].pop("low"), "at.recall.low: Field required"),
+        (lambda content: content.pop("misses_seen"), "at.misses_seen: Field required"),
+        (lambda content: content["other_operating_points"][0].pop("advice"), "advice: Field required"),
+    ],
+)
+def test_missing_unknown_and_other_fields_are_refused_with_what_to_do(change: Callable[[Any], None], said: str):
+    content = kept(THRESHOLD)
+    change(content)
+    with pytest.raises(ValueError, match="rebuild with --rebuild calibrate") as refused:
+        Threshold.from_json(content)
+    assert said in str(refused.value)
+    assert "Jane" not in str(refused.value), "values may be somebody's words"
+
+
+def test_findings_are_read_back_and_others_refused():
+    finding = Finding("x", "fail", "test", "the model knows nothing")
+    assert findings_from([finding.to_dict()]) == [finding]
+    with pytest.raises(ValueError, match=r"level: Input should be .*; rebuild with --rebuild calibrate"):
+        findings_from([{**finding.to_dict(), "level": "worst"}])
+
+
+def test_after_a_failed_gate_there_is_no_threshold_to_be_had():
+    withheld = Decision(("why not",)).threshold(THRESHOLD)
+    assert withheld.threshold is withheld.at is withheld.probability_prevalence is None
+    assert withheld.other_operating_points == ()
+    text = json.dumps(withheld.to_dict())
+    assert not [number for number in ("0.30000000000000004", "0x1.3", "0.951", "promised") if number in text]
+    assert set(kept(withheld)) == set(kept(THRESHOLD))
+    assert Decision(()).threshold(THRESHOLD) is THRESHOLD
