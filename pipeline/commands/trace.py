@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pypdf.errors import PdfReadError
 
 from pipeline.orchestration.chosen_studies import chosen_digest
+from pipeline.orchestration.graph import UNLABELLED
 from pipeline.reporting.pdf import read_keys, read_metadata
-from pipeline.settings.where import UNLABELLED
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import read_json, sha256_file
 from pipeline.store.ledger import Ledger, LedgerError

@@ -17,12 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.orchestration.graph import UNLABELLED
 from pipeline.orchestration.items import counted_items, counted_unlabelled, items_of
 from pipeline.orchestration.plan import Step
 from pipeline.orchestration.work import Items, Job, disk_mb, forward_flops, memory_mb, seconds, wall_seconds
 from pipeline.settings.config import Config
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
-from pipeline.settings.where import UNLABELLED, Machine
+from pipeline.settings.where import Machine
 from pipeline.store.artifacts import Artifact, Store, StoreError
 from pipeline.store.files import read_json
 

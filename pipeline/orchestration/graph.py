@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.settings.where import UNLABELLED
 from pipeline.store.artifacts import Inputs
 from pipeline.store.runlog import RunLog
 
@@ -65,6 +64,8 @@ def step_name(stage: str, external: str) -> str:
     return f"{stage}@{external}" if external else stage
 
 
+# What stands for the images of `data.unlabelled` in the place of an external set's name.
+UNLABELLED = "unlabelled"
 # The stages that an external test set goes through by itself, with the settings and models of the run.
 EXTERNAL = ("ingest", "split", "preprocess", "score")
 STAGES = (

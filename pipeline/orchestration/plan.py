@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.models.arm_registry import pretrained
-from pipeline.orchestration.graph import NAMES, Stage, following, stages_of, step_name
+from pipeline.orchestration.graph import NAMES, UNLABELLED, Stage, following, stages_of, step_name
 from pipeline.orchestration.sources import datasets, externals, sources
 from pipeline.settings.card import Card
 from pipeline.settings.common import UsageError
 from pipeline.settings.config import Config
 from pipeline.settings.load import flatten
-from pipeline.settings.where import UNLABELLED
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.files import sha256_json
 from pipeline.store.lineage import Code, artifact_key, code_digests

@@ -8,10 +8,11 @@ from pathlib import Path
 from pipeline.imaging import pseudonyms
 from pipeline.models.arm_registry import pretrained
 from pipeline.orchestration.chosen_studies import chosen_digest
+from pipeline.orchestration.graph import UNLABELLED
 from pipeline.settings.card import Card, CardColumns, CardMask
 from pipeline.settings.config import Config
 from pipeline.settings.load import read_card
-from pipeline.settings.where import UNLABELLED, Studies, Unlabelled
+from pipeline.settings.where import Studies, Unlabelled
 from pipeline.store.artifacts import Store
 from pipeline.store.files import sha256_file, sha256_json
 from pipeline.store.lineage import Code, SourceHashes, code_digests, studies_digest

@@ -57,10 +57,6 @@ class Unlabelled:
     exclude: Sequence[str] = ()
 
 
-# What plan and report call the images of `data.unlabelled`, in the place of an external set's name.
-UNLABELLED = "unlabelled"
-
-
 class Data(Studies):
     """The studies of the run, those that it is tested on besides, and those that it is pretrained on besides."""
 
@@ -102,8 +98,8 @@ class Data(Studies):
     def _unlabelled(self) -> Data:
         if self.unlabelled_patients is not None and not self.unlabelled:
             raise ValueError("unlabelled_patients says whose images are, but unlabelled names none")
-        if self.unlabelled and any(one.name == UNLABELLED for one in self.external):
-            raise ValueError(f"external: the name {UNLABELLED} is taken by data.unlabelled; choose another")
+        if self.unlabelled and any(one.name == "unlabelled" for one in self.external):
+            raise ValueError("external: the name unlabelled is taken by data.unlabelled; choose another")
         return self
 
 
