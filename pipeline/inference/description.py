@@ -6,7 +6,7 @@ Shapes: B images, C channels, D entries of a vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ SCALES = 4  # of the detail: 1, 2, 4 and 8 pixels
 LEAST_STEP = 1e-3  # share of the range; finer than 8 bits can show
 
 
-@torch.no_grad()
 def describe(network: Network | None, pixels: Tensor) -> dict[str, np.ndarray]:
     """Return the vectors of images (B, C, H, W) or (B, C, D, H, W) in [0, 1], each (B, D) float64.
 
@@ -31,18 +30,18 @@ def describe(network: Network | None, pixels: Tensor) -> dict[str, np.ndarray]:
     `picture` and `detail` are there for all. The network is expected in evaluation mode. An image's vectors do not
     depend on the other images, but by rounding.
     """
+    return describe_found([] if network is None else network.depths(pixels), pixels)
+
+
+@torch.no_grad()
+def describe_found(depths: Sequence[Tensor], pixels: Tensor) -> dict[str, np.ndarray]:
+    """Return the same vectors where the `depths` of these images are known; none without a network."""
     exact = pixels.detach().cpu().double()
     detail = _detail(exact)
-    return {**_tokens(network, pixels), PICTURE: np.hstack([_picture(exact), detail]), DETAIL: detail}
-
-
-def _tokens(network: Network | None, pixels: Tensor) -> dict[str, np.ndarray]:
-    if network is None:
-        return {}
-    found = network.depths(pixels)
     # In a shallow network several shares end at one block, which then has the last of their names.
-    names = {math.ceil(len(found) * share / len(DEPTHS)): name for share, name in enumerate(DEPTHS, start=1)}
-    return {name: F.normalize(found[block - 1], dim=1).cpu().numpy() for block, name in names.items()}
+    names = {math.ceil(len(depths) * share / len(DEPTHS)): name for share, name in enumerate(DEPTHS, start=1)}
+    tokens = {name: F.normalize(depths[block - 1], dim=1).cpu().numpy() for block, name in names.items() if depths}
+    return {**tokens, PICTURE: np.hstack([_picture(exact), detail]), DETAIL: detail}
 
 
 def _picture(pixels: Tensor) -> np.ndarray:

@@ -90,7 +90,7 @@ def _export_graph(work: Path, say: Callable[[str], None]) -> dict[str, Any]:
         "labels": ", ".join(label["name"] for label in model.content["labels"]),
         "notice": "research use only; threshold, certificate and what it is not for are in model.json",
     }
-    graph = build(model.networks, model.rendering, model.content["flips"], notes)
+    graph = build(model.ensemble.networks, model.rendering, model.content["flips"], notes)
     onnx.checker.check_model(graph)
     onnx.save_model(graph, str(work / GRAPH))
     compared = compare(work / GRAPH, model)

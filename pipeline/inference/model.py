@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.imaging.archive.quality import Limits
 from pipeline.imaging.archive.sources import Source, find_sources
@@ -20,8 +21,8 @@ from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import FLAGS
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference.batch import Group, Progress, Seen, Sorted, Task, read_groups, sort_files
-from pipeline.inference.description import describe
-from pipeline.inference.ensemble import Ensemble, load_networks, member_files, to_pixels
+from pipeline.inference.description import describe_found
+from pipeline.inference.ensemble import Ensemble, member_files, to_pixels
 from pipeline.inference.header_remarks import header_remarks
 from pipeline.inference.model_folder import MEMBERS, TYPICALITY, check_golden, verified
 from pipeline.inference.outline import MARKED, attention, kind_of
@@ -30,6 +31,7 @@ from pipeline.inference.result import HARMLESS, Picture, Result
 from pipeline.inference.rule import Rule
 from pipeline.inference.study import Study, read_study
 from pipeline.inference.typicality import Reference, Typicality
+from pipeline.models.finished import Look
 from pipeline.models.training import prepare
 from pipeline.store.files import sha256_json
 
@@ -109,11 +111,6 @@ class Model:
         """What tells whether a study is like those of the calibration; None when too few patients were there."""
         path = self.folder / TYPICALITY
         return Reference.load(path) if path.is_file() else None
-
-    @cached_property
-    def networks(self) -> list[Any]:
-        """The networks behind the ensemble, for their attention; none when the arm has no network."""
-        return load_networks(member_files(self.folder / MEMBERS), self.device)
 
     def read(self, paths: Sequence[Path]) -> Study:
         """Read the files of one study as this model takes them."""
@@ -202,15 +199,20 @@ class Predictions:
     def _judged(self, waiting: Sequence[tuple[Group, Seen]]) -> Iterator[Result]:
         model = self.model
         arrays = [seen.arrays for _, seen in waiting if len(seen.arrays)]
-        logits = model.ensemble.logits(np.concatenate(arrays)) if arrays else np.empty((0, 1 + len(model.further)))
+        logits, depths = self._look(np.concatenate(arrays)) if arrays else (np.empty((0, 1 + len(model.further))), [])
         at = 0
         for group, seen in waiting:
-            yield self._result(group, seen, logits[at : at + len(seen.arrays)])
-            at += len(seen.arrays)
+            own = slice(at, at + len(seen.arrays))
+            yield self._result(group, seen, logits[own], [depth[own] for depth in depths])
+            at = own.stop
 
-    def _result(self, group: Group, seen: Seen, logits: np.ndarray) -> Result:
+    def _look(self, arrays: np.ndarray) -> Look:
+        """Return logits and, where typicality is judged, what it is judged by, of one pass through the networks."""
+        ensemble = self.model.ensemble
+        return (ensemble.logits(arrays), []) if self._reference is None else ensemble.look(arrays)
+
+    def _result(self, group: Group, seen: Seen, logits: np.ndarray, depths: Sequence[Tensor]) -> Result:
         model = self.model
-        typicality = self._typicality(seen)
         lost = sum(refusal.reason not in HARMLESS for _, refusal in seen.refused)
         judged = model.rule.of(logits[:, 0], lost=lost, prevalence=self.prevalence)
         further = {
@@ -225,7 +227,7 @@ class Predictions:
             judgement=judged,
             further=further,
             threshold=_threshold(model),
-            typicality=typicality,
+            typicality=self._typicality(seen, depths),
             unusual=tuple(dict.fromkeys(r for f in seen.facts for r in header_remarks(f.stated, model.stated))),
             remarks=_remarks(seen),
             refused=seen.refused,
@@ -236,11 +238,15 @@ class Predictions:
             drawn=drawn,
         )
 
-    def _typicality(self, seen: Seen) -> Typicality | None:
-        reference, networks = self.model.reference, self.model.networks
-        if reference is None or not reference.usable or not len(seen.arrays):
+    @property
+    def _reference(self) -> Reference | None:
+        reference = self.model.reference
+        return reference if reference is not None and reference.usable else None
+
+    def _typicality(self, seen: Seen, depths: Sequence[Tensor]) -> Typicality | None:
+        if self._reference is None or not len(seen.arrays):
             return None
-        return reference.of(describe(networks[0] if networks else None, to_pixels(seen.arrays)))
+        return self._reference.of(describe_found(depths, to_pixels(seen.arrays)))
 
     def _drawn(self, seen: Seen) -> tuple[DrawnMask, ...]:
         """Return what the model marked in each image."""
@@ -257,7 +263,7 @@ class Predictions:
         if self.model.ensemble.structures:
             mask = drawn[place].mask if drawn else self.model.ensemble.segment(array[None]).masks[0]
             return Picture(array, None, MARKED, seen.facts[place].files, mask)
-        networks = self.model.networks
+        networks = self.model.ensemble.networks
         shares = attention(networks, to_pixels(array[None]).to(self.model.device))
         return Picture(array, shares, kind_of(networks), seen.facts[place].files)
 

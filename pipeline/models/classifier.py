@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.models.attention import rollout
 from pipeline.models.checkpoints import load_strict
-from pipeline.models.finished import Finished, Network, further_labels, whole_tensor_blocks
+from pipeline.models.finished import Finished, Look, Network, further_labels, whole_tensor_blocks
 from pipeline.models.pooling import AttentivePooling, Pooling, queries_for
-from pipeline.models.vit import EncoderSpec, block_outputs, build_encoder, embed, encode, normalise, patchify
+from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, normalise, patchify, through
 
 Head = Literal["norm_linear", "linear"]
 
@@ -79,10 +79,21 @@ class Classifier(Network):
     @torch.no_grad()
     def depths(self, pixels: Tensor) -> list[Tensor]:
         """Return the mean patch token after each block, (B, D) float64 each, the last one after the final norm."""
-        patches = patchify(normalise(pixels.to(self.encoder.cls_token.device), self.spec), self.spec.patch_size)
-        outputs = block_outputs(self.encoder, embed(self.encoder, patches))
-        outputs[-1] = self.encoder.norm(outputs[-1])
-        return [tokens[:, self.spec.prefix :].double().mean(dim=1) for tokens in outputs[1:]]
+        return self.tokens_and_depths(pixels.to(self.encoder.cls_token.device))[1]
+
+    def tokens_and_depths(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return what `tokens` and `depths` do, of one pass."""
+        tokens = embed(self.encoder, patchify(normalise(pixels, self.spec), self.spec.patch_size))
+        depths = []
+        for block in self.encoder.blocks:
+            tokens = through(block, tokens)
+            depths.append(self.mean_patch(tokens))
+        tokens = self.encoder.norm(tokens)
+        return tokens, [*depths[:-1], self.mean_patch(tokens)]
+
+    def mean_patch(self, tokens: Tensor) -> Tensor:
+        """Return the mean patch token, (B, D) float64, of tokens (B, 1 + R + L, D)."""
+        return tokens[:, self.spec.prefix :].double().mean(dim=1)
 
 
 def pooling_content(model: Classifier) -> dict[str, Any]:
@@ -121,12 +132,19 @@ def read_classifier(content: dict[str, Any], tensors: dict[str, Tensor], device:
     load_strict(model, tensors)
     model = model.to(device).eval()
 
-    @torch.no_grad()
-    def logits(pixels: Tensor) -> np.ndarray:
-        tokens = model.tokens(pixels.to(device))
+    def of_tokens(tokens: Tensor) -> np.ndarray:
         # The product of queries and their blocks rounds by the number of images; of one at a time it cannot.
         features = torch.cat([model.pooled(one) for one in (tokens.split(1) if model.pool else (tokens,))])
         blocks = whole_tensor_blocks(features)
-        return model.head(model.head_norm(blocks))[: len(pixels)].double().cpu().numpy()
+        return model.head(model.head_norm(blocks))[: len(tokens)].double().cpu().numpy()
 
-    return Finished(logits, (model,))
+    @torch.no_grad()
+    def logits(pixels: Tensor) -> np.ndarray:
+        return of_tokens(model.tokens(pixels.to(device)))
+
+    @torch.no_grad()
+    def look(pixels: Tensor) -> Look:
+        tokens, depths = model.tokens_and_depths(pixels.to(device))
+        return of_tokens(tokens), depths
+
+    return Finished(logits, (model,), look=look)

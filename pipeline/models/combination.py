@@ -21,7 +21,7 @@ from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, finish
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, tensor_problems
-from pipeline.models.finished import Finished, further_labels
+from pipeline.models.finished import Finished, Look, further_labels
 from pipeline.models.training import TrainingError
 from pipeline.store.files import read_json
 
@@ -98,9 +98,21 @@ def read_ensemble(content: dict[str, Any], tensors: dict[str, Tensor], device: t
     models = [member.read(device) for member in members]
     centres, spreads = _scales(members, tensors)
     networks = next((found for own in models if (found := [n for one in own for n in one.networks])), [])
-    return Finished(
-        lambda pixels: _combined([_mean_logits(own, pixels) for own in models], centres, spreads), tuple(networks)
-    )
+    first = next(((one, one.look) for own in models for one in own if one.look), None)
+
+    def logits(pixels: Tensor) -> np.ndarray:
+        return _combined([_mean_logits(own, pixels) for own in models], centres, spreads)
+
+    if first is None:
+        return Finished(logits)
+    watched, watch = first
+
+    def look(pixels: Tensor) -> Look:
+        found, depths = watch(pixels)
+        each = [[found if one is watched else one.logits(pixels) for one in own] for own in models]
+        return _combined([np.mean(own, axis=0) for own in each], centres, spreads), depths
+
+    return Finished(logits, tuple(networks), look=look)
 
 
 def _finished(arm: str, folder: Path) -> Member:

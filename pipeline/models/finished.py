@@ -17,6 +17,9 @@ Outline = Literal["attention", "queries", "activation"]
 # rows, an image's logit does not depend, in any bit, on which images stand beside it. A test compares.
 ROWS_PER_BLOCK = 16
 
+# Logits (B, L) float64, and what a network's `depths` are for the same pixels.
+Look = tuple[np.ndarray, list[Tensor]]
+
 
 class Network(nn.Module, ABC):
     """A network with a linear `head` with one output per label, that shows where it looked and what it found.
@@ -62,11 +65,14 @@ class Finished:
     """A finished model: `logits` takes pixels (B, C, ...) in [0, 1] and gives (B, L) float64, the main label's first.
 
     `networks` are those behind it, in evaluation mode; none for an arm that has none. `maps` has one that segments.
+    `look`, of an arm with networks, gives the same logits to the last bit, and the first network's `depths`, for one
+    pass through it.
     """
 
     logits: Callable[[Tensor], np.ndarray]
     networks: tuple[Network, ...] = ()
     maps: Maps | None = None
+    look: Callable[[Tensor], Look] | None = None
 
 
 def whole_blocks(features: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pipeline.models.arms import ArmData
 from pipeline.models.checkpoints import load_strict
 from pipeline.models.finetuning import Untrained, train_network
-from pipeline.models.finished import Finished, Network, further_labels
+from pipeline.models.finished import Finished, Look, Network, further_labels
 from pipeline.models.randomness import derived_seed
 from pipeline.models.vit import per_channel
 
@@ -120,7 +120,11 @@ class ResNetClassifier(Network):
 
     def forward(self, pixels: Tensor, branch_scale: Tensor | None = None) -> Tensor:
         """Return logits (B, L), the main label's first, for pixels (B, C, ...) in [0, 1]; no branch is ever dropped."""
-        return self.head(self.stages(pixels)[-1].flatten(2).mean(dim=2))
+        return self.of_stages(self.stages(pixels))
+
+    def of_stages(self, outputs: list[Tensor]) -> Tensor:
+        """Return logits (B, L) of the output of each stage."""
+        return self.head(outputs[-1].flatten(2).mean(dim=2))
 
     def shares(self, pixels: Tensor) -> np.ndarray:
         """Return the share of each place in what speaks for the main label, (B, *grid), of at most 16 cells per axis.
@@ -133,7 +137,7 @@ class ResNetClassifier(Network):
         """
         with torch.enable_grad():
             outputs = self.stages(pixels.to(self.head.weight.device))
-            logits = self.head(outputs[-1].flatten(2).mean(dim=2))
+            logits = self.of_stages(outputs)
             (gradient,) = torch.autograd.grad(logits[:, 0].sum(), outputs[0])
         product = (outputs[0] * gradient).sum(dim=1, keepdim=True).detach().double()
         pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if product.ndim == 4 else F.adaptive_avg_pool3d
@@ -146,8 +150,12 @@ class ResNetClassifier(Network):
     @torch.no_grad()
     def depths(self, pixels: Tensor) -> list[Tensor]:
         """Return the mean over places after each stage, (B, D) float64 each."""
-        outputs = self.stages(pixels.to(self.head.weight.device))
-        return [one.double().flatten(2).mean(dim=2) for one in outputs]
+        return means(self.stages(pixels.to(self.head.weight.device)))
+
+
+def means(outputs: list[Tensor]) -> list[Tensor]:
+    """Return the mean over places of each stage's output, (B, D) float64 each."""
+    return [one.double().flatten(2).mean(dim=2) for one in outputs]
 
 
 def _with_group_norm(module: nn.Module, groups: int) -> None:
@@ -190,8 +198,13 @@ def read_resnet(content: dict[str, Any], tensors: dict[str, Tensor], device: tor
     model = model.to(device).eval()
 
     @torch.no_grad()
-    def logits(pixels: Tensor) -> np.ndarray:
+    def look(pixels: Tensor) -> Look:
+        logits, depths = [], []
         # A convolution chooses its way by the size of the batch, and ways differ in the last bits.
-        return torch.cat([model(one) for one in pixels.to(device).split(1)]).double().cpu().numpy()
+        for one in pixels.to(device).split(1):
+            outputs = model.stages(one)
+            logits.append(model.of_stages(outputs))
+            depths.append(means(outputs))
+        return torch.cat(logits).double().cpu().numpy(), [torch.cat(depth) for depth in zip(*depths, strict=True)]
 
-    return Finished(logits, (model,))
+    return Finished(lambda pixels: look(pixels)[0], (model,), look=look)

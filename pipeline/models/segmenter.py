@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from pipeline.models.checkpoints import POSITIONS, load_strict
 from pipeline.models.classifier import Classifier
-from pipeline.models.finished import Finished, Maps, further_labels
+from pipeline.models.finished import Finished, Look, Maps, further_labels
 from pipeline.models.segmentation_decoder import Decoder, depths_of
 from pipeline.models.vit import EncoderSpec, block_outputs, embed, normalise, patchify
-from pipeline.models.windows import foreground_log_odds, lesion_logit, slabs, smoothed
+from pipeline.models.windows import Read, foreground_log_odds, lesion_logit, slabs, smoothed
 
 ImageScore = Literal["lesion", "head", "mean"]
 
@@ -75,13 +75,20 @@ class Segmenter(Classifier):
         self.decoder = Decoder(spec, how.classes, how.decoder_width)
         self.noise: Callable[[Tensor], Tensor] | None = None  # in the place of the encoder's tokens, for its test
 
-    def depths_and_features(self, image: Tensor, branch_scale: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """Return patch tokens (B, L, D) at the decoder's depths, deepest first, and the mean of the deepest, (B, D)."""
+    def encoded(self, image: Tensor, branch_scale: Tensor | None = None) -> list[Tensor]:
+        """Return tokens (B, 1 + R + L, D) before the first block and after each, the last normalised."""
         tokens = embed(self.encoder, patchify(image, self.spec.patch_size))
         outputs = block_outputs(self.encoder, tokens, branch_scale)
-        outputs[-1] = self.encoder.norm(outputs[-1])
+        return [*outputs[:-1], self.encoder.norm(outputs[-1])]
+
+    def decoded(self, outputs: Sequence[Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits (B, K, ...) and those of the head, of what `encoded` returned of an image."""
         depths = [outputs[depth][:, self.spec.prefix :] for depth in depths_of(self.spec.depth)]
-        return depths, depths[0].mean(dim=1)
+        features = depths[0].mean(dim=1)
+        if self.noise is not None:
+            depths = [self.noise(tokens) for tokens in depths]
+        head = self.head(self.head_norm(features)) if self.heads else features.new_zeros(len(features), 0)
+        return self.decoder(depths, image), head
 
     def forward(self, pixels: Tensor, branch_scale: Tensor | None = None, *, maps: bool = False) -> Any:
         """Return logits (B, S) of pixels (B, C, ...) in [0, 1]; with `maps`, class logits (B, K, ...) and the head's.
@@ -89,11 +96,7 @@ class Segmenter(Classifier):
         `branch_scale` is that of `vit.encode`.
         """
         image = normalise(pixels, self.spec)
-        depths, features = self.depths_and_features(image, branch_scale)
-        if self.noise is not None:
-            depths = [self.noise(tokens) for tokens in depths]
-        classes = self.decoder(depths, image)
-        head = self.head(self.head_norm(features)) if self.heads else features.new_zeros(len(features), 0)
+        classes, head = self.decoded(self.encoded(image, branch_scale), image)
         if maps:
             return classes, head
         lesion = smoothed(foreground_log_odds(classes)).flatten(1).amax(dim=1)
@@ -129,7 +132,7 @@ def read_segmenter(content: dict[str, Any], tensors: dict[str, Tensor], device: 
     load_strict(model, tensors)
     done = finished(model.to(device).eval())
     # Where a network of windows looked in a whole image, and what it found there, is not known.
-    return replace(done, networks=()) if content["windows"] else done
+    return replace(done, networks=(), look=None) if content["windows"] else done
 
 
 def finished(model: Segmenter) -> Finished:
@@ -147,14 +150,22 @@ def finished(model: Segmenter) -> Finished:
     maps = model.how.maps(log_probabilities, spec.image_size)
 
     @torch.no_grad()
-    def logits(pixels: Tensor) -> np.ndarray:
-        each = []
-        for image in pixels:
-            lesion = torch.zeros(1)
-            if model.how.image_score != "head":
-                lesion[0] = lesion_logit(slabs(maps, image.shape[1:], lambda box, own=image: own[(slice(None), *box)]))
-            head = model.forward(image[None].to(device), maps=True)[1].cpu() if model.heads else torch.zeros(1, 0)
-            each.append(image_logits(model.how.image_score, lesion, head))
-        return torch.cat(each).double().numpy()
+    def look(pixels: Tensor) -> Look:
+        logits, depths = [], []
+        for one in pixels.to(device).split(1):
+            image = normalise(one, spec)
+            outputs = model.encoded(image)
+            classes, head = model.decoded(outputs, image)
+            lesion = torch.tensor([lesion_logit([classes[0].log_softmax(dim=0).cpu()])])
+            logits.append(image_logits(model.how.image_score, lesion, head.cpu()))
+            depths.append([model.mean_patch(tokens) for tokens in outputs[1:]])
+        return torch.cat(logits).double().numpy(), [torch.cat(depth) for depth in zip(*depths, strict=True)]
 
-    return Finished(logits, (model,), maps)
+    def logits(pixels: Tensor) -> np.ndarray:
+        if pixels.shape[2:] == spec.image_size:
+            return look(pixels)[0]
+        reads: list[Read] = [lambda box, own=image: own[(slice(None), *box)] for image in pixels]
+        each = [lesion_logit(slabs(maps, pixels.shape[2:], read)) for read in reads]
+        return torch.tensor(each)[:, None].double().numpy()
+
+    return Finished(logits, (model,), maps, look)

@@ -20,7 +20,7 @@ from pipeline.imaging.transforms import Rendering
 from pipeline.inference import model_card
 from pipeline.inference.decision import Decision, decide
 from pipeline.inference.description import describe
-from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, load_networks, member_files
+from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, member_files
 from pipeline.inference.header_remarks import header_values
 from pipeline.inference.model_folder import CARD, CONTENT, MEMBERS, SCHEMA, TYPICALITY, seal, write_golden
 from pipeline.inference.rule import OperatingPoint, Rule
@@ -75,7 +75,7 @@ def package(settings: PackageSettings, inputs: Inputs, work: Path, log: RunLog) 
     ensemble = Ensemble.load(member_files(folder / MEMBERS), device, flips=flips)
     write_golden(folder, _golden(inputs), ensemble)
     try:
-        reference = _typicality(settings, inputs, load_networks(member_files(folder / MEMBERS), device))
+        reference = _typicality(settings, inputs, ensemble.networks)
         reference.save(folder / TYPICALITY)
         log.info(f"typicality: {reference.statement}")
     except TypicalityError as error:

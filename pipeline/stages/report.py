@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline.imaging.quarantine import FLAGS
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.decision import decide
-from pipeline.inference.ensemble import RECORD, WEIGHTS, load_networks
+from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble
 from pipeline.inference.outline import attention, kind_of, shown
 from pipeline.models.attention import half_of
 from pipeline.models.finished import Network
@@ -274,7 +274,7 @@ def _networks(inputs: Inputs, metrics: dict[str, Any]) -> list[Network]:
         place = f"{metrics['arm']}/seed{seed}"
         return inputs.file("finetune", f"{place}/{RECORD}"), inputs.file("finetune", f"{place}/{WEIGHTS}")
 
-    return load_networks({seed: files(seed) for seed in metrics["seeds"]}, device)
+    return Ensemble.load({seed: files(seed) for seed in metrics["seeds"]}, device).networks
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble, Model
+from pipeline.inference.ensemble import RECORD, WEIGHTS, Ensemble
+from pipeline.models.finished import Finished
 from pipeline.models.images import Images, read_images
 from pipeline.models.marks import Mark
 from pipeline.models.training import prepare
@@ -112,20 +113,20 @@ def _ensembles(
     }
 
 
-def _models(ensembles: Mapping[str, Ensemble]) -> dict[tuple[str, int], Model]:
+def _models(ensembles: Mapping[str, Ensemble]) -> dict[tuple[str, int], Finished]:
     """Return every model by arm and seed."""
-    return {(arm, seed): model for arm, ensemble in ensembles.items() for seed, model in ensemble.models.items()}
+    return {(arm, seed): model for arm, ensemble in ensembles.items() for seed, model in ensemble.members.items()}
 
 
 def _scores(
-    models: dict[tuple[str, int], Model], images: Images, batch_size: int, split: str, log: RunLog
+    models: dict[tuple[str, int], Finished], images: Images, batch_size: int, split: str, log: RunLog
 ) -> pd.DataFrame:
     """Return the columns of tables.FURTHER_SCORES, `label_id` empty for the main label; others may be missing."""
     columns = {name: images.index[name] for name in ("image_id", "patient_id")}
     label_ids = ["", *images.further]
     frames = []
     for (arm, seed), model in log.track(models.items(), f"{split}, model", len(models)):
-        parts = [model(images.pixels(rows, torch.device("cpu"))) for rows in images.chunks(batch_size)]
+        parts = [model.logits(images.pixels(rows, torch.device("cpu"))) for rows in images.chunks(batch_size)]
         logits = np.concatenate(parts).astype(np.float64)
         if not np.isfinite(logits).all():
             raise ValueError(f"arm {arm}, seed {seed} gives logits that are not finite on split {split}")

@@ -55,7 +55,7 @@ def test_an_attentive_probe_outlines_the_attention_of_its_queries_and_has_a_grap
     predictions = model.predict([attentive.studies], workers=1, pictures=True)
     result = next(one for one in predictions if one.picture is not None)
     assert result.picture.outline == "queries"
-    (network,) = model.networks
+    (network,) = model.ensemble.networks
     array = torch.from_numpy(result.picture.array[None]).float() / 255
     assert np.allclose(result.picture.shares, network.shares(array)[0], atol=1e-6)
     (tmp_path / "page.pdf").write_bytes(page(result, predictions, "2026-01-01T00:00:00+00:00"))

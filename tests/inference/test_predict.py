@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,11 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.delivery.results import write_results
 from pipeline.imaging.pseudonyms import pseudonym
+from pipeline.inference.description import describe
+from pipeline.inference.ensemble import to_pixels
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.rule import RuleError
+from pipeline.inference.study import read_study
 from pipeline.models.classifier import Classifier
 from pipeline.models.vit import EncoderSpec
 
@@ -64,6 +68,34 @@ def test_logits_are_those_of_score_bit_for_bit(which, request, tmp_path):
     assert {uid: logit for uid, logit in alone.items() if counts[uid] == 1} == {
         uid: logit for uid, logit in singles.items() if counts[uid] == 1
     }
+
+
+@pytest.mark.parametrize("which", ["mae", "attentive", "cnn", "ensemble"])
+def test_typicality_is_judged_by_the_pass_that_gives_the_logits(which, request):
+    """Nothing goes through a network twice, and what is found is what a pass of a study's own finds."""
+    packaged = request.getfixturevalue(which)
+    model = packaged.load()
+    before = scores(model.predict([packaged.studies], workers=1))
+    vars(model)["reference"] = replace(model.reference, rate=0.5)  # the patients of a small project are few
+    network = model.ensemble.networks[0]
+    block = network.encoder.blocks[0] if hasattr(network, "encoder") else network.body.layer1
+    passed = []
+    hook = block.register_forward_hook(lambda _module, _inputs, output: passed.append(len(output)))
+    predictions = model.predict([packaged.studies], workers=1)
+    results = {one.study: one for one in predictions}
+    hook.remove()
+    assert scores(results.values()) == before
+    assert sum(passed) == sum(one.images for one in results.values()) > 20
+    for group in predictions.found.groups:
+        arrays = read_study(group.sources, model.policy).to_array(model.rendering)
+        if not len(arrays):
+            continue
+        alone = model.reference.of(describe(network, to_pixels(arrays)))
+        found = results[group.name].typicality
+        assert found.p_value == alone.p_value
+        # A convolution chooses its way by the size of the batch.
+        close = {"abs": 1e-4} if which in ("cnn", "ensemble") else {"abs": 0}
+        assert found.statistic == pytest.approx(alone.statistic, rel=0, **close)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 16, 16)])

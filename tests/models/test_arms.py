@@ -179,6 +179,18 @@ def test_a_network_says_where_it_looked_and_what_it_found(trained: Trained):
         assert all(one.shape[0] == 3 and one.dtype == torch.float64 and one.isfinite().all() for one in found)
 
 
+def test_one_pass_gives_the_logits_and_what_the_first_network_found_to_the_last_bit(trained: Trained):
+    model, pixels = trained.read(), trained.pixels()
+    assert bool(model.look) == bool(model.networks)
+    if model.look:
+        logits, depths = model.look(pixels)
+        assert np.array_equal(logits, model.logits(pixels))
+        alone = [model.networks[0].depths(one) for one in pixels.split(1)]
+        assert all(
+            torch.equal(one, torch.cat(parts)) for one, parts in zip(depths, zip(*alone, strict=True), strict=True)
+        )
+
+
 def test_an_arm_that_this_version_does_not_know_is_named(every, tmp_path):
     folder = every["hog", 2].folder
     write_json(tmp_path / "model.json", read_json(folder / "model.json") | {"arm": "stranger"})

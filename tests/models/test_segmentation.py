@@ -403,7 +403,9 @@ def test_a_network_says_where_it_looked_and_what_it_found(trained: Trained):
         assert isinstance(network, Segmenter)
         pixels = torch.rand(2, 1, *network.spec.image_size)
         assert np.allclose(network.shares(pixels).reshape(2, -1).sum(axis=1), 1)
-        assert all(one.shape[0] == 2 for one in network.depths(pixels))
+        logits, depths = trained.read().look(pixels)
+        assert np.array_equal(logits, trained.read().logits(pixels))
+        assert all(torch.equal(*pair) for pair in zip(depths, network.depths(pixels), strict=True))
 
 
 # ---------------------------------------------------------------- is the encoder used?
