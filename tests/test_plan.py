@@ -138,6 +138,79 @@ def test_only_code_changed_is_seen_although_a_newer_artifact_differs_in_one_sett
     assert {step.action for step in plan(*toy.load(), keep=["pretrain"])} == {"reuse"}
 
 
+def test_a_costly_step_asks_before_other_code_makes_it_again_and_a_cheap_one_does_not(toy):
+    whole = toy.contents()
+    toy.write_code("score", "2")
+    assert actions(toy) == {"ingest": "reuse", "pretrain": "reuse", "score": "run"}
+    toy.write_code("pretrain", "2")
+    assert actions(toy) == {"ingest": "reuse", "pretrain": "stop", "score": "run"}
+    with pytest.raises(RunError, match=r"^pretrain: code changed .*--keep pretrain .*--rebuild pretrain"):
+        made(toy)
+    assert toy.contents() == whole
+    # What comes before it is made.
+    assert made(toy, until="ingest") == []
+    assert made(toy, only="ingest", rebuild=["ingest"]) == ["ingest"]
+
+
+def test_work_that_earlier_code_began_goes_on_when_that_is_back(toy):
+    toy.write_code("pretrain", "2")
+    made(toy, "pretrain", pretrain={"seed": 2})
+    toy.write_code("pretrain", "1")
+    made(toy, pretrain={"seed": 2})
+    toy.write_code("pretrain", "2")
+    step = plan(*toy.load(pretrain={"seed": 2}))[1]
+    assert (step.action, step.reason) == ("run", "goes on with unfinished work")
+    assert made(toy, pretrain={"seed": 2}) == ["pretrain", "score"]
+
+
+def test_the_plan_says_why(toy):
+    made(toy, "pretrain", rebuild=["pretrain"])
+    ingest, pretrain, score = plan(*toy.load())
+    assert ingest.line() == f"ingest     {ingest.key}  reuse"
+    assert pretrain.line() == f"pretrain   {pretrain.key}  run: made anew, as asked"
+    assert score.reason == "made anew, as asked"
+    toy.write_study("2", "two")
+    reasons = [step.reason for step in plan(*toy.load(pretrain={"seed": 2, "batch_size": 3}))]
+    assert reasons == [
+        "source changed (studies)",
+        "settings changed (batch_size 64 → 3, seed 17 → 2); input changed (ingest)",
+        "input changed (ingest, pretrain)",
+    ]
+
+
+def test_a_step_may_be_kept_although_one_before_it_is_made_anew(toy):
+    planned = plan(*toy.load(), keep=["score"], rebuild=["ingest"])
+    assert [(step.action, step.reason) for step in planned] == [
+        ("run", "made anew, as asked"),
+        ("run", "made anew, as asked"),
+        ("reuse", "kept although its rebuild was asked for"),
+    ]
+    assert made(toy, keep=["score"], rebuild=["ingest"]) == ["ingest", "pretrain"]
+    assert made(toy) == []
+
+
+def test_no_step_is_begun_after_the_deadline_and_what_is_there_needs_no_time(toy):
+    late = {"machine": {"max_minutes": 1e-9}}
+    whole = toy.contents()
+    for chosen, rebuild in ((late | {"pretrain": {"seed": 2}}, ()), (late, ["pretrain"])):
+        with pytest.raises(KeyboardInterrupt, match=r"stopped before pretrain: machine\.max_minutes have passed"):
+            run(*toy.load(**chosen), until="score", rebuild=rebuild, say=lambda line: None)
+        assert toy.contents() == whole
+    assert made(toy) == ["pretrain", "score"]
+    assert [*run(*toy.load(**late), until="score", say=lambda line: None).artifacts] == [*NAMES]
+
+
+def test_keeping_what_differs_in_more_than_its_code_is_refused_in_words(toy):
+    with pytest.raises(
+        RunError, match=r"^--keep pretrain: not only its code changed \(settings changed \(seed 17 → 2\)\)"
+    ):
+        plan(*toy.load(pretrain={"seed": 2}), keep=["pretrain"])
+    (only,) = toy.store.all("pretrain")
+    toy.store.discard("pretrain", only.key)
+    with pytest.raises(RunError, match=r"^--keep pretrain: not only its code changed \(no earlier artifact\)"):
+        plan(*toy.load(), keep=["pretrain"])
+
+
 def test_a_grown_archive_is_taken_in_piecemeal_unless_settings_changed_as_well_or_it_is_made_anew(toy):
     toy.previous.clear()
     toy.write_study("2", "two")

@@ -91,7 +91,54 @@ def test_units_of_length_become_mm():
     assert read_image(volume(np.diag([0.001, 0.001, 0.002, 1]), unit="meter"), POLICY).spacing_mm == pytest.approx(
         (2.0, 1.0, 1.0)
     )
+    assert read_image(volume(np.diag([1000, 1000, 3000, 1]), unit="micron"), POLICY).spacing_mm == pytest.approx(
+        (3.0, 1.0, 1.0)
+    )
     assert read_image(volume(np.eye(4), unit="unknown"), POLICY).flags == ("units_assumed",)
+
+
+def turned(degrees: float) -> np.ndarray:
+    """Return the position matrix of a volume that lies turned about its long axis."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+
+
+def lying(sform_code: int, qform_code: int, degrees: float = 0) -> bytes:
+    """Return a volume whose sform is that of `field`, and whose qform is turned against it."""
+    image = nib.Nifti1Image(field(np.eye(4)), np.eye(4))
+    image.header.set_xyzt_units("mm")
+    image.set_qform(turned(degrees), 1)
+    image.set_sform(np.eye(4), 1)
+    raw = bytearray(image.to_bytes())
+    raw[252:256] = np.array([qform_code, sform_code], "<i2").tobytes()
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("data", "flag"),
+    [
+        (lying(0, 0), "orientation_assumed"),
+        (lying(1, 1, 50), "orientation_contradicts"),
+        (lying(1, 1, 180), "orientation_contradicts"),
+    ],
+    ids=["neither form is valid", "50 degrees apart", "180 degrees apart"],
+)
+def test_a_volume_that_does_not_say_how_it_lies_is_refused_or_taken_with_a_flag(data, flag):
+    assert reason(data) == "unclear_orientation"
+    image = read_image(data, replace(POLICY, accept_unclear_orientation=True))
+    assert image.flags == (flag,)
+    if flag == "orientation_contradicts":  # the sform counts
+        assert np.array_equal(image.pixels, read_image(volume(np.eye(4)), POLICY).pixels)
+
+
+@pytest.mark.parametrize("data", [lying(1, 1, 40), lying(1, 0, 180), lying(0, 1, 0)], ids=["40 degrees", "s", "q"])
+def test_one_valid_form_or_two_that_nearly_agree_are_clear(data):
+    assert read_image(data, POLICY).flags == ()
+
+
+def test_the_qform_counts_where_the_sform_is_not_valid():
+    found = read_image(lying(0, 1, 180), POLICY).pixels
+    assert np.array_equal(found, read_image(volume(np.eye(4)), POLICY).pixels[:, ::-1, ::-1])
 
 
 def test_scale_slope_and_integer_types():

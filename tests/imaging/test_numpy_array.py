@@ -33,6 +33,19 @@ def test_three_channels_are_colour_and_other_third_axes_a_volume():
     assert read_image(saved(np.zeros((9, 20, 20))), POLICY).pixels.shape == (9, 20, 20)
 
 
+def test_one_channel_at_either_end_and_an_opacity_of_one_value_count_for_nothing():
+    grey = gradient(20, 20)
+    opaque = np.dstack([grey, grey, grey, np.full_like(grey, 7)])
+    for values in (grey[None], grey[..., None], grey[None, ..., None], opaque):
+        image = read_image(saved(values), POLICY)
+        assert np.array_equal(image.pixels, grey)
+    assert image.about.bits_stored == 16
+    opaque[3, 4, 3] = 8
+    with pytest.raises(Refused) as refused:
+        read_image(saved(opaque), POLICY)
+    assert refused.value.refusal.reason == "colour"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

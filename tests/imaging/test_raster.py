@@ -34,7 +34,8 @@ def reason(data: bytes, policy=POLICY) -> str:
 def test_grey_values_are_exact(kind, pixels):
     image = read_image(saved(pixels, kind), POLICY)
     assert np.array_equal(image.pixels, pixels)
-    assert image.about.bits_stored == (32 if kind == "PPM" else 16) if pixels is GREY16 else 8
+    of_16 = 32 if kind == "PPM" else 16  # which Pillow reads into 32
+    assert image.about.bits_stored == (of_16 if pixels is GREY16 else 8)
 
 
 def test_a_jpeg_with_three_equal_channels_is_grey():

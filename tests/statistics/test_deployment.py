@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from pipeline.statistics.deployment import certified_subgroups, certify_groups, deployment, lowered, pooled
+from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.threshold import max_misses
 from pipeline.store.results.threshold import Target
@@ -58,6 +59,29 @@ def test_specificity_is_that_of_all_unseen_negatives_and_the_threshold_that_of_p
         pooled(first, first)
 
 
+def test_a_pooled_deployment_field_by_field():
+    """200 positives with scores 1 to 200, at a confidence shared over four promises: 3 misses are allowed."""
+    y = np.repeat([1, 0], [200, 40])
+    s = np.r_[np.arange(1.0, 201), np.arange(-35.0, 5)]  # one negative lies at the threshold, and is referred
+    ids, odd = np.array([f"p{i:03d}" for i in range(240)]), np.arange(240) % 2 == 1
+    first = Patients(ids[~odd], y[~odd], s[~odd], 130, 2, (1, 2), 3)
+    second = Patients(ids[odd], y[odd], s[odd], 125, 1, (1, 2), 4)
+    both = pooled(first, second)
+    assert (both.images, both.conflicts, both.seeds, both.linked) == (255, 3, (1, 2), 7)
+    made = deployment("pooled", first, second, CERTIFIED | {"models_compared": 2, "labels_certified": 2}, 0.1, 0.9)
+    assert made["confidence_used"] == pytest.approx(0.9875)
+    assert (made["threshold"], made["positives"], made["misses_allowed"], made["negatives"]) == (4.0, 200, 3, 40)
+    assert made["expected_recall"] == pytest.approx(197 / 201)
+    lower = lowered(made, 2.0, first, second, 0.9)
+    for one, kept in ((made, 39), (lower, 37)):
+        specificity = proportion_ci(kept, 40, 0.9)
+        assert one["specificity"] == specificity.to_dict()
+        shares = {"value": specificity.value, "low": specificity.high, "high": specificity.low}
+        expected = {name: 0.1 * 197 / 201 + 0.9 * (1 - share) for name, share in shares.items()}
+        assert {name: one["referral"][name] for name in expected} == pytest.approx(expected)
+        assert one["prevalence"] == 0.1
+
+
 def test_a_lower_threshold_for_the_sake_of_groups_refers_more():
     generator = np.random.default_rng(5)
     sets = sample(generator, 111, 54), sample(generator, 116, 66, "t")
@@ -96,3 +120,17 @@ def test_a_group_with_too_few_positives_gets_what_can_be_promised():
     assert [row["positives_needed"] for row in both["groups"]] == [86] * 4
     assert both["minimum"] is None
     assert certified_subgroups(patients, attributes, [], 0.95, 0.95, 1, 4.0)["groups"] == []
+
+
+def test_the_lowest_of_certified_groups_holds_for_each_and_the_confidence_is_shared_over_labels_too():
+    s, y = np.r_[np.arange(200.0), np.full(5, -50.0)], np.repeat([1, 0], [200, 5])
+    patients = Patients(np.array([f"p{i:03d}" for i in range(205)]), y, s, 205, 0, (1,))
+    attributes = pd.DataFrame({"site": ["a", "b"] * 100 + ["c"] * 5}, index=patients.ids)
+    made = certified_subgroups(patients, attributes, ["site"], 0.9, 0.95, 2, None)
+    first, second, third = made["groups"]
+    # 0.95 shared over two labels and three groups: 46 positives are needed, 3 of 100 may be missed.
+    assert [row["positives_needed"] for row in made["groups"]] == [46] * 3
+    assert (first["threshold"], first["misses_allowed"], first["misses"]) == (6.0, 3, 0)
+    assert second["threshold"] == 7.0
+    assert (third["positives"], third["certified"], third["certifiable_recall"]) == (0, False, 0.0)
+    assert made["minimum"] == 6.0

@@ -134,6 +134,19 @@ def test_rows_that_refer_all_or_none_may_lie_outside_the_scores():
     assert judged(y, s, sweep=threshold_sweep(y, s, [-9, 0.5, 9])) == []
 
 
+@pytest.mark.parametrize(("threshold", "found"), [(-9.0, True), (9.0, True), (0.5, False)])
+def test_rows_that_refer_some_beyond_either_end_of_the_scores_are_not_of_these(threshold, found):
+    y, s = binormal(6)
+    counts = {name: [5] for name in ("true_positive", "false_positive", "true_negative", "false_negative")}
+    sweep = pd.DataFrame({"threshold": [threshold]} | counts)
+    assert ("threshold_outside_scores" in codes(judged(y, s, sweep=sweep))) is found
+
+
+def test_always_stating_the_prevalence_is_no_skill():
+    y, s = binormal(6, 100, 100)
+    assert codes(assess_discrimination(y, s, np.full(200, 0.5))) == {"no_skill", "narrow_calibrated"}
+
+
 def test_perfect_separation_passes_when_chance_cannot_explain_it():
     y = np.repeat([0, 1], 30)
     s = np.arange(60.0)
