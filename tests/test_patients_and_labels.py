@@ -282,6 +282,14 @@ def test_a_clinic_whose_paths_differ_is_not_lost_silently(radiographs):
     assert "60 would be with columns.path_without: north/" in message
 
 
+def test_a_row_is_never_about_two_files(folder):
+    """Where folders or case are left out of account, other people's pictures would have one person's label."""
+    files = {f"{site}/{n:03d}.png": png(100 * n + len(site)) for n in range(4) for site in ("a", "bb")}
+    rows = [{"path": f"{n:03d}.png", "patient": f"p{n}", "label": n % 2} for n in range(4)]
+    made = folder(files, rows, path="path", patient_id="patient", path_ignore=["folders"])
+    assert "4 paths in column path fit several files, since columns.path_ignore leaves folders" in made.refused()
+
+
 def test_paths_that_match_in_no_way_show_what_they_look_like(radiographs):
     message = changed(radiographs, lambda path: f"X{path[6:9]}").refused()
     assert "a path of the table looks like A9, one of the 60 files like a/a9.a" in message
