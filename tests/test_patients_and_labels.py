@@ -74,6 +74,7 @@ class Folder:
     columns: dict[str, Any]
     rows: list[Row]
     studies: str = "studies"
+    encoding: str = "utf-8"
     keys: dict[str, str] = field(default_factory=dict)
 
     def run(self, *overrides: str, **columns: Any) -> Any:
@@ -86,7 +87,7 @@ class Folder:
         key.parent.mkdir(exist_ok=True)
         key.write_text("5e" * 32)
         key.chmod(0o600)
-        with (self.path / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
+        with (self.path / "labels.csv").open("w", newline="", encoding=self.encoding) as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
@@ -282,6 +283,14 @@ def test_a_clinic_whose_paths_differ_is_not_lost_silently(radiographs):
     assert "60 would be with columns.path_without: north/" in message
 
 
+def test_a_row_is_never_about_two_files(folder):
+    """Where folders or case are left out of account, other people's pictures would have one person's label."""
+    files = {f"{site}/{n:03d}.png": png(100 * n + len(site)) for n in range(4) for site in ("a", "bb")}
+    rows = [{"path": f"{n:03d}.png", "patient": f"p{n}", "label": n % 2} for n in range(4)]
+    made = folder(files, rows, path="path", patient_id="patient", path_ignore=["folders"])
+    assert "4 paths in column path fit several files, since columns.path_ignore leaves folders" in made.refused()
+
+
 def test_paths_that_match_in_no_way_show_what_they_look_like(radiographs):
     message = changed(radiographs, lambda path: f"X{path[6:9]}").refused()
     assert "a path of the table looks like A9, one of the 60 files like a/a9.a" in message
@@ -396,6 +405,13 @@ def test_a_picture_that_most_patients_share_stops_the_split_with_the_reason(fold
     message = folder(files, rows, path="path", patient_id="patient").refused()
     assert "of 80 labelled patients instead of about 16" in message
     assert "70 labelled patients are linked by pictures that they share, exactly or nearly, and 70 of them" in message
+
+
+def test_letters_that_were_guessed_are_told_of(radiographs):
+    radiographs.encoding, radiographs.rows[0]["note"] = "cp1252", "größer"
+    for row in radiographs.rows[1:]:
+        row["note"] = ""
+    assert "warning: the label table is not UTF-8 and was read as Windows-1252" in radiographs.run().stderr
 
 
 def test_a_column_that_names_no_people_is_asked_about(radiographs):

@@ -97,7 +97,7 @@ def write(
     except (InitError, LabelsError) as error:
         if made:
             table.unlink()
-        raise InitError(f"{error}{remark and f'. {remark}'}") from None
+        raise InitError(f"{error}{remark and f'; {remark}'}") from None
     said += [*([f"warning: {remark}"] if remark else []), *described.lines()]
     studies = fingerprint(folder, seen)
     if not studies.images:

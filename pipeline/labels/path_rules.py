@@ -13,6 +13,7 @@ from pipeline.imaging.archive.sources import Source
 from pipeline.imaging.pseudonyms import normal_path
 from pipeline.imaging.quarantine import Refusal
 from pipeline.labels.values import LabelsError
+from pipeline.store.wording import counted
 
 # Only suffixes of images: what follows the last dot of a UID is part of its name.
 SUFFIX = re.compile(
@@ -146,6 +147,22 @@ def check_paths(rows: Collection[str], files: Collection[str], rule: PathRule, c
     if problem and join.stops:
         raise LabelsError(f"label table: {problem}")
     return problem
+
+
+def refuse_shared_rows(rows: Collection[str], files: Collection[str], rule: PathRule, column: str) -> None:
+    """Raise LabelsError when one row would be about several files, which are other people's as a rule.
+
+    Files that differ in their suffix alone are one image: a header and its voxels.
+    """
+    keys = {rule.of_row(path) for path in rows}
+    names = {(key, SUFFIX.sub("", normal_path(path))) for path in files if (key := rule.of_file(path)) in keys}
+    several = sum(count > 1 for count in Counter(key for key, _ in names).values())
+    if several:
+        raise LabelsError(
+            f"label table: {counted(several, 'path')} in column {column} {'fits' if several == 1 else 'fit'} several "
+            f"files, since columns.path_ignore leaves {' and '.join(rule.ignore)} out of account: write the paths as "
+            "they are, or leave the other files out (data.exclude)"
+        )
 
 
 def _matched(rows: Sequence[str], files: Sequence[str], rule: PathRule) -> int:

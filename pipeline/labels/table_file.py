@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import re
-import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,12 +18,15 @@ import numpy as np
 import pandas as pd
 
 from pipeline.imaging.archive.sources import array_path, image_arrays
+from pipeline.imaging.pseudonyms import visible
 from pipeline.store.wording import counted
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 # How files begin that hold tables otherwise: their content would be taken for names of columns.
 OTHERS = {"<": "HTML or XML", "{\\rtf": "RTF", "{": "JSON", "[": "JSON", "%PDF": "PDF"}
 WORKBOOKS = ((b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)"), (b"PK\x03\x04", "a workbook (.xlsx or .ods)"))
+# Characters that stand in no text; in so many bytes, any other file has some of them.
+CONTROLS, LOOKED_AT = re.compile(rb"[\x00-\x08\x0e-\x1a]"), 4096
 SHOWN_LINES = 5
 GUESSED = "cp1252"
 # In Western European words, letters outside ASCII stand alone or in twos ("infecção"). Read as if they were such, those
@@ -78,8 +80,10 @@ def _is_parquet(path: Path, data: bytes) -> bool:
 
 
 def column_name(text: str) -> str:
-    """Return what a column is called: spaces and line breaks inside a cell of the header are one space."""
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    """Return what a column is called: spaces and line breaks inside a cell of the header are one space, and what
+    nobody sees, such as a byte order mark, is none of it.
+    """
+    return " ".join(visible(text).split())
 
 
 # ---------------------------------------------------------------- text
@@ -138,8 +142,11 @@ def _stated(data: bytes) -> str:
         return "utf-16"
     if b"\0" in data[:2]:  # every table starts with a letter, a digit or a quote
         return "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
-    if b"\0" in data:
-        raise LabelsError("the label table holds zero bytes: it is damaged, or no text; save it as CSV (UTF-8)")
+    if b"\0" in data or CONTROLS.search(data[:LOOKED_AT]):
+        raise LabelsError(
+            "the label table holds zero bytes or other control characters: it is damaged, or no text; save it as CSV "
+            "(UTF-8)"
+        )
     return "utf-8-sig"
 
 

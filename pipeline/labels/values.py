@@ -35,7 +35,7 @@ def read_labels(path: Path, columns: Sequence[str] | None = None) -> pd.DataFram
         remark = encoding_remark(path)
         raise LabelsError(
             f"the label table has no column {', '.join(missing)}, named in the card; "
-            f"its columns: {', '.join(map(str, table.columns))}{hints}{remark and f'. {remark}'}"
+            f"its columns: {', '.join(map(str, table.columns))}{hints}{remark and f'; {remark}'}"
         )
     return pd.DataFrame({name: table[own] for name, own in wanted.items()}).dropna(how="all")
 

@@ -49,7 +49,7 @@ from pipeline.labels.identity import (
 )
 from pipeline.labels.mask_files import find_masks
 from pipeline.labels.mask_verdicts import check_masks, settle_masks, summary_of_masks
-from pipeline.labels.path_rules import PathRule, apart, check_paths
+from pipeline.labels.path_rules import PathRule, apart, check_paths, refuse_shared_rows
 from pipeline.labels.values import read_labels
 from pipeline.store.files import write_json
 from pipeline.store.tables.ingest import (
@@ -184,6 +184,7 @@ def _named(inputs: Inputs, sources: Sequence[Source], lookup: Lookup | None, log
         paths = read_labels(inputs.labels, [column])[column].dropna()
         if problem := check_paths(paths, [source.path for source in sources], rule, column):
             log.warn(problem)
+        refuse_shared_rows(paths, [source.path for source in sources if source.refusal is None], rule, column)
     by_row = named_by_row(inputs.labels, join, column, columns.patient_id, rule)
     if columns.patient_id != column and (remark := alike_patients({*by_row.values()})):
         log.warn(remark)

@@ -76,6 +76,11 @@ def test_a_name_of_a_column_is_one_however_it_is_broken_and_composed(tmp_path):
     assert read_labels(path, ["Gro\u0308\u00dfe neu"]).to_dict("list") == {"Gro\u0308\u00dfe neu": ["0"]}
 
 
+def test_what_nobody_sees_is_no_part_of_a_column_s_name(tmp_path):
+    path = write(tmp_path, "\ufeff\ufeffid\u200b,\ufefflabel\n1,0\n".encode())
+    assert read_labels(path, ["id", "label"]).to_dict("list") == {"id": ["1"], "label": ["0"]}
+
+
 def test_a_cell_may_hold_a_line_end(tmp_path):
     table = read_table_file(write(tmp_path, b'id,note,label\n1,"two\nlines",0\n'))
     assert table["note"].tolist() == ["two\nlines"]
@@ -93,6 +98,7 @@ def test_a_cell_may_hold_a_line_end(tmp_path):
         (b'id,label\n1,"Meier\n', "quotation mark is not closed"),
         (b"a,b;c\n1,2;3\n", "read as separated by comma and by semicolon"),
         (b"id,label\n1,\x000\n", "zero bytes"),
+        (b"\x89PNG\r\n\x1a\nMeier", "no text"),
         (b"PK\x03\x04Meier", r"\.xlsx or \.ods.*save it as CSV"),
         (b"\xd0\xcf\x11\xe0Meier", r"\.xls\).*save it as CSV"),
         (b"\x1f\x8bMeier", "compressed; unpack it"),

@@ -141,7 +141,8 @@ def parse(data: bytes, policy: Policy) -> Dataset:
     """
     more = CHANNEL_TAGS if policy.joins else ()
     dataset = _elements(data, policy, [*TAG_OF.values(), MOSAIC_TAG, *more])
-    if data.find(BEGINS, PREFIX_OFFSET + 1) >= 0:
+    pixels = next((dataset.get_item(TAG_OF[name]) for name in PIXEL_ELEMENTS if TAG_OF[name] in dataset), None)
+    if pixels is not None and data.find(BEGINS, getattr(pixels, "value_tell", 0) + 1) > PREFIX_OFFSET:
         raise Refused("multi_frame", "more than one DICOM file in one")
     if "TransferSyntaxUID" not in dataset.file_meta and is_bare(data):
         implicit, little = dataset.original_encoding
