@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -12,6 +12,8 @@ from pipeline.statistics.deployment import certified_subgroups, deployment, lowe
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.subgroups import patient_attributes
+from pipeline.store.results.deployment import Certified, Deployment, Group
+from pipeline.store.results.threshold import Threshold
 
 if TYPE_CHECKING:
     from pipeline.settings.decision import EvaluateSettings
@@ -24,49 +26,51 @@ def deployed(
     calibration: Patients,
     test: Patients,
     images: pd.DataFrame | None = None,
-) -> dict[str, Any]:
-    """Return the content of deployment.json of one label: no threshold where `decision` allows none.
+) -> Deployment:
+    """Return what deployment.json of one label says: no threshold where `decision` allows none.
 
     The rules are those that calibrate recorded before the test patients were read. With further labels the confidence
     is shared out over all of them whatever the rule, so that the promises of all thresholds to use hold at once.
     Subgroups are certified where `images`, the image table, is given: those of the main label.
     """
     certificate = frozen.certificate
-    rule, by_group = certificate.deploy, certificate.subgroup_threshold
-    record = {
-        "rule": rule,
-        "subgroup_threshold": by_group if images is not None else "report",
-        "decided": "in the configuration, before this run read the test patients",
-        "usable": decision.usable,
-        "reasons": list(decision.reasons),
-        "calibration_threshold_hex": certificate.at.threshold_hex if decision.usable and certificate.at else None,
-    }
-    if not decision.usable:
-        return record
+    allowed = decision.threshold(certificate)
+    return Deployment(
+        rule=certificate.deploy,
+        subgroup_threshold=certificate.subgroup_threshold if images is not None else "report",
+        decided="in the configuration, before this run read the test patients",
+        reasons=decision.reasons,
+        calibration_threshold_hex=None if allowed.at is None else allowed.at.threshold_hex,
+        made=_made(settings, allowed, calibration, test, images) if decision.usable else None,
+    )
+
+
+def _made(
+    settings: EvaluateSettings,
+    certificate: Threshold,
+    calibration: Patients,
+    test: Patients,
+    images: pd.DataFrame | None,
+) -> Certified:
     with collect_warnings():
         first, chosen = (
             deployment(one, calibration, test, certificate, settings.headline_prevalence, settings.level)
-            for one in ("calibration", rule)
+            for one in ("calibration", certificate.deploy)
         )
-    groups = {"groups": [], "minimum": None}
-    if images is not None:
-        on = pooled(calibration, test) if rule == "pooled" else calibration
-        groups = certified_subgroups(
-            on,
-            patient_attributes(images[images["patient_id"].isin(on.ids)]),
-            certificate.subgroup_attributes,
-            certificate.recall_target,
-            certificate.confidence,
-            certificate.models_compared * certificate.labels_certified,
-            chosen["threshold"],
-        )
-        lowest = groups["minimum"]
-        if by_group == "minimum" and lowest is not None and lowest < chosen["threshold"]:
-            # A lower threshold refers more, so that the promise over everybody holds all the more.
-            chosen = lowered(chosen, lowest, calibration, test, settings.level)
-    return {
-        **record,
-        **chosen,
-        "subgroups": groups["groups"],
-        "referral_of_calibration_alone": first["referral"],
-    }
+    if images is None:
+        return Certified(chosen, (), first.referral)
+    on = pooled(calibration, test) if certificate.deploy == "pooled" else calibration
+    groups = certified_subgroups(
+        on,
+        patient_attributes(images[images["patient_id"].isin(on.ids)]),
+        certificate.subgroup_attributes,
+        certificate.recall_target,
+        certificate.confidence,
+        certificate.models_compared * certificate.labels_certified,
+        chosen.threshold,
+    )
+    lowest = groups["minimum"]
+    if certificate.subgroup_threshold == "minimum" and lowest is not None and lowest < chosen.threshold:
+        # A lower threshold refers more, so that the promise over everybody holds all the more.
+        chosen = lowered(chosen, lowest, calibration, test, settings.level)
+    return Certified(chosen, tuple(Group.from_dict(row) for row in groups["groups"]), first.referral)

@@ -101,8 +101,11 @@ def all_numbers(e: Evidence) -> dict[str, Any]:
         "further_thresholds": {
             label_id: e.decision.threshold(threshold).to_dict() for label_id, threshold in e.further_thresholds.items()
         },
-        "deployment": e.deployment if e.decision.usable else None,
-        "further_deployments": {label_id: e.further_deployment(label_id) for label_id in e.further_deployments},
+        "deployment": e.deployment.to_dict() if e.deployment is not None and e.decision.usable else None,
+        "further_deployments": {
+            label_id: None if (made := e.further_deployment(label_id)) is None else made.to_dict()
+            for label_id in e.further_deployments
+        },
         "between_sites": [_between(e, group) for group in e.between_sites],
         "certified_groups": e.certified_groups if e.decision.usable else None,
         "model_sha256": e.model_sha256 or None,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from pipeline.inference.decision import Decision, Json, decide
 from pipeline.reporting.numbers import percent, plain_percent
+from pipeline.store.results.deployment import Deployment, ToUse
 from pipeline.store.results.finding import Finding
 from pipeline.store.results.threshold import AtThreshold, Threshold
 
@@ -121,8 +122,8 @@ class Evidence:
     calibration_curves: pd.DataFrame | None = None
     external: Mapping[str, Json] = field(default_factory=dict)
     further_thresholds: Mapping[str, Threshold] = field(default_factory=dict)
-    deployment: Json | None = None
-    further_deployments: Mapping[str, Json | None] = field(default_factory=dict)
+    deployment: Deployment | None = None
+    further_deployments: Mapping[str, Deployment | None] = field(default_factory=dict)
     certified_groups: Json | None = None
     between_sites: Sequence[Json] = ()
     packaged: Json | None = None
@@ -193,8 +194,13 @@ class Evidence:
     @property
     def another_to_use(self) -> bool:
         """Whether the threshold to use from now on is another than the one that was tested."""
-        d = self.deployment
-        return d is not None and d["usable"] and self.at is not None and d["threshold_hex"] != self.at.threshold_hex
+        to_use = self.to_use
+        return to_use is not None and self.at is not None and to_use.threshold_hex != self.at.threshold_hex
+
+    @property
+    def to_use(self) -> ToUse | None:
+        """The threshold to use from now on, or None when it may not be used."""
+        return self.deployment.to_use if self.deployment is not None and self.decision.usable else None
 
     @property
     def further(self) -> list[str]:
@@ -210,10 +216,12 @@ class Evidence:
         """Return a further label's operating point on the test patients, or None when it, or any, may not be used."""
         return self.decision.metrics(self.metrics)["further_labels"][label_id]["operating_point"]
 
-    def further_deployment(self, label_id: str) -> Json | None:
+    def further_deployment(self, label_id: str) -> Deployment | None:
         """Return the threshold of a further label to use from now on, or None when it, or any, may not be used."""
         made = self.further_deployments.get(label_id)
-        return made if made is not None and made["usable"] and self.further_point(label_id) is not None else None
+        return (
+            made if made is not None and made.to_use is not None and self.further_point(label_id) is not None else None
+        )
 
     def further_name(self, label_id: str) -> str:
         """Return a further label in words."""

@@ -52,6 +52,7 @@ from pipeline.statistics.patients import (
 from pipeline.statistics.shift import assess_image_counts, assess_shift
 from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_attributes, subgroup_table
 from pipeline.store.files import read_json, write_json
+from pipeline.store.results.deployment import Deployment
 from pipeline.store.results.finding import Finding, findings_from, that_fail
 from pipeline.store.results.threshold import Threshold
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
@@ -201,12 +202,13 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     write_json(work / "findings.json", [finding.to_dict() for finding in findings])
     if between:
         write_json(work / "between_sites.json", between)
-    write_json(work / "deployment.json", to_use)
+    write_json(work / Deployment.FILE, to_use.to_json())
     for label_id, one in further.items():
         may = decision.of_further_label(that_fail(one.findings))
         folder = work / "further" / label_id
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "deployment.json", deployed(settings, may, one.frozen, one.calibration, one.test))
+        own = deployed(settings, may, one.frozen, one.calibration, one.test)
+        write_json(folder / Deployment.FILE, own.to_json())
     for said in filter(None, (sentence, metrics["label_fractions"]["sentence"])):
         log.info(said)
     for warning in warned:

@@ -33,6 +33,7 @@ from pipeline.statistics.errors import NotEnoughData
 from pipeline.statistics.probability_band import probability_band
 from pipeline.statistics.score_bins import score_bins
 from pipeline.store.files import atomic, read_json, sha256_json, write_json
+from pipeline.store.results.deployment import Deployment, ToUse
 from pipeline.store.results.finding import findings_from
 from pipeline.store.results.threshold import Target, Threshold
 from pipeline.store.tables.calibrate import PATIENT_SCORES
@@ -107,7 +108,7 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Threshold, fl
     rendering = Rendering.from_settings(inputs.record("preprocess")["settings"], [one.name for one in channels])
     summary = read_json(inputs.file("finetune", "summary.json"))
     trained = summary["arms"][threshold.arm]
-    deployed = read_json(inputs.file("evaluate", "deployment.json"))
+    deployed = Deployment.from_json(read_json(inputs.file("evaluate", Deployment.FILE)))
     rule = _rule(inputs, "", decision, threshold, card["label"]["name"], deployed)
     return {
         "schema": SCHEMA,
@@ -139,7 +140,7 @@ def _content(settings: PackageSettings, inputs: Inputs, threshold: Threshold, fl
         "prevalence": rule.calibrator.prevalence,
         "scope": rule.scope(card["intended_use"]["population"]),
         "test": _test(decision.metrics(metrics)),
-        "watch": _watch(inputs, deployed if decision.usable else None),
+        "watch": _watch(inputs, deployed.to_use),
         "population": _population(inputs),
         "not_for": [*card["intended_use"]["not_for"], *settings.not_for],
         "made_by": {
@@ -164,7 +165,7 @@ def _rule(
     decision: Decision,
     threshold: Threshold,
     name: str,
-    deployed: Mapping[str, Any],
+    deployed: Deployment,
 ) -> Rule:
     """Return the rule of one label; `folder` is where `calibrate` left its files.
 
@@ -179,9 +180,9 @@ def _rule(
     allowed = decision.threshold(threshold)
     targets = (allowed, *allowed.other_operating_points)
     certified = [_point(one.threshold, one, one.positives) for one in targets if one.threshold is not None]
-    if certified:
-        source = SOURCES[deployed["rule"]]
-        certified[0] = _point(float.fromhex(deployed["threshold_hex"]), allowed, deployed["positives"], source)
+    if certified and deployed.to_use is not None:
+        threshold_hex, positives = deployed.to_use.threshold_hex, deployed.to_use.positives
+        certified[0] = _point(float.fromhex(threshold_hex), allowed, positives, SOURCES[deployed.rule])
     return Rule(threshold.aggregation, calibrator, tuple(certified), decision, band, name)
 
 
@@ -196,7 +197,7 @@ def _further(
     folder = f"further/{label['id']}/"
     threshold = Threshold.from_json(read_json(inputs.file("calibrate", f"{folder}{Threshold.FILE}")))
     own = decision.of_further_label(findings_from(metrics["further_labels"][label["id"]]["problems"]))
-    deployed = read_json(inputs.file("evaluate", f"{folder}deployment.json"))
+    deployed = Deployment.from_json(read_json(inputs.file("evaluate", f"{folder}{Deployment.FILE}")))
     return _rule(inputs, folder, own, threshold, label["name"], deployed).to_json()
 
 
@@ -210,15 +211,18 @@ def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {**numbers, "auc": metrics["discrimination"]["auc"], **shown, **tested_at}
 
 
-def _watch(inputs: Inputs, deployed: Mapping[str, Any] | None) -> dict[str, Any]:
+def _watch(inputs: Inputs, to_use: ToUse | None) -> dict[str, Any]:
     """Return what `monitor` holds new studies against: bins of calibration scores, and what referral to expect.
 
     The bins are of patients without the condition, whose scores do not depend on how frequent it is.
     """
     scores = read_table(inputs.file("calibrate", "patient_scores.parquet"), PATIENT_SCORES)
     edges, gaps = score_bins(scores.loc[scores["label"] == 0, "score"].to_numpy())
-    kept = ("prevalence", "expected_recall", "specificity")
-    expected = None if deployed is None else {name: deployed[name] for name in kept}
+    expected = to_use and {
+        "prevalence": to_use.prevalence,
+        "expected_recall": to_use.expected_recall,
+        "specificity": to_use.specificity.to_dict(),
+    }
     return {"scores_without": {"edges": edges.tolist(), "gaps": gaps.tolist()}, "expected": expected}
 
 

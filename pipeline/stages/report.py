@@ -27,6 +27,7 @@ from pipeline.reporting.sites import Sites
 from pipeline.reporting.spreadsheet import csv_text
 from pipeline.statistics.patients import deciding_images
 from pipeline.store.files import atomic, read_json, sha256_file, write_json
+from pipeline.store.results.deployment import Deployment
 from pipeline.store.results.finding import findings_from
 from pipeline.store.results.threshold import Threshold
 from pipeline.store.tables import catalogue as tables
@@ -73,6 +74,10 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     def optional(stage: str, name: str):
         found = inputs.files(stage, name)
         return read_json(found[0]) if found else None
+
+    def deployment(name: str) -> Deployment | None:
+        found = sites.lettered(optional("evaluate", name))
+        return found and Deployment.from_json(found)
 
     def table(stage: str, name: str, definition: tables.Table) -> pd.DataFrame:
         return tables.read_table(inputs.file(stage, name), definition)
@@ -129,10 +134,9 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
             )
             for label_id, its in metrics["further_labels"].items()
         },
-        deployment=sites.lettered(optional("evaluate", "deployment.json")),
+        deployment=deployment(Deployment.FILE),
         further_deployments={
-            label_id: optional("evaluate", f"further/{label_id}/deployment.json")
-            for label_id in metrics["further_labels"]
+            label_id: deployment(f"further/{label_id}/{Deployment.FILE}") for label_id in metrics["further_labels"]
         },
         certified_groups=sites.lettered(optional("calibrate", "subgroups.json")),
         between_sites=optional("evaluate", "between_sites.json") or (),

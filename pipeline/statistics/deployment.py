@@ -11,7 +11,8 @@ threshold. Wilks 1941; Vovk 2012 (conditional validity); Park et al. 2020.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.statistics.threshold import (
     min_positives,
     shared_confidence,
 )
+from pipeline.store.results.deployment import ToUse
 from pipeline.store.results.threshold import Target
 
 Rule = Literal["calibration", "pooled"]
@@ -54,7 +56,7 @@ def deployment(
     certified: Target,
     prevalence: float,
     level: float = 0.95,
-) -> dict[str, Any]:
+) -> ToUse:
     """Return the certificate of the threshold to use: that of `certified`, or the pooled one.
 
     `specificity` is that on the negatives of both sets, whatever the rule. `referral` is what is expected of people of
@@ -73,36 +75,43 @@ def deployment(
         n_models=certified.models_compared,
         n_labels=certified.labels_certified,
     )
-    fields = own.to_dict()
+    expected = (own.positives - own.misses_allowed) / (own.positives + 1)
+    specificity = _specificity(everyone, own.threshold, level)
     # What calibration patients alone did is in threshold.json.
-    del fields["recall"], fields["referral_rate"]
-    fields["expected_recall"] = (own.positives - own.misses_allowed) / (own.positives + 1)
-    return (
-        fields
-        | {"prevalence": prevalence}
-        | _consequences(everyone, own.threshold, fields["expected_recall"], prevalence, level)
+    return ToUse(
+        threshold=own.threshold,
+        recall_target=own.recall_target,
+        confidence=own.confidence,
+        confidence_used=own.confidence_used,
+        models_compared=own.models_compared,
+        labels_certified=own.labels_certified,
+        positives=own.positives,
+        negatives=int((everyone.y == 0).sum()),
+        misses_allowed=own.misses_allowed,
+        misses_seen=own.misses_seen,
+        specificity=specificity,
+        certified_recall=own.certified_recall,
+        certifiable_recall=own.certifiable_recall,
+        positives_needed=own.positives_needed,
+        threshold_hex=float(own.threshold).hex(),
+        expected_recall=expected,
+        prevalence=prevalence,
+        referral=_referral(expected, specificity, prevalence),
     )
 
 
-def lowered(
-    made: Mapping[str, Any], threshold: float, calibration: Patients, test: Patients, level: float = 0.95
-) -> dict[str, Any]:
+def lowered(made: ToUse, threshold: float, calibration: Patients, test: Patients, level: float = 0.95) -> ToUse:
     """Return a deployment with a lower threshold, for the sake of subgroups: the same promise, more people referred."""
-    again = _consequences(pooled(calibration, test), threshold, made["expected_recall"], made["prevalence"], level)
-    return {**made, "threshold": threshold, "threshold_hex": float(threshold).hex(), **again}
+    specificity = _specificity(pooled(calibration, test), threshold, level)
+    referral = _referral(made.expected_recall, specificity, made.prevalence)
+    hexadecimal = float(threshold).hex()
+    return replace(made, threshold=threshold, threshold_hex=hexadecimal, specificity=specificity, referral=referral)
 
 
-def _consequences(
-    everyone: Patients, threshold: float, found: float, prevalence: float, level: float
-) -> dict[str, Any]:
+def _specificity(everyone: Patients, threshold: float, level: float) -> Interval:
     negatives = everyone.s[everyone.y == 0]
     kept = int((negatives < threshold).sum())
-    specificity = proportion_ci(kept, len(negatives), level) if len(negatives) else undefined(level, "wilson")
-    return {
-        "specificity": specificity.to_dict(),
-        "negatives": len(negatives),
-        "referral": _referral(found, specificity, prevalence).to_dict(),
-    }
+    return proportion_ci(kept, len(negatives), level) if len(negatives) else undefined(level, "wilson")
 
 
 def _referral(found: float, specificity: Interval, prevalence: float) -> Interval:

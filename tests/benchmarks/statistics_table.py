@@ -519,8 +519,8 @@ def b1_pooled(sim: Simulation) -> Iterator[Figure]:
             with collect_warnings():
                 made = {rule: deployment(rule, *sets, RULE, 0.05) for rule in referral}
             for rule, one in made.items():
-                referral[rule].append(one["referral"]["value"])
-            t, specificity = made["pooled"]["threshold"], made["pooled"]["specificity"]
+                referral[rule].append(one.referral.value)
+            t, specificity = made["pooled"].threshold, made["pooled"].specificity
             kept += norm.sf(t - d) >= 0.95
             held += specificity["low"] <= norm.cdf(t) <= specificity["high"]
         yield share(f"pooled promise holds, AUC {auc:g}", ".974", kept, len(runs), least=0.945)
@@ -538,7 +538,7 @@ def b1_labels(sim: Simulation) -> Iterator[Figure]:
             sets = sample(sim.rng, 150, 54, d), sample(sim.rng, 150, 66, d, "t")
             with collect_warnings():
                 made = deployment("pooled", *sets, replace(RULE, labels_certified=3), 0.05)
-            right &= norm.sf(made["threshold"] - d) >= 0.95
+            right &= norm.sf(made.threshold - d) >= 0.95
         kept += right
     yield share("three labels, pooled, all promises at once", ".972–.975 (not pooled)", kept, len(runs), least=0.945)
 

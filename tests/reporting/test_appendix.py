@@ -162,7 +162,8 @@ def test_no_pseudonym_of_a_site_leaves(inputs: Inputs, passing: Evidence, docume
     text = json.dumps(document.to_dict())
     for words in ("Site A", "site: B", "Site C, images"):
         assert words in text
-    assert [row["group"] for row in passing.deployment["subgroups"]] == ["A", "B", "C"]
+    assert passing.deployment.made is not None
+    assert [one.group for one in passing.deployment.made.subgroups] == ["A", "B", "C"]
 
 
 def test_pseudonyms_of_patients_are_on_no_page(passing: Evidence, document: Document):

@@ -98,13 +98,13 @@ def test_thresholds_certified_on_test_patients_as_well_stand_beside_the_tested_o
     rows = {row[0]: row[1:] for row in tables["further_deployment"]["rows"]}
     assert list(rows) == ["pneumonia (main)", "<b>nodule</b>", "<b>effusion</b>"]
     for label_id in evidence.further:
-        to_use, tested = evidence.further_deployment(label_id), evidence.further_thresholds[label_id]
+        to_use, tested = evidence.further_deployments[label_id].to_use, evidence.further_thresholds[label_id]
         assert to_use is not None
-        assert rows[f"<b>{label_id}</b>"][0] == str(to_use["positives"])
-        assert to_use["positives"] > tested.positives
+        assert rows[f"<b>{label_id}</b>"][0] == str(to_use.positives)
+        assert to_use.positives > tested.positives
         assert tested.at is not None
-        assert to_use["threshold_hex"] != tested.at.threshold_hex
-        assert document.numbers["further_deployments"][label_id]["threshold_hex"] == to_use["threshold_hex"]
+        assert to_use.threshold_hex != tested.at.threshold_hex
+        assert document.numbers["further_deployments"][label_id]["threshold_hex"] == to_use.threshold_hex
 
 
 def test_of_a_label_that_the_model_does_not_know_no_threshold_to_use_is_shown(unknown):

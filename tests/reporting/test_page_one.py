@@ -165,22 +165,22 @@ def test_a_page_of_a_stopped_run_shows_nothing_of_a_threshold(stopped: Evidence)
 
 
 def test_both_certificates_stand_side_by_side_with_what_they_refer(pooled: Evidence):
-    d, t = pooled.deployment, pooled.threshold
+    d, t = pooled.to_use, pooled.threshold
     assert d is not None
     assert t.at is not None
     (table,) = [b for b in getattr(deployment(pooled), "blocks", ()) if getattr(b, "name", "") == "deployment"]
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["Patients with the condition"] == [str(t.positives), str(d["positives"])]
-    assert rows["Misses allowed"] == [str(t.at.misses_allowed), str(d["misses_allowed"])]
+    assert rows["Patients with the condition"] == [str(t.positives), str(d.positives)]
+    assert rows["Misses allowed"] == [str(t.at.misses_allowed), str(d.misses_allowed)]
     (referred,) = [cells for name, cells in rows.items() if name.startswith("Referred of 1,000 at 5 % prevalence")]
-    both = (d["referral_of_calibration_alone"], d["referral"])
-    assert [cell.split(" ")[0] for cell in referred] == [str(round(1000 * i["value"])) for i in both]
-    assert f"refers about {round(1000 * d['referral']['value'])} (" in said(summary(pooled))
+    both = (pooled.deployment.made.referral_of_calibration_alone, d.referral)
+    assert [cell.split(" ")[0] for cell in referred] == [str(round(1000 * i.value)) for i in both]
+    assert f"refers about {round(1000 * d.referral.value)} (" in said(summary(pooled))
     assert "site:" in said(deployment(pooled))
 
 
 def test_the_packaged_model_is_named_by_its_hash_and_by_the_threshold_that_it_has(pooled: Evidence):
-    d = pooled.deployment
+    d = pooled.to_use
     assert d is not None
     assert "No model was packaged" in packaged(pooled)
 
@@ -188,8 +188,8 @@ def test_the_packaged_model_is_named_by_its_hash_and_by_the_threshold_that_it_ha
         points = [] if threshold_hex is None else [{"threshold_hex": threshold_hex}]
         return replace(pooled, packaged={"rule": {"operating_points": points}}, model_sha256="a1" * 32)
 
-    assert "a1" * 32 in packaged(with_model(d["threshold_hex"]))
-    assert "It has the threshold to use." in packaged(with_model(d["threshold_hex"]))
+    assert "a1" * 32 in packaged(with_model(d.threshold_hex))
+    assert "It has the threshold to use." in packaged(with_model(d.threshold_hex))
     assert pooled.at is not None
     own = pooled.at.threshold_hex
     assert "that the calibration patients certified" in packaged(with_model(own))

@@ -34,8 +34,8 @@ def test_pooled_certificates_keep_the_promise_and_refer_fewer():
         sets = sample(generator, 111, 54), sample(generator, 116, 66, "t")
         made = {rule: deployment(rule, *sets, CERTIFIED, 0.05) for rule in referral}
         for rule, one in made.items():
-            referral[rule].append(one["referral"]["value"])
-        threshold, specificity = made["pooled"]["threshold"], made["pooled"]["specificity"]
+            referral[rule].append(one.referral.value)
+        threshold, specificity = made["pooled"].threshold, made["pooled"].specificity
         kept += norm.sf(threshold - DISTANCE) >= 0.95
         held += specificity["low"] <= norm.cdf(threshold) <= specificity["high"]
     assert kept / runs >= 0.945
@@ -49,12 +49,12 @@ def test_specificity_is_that_of_all_unseen_negatives_and_the_threshold_that_of_p
     generator = np.random.default_rng(4)
     first, second = sample(generator, 111, 54), sample(generator, 116, 66, "t")
     made = deployment("pooled", first, second, CERTIFIED, 0.05)
-    assert (made["positives"], made["misses_allowed"], made["negatives"]) == (227, max_misses(227), 120)
+    assert (made.positives, made.misses_allowed, made.negatives) == (227, max_misses(227), 120)
     moved = replace(second, s=np.where(second.y == 0, second.s - 1, second.s))
     again = deployment("pooled", first, moved, CERTIFIED, 0.05)
-    assert again["threshold_hex"] == made["threshold_hex"]
-    assert again["specificity"]["value"] > made["specificity"]["value"]
-    assert "recall" not in made
+    assert again.threshold_hex == made.threshold_hex
+    assert again.specificity.value > made.specificity.value
+    assert not hasattr(made, "recall")
     with pytest.raises(ValueError, match="share patients"):
         pooled(first, first)
 
@@ -86,10 +86,10 @@ def test_a_lower_threshold_for_the_sake_of_groups_refers_more():
     generator = np.random.default_rng(5)
     sets = sample(generator, 111, 54), sample(generator, 116, 66, "t")
     made = deployment("calibration", *sets, CERTIFIED, 0.05)
-    lower = lowered(made, made["threshold"] - 1, *sets)
-    assert lower["referral"]["value"] > made["referral"]["value"]
-    assert float.fromhex(lower["threshold_hex"]) == lower["threshold"] == made["threshold"] - 1
-    assert lower["expected_recall"] == made["expected_recall"]
+    lower = lowered(made, made.threshold - 1, *sets)
+    assert lower.referral.value > made.referral.value
+    assert float.fromhex(lower.threshold_hex) == lower.threshold == made.threshold - 1
+    assert lower.expected_recall == made.expected_recall
 
 
 def test_a_promise_over_everybody_is_none_over_the_harder_fifth_but_the_lowest_of_groups_is():

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.inference.decision import Decision
 from pipeline.store.files import finite
+from pipeline.store.results.deployment import Certified, Deployment, Group, ToUse
 from pipeline.store.results.finding import Finding, findings_from
 from pipeline.store.results.interval import Interval
 from pipeline.store.results.threshold import AtThreshold, Costs, Target, Threshold
@@ -91,3 +92,40 @@ def test_after_a_failed_gate_there_is_no_threshold_to_be_had():
     assert not [number for number in ("0.30000000000000004", "0x1.3", "0.951", "promised") if number in text]
     assert set(kept(withheld)) == set(kept(THRESHOLD))
     assert Decision(()).threshold(THRESHOLD) is THRESHOLD
+
+
+# ---------------------------------------------------------------- the threshold to use
+
+
+def to_use(**changes: Any) -> Deployment:
+    made = ToUse(
+        threshold=0.3, recall_target=0.9, confidence=0.95, confidence_used=0.95, models_compared=1, labels_certified=1,
+        positives=227, negatives=120, misses_allowed=5, misses_seen=5, specificity=NOWHERE, certified_recall=0.951,
+        certifiable_recall=0.98, positives_needed=59, threshold_hex=(0.3).hex(), expected_recall=0.97, prevalence=0.05,
+        referral=SHARE,
+    )  # fmt: skip
+    group = Group("site", "A", 9, 4, 59, 1, 0.5, False, None, None, None, None)
+    fields = {"reasons": (), "calibration_threshold_hex": (0.3).hex(), "made": Certified(made, (group,), SHARE)}
+    return Deployment(rule="pooled", subgroup_threshold="report", decided="before", **{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("deployment", "usable"),
+    [(to_use(), True), (to_use(reasons=("why not",), calibration_threshold_hex=None, made=None), False)],
+)
+def test_a_deployment_is_read_back_flat_as_it_was(deployment: Deployment, usable: bool):
+    content = json.loads(json.dumps(finite(deployment.to_json())))
+    first = ["schema", "rule", "subgroup_threshold", "decided", "usable", "reasons", "calibration_threshold_hex"]
+    assert list(content)[:7] == first
+    assert content["usable"] is usable
+    assert ("threshold" in content) is ("subgroups" in content) is usable
+    again = Deployment.from_json(content)
+    assert (again.to_use is not None) is usable
+    assert json.dumps(finite(again.to_json())) == json.dumps(content)
+
+
+def test_a_deployment_that_lacks_its_threshold_is_refused():
+    content = to_use().to_json()
+    del content["threshold"]
+    with pytest.raises(ValueError, match=r"made.to_use.threshold: Field required.* --rebuild evaluate"):
+        Deployment.from_json(content)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from pipeline.reporting.document import Block, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, interval, number, people_interval, percent, plain_percent
+from pipeline.store.results.deployment import Certified, Deployment, Group
+from pipeline.store.results.interval import Interval
 from pipeline.store.results.threshold import AtThreshold
 from pipeline.store.wording import counted
 
@@ -18,26 +19,28 @@ NOTHING = "—"
 def deployment(e: Evidence) -> Section | None:
     """Return the certificate to use, beside that of the calibration patients; None without a usable one."""
     d = e.deployment
-    if e.point is None or e.at is None or d is None or not d["usable"]:
+    if e.point is None or e.at is None or d is None or d.made is None:
         return None
-    blocks: list[Block] = [Paragraph(_meaning(e, d)), _certificates(e, e.at, d), Paragraph(packaged(e))]
-    groups = [_groups(e, d)] if d["subgroups"] else []
+    blocks: list[Block] = [Paragraph(_meaning(e, d)), _certificates(e, e.at, d, d.made), Paragraph(packaged(e))]
+    groups = [_groups(e, d, d.made.subgroups)] if d.made.subgroups else []
     return Section("deployment", "The threshold to use", blocks, groups)
 
 
-def lowered(d: Json) -> bool:
+def lowered(d: Deployment) -> bool:
     """Return whether the threshold to use is that of a group, since it is lower than everybody's."""
-    certified = [row["threshold"] for row in d["subgroups"] if row["certified"]]
-    return d["subgroup_threshold"] == "minimum" and bool(certified) and min(certified) == d["threshold"]
+    if d.made is None or d.subgroup_threshold != "minimum":
+        return False
+    certified = [group.threshold for group in d.made.subgroups if group.threshold is not None]
+    return bool(certified) and min(certified) == d.made.to_use.threshold
 
 
-def _meaning(e: Evidence, d: Json) -> str:
+def _meaning(e: Evidence, d: Deployment) -> str:
     by_group = (
         " It is the lowest that a group of patients needs, so that the promise holds for each certified group as well."
         if lowered(d)
         else ""
     )
-    if d["rule"] == "calibration":
+    if d.rule == "calibration":
         which = (
             "The threshold to use was certified on the calibration patients alone; the configuration says so."
             if by_group
@@ -64,11 +67,11 @@ def _meaning(e: Evidence, d: Json) -> str:
     )
 
 
-def _certificates(e: Evidence, at: AtThreshold, d: Json) -> Table:
+def _certificates(e: Evidence, at: AtThreshold, d: Deployment, made: Certified) -> Table:
     """Return both certificates side by side, with what each refers at the prevalence of page one."""
-    t, pooled = e.threshold, d["rule"] == "pooled"
-    lower = lowered(d) and d["threshold_hex"] != at.threshold_hex
-    assumed = plain_percent(d["prevalence"])
+    t, own, pooled = e.threshold, made.to_use, d.rule == "pooled"
+    lower = lowered(d) and own.threshold_hex != at.threshold_hex
+    assumed = plain_percent(own.prevalence)
     columns = ["What", "Certified on calibration patients"]
     rows = [
         ["Patients with the condition", count(t.positives)],
@@ -77,27 +80,27 @@ def _certificates(e: Evidence, at: AtThreshold, d: Json) -> Table:
         ["Threshold on the score", number(at.threshold, 4)],
         [
             f"Referred of {count(PER)} at {assumed} prevalence (assumed)",
-            _referred(d["referral_of_calibration_alone"]),
+            _referred(made.referral_of_calibration_alone),
         ],
     ]
     if pooled or lower:
         on = "calibration and test patients" if pooled else "calibration patients"
         columns.append(f"Certified on {on}{', the lowest of groups' if lower else ''}: to use")
         # So many misses are those that everybody's threshold may make, not those of a lower one.
-        allowed = NOTHING if lower else count(d["misses_allowed"])
-        own = [count(d["positives"]), allowed, f"at least {plain_percent(d['recall_target'])}",
-               number(d["threshold"], 4), _referred(d["referral"])]  # fmt: skip
-        rows = [[*row, cell] for row, cell in zip(rows, own, strict=True)]
+        allowed = NOTHING if lower else count(own.misses_allowed)
+        cells = [count(own.positives), allowed, f"at least {plain_percent(own.recall_target)}",
+                 number(own.threshold, 4), _referred(own.referral)]  # fmt: skip
+        rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
     caption = (
-        f"Both referrals from {counted(d['negatives'], 'patient')} without the condition, in calibration and test, "
-        f"whom the model had not seen, with {plain_percent(d['referral']['level'])} intervals; specificity of the "
-        f"threshold to use: {interval(d['specificity'], as_percent=True)}"
+        f"Both referrals from {counted(own.negatives, 'patient')} without the condition, in calibration and test, "
+        f"whom the model had not seen, with {plain_percent(own.referral.level)} intervals; specificity of the "
+        f"threshold to use: {interval(own.specificity.to_dict(), as_percent=True)}"
     )
     return Table("deployment", caption, columns, rows)
 
 
-def _referred(i: Json) -> str:
-    scaled = {name: None if i[name] is None else PER * i[name] for name in ("value", "low", "high")}
+def _referred(i: Interval) -> str:
+    scaled = {"value": PER * i.value, "low": PER * i.low, "high": PER * i.high}
     return people_interval(scaled, PER)
 
 
@@ -111,16 +114,16 @@ def packaged(e: Evidence) -> str:
     points = e.packaged["rule"]["operating_points"]
     if not points:
         return f"{known} It has no threshold and refers by none."
-    own, d = points[0]["threshold_hex"], e.deployment
-    if d is not None and d["usable"] and own == d["threshold_hex"]:
+    own = points[0]["threshold_hex"]
+    if e.to_use is not None and own == e.to_use.threshold_hex:
         return f"{known} It has the threshold to use."
     if e.at is not None and own == e.at.threshold_hex:
         return f"{known} It has the threshold that the calibration patients certified."
     return f"{known} Its threshold is none of this report: do not use the two together."
 
 
-def _groups(e: Evidence, d: Json) -> Table:
-    rows, lowest = [_group(row) for row in d["subgroups"]], lowered(d)
+def _groups(e: Evidence, d: Deployment, groups: Sequence[Group]) -> Table:
+    rows, lowest = [_group(one) for one in groups], lowered(d)
     caption = (
         f"Promises by group, all of which hold at once with {plain_percent(e.threshold.confidence)} confidence. "
         f"The threshold to use is {'the lowest of these groups' if lowest else 'everybody'}'s. Where a group is too "
@@ -130,7 +133,7 @@ def _groups(e: Evidence, d: Json) -> Table:
     return Table("deployment_groups", caption, columns, rows)
 
 
-def _group(row: Mapping[str, Any]) -> list[str]:
-    promised = percent(row["certified_recall"]) if row["certified"] else NOTHING
-    return [f"{row['attribute']}: {row['group']}", count(row["positives"]), count(row["positives_needed"]), promised,
-            percent(row["certifiable_recall"])]  # fmt: skip
+def _group(one: Group) -> list[str]:
+    promised = percent(one.certified_recall) if one.certified else NOTHING
+    return [f"{one.attribute}: {one.group}", count(one.positives), count(one.positives_needed), promised,
+            percent(one.certifiable_recall)]  # fmt: skip

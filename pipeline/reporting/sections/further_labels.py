@@ -8,6 +8,7 @@ from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.readings import verdict_of
+from pipeline.store.results.deployment import ToUse
 from pipeline.store.results.finding import findings_from
 from pipeline.store.results.threshold import AtThreshold
 from pipeline.store.wording import counted
@@ -87,11 +88,11 @@ def _results(e: Evidence) -> Table:
     return Table("further_labels", caption, ["Label", "Patients", "With it", "AUC", *rates.values(), "Promise"], rows)
 
 
-def _pooled(e: Evidence) -> dict[str, Json]:
+def _pooled(e: Evidence) -> dict[str, ToUse]:
     """Return the thresholds to use by label, the main one first, where they are certified on test patients as well."""
     made = {f"{e.card['label']['name']} (main)": e.deployment if e.point is not None else None}
     made |= {e.further_name(label_id): e.further_deployment(label_id) for label_id in e.further}
-    return {name: d for name, d in made.items() if d is not None and d["usable"] and d["rule"] == "pooled"}
+    return {name: d.to_use for name, d in made.items() if d is not None and d.to_use is not None and d.rule == "pooled"}
 
 
 def _deployed(e: Evidence) -> list[Block]:
@@ -113,16 +114,16 @@ def _to_use(e: Evidence) -> list[Block]:
     rows = [
         [
             name,
-            count(d["positives"]),
-            count(d["misses_allowed"]),
-            number(100 * d["certified_recall"], 1),
-            number(d["threshold"], 2),
-            f"{_short(d['specificity'], 100)} (n = {count(d['negatives'])})",
+            count(d.positives),
+            count(d.misses_allowed),
+            number(100 * d.certified_recall, 1),
+            number(d.threshold, 2),
+            f"{_short(d.specificity.to_dict(), 100)} (n = {count(d.negatives)})",
         ]
         for name, d in pooled.items()
     ]
     columns = ["Label", "With it", "Misses allowed", "Certified, %", "Score", "Specificity, %"]
-    level = plain_percent(next(iter(pooled.values()))["specificity"]["level"])
+    level = plain_percent(next(iter(pooled.values())).specificity.level)
     caption = (
         f"The thresholds to use, certified on calibration and test patients: at least "
         f"{plain_percent(e.threshold.recall_target)} found, each with {percent(e.threshold.confidence_used, 2)} "

@@ -144,11 +144,11 @@ def _bracketed(missed: Json) -> str:
 def _pooled(e: Evidence, per: int) -> list[str]:
     """Return one line on the threshold to use, where it is another than the one that was tested."""
     d = e.deployment
-    if d is None or not e.another_to_use:
+    if d is None or d.to_use is None or not e.another_to_use:
         return []
-    referral = {name: d["referral"][name] * per if not missing(d["referral"][name]) else None
-                for name in ("value", "low", "high")}  # fmt: skip
-    which = "Certified on test patients, too, the threshold to use" if d["rule"] == "pooled" else "The threshold to use"
+    referral = {name: None if missing(value) else per * value
+                for name, value in d.to_use.referral.to_dict().items() if name in ("value", "low", "high")}  # fmt: skip
+    which = "Certified on test patients, too, the threshold to use" if d.rule == "pooled" else "The threshold to use"
     lowest = ", the lowest that a group needs," if lowered(d) else ""
     return [f"{which}{lowest} refers about {people_interval(referral, per)}."]
 

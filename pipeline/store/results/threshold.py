@@ -9,11 +9,17 @@ from typing import Any, Literal, Self
 from pipeline.store.results.interval import Interval
 from pipeline.store.results.record import Artifact, Record
 
-# The order of a target in the file; those of `AtThreshold` are null where there is none.
-ORDER = (
+# The order of a target in the file, certified or not; what needs a threshold is null where there is none.
+CERTIFIED = (
     *("certified", "threshold", "recall_target", "confidence", "confidence_used", "models_compared"),
     *("labels_certified", "positives", "negatives", "misses_allowed", "misses_seen", "recall", "specificity"),
     *("referral_rate", "certified_recall", "certifiable_recall", "positives_needed", "threshold_hex", "probability"),
+    *("message", "advice"),
+)
+REFUSED = (
+    *("certified", "threshold", "threshold_hex", "misses_allowed", "misses_seen", "certified_recall", "recall"),
+    *("specificity", "referral_rate", "recall_target", "confidence", "confidence_used", "models_compared"),
+    *("labels_certified", "positives", "negatives", "certifiable_recall", "positives_needed", "probability"),
     *("message", "advice"),
 )
 
@@ -73,7 +79,7 @@ class Target(Record):
         own = super().to_dict()
         at = own.pop("at") or dict.fromkeys(one.name for one in fields(AtThreshold))
         flat = {**own, **at, "threshold_hex": None if self.at is None else self.at.threshold_hex}
-        return {name: flat.pop(name) for name in ORDER} | flat
+        return {name: flat.pop(name) for name in (CERTIFIED if self.certified else REFUSED)} | flat
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
