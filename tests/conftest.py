@@ -5,26 +5,54 @@ import os
 # Tests run beside each other; threads that wait by spinning would take the cores from them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
+import warnings
+from io import StringIO
+from pathlib import Path
+
 import pytest
-from project import Project, make_project
+from project import Project, made_once, make_project
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """A project that was run from end to end once."""
-    from pipeline.orchestration.run import run
-
-    project = make_project(tmp_path_factory.mktemp("mini") / "project")
-    run(*project.load(), say=lambda line: None)
-    return project
+    """A project that was run from end to end once, by the command; `said.txt` holds all that it said and logged."""
+    return Project(made_once(tmp_path_factory, "mini", _run_once))
 
 
-# Longest first. One process runs a file alone: last, a long one would keep the other process waiting.
-LONG_FILES = ("test_kills.py", "test_privacy.py", "test_report.py", "test_distributed.py", "test_ingest.py")
+def _run_once(folder: Path) -> None:
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+
+    project, logged = make_project(folder), StringIO()
+    handler, root = logging.StreamHandler(logged), logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            result = CliRunner().invoke(app, ["run", str(project.config)])
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+    assert result.exit_code == 0, result.stderr
+    words = [result.stdout, result.stderr, logged.getvalue(), *(str(one.message) for one in warned)]
+    (folder / "said.txt").write_text("\n".join(words))
+
+
+# Longest first. One process runs a file alone: last, a long one would keep the other process waiting. Two that need the
+# same finished run do not come first side by side: one of them would wait for the other's.
+LONG_FILES = (
+    "test_kills.py test_plan_battery.py test_privacy.py test_dicom_node.py test_serve.py test_report.py "
+    "test_distributed.py test_hostile.py test_ingest.py test_judging.py test_registry.py test_predict.py "
+    "test_segmentation_run.py test_volume_run.py test_mask_run.py test_channels_run.py test_views_run.py "
+    "test_colour_run.py test_init.py test_tuberculosis.py test_extending.py test_wheel.py "
+    "test_without_pretraining.py test_gc.py test_cli.py"
+).split()
 
 
 def pytest_collection_modifyitems(items):
-    def place(item):
-        return LONG_FILES.index(item.path.name) if item.path.name in LONG_FILES else len(LONG_FILES)
-
-    items.sort(key=place)
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG_FILES)))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 import shutil
+import sqlite3
 import zipfile
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 if TYPE_CHECKING:
+    import pytest
     from mlflow.entities import Run
 
     from pipeline.store.tracking import Tracker
@@ -52,6 +58,26 @@ class Project:
         """Return a copy, store included; times are kept, so that nothing is hashed again."""
         shutil.copytree(self.folder, folder)
         return Project(folder)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a copy of a project that `make` writes into a folder, once for all processes of these tests."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made, done = base / f"{name}-made", base / f"{name}-is-whole"
+    with (base / f"{name}-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(made, ignore_errors=True)
+            make(made)
+            done.touch()
+    copy = shutil.copytree(made, factory.mktemp(name) / "project")
+    with closing(sqlite3.connect(copy / "store" / "mlflow.db")) as database, database:
+        # MLflow keeps whole addresses of where its files lie.
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            database.execute(change, (made.as_uri(), copy.as_uri()))
+    return copy
 
 
 def make_project(folder: Path) -> Project:
@@ -129,7 +155,7 @@ SETTINGS = {
         "card": "../card.yaml",
         "key_file": "../demo.key",
     },
-    "machine": {"workers": 2, "threads": 1, "device": "cpu"},
+    "machine": {"workers": 1, "threads": 1, "device": "cpu"},  # a second process costs more than it gives
     "ingest": {"batch_size": 40},
     # With this seed the test patients do not contradict the certificate, which would close the gate.
     "split": {"seed": 3, "fractions": {"train": 0.35, "tune": 0.15, "calibration": 0.3, "test": 0.2}},

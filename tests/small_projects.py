@@ -52,7 +52,6 @@ def make_volumes(folder: Path) -> Project:
     (folder / "card.yaml").write_text(yaml.safe_dump(make_card(path="path", patient_id="patient").model_dump()))
     settings = {
         **SETTINGS,
-        "machine": {**SETTINGS["machine"], "workers": 1},  # a second process costs more than it gives
         "data": {**SETTINGS["data"], "studies": ["../studies"], "key_file": "../volumes.key"},
         "preprocess": {"image_size": IMAGE_SIZE, "spacing_mm": [1.0, 1.0, 1.0]},
         "pretrain": {

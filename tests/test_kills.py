@@ -1,12 +1,11 @@
 """`kill -9` anywhere, start again: the same keys and the same bytes as if nothing had happened."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from project import Project, make_project
+from starting import kill, start
 
 from pipeline.orchestration.graph import NAMES
 from pipeline.orchestration.run import run
@@ -15,21 +14,17 @@ from pipeline.store.artifacts import Store
 
 def kill_during(project: Project, stage: str) -> None:
     """Start the run and kill it once `stage` has begun and, within a moment, left something."""
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(project.config)]
     said = project.folder / "said.txt"
-    # A file, not a pipe: workers that outlive the killed process for a moment would keep a pipe open.
-    with said.open("w") as stream:
-        process = subprocess.Popen(command, stderr=stream, stdout=stream)
+    process = start("run", project.config, said=said)
     try:
         while not (partial := list((project.store / stage).glob("*.partial"))):
-            assert process.poll() is None, f"{stage} was never killed: {said.read_text()}"
+            assert process.is_alive(), f"{stage} was never killed: {said.read_text()}"
             time.sleep(0.001)
         patience = time.monotonic() + 0.5
         while time.monotonic() < patience and not any(path.is_file() for path in partial[0].rglob("*")):
             time.sleep(0.001)
     finally:
-        process.kill()
-        process.wait()
+        kill(process)
 
 
 def files(project: Project, stage: str) -> tuple[str, dict[str, str]]:

@@ -55,7 +55,7 @@ def test_a_changed_setting_runs_its_stage_and_what_follows(finished):
 
 def test_where_and_how_fast_are_not_part_of_any_key(finished, tmp_path):
     moved = finished.copy(tmp_path / "elsewhere")
-    assert actions(moved, "machine.workers=1", "machine.threads=1") == expect(())
+    assert actions(moved, "machine.workers=2", "machine.threads=2") == expect(())
 
 
 def test_imported_weights_are_a_source_of_the_stage_that_starts_from_them(finished, tmp_path):

@@ -1,9 +1,7 @@
 """Nothing that identifies a patient in a header, a path or a file name comes out again."""
 
 import io
-import logging
 import re
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from project import Project, make_project
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.store.files import sha256_file
 
 IDENTIFYING = ("PatientName", "PatientID", "PatientBirthDate", "OtherPatientIDs", "PatientAddress", "AccessionNumber",
                "ReferringPhysicianName", "InstitutionName", "StudyDate", "StudyInstanceUID", "SeriesInstanceUID",
@@ -68,23 +67,21 @@ def leaks(content: bytes, values: dict[str, set[bytes]]) -> list[str]:
     ]
 
 
-@pytest.mark.slow
-def test_no_planted_identifier_in_store_database_reports_or_logs(tmp_path, caplog):
-    project = make_project(tmp_path / "project")
-    values = planted(project.folder / "studies.zip")
+def test_no_planted_identifier_in_store_database_reports_or_logs(finished):
+    values = planted(finished.folder / "studies.zip")
     assert all(values[name] for name in ("PatientName", "PatientID", "PatientBirthDate", "private"))
-    with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.DEBUG):
-        warnings.simplefilter("always")
-        result = CliRunner().invoke(app, ["run", str(project.config)])
-    assert result.exit_code in (0, 3), result.stderr
-    said = result.output + result.stderr + caplog.text + "".join(str(w.message) for w in warned)
-    assert leaks(said.encode(), values) == []
-    written = [path for folder in (project.store, project.folder / "reports") for path in folder.rglob("*")]
+    said = (finished.folder / "said.txt").read_bytes()
+    assert b"ingest" in said
+    assert leaks(said, values) == []
+    written = [path for folder in (finished.store, finished.folder / "reports") for path in folder.rglob("*")]
     assert len(written) > 50
+    seen = set()
     for path in written:
-        assert leaks(str(path.relative_to(project.folder)).encode(), values) == []
-        if path.is_file():
-            assert leaks(readable(path), values) == [], path.relative_to(project.folder)
+        assert leaks(str(path.relative_to(finished.folder)).encode(), values) == []
+        # Reports lie in the store, in MLflow and beside the config.
+        if path.is_file() and (digest := sha256_file(path)) not in seen:
+            seen.add(digest)
+            assert leaks(readable(path), values) == [], path.relative_to(finished.folder)
 
 
 @pytest.mark.slow
