@@ -35,14 +35,15 @@ def written(folder: Path, channels: list, name: str = "card.yaml", **changes) ->
 @pytest.mark.parametrize(
     ("channels", "message"),
     [
-        ([{"name": "t1"}], "name one of description, suffix and axis"),
-        ([{"name": "t1", "suffix": "_t1.nii", "axis": 0}], "name one of description, suffix and axis"),
+        ([{"name": "t1"}], "name one of description, suffix, axis and column"),
+        ([{"name": "t1", "suffix": "_t1.nii", "axis": 0}], "name one of description, suffix, axis and column"),
         ([{"name": "t1", "suffix": "_t1.nii", "without": ["GD"]}], "without goes with description"),
         ([{"name": "t1", "description": ["/"]}], "every entry needs a word"),
         ([TWO[0], {"name": "t2", "axis": 1}], "all channels must be told in the same way"),
         ([TWO[0], {**TWO[1], "name": "t1"}], "names must be distinct"),
         ([{"name": "t1", "suffix": "t1.nii"}, {"name": "ct1", "suffix": "CT1.nii"}], "a suffix is the end of another"),
         ([{"name": "a", "axis": 1}, {"name": "b", "axis": 1}], "every axis may be named once"),
+        ([{"name": "a", "column": "x"}, {"name": "b", "column": "x"}], "every column may be named once"),
     ],
 )
 def test_a_channel_is_told_in_one_way_by_which_no_other_is(folder, channels, message):
@@ -81,6 +82,16 @@ def test_an_external_set_has_the_same_channels_told_in_its_own_way(folder):
     written(folder, TWO[::-1], "other.yaml")
     with pytest.raises(ConfigError, match="names and order must be those of"):
         load(config, [*VOLUMES, override])
+
+
+def test_another_file_in_a_column_of_channels_makes_both_stages_anew(folder):
+    told = [{"name": name, "column": name} for name in ("t1", "t2")]
+    found = []
+    for cell in ("b", "c", "c"):
+        (folder / "labels.csv").write_text(f"path,label,t1,t2\na,ill,a,{cell}\n")
+        config, card = load(written(folder, told), VOLUMES)
+        found.append(sources(config, (config.data, card), b"\0" * 32, Code())["channels"])
+    assert found[0] != found[1] == found[2]
 
 
 def test_cards_without_channels_say_nothing_of_them_and_keys_are_what_they_were(folder):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -12,8 +13,10 @@ from project import SETTINGS, Project
 from stages.sources_run import make_card
 
 from pipeline import Model, write_results
+from pipeline.commands.predict import predict
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.export import export
+from pipeline.inference.model import StudiesError
 from pipeline.inference.outline import shown
 from pipeline.orchestration.graph import NAMES
 from pipeline.orchestration.run import run
@@ -96,6 +99,13 @@ def finished_channels(tmp_path_factory) -> Project:
     return project
 
 
+def told_by_a_table(content: dict) -> dict:
+    """Return the JSON of a model whose channels a table told."""
+    told = [{"name": name, "column": name} for name in ("t1", "t2")]
+    accepts = content["accepts"]
+    return content | {"accepts": accepts | {"policy": accepts["policy"] | {"channels": told}}}
+
+
 def artifact(project: Project, stage: str):
     (found,) = Store(project.store).all(stage)
     return found.path
@@ -165,6 +175,20 @@ def test_the_packaged_model_joins_new_files_alike_and_its_graph_scores_alike(fin
     stored = np.concatenate([np.load(p) for p in artifact(finished_channels, "preprocess").glob("*-000.npy")])
     again = model.read(sorted((finished_channels.folder / "studies" / "007").iterdir())).to_array(model.rendering)
     assert (stored == again).all(axis=(1, 2, 3, 4)).sum() == 1
+    retold = replace(model, content=told_by_a_table(content))
+    (new / "ill_t1.nii.gz").rename(new / "x.nii.gz")
+    (new / "ill_t2.nii.gz").rename(new / "y.nii.gz")
+    with pytest.raises(StudiesError, match="give --table with the columns path, study and channel"):
+        predict(retold, [new], tmp_path / "told")
+    table = tmp_path / "table.csv"
+    table.write_text("path,study,channel\nx.nii.gz,s1,t1\ny.nii.gz,s1,other\n")
+    with pytest.raises(StudiesError, match="1 row with another channel than the model's: t1, t2"):
+        predict(retold, [new], tmp_path / "told", table=table)
+    table.write_text("path,study,channel\nx.nii.gz,s1,t1\ny.nii.gz,s1,t2\n")
+    written = predict(retold, [new], tmp_path / "told", table=table, workers=1, pages=False, say=lambda line: None)
+    found = {row["study"]: row["score"] for row in written.rows}
+    assert found["s1"] == rows["ill"]["score"]
+    assert found["well_t1"] is None  # no table names it
     pytest.importorskip("onnxruntime")
     compared = export(folder, tmp_path / "exported", onnx=True, say=lambda line: None)["compared"]
     assert compared["largest_difference"] < 1e-4

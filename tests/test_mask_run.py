@@ -26,20 +26,23 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A project of pictures, every second with bright discs in it, and their masks."""
+    """A project of pictures, every second with bright discs in it and a mask; the others, well, have none."""
     place = tmp_path_factory.mktemp("masks")
     some = planted(PATIENTS // 2, PATIENTS // 2, seed=5, contrast=(0.3, 0.6), real=False)
     rows = ["path,patient_id,label"]
     for at, (pixels, mask) in enumerate(zip(some.images, some.masks, strict=True)):
         for name, values in (("images", (255 * pixels.clip(0, 1))), ("masks", 255 * mask)):
             (place / "studies" / name).mkdir(parents=True, exist_ok=True)
+            if name == "masks" and not mask.any():
+                continue
             pillow.fromarray(values.astype(np.uint8)).save(place / "studies" / name / f"{at:03d}.png")
         rows.append(f"images/{at:03d}.png,p{at:03d},{'sick' if mask.any() else 'well'}")
     (place / "labels.csv").write_text("\n".join(rows) + "\n")
     card = yaml.safe_load((DEMO / "card.yaml").read_text())
     card |= {"columns": {"path": "path", "patient_id": "patient_id", "label": "label"}, "further_labels": []}
     card["label"] |= {"positive": ["sick"], "negative": ["well"]}
-    card["label"]["mask"] = {"rule": {"image": r"images/(.+)", "mask": r"masks/\1"}, "structures": {"nonzero": "disc"}}
+    card["label"]["mask"] = {"rule": {"image": r"images/(.+)", "mask": r"masks/\1"}, "structures": {"nonzero": "disc"},
+                             "missing": "empty"}  # fmt: skip
     card.pop("expected", None)
     (place / "card.yaml").write_text(yaml.safe_dump(card))
     (place / "demo.key").write_bytes((DEMO / "demo.key").read_bytes())
@@ -85,6 +88,9 @@ def test_the_report_tells_where_and_the_certificate_who(done):
     (section,) = [one for one in report["sections"] if one["name"] == "localisation"]
     assert section["blocks"][0]["items"][0].startswith("disc: of ")
     assert report["numbers"]["threshold"]["recall_target"] == 0.6
+    text = done.artifacts["report"].file("report.json").read_text("utf-8")
+    assert f"with {PATIENTS // 2} masks, {PATIENTS // 2} assumed empty" in text
+    assert f"{PATIENTS // 2} images without the condition and without a mask were taken to show none" in text
 
 
 def test_new_pictures_get_masks(done, folder):
@@ -101,7 +107,7 @@ def test_new_pictures_get_masks(done, folder):
     for row in rows:
         (name,) = row["masks_of"]
         mask = np.asarray(pillow.open(folder / "out" / row["masks"][0])) > 0
-        reference = np.asarray(pillow.open(folder / "studies" / "masks" / name)) > 0
-        if reference.any():
+        if (drawn := folder / "studies" / "masks" / name).exists():
+            reference = np.asarray(pillow.open(drawn)) > 0
             overlaps.append(2 * (mask & reference).sum() / (mask.sum() + reference.sum()))
     assert np.mean(overlaps) > 0.4

@@ -36,7 +36,12 @@ Prevalence = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; default: all cores")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto, cpu or cuda")]
 Table = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="columns path and study, for files without headers")
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="columns path and study, for files without headers; channel, if a table told it",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pipeline.delivery.results import Written, write_results
+from pipeline.imaging.channels import by_table
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.result import Result
 from pipeline.labels.table_file import read_table_file
@@ -16,20 +17,26 @@ from pipeline.store.wording import counted
 DRAWN = ("pdf", "sc")
 
 
-def read_studies(table: Path) -> dict[str, str]:
-    """Return the study of each path from a table with the columns `path` and `study`.
+def read_studies(table: Path, channels: Sequence[str] = ()) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the study of each path from a table with the columns `path` and `study`, and with `channels`, the names of
+    those of a model, which of them it is, from the column `channel`.
 
-    Raises StudiesError when a column is missing, a cell empty, or a path has several studies.
+    Raises StudiesError when a column is missing, a cell empty, a channel unknown, or a path has several studies.
     """
-    frame = read_table_file(table)
-    if missing := [name for name in ("path", "study") if name not in frame]:
-        raise StudiesError(f"--table needs the columns path and study; {' and '.join(missing)} is missing")
-    rows = frame[["path", "study"]].drop_duplicates()
+    frame, names = read_table_file(table), ["path", "study", *(["channel"] if channels else [])]
+    if missing := [name for name in names if name not in frame]:
+        raise StudiesError(f"--table needs the columns {' and '.join(names)}; {' and '.join(missing)} is missing")
+    rows = frame[names].drop_duplicates()
     if empty := int(rows.isna().any(axis=1).sum()):
-        raise StudiesError(f"--table has {counted(empty, 'row')} without a path or a study")
+        raise StudiesError(f"--table has {counted(empty, 'row')} without a {' or a '.join(names)}")
     if twice := int(rows["path"].duplicated().sum()):
-        raise StudiesError(f"--table gives {counted(twice, 'path')} more than one study")
-    return dict(zip(rows["path"], rows["study"], strict=True))
+        raise StudiesError(f"--table gives {counted(twice, 'path')} more than one {' or '.join(names[1:])}")
+    if channels and (other := int((~rows["channel"].isin(channels)).sum())):
+        raise StudiesError(
+            f"--table has {counted(other, 'row')} with another channel than the model's: {', '.join(channels)}"
+        )
+    of_path = rows.set_index("path")
+    return of_path["study"].to_dict(), of_path["channel"].to_dict() if channels else {}
 
 
 def predict(
@@ -53,6 +60,13 @@ def predict(
     """
     if not pages and (drawn := [kind for kind in dicom if kind in DRAWN]):
         raise StudiesError(f"--dicom {','.join(drawn)} shows what the pages show; leave out --no-pages")
+    channels = [one.name for one in model.task.policy.channels] if by_table(model.task.policy.channels) else []
+    if channels and table is None:
+        raise StudiesError(
+            f"a table told the channels of this model ({', '.join(channels)}): give --table with the columns path, "
+            "study and channel"
+        )
+    studies, told = read_studies(table, channels) if table else ({}, {})
     log = RunLog("predict", progress_only=True)
 
     def track(results: Iterable[Result], done: int, total: int) -> Iterable[Result]:
@@ -68,7 +82,8 @@ def predict(
 
     predictions = model.predict(
         paths,
-        studies=read_studies(table) if table else None,
+        studies=studies,
+        channels=told,
         recall_target=recall_target,
         prevalence=prevalence,
         workers=workers,

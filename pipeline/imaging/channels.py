@@ -14,8 +14,8 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel, and what tells it: words of the series' description, the end of the file's name, or a place along the
-    last axis of a four-dimensional volume.
+    """A channel, and what tells it: words of the series' description, the end of the file's name, a place along the
+    last axis of a four-dimensional volume, or a column of a table with paths; then sources say which channel they are.
 
     A description fits when it has all words of one of `description` and none of those of any of `without`.
     """
@@ -25,6 +25,7 @@ class Channel:
     without: tuple[str, ...] = ()
     suffix: str = ""
     axis: int | None = None
+    column: str = ""
 
     @classmethod
     def from_settings(cls, channel: Mapping[str, Any]) -> Channel:
@@ -35,11 +36,17 @@ class Channel:
             without=tuple(channel.get("without") or ()),
             suffix=channel.get("suffix") or "",
             axis=channel.get("axis"),
+            column=channel.get("column") or "",
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values without what says nothing."""
-        said = {"description": list(self.description), "without": list(self.without), "suffix": self.suffix}
+        said = {
+            "description": list(self.description),
+            "without": list(self.without),
+            "suffix": self.suffix,
+            "column": self.column,
+        }
         axis = {} if self.axis is None else {"axis": self.axis}
         return {"name": self.name, **{name: value for name, value in said.items() if value}, **axis}
 
@@ -62,8 +69,13 @@ def by_axis(channels: Sequence[Channel]) -> bool:
 
 
 def by_file(channels: Sequence[Channel]) -> bool:
-    """Say whether each channel is a file of its own, told by its name."""
-    return any(one.suffix for one in channels)
+    """Say whether each channel is a file of its own, told by its name or by a table."""
+    return any(one.suffix or one.column for one in channels)
+
+
+def by_table(channels: Sequence[Channel]) -> bool:
+    """Say whether a table says which files are which channel."""
+    return any(one.column for one in channels)
 
 
 def of_description(description: str, channels: Sequence[Channel]) -> str:

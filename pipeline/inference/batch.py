@@ -127,7 +127,8 @@ def _groups(
     for key, places in members.items():
         first = glances[places[0]]
         own = tuple(sources[at] for at in places)
-        contents = [[sources[at].place, glances[at].sha256] for at in places]
+        told = [[one.channel] if one.channel else [] for one in own]
+        contents = [[sources[at].place, glances[at].sha256, *also] for at, also in zip(places, told, strict=True)]
         given = named.get(normal_path(own[0].path), "")
         name = given or first.study_uid or study_name(normal_path(own[0].path), policy)
         found.append((name, key, Group(name, first.study_uid, first.patient, own, sha256_json(contents))))

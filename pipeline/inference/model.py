@@ -122,6 +122,7 @@ class Model:
         paths: Sequence[Path | str],
         *,
         studies: Mapping[str, str] | None = None,
+        channels: Mapping[str, str] | None = None,
         recall_target: float | None = None,
         prevalence: float | None = None,
         workers: int = 2,
@@ -131,7 +132,8 @@ class Model:
     ) -> Predictions:
         """Return the results of all studies under `paths`: files, folders, zip archives of any format ingest reads.
 
-        `studies` names the study of each path relative to its root, where headers do not. `recall_target` chooses
+        `studies` names the study of each path relative to its root, where headers do not, `channels` which channel it
+        is, where a table told that in training. `recall_target` chooses
         among the certified operating points, `prevalence` is the share with the condition where the model is used.
         With `pictures`, results carry the image that made their score, for a page; with `masks`, what was marked in
         each image, for files.
@@ -151,7 +153,14 @@ class Model:
             raise StudiesError(
                 f"{len(missing)} of {len(named)} paths of the table are no file under what was named, relative to it"
             )
+        told = {normal_path(path): channel for path, channel in (channels or {}).items()}
+        sources = [_told(source, told, named) for source in sources]
         return Predictions(replace(self, rule=rule), sources, named, prevalence, workers, pictures, progress, masks)
+
+
+def _told(source: Source, channels: Mapping[str, str], studies: Mapping[str, str]) -> Source:
+    path = normal_path(source.path)
+    return replace(source, channel=channels[path], study=studies[path]) if path in channels else source
 
 
 @dataclass(frozen=True)

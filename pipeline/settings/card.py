@@ -170,8 +170,8 @@ class CardColumns(Settings):
 class CardChannel(Settings):
     """A channel of the images, and what tells it, in one of four ways; all channels of a card in the same way.
 
-    With `description` or `suffix`, a series or a file of its own, resampled to the grid of the first channel; with
-    `axis`, a part of one four-dimensional NIfTI file.
+    With `description`, `suffix` or `column`, a series or a file of its own, resampled to the grid of the first channel;
+    with `axis`, a part of one four-dimensional NIfTI file.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$", description="what tables, reports and messages call it")
@@ -185,11 +185,15 @@ class CardChannel(Settings):
     )
     suffix: str | None = Field(None, min_length=1, description="end of the file's name, e.g. _t1.nii.gz")
     axis: int | None = Field(None, ge=0, description="place along the last axis of a four-dimensional NIfTI, from 0")
+    column: str | None = Field(
+        None, min_length=1, description="column of the label table with the path of the channel's file, a row per study"
+    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"column"})
 
     @model_validator(mode="after")
     def _told_in_one_way(self) -> CardChannel:
         if len(self.ways) != 1:
-            raise ValueError("name one of description, suffix and axis")
+            raise ValueError("name one of description, suffix, axis and column")
         if self.without and not self.description:
             raise ValueError("without goes with description")
         if any(not any(letter.isalnum() for letter in text) for text in (*self.description, *self.without)):
@@ -199,8 +203,8 @@ class CardChannel(Settings):
     @property
     def ways(self) -> list[str]:
         """By which of the ways it is told."""
-        said = {"description": bool(self.description), "suffix": self.suffix is not None, "axis": self.axis is not None}
-        return [way for way, is_said in said.items() if is_said]
+        others = [way for way in ("suffix", "axis", "column") if getattr(self, way) is not None]
+        return (["description"] if self.description else []) + others
 
 
 class CardExam(Settings):
@@ -323,12 +327,13 @@ class Card(Settings):
         if len({one.name for one in value}) < len(value):
             raise ValueError("names must be distinct")
         if len({way for one in value for way in one.ways}) > 1:
-            raise ValueError("all channels must be told in the same way: description, suffix or axis")
+            raise ValueError("all channels must be told in the same way: description, suffix, axis or column")
         suffixes = [one.suffix.lower() for one in value if one.suffix]
         if any(one.endswith(other) for n, one in enumerate(suffixes) for m, other in enumerate(suffixes) if n != m):
             raise ValueError("a suffix is the end of another one: a file would be both channels")
-        if len({one.axis for one in value if one.axis is not None}) < len(value) and "axis" in value[0].ways:
-            raise ValueError("every axis may be named once")
+        for way in ("axis", "column"):
+            if value and way in value[0].ways and len({getattr(one, way) for one in value}) < len(value):
+                raise ValueError(f"every {way} may be named once")
         return value
 
     @field_validator("further_labels")

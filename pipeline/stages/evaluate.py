@@ -50,7 +50,7 @@ from pipeline.statistics.patients import (
     units_of,
 )
 from pipeline.statistics.shift import assess_image_counts, assess_shift
-from pipeline.statistics.subgroups import ATTRIBUTES, lowest_groups, patient_attributes, subgroup_table
+from pipeline.statistics.subgroups import lowest_groups, patient_attributes, subgroup_table
 from pipeline.store.files import read_json, write_json
 from pipeline.store.results.deployment import Deployment
 from pipeline.store.results.finding import Finding, findings_from, that_fail
@@ -336,8 +336,9 @@ def _known(spacing_mm: np.ndarray) -> tuple[float, ...] | None:
 def _subgroups(
     settings: EvaluateSettings, test: Patients, images: pd.DataFrame, threshold: float | None
 ) -> pd.DataFrame:
-    patients = pd.DataFrame({"label": test.y, "score": test.s}, index=test.ids).join(patient_attributes(images))
-    return subgroup_table(patients, ATTRIBUTES, threshold, settings.min_subgroup_positives, settings.level)
+    attributes = patient_attributes(images)
+    patients = pd.DataFrame({"label": test.y, "score": test.s}, index=test.ids).join(attributes)
+    return subgroup_table(patients, [*attributes], threshold, settings.min_subgroup_positives, settings.level)
 
 
 def _further_labels(

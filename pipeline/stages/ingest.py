@@ -32,6 +32,7 @@ from pipeline.imaging.image import MB, Policy
 from pipeline.imaging.masks.structures import Structures
 from pipeline.imaging.pseudonyms import Lookup, fingerprint, path_pseudonym
 from pipeline.imaging.quarantine import FLAGS, REASONS, Refusal
+from pipeline.labels.channel_files import with_channels
 from pipeline.labels.exam import completeness, sentence, with_exams
 from pipeline.labels.identity import (
     FACTS,
@@ -98,6 +99,7 @@ def ingest(settings: IngestSettings, inputs: Inputs, work: Path, log: RunLog) ->
     if (mask := inputs.card.label.mask) is not None:
         masks = find_masks(mask, columns, inputs.labels, sources, inputs.secret)
         sources = masks.images(sources)
+    sources = with_channels(sources, inputs.card, inputs.labels)
     named = _named(inputs, sources, lookup, log)
     limits = Limits.from_settings(settings.model_dump(), inputs.card.expected.model_dump())
     channels = channels_of(inputs.card.model_dump())

@@ -27,6 +27,7 @@ from pipeline.imaging.masks.structures import NOT_ANNOTATED, Structures
 from pipeline.imaging.pseudonyms import path_pseudonym
 from pipeline.imaging.quarantine import Refusal, Refused
 from pipeline.imaging.transforms import Rendered, Rendering, render
+from pipeline.labels.channel_files import with_channels
 from pipeline.store.files import atomic, read_json, sha256_bytes, sha256_json, write_json
 from pipeline.store.tables.ingest import FILES, IMAGES
 from pipeline.store.tables.io import read_table, write_table
@@ -101,7 +102,7 @@ def preprocess(settings: PreprocessSettings, inputs: Inputs, work: Path, log: Ru
     files = read_table(inputs.file("ingest", "files.parquet"), FILES)
     files = files[files["image_id"].isin(rows["image_id"])]
     # Links that ingest refused are followed for nothing; what it left out is not in its tables.
-    sources = find_sources(inputs.studies, follow_links=True)
+    sources = with_channels(find_sources(inputs.studies, follow_links=True), inputs.card, inputs.labels)
     found = {path_pseudonym(inputs.secret, source.place): source for source in sources}
     missing = int((~files["source_id"].isin(found.keys())).sum())
     if missing:

@@ -1,4 +1,4 @@
-"""Patients by sex, age band, view, manufacturer and site, and what may be said of the lowest of many groups."""
+"""Patients by sex, age band, view, manufacturer, site and side, and what may be said of the lowest of many groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def age_band(age_years: float) -> str:
 
 
 def patient_attributes(images: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per patient, indexed by pseudonym, with the columns ATTRIBUTES.
+    """Return one row per patient, indexed by pseudonym, with the columns ATTRIBUTES, and `laterality` where any image
+    states one.
 
     `images` has the columns of the image table. The age is the youngest; an attribute whose images disagree
     is 'several', one that no image states 'unknown'.
@@ -38,9 +39,10 @@ def patient_attributes(images: pd.DataFrame) -> pd.DataFrame:
         stated = {v for v in values if v}
         return UNKNOWN if not stated else stated.pop() if len(stated) == 1 else SEVERAL
 
-    table = {name: patients[name].agg(common) for name in ATTRIBUTES if name != "age band"}
+    names = [*ATTRIBUTES, *(["laterality"] if images["laterality"].any() else [])]
+    table = {name: patients[name].agg(common) for name in names if name != "age band"}
     table["age band"] = patients["age_years"].min().map(age_band)
-    return pd.DataFrame(table)[list(ATTRIBUTES)]
+    return pd.DataFrame(table)[names]
 
 
 def subgroup_table(

@@ -1,6 +1,6 @@
 """Is pretraining worth anything to a segmentation? Arms mae and scratch on the hippocampus volumes, by person. JSON.
 
-    python tests/benchmarks/hippocampus_dice.py --data Task04_Hippocampus --out FOLDER --patients 20 50 0 --steps 700
+    python tests/benchmarks/hippocampus_dice.py --data Task04_Hippocampus --out FOLDER --patients 20 50 0 --steps 800
 
 `--data` holds images and masks: imagesTr and labelsTr of the Medical Segmentation Decathlon, task 4, or folders called
 `images` and `masks`. Persons are those of data_manifests/hippocampus_volume (file numbers 2k - 1 and 2k are one), and
@@ -63,8 +63,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pretrain-epochs", type=int, default=100)
     parser.add_argument("--patch", type=int, default=4, help="side of a patch in mm")
     parser.add_argument("--decoder-width", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=2, help="volumes of a step")
-    parser.add_argument("--steps", type=int, default=700, help="of each training")
+    parser.add_argument("--batch", type=int, default=1, help="volumes of a step")
+    parser.add_argument("--steps", type=int, default=800, help="of each training")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -129,7 +129,7 @@ def compared(volumes: pd.DataFrame, options: argparse.Namespace, store: Store, d
             task="segmentation", arms=options.arms, seeds=options.seeds, epochs=epochs, batch_size=options.batch,
             learning_rate=options.learning_rate, warmup_epochs=epochs / 10, max_steps=options.steps,
             augmentation={"crop_min": 1.0, "rotate_degrees": 7.0},
-            segmentation={"image_score": "head", "decoder_width": options.decoder_width},
+            segmentation={"image_score": "lesion", "decoder_width": options.decoder_width},
         )  # fmt: skip
         artifacts["finetune"] = made("finetune", name, finetune, artifacts, store, device)
         artifacts["score"] = made("score", name, ScoreSettings(), artifacts, store, device)

@@ -128,3 +128,27 @@ def test_a_mask_of_several_channels_lies_on_the_first_ones_grid(tmp_path):
     masks = np.concatenate([np.load(path) for path in sorted(archive.work("preprocess").glob("masks-*.npy"))])
     assert masks.shape == (8, 16, 24, 20)
     assert (masks == np.transpose(reference, (2, 1, 0))).all()
+
+
+def test_a_table_tells_the_channels_of_files_whose_names_say_nothing(tmp_path):
+    channels = [CardChannel(name="t1", column="first"), CardChannel(name="t2", column="second")]
+    card = make_card(path="first", patient_id="patient").model_copy(update={"channels": channels})
+    archive = Archive(tmp_path, card=card)
+    rng, rows = np.random.default_rng(0), []
+    for number, (one, two) in enumerate(("dc", "ab", "fe", "gh", "ij", "kk")):
+        for name, add in ((one, 100), (two, 900)):
+            volume = nibabel.Nifti1Image(rng.normal(add, 20, (16, 18, 12)).astype(np.float32), np.eye(4))
+            archive.add(f"{name}.nii.gz", gzip.compress(volume.to_bytes()))
+        told = {"first": f"{one}.nii.gz", "second": "" if one == "g" else f"{two}.nii.gz"}
+        rows.append({**told, "patient": f"P{number}", "label": "ill" if number % 2 else "well"})
+    archive.label(rows)
+    archive.run("ingest", min_side=8, axes=3, near_duplicates=False)
+    # g has no second channel, nobody names h, and both cells of the last row name k.
+    assert archive.summary("ingest")["quarantined"] == {"ambiguous_channel": 1, "missing_channel": 1, "no_channel": 1}
+    assert len(archive.table("ingest", "images")) == 4
+    all_train(archive)
+    archive.run("preprocess", image_size=[16, 24, 24], upper_percentile=100.0, window=[0.0, 1000.0])
+    arrays = np.load(archive.work("preprocess") / "train-000.npy")
+    inside = arrays[:, :, 4:12, 6:18, 6:18].mean(axis=(2, 3, 4))
+    assert (inside[:, 0] < 50).all()
+    assert (inside[:, 1] > 200).all()

@@ -46,12 +46,17 @@ def test_a_patients_attributes_come_from_all_their_images():
             "view": ["PA", "LL", "AP", "AP"],
             "manufacturer": ["GE", "GE", "", ""],
             "site": ["s1", "s1", "s2", "s2"],
+            "laterality": ["", "", "", ""],
         }
     )
     table = patient_attributes(images)
     assert table.loc["a"].tolist() == ["F", "18–39", "several", "GE", "s1"]
     assert table.loc["b"].tolist() == ["unknown", "unknown", "AP", "unknown", "s2"]
     assert tuple(table.columns) == ATTRIBUTES
+    sided = patient_attributes(images.assign(laterality=["L", "R", "R", ""]))
+    assert tuple(sided.columns) == (*ATTRIBUTES, "laterality")
+    assert sided["laterality"].tolist() == ["several", "R"]
+    assert sided[list(ATTRIBUTES)].equals(table)
 
 
 @pytest.fixture

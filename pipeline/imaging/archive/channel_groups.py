@@ -21,7 +21,7 @@ def channel_file(source: Source, data: bytes, policy: Policy) -> Part:
 
     Raises Refused.
     """
-    name, study = of_path(source.place, policy.channels)
+    name, study = (source.channel, source.study) if source.channel else of_path(source.place, policy.channels)
     if not name:
         raise Refused("no_channel")
     about = About("nifti", bits_stored=0)

@@ -36,7 +36,8 @@ class Source:
     `path` is relative to its root, the `root`-th of those given, and serves for joining labels and, in `place`, for
     keyed hashes only: it can carry names.
     `row` is set when the member is an array of images, of which this is one. `refusal` is set when looking at the
-    directory entry was enough to refuse the file.
+    directory entry was enough to refuse the file. `channel` and `study` are set where a table says of which study the
+    file is which channel.
     """
 
     path: str
@@ -45,6 +46,8 @@ class Source:
     refusal: Refusal | None = None
     row: int | None = None
     root: int = 0
+    channel: str = ""
+    study: str = ""
 
     @property
     def place(self) -> str:

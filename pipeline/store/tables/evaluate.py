@@ -34,7 +34,7 @@ def _matched(rate: str) -> tuple[Column, ...]:
 SUBGROUPS = Table(
     "subgroups",
     (
-        Column("attribute", TEXT, "sex, age band, view, manufacturer, site"),
+        Column("attribute", TEXT, "sex, age band, view, manufacturer, site; laterality where images state it"),
         Column("group", TEXT, "value of the attribute; 'unknown' when missing"),
         Column("patients", INTEGER, "patients in the group"),
         Column("positives", INTEGER, "of these, with the condition"),
