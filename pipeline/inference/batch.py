@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import set_track_meta
 
 from pipeline.imaging.archive.quality import Limits
 from pipeline.imaging.archive.sources import Source
@@ -160,6 +161,7 @@ def read_groups(groups: Sequence[Group], task: Task, pool: Pool, scratch: Path) 
 
 def _see(task: Task, group: Group) -> Seen:
     torch.set_num_threads(1)  # the processes share the cores already
+    set_track_meta(False)
     study = read_study(group.sources, task.policy, task.limits, task.min_slices)
     arrays, facts, refused = [], [], dict(study.refused)
     for one in study.images:

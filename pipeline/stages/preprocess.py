@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from monai.data import set_track_meta
 
 from pipeline.imaging.archive.loading import image_of, load, read_contents
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
@@ -323,6 +324,7 @@ def _render(
 ) -> tuple[Rendered, np.ndarray | None]:
     parts, axes, pixel_hash, mask = item
     torch.set_num_threads(1)  # the processes share the cores already
+    set_track_meta(False)  # half the time of a small image would go into noting what was done to it
     sources, hashes = zip(*parts, strict=True)
     if way.structures is None or mask is None:
         return render(load(sources, axes, pixel_hash, way.policy, hashes), way.rendering), None

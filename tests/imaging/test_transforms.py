@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
 from imaging.files import gradient
-from monai import transforms
 
 from pipeline.imaging.image import About, Image
 from pipeline.imaging.quarantine import Refused
@@ -128,22 +126,3 @@ def test_the_same_image_gives_the_same_bytes():
     pixels = np.random.default_rng(9).normal(size=(301, 199))
     first, second = (render(image(pixels), rendering(64, 64, low=0.5, high=99.5)).pixels.tobytes() for _ in range(2))
     assert first == second
-
-
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("axes", [2, 3])
-def test_arrays_are_those_of_monai_bit_for_bit(axes, seed):
-    generator = np.random.default_rng([axes, seed])
-    shape, size = generator.integers(3, 40, axes), tuple(map(int, generator.integers(3, 40, axes)))
-    made = image(generator.normal(100, 60, shape), spacing_mm=tuple(generator.uniform(0.5, 2, axes)))
-    how = rendering(*size, spacing=(1.0,) * axes if seed % 2 else None, low=1, high=99)
-    found = render(made, how)
-    low, high = window_of(made, how)
-    pixels = torch.from_numpy(np.clip(made.pixels[None], low, high))
-    smaller = tuple(np.minimum(shape, found.resized).tolist())
-    pixels = transforms.Resize(smaller, mode="area")(pixels)
-    linear = "bilinear" if axes == 2 else "trilinear"
-    pixels = transforms.Resize(found.resized, mode=linear, align_corners=False)(pixels)
-    pixels = transforms.ScaleIntensityRange(low, high, 0.0, 255.0, clip=True)(pixels)
-    expected = transforms.ResizeWithPadOrCrop(size, mode="constant")(pixels)
-    assert np.array_equal(found.pixels, np.asarray(expected).round().clip(0, 255).astype(np.uint8))
