@@ -44,12 +44,15 @@ def named_channels(card: Card, labels: Path | None) -> dict[str, list[tuple[str,
     if not columns:
         return {}
     if labels is None:
-        raise LabelsError("there is no label table; name it in data.labels")
+        raise LabelsError(
+            "channels are told by columns of the label table, and images of data.unlabelled are in none; tell channels by "
+            "description, suffix or axis, or name no such images"
+        )
     rule = PathRule(**card.columns.path_rule)
     named: dict[str, list[tuple[str, str]]] = {}
     for row in read_labels(labels, [*columns]).drop_duplicates().to_dict("records"):
         paths = {name: rule.of_row(path) for name, path in row.items() if isinstance(path, str)}
         study = "\0".join(paths.get(name, "") for name in columns)
         for name, path in paths.items():
-            named.setdefault(path, []).append((columns[name], study))
+            named.setdefault(path, []).append((columns[str(name)], study))
     return named

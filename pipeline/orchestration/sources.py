@@ -59,7 +59,7 @@ def sources(config: Config, dataset: Dataset, secret: bytes | None, code: Code) 
     if card.further_labels:
         used["further_labels"] = sha256_json([label.model_dump() for label in card.further_labels])
     if card.channels:
-        used["channels"] = _channels(data.labels, labels, card, hashes, code)
+        used["channels"] = _channels(data.labels, card, hashes, code)
     return {
         **used,
         "studies": chosen_digest(data, hashes, config.ingest.links == "inside", _track_hashing),
@@ -111,10 +111,10 @@ def _masks(file: Path, sha256: str, columns: CardColumns, mask: CardMask, hashes
     return hashes.derived(["masks", sha256, file.suffix, columns.model_dump(), mask.model_dump(), code_of], read)
 
 
-def _channels(file: Path, sha256: str, card: Card, hashes: SourceHashes, code: Code) -> str:
+def _channels(file: Path | None, card: Card, hashes: SourceHashes, code: Code) -> str:
     """Return the digest of how channels are told; the label table is read when it is new and tells them."""
     said = [channel.model_dump() for channel in card.channels]
-    if not any(channel.column for channel in card.channels):
+    if file is None or not any(channel.column for channel in card.channels):
         return sha256_json(said)
 
     def read() -> str:
@@ -123,7 +123,7 @@ def _channels(file: Path, sha256: str, card: Card, hashes: SourceHashes, code: C
         return sha256_json([said, sorted(named_channels(card, file).items())])
 
     code_of = code_digests("pipeline.labels.channel_files", code)
-    return hashes.derived(["channels", sha256, file.suffix, card.columns.model_dump(), said, code_of], read)
+    return hashes.derived(["channels", sha256_file(file), file.suffix, card.columns.model_dump(), said, code_of], read)
 
 
 def _exams(file: Path, sha256: str, card: Card, hashes: SourceHashes, code: Code) -> str:
