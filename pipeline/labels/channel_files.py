@@ -45,8 +45,8 @@ def named_channels(card: Card, labels: Path | None) -> dict[str, list[tuple[str,
         return {}
     if labels is None:
         raise LabelsError(
-            "channels are told by columns of the label table, and images of data.unlabelled are in none; tell channels by "
-            "description, suffix or axis, or name no such images"
+            "channels are told by columns of the label table, and images of data.unlabelled are in none; tell "
+            "channels by description, suffix or axis, or name no such images"
         )
     rule = PathRule(**card.columns.path_rule)
     named: dict[str, list[tuple[str, str]]] = {}
