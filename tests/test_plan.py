@@ -19,6 +19,7 @@ from pipeline.orchestration import torchrun
 from pipeline.orchestration.plan import ChoiceError, RunError, plan
 from pipeline.orchestration.run import run
 from pipeline.store.artifacts import StoreError
+from pipeline.store.run_records import remembered
 
 
 @pytest.fixture
@@ -198,6 +199,16 @@ def test_no_step_is_begun_after_the_deadline_and_what_is_there_needs_no_time(toy
         assert toy.contents() == whole
     assert made(toy) == ["pretrain", "score"]
     assert [*run(*toy.load(**late), until="score", say=lambda line: None).artifacts] == [*NAMES]
+
+
+def test_a_finished_run_is_remembered_and_a_single_step_or_an_interrupted_run_is_not(toy):
+    made(toy, only="pretrain", pretrain={"seed": 2})
+    made(toy, "pretrain", pretrain={"seed": 3})
+    (whole,) = remembered(toy.store, "toy")
+    steps = plan(*toy.load())
+    assert (whole.key, whole.name) == (f"score/{steps[-1].key}", f"toy {steps[-1].key[:8]}")
+    assert set(whole.found(toy.store)) == {*NAMES}
+    assert whole.parameters["pretrain.seed"] == 17
 
 
 def test_keeping_what_differs_in_more_than_its_code_is_refused_in_words(toy):

@@ -80,6 +80,11 @@ def test_a_pooled_deployment_field_by_field():
         expected = {name: 0.1 * 197 / 201 + 0.9 * (1 - share) for name, share in shares.items()}
         assert {name: one["referral"][name] for name in expected} == pytest.approx(expected)
         assert one["prevalence"] == 0.1
+    alone = deployment("calibration", first, second, CERTIFIED, 0.1)
+    assert (alone["positives"], alone["negatives"]) == (100, 40)
+    nobody = lowered(made, 2.0, *(replace(one, y=np.ones_like(one.y)) for one in (first, second)))
+    assert nobody["negatives"] == 0
+    assert np.isnan(nobody["specificity"]["value"])
 
 
 def test_a_lower_threshold_for_the_sake_of_groups_refers_more():

@@ -69,7 +69,10 @@ def test_the_published_table_of_the_notebook_project_is_refused():
         findings, "fail"
     )
     assert {"no_skill", "narrow_calibrated"} <= codes(findings, "warn")
-    assert "3 rows of the table" in " ".join(f.message for f in findings)
+    messages = " ".join(f.message for f in findings)
+    assert "3 rows of the table" in messages
+    assert "(Brier skill −0." in messages
+    assert ", 95 % interval −0." in messages
     assert codes(compare_tables(published, threshold_sweep(y, probabilities, published["threshold"])[list(published)]))
     for row in published.itertuples():
         counts = Counts(row.true_positive, row.false_positive, row.true_negative, row.false_negative)
@@ -137,7 +140,7 @@ def test_rows_that_refer_all_or_none_may_lie_outside_the_scores():
 @pytest.mark.parametrize(("threshold", "found"), [(-9.0, True), (9.0, True), (0.5, False)])
 def test_rows_that_refer_some_beyond_either_end_of_the_scores_are_not_of_these(threshold, found):
     y, s = binormal(6)
-    counts = {name: [5] for name in ("true_positive", "false_positive", "true_negative", "false_negative")}
+    counts = {"true_positive": [0], "false_positive": [1], "true_negative": [0], "false_negative": [1]}
     sweep = pd.DataFrame({"threshold": [threshold]} | counts)
     assert ("threshold_outside_scores" in codes(judged(y, s, sweep=sweep))) is found
 
