@@ -34,7 +34,6 @@ from pipeline.imaging.image import BYTES_PER_PIXEL, LARGEST_SPACING_MM, About, I
 from pipeline.imaging.quarantine import Refused
 
 PREFIX_OFFSET = 128
-# How a file begins behind its preamble: its mark, and the length of group 2 (PS3.10 7.1).
 BEGINS = b"DICM\x02\x00\x00\x00UL\x04\x00"
 FILE_META_GROUP, TRANSFER_SYNTAX_TAG = b"\x02\x00", b"\x02\x00\x10\x00"
 LONG_VRS = (b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN", b"OD", b"OL", b"UC", b"UR", b"OV", b"SV", b"UV")
@@ -108,6 +107,7 @@ def read_dicom(data: bytes, policy: Policy) -> Image | Part:
     """
     dataset = parse(data, policy)
     try:
+        _refuse_second_file(dataset, data)
         about = about_image(dataset)
         check(dataset, about, policy)
         series = _series(dataset, about, policy)
@@ -120,6 +120,12 @@ def read_dicom(data: bytes, policy: Policy) -> Image | Part:
         raise
     except Exception as error:
         raise Refused("damaged_header", type(error).__name__) from None
+
+
+def _refuse_second_file(dataset: Dataset, data: bytes) -> None:  # one inside the header lies before the pixels
+    pixels = next((dataset.get_item(TAG_OF[name]) for name in PIXEL_ELEMENTS if TAG_OF[name] in dataset), None)
+    if pixels is not None and data.find(BEGINS, getattr(pixels, "value_tell", 0) + 1) > PREFIX_OFFSET:
+        raise Refused("multi_frame", "more than one DICOM file in one")
 
 
 def _channel_part(dataset: Dataset, about: About, series: str, policy: Policy) -> Part:
@@ -141,9 +147,6 @@ def parse(data: bytes, policy: Policy) -> Dataset:
     """
     more = CHANNEL_TAGS if policy.joins else ()
     dataset = _elements(data, policy, [*TAG_OF.values(), MOSAIC_TAG, *more])
-    pixels = next((dataset.get_item(TAG_OF[name]) for name in PIXEL_ELEMENTS if TAG_OF[name] in dataset), None)
-    if pixels is not None and data.find(BEGINS, getattr(pixels, "value_tell", 0) + 1) > PREFIX_OFFSET:
-        raise Refused("multi_frame", "more than one DICOM file in one")
     if "TransferSyntaxUID" not in dataset.file_meta and is_bare(data):
         implicit, little = dataset.original_encoding
         little_endian = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -385,9 +388,8 @@ def _numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
 
 def _text(dataset: Dataset, keyword: str) -> str:
     value = _value(dataset, keyword)
-    if isinstance(value, MultiValue):  # a backslash in one value, such as an identifier, makes several of it
-        value = "\\".join(map(str, value))
-    return "" if value is None else str(value).strip().strip("\0")
+    text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)  # one value, as it was written
+    return "" if value is None else text.strip().strip("\0")
 
 
 def _texts(dataset: Dataset, keyword: str) -> list[str]:
