@@ -71,12 +71,13 @@ def test_logits_are_those_of_score_bit_for_bit(which, request, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["mae", "ensemble"])
-def test_typicality_is_judged_by_the_pass_that_gives_the_logits(which, request):
+def test_typicality_is_judged_by_the_pass_that_gives_the_logits(which, request, monkeypatch):
     """Nothing goes through a network twice, and what is found is what a pass of a study's own finds."""
     packaged = request.getfixturevalue(which)
     model = packaged.load()
     before = scores(model.predict([packaged.studies], workers=1))
-    vars(model)["reference"] = replace(model.reference, rate=0.5)  # the patients of a small project are few
+    reference = replace(model.reference, rate=0.5)  # the patients of a small project are few
+    monkeypatch.setattr(Model, "reference", reference)
     network = model.ensemble.networks[0]
     block = network.encoder.blocks[0] if hasattr(network, "encoder") else network.body.layer1
     passed = []
@@ -92,7 +93,7 @@ def test_typicality_is_judged_by_the_pass_that_gives_the_logits(which, request):
         assert len(arrays) == results[group.name].images
         if not len(arrays):
             continue
-        alone = model.reference.of(describe(network, to_pixels(arrays)))
+        alone = reference.of(describe(network, to_pixels(arrays)))
         found = results[group.name].typicality
         assert found.p_value == alone.p_value
         # A convolution chooses its way by the size of the batch.
