@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.delivery import pages
-from pipeline.imaging.archive.sources import Source, read_bytes
+from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.masks.writing import source_header, write_mask_nifti, write_mask_png
+from pipeline.inference.batch import Group
 from pipeline.store.files import write_bytes
 
 if TYPE_CHECKING:
-    from pipeline.inference.batch import Group
+    from pipeline.delivery.queue import Entry
     from pipeline.inference.model import Predictions
     from pipeline.inference.placement import DrawnMask
     from pipeline.inference.result import Result
 
-FOLDER = "masks"
+FOLDER, QUEUED, QUEUED_FILE = "masks", "masks.json", "mask-{}"
 UNKNOWN_GRID = "nobody knows how the volume lies in the patient"
 
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """The masks of a folder of results; nothing is written or said unless they were asked for."""
+    """The masks of a folder of results; nothing is written or said unless they were asked for.
+
+    Without `segmentations`, which name the patient as their images do, those of DICOM images are PNG and NIfTI, too.
+    """
 
     folder: Path
     predictions: Predictions
+    segmentations: bool = True
 
     def has(self, line: dict[str, Any]) -> bool:
         """Say whether all masks of a line of the journal are there, where they are asked for."""
@@ -45,7 +52,8 @@ class MaskFiles:
         files, images, missing = [], [], []
         for number, drawn in enumerate(result.drawn, 1):
             # A segmentation is about one series; of several channels, a NIfTI lies on the first one's grid.
-            if drawn.placement.format == "dicom" and not self.predictions.model.policy.joins:
+            dicom = drawn.placement.format == "dicom" and not self.predictions.model.policy.joins
+            if dicom and self.segmentations:
                 name, why = self._write_dicom(f"{place}/{number:03d}.dcm", drawn, sources, result, group)
             else:
                 name, why = self._write_plain(f"{place}/{number:03d}", drawn, sources)
@@ -97,3 +105,27 @@ class MaskFiles:
 
     def _bytes(self, source: Source) -> bytes:
         return read_bytes(source, self.predictions.model.policy.max_file_bytes)
+
+
+def queued_masks(segmentations: bool) -> Callable[[Entry, Result, Predictions, str], Mapping[str, bytes]]:
+    """Return what writes the masks of each study of a queue whose model segments; see `worker.Writer`.
+
+    `mask-001.dcm`, `.nii.gz` or `.png` and so on, and masks.json, which says what their numbers are.
+    """
+
+    def write(entry: Entry, result: Result, predictions: Predictions, _at: str) -> dict[str, bytes]:
+        if not result.drawn:
+            return {}
+        # As with other objects, the id of the entry is another at each arrival.
+        named = replace(result, study=result.study_uid or result.study)
+        group = Group(named.study, result.study_uid, result.patient, tuple(find_sources([entry.files])), "")
+        with tempfile.TemporaryDirectory(prefix="maescreen-") as folder:
+            made = MaskFiles(Path(folder), predictions, segmentations).add(named, group)["masks"]
+            files = {QUEUED_FILE.format(Path(name).name): (Path(folder) / name).read_bytes() for name in made["files"]}
+        structures = {str(number): name for number, name in predictions.model.ensemble.structures.items()}
+        named_first = [f"{drawn.files[0]}: " for drawn in result.drawn]  # a file's name is nobody else's
+        why = {text.removeprefix(name) for text in made["missing"] for name in named_first if text.startswith(name)}
+        about = {"structures": structures, "files": [*files], "images": len(result.drawn), "missing": sorted(why)}
+        return {**files, QUEUED: (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()}
+
+    return write

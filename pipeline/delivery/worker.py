@@ -116,6 +116,7 @@ def _pass(
             prevalence=how.prevalence,
             workers=how.workers,
             pictures=True,
+            masks=bool(model.ensemble.structures),
         )
         groups = _groups(queue, entries, predictions, left)
         by_name = {entry.id: entry for entry in entries}

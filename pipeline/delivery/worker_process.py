@@ -205,13 +205,15 @@ def _judge_on(root: Path, options: Options, sender: Connection) -> None:
 
 
 def _writers(dicom: Sequence[str]) -> dict[str, Writer]:
+    from pipeline.delivery.masks import queued_masks
     from pipeline.delivery.worker import page_files
 
+    writers = {"page": page_files, "masks": queued_masks(segmentations=bool(dicom))}
     if not dicom:
-        return {"page": page_files}
+        return writers
     from pipeline.delivery.dicom.queued import dicom_files
 
-    return {"page": page_files, "dicom": dicom_files(dicom)}
+    return {**writers, "dicom": dicom_files(dicom)}
 
 
 def _end_with_parent(parent: int, stop: threading.Event) -> None:

@@ -356,6 +356,7 @@ def test_openapi_describes_what_is_there_with_examples(service):
         "/studies/{study_id}",
         "/studies/{study_id}/page.pdf",
         "/studies/{study_id}/sr.dcm",
+        "/studies/{study_id}/masks.zip",
         "/info",
         "/healthz",
         "/readyz",

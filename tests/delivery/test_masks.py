@@ -1,21 +1,33 @@
-"""predict --masks: what the model marked, voxel for voxel on the grid of the files, of every kind of file."""
+"""predict --masks: what the model marked, voxel for voxel on the grid of the files, of every kind of file.
+
+And the same masks from services: over HTTP, and to the archive.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
+from pathlib import Path
 
 import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from delivery.dicom_files import errors_of
 from PIL import Image as pillow
 from pypdf import PdfReader
+from service import judged, running
 from small_model import image, picture, small_model
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.delivery.dicom.queued import dicom_files
+from pipeline.delivery.masks import queued_masks
+from pipeline.delivery.node.outbox import Outbox
 from pipeline.delivery.results import write_results
+from pipeline.delivery.worker import Judging, judge
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.result import MEANINGS
 
@@ -174,3 +186,50 @@ def test_volumes_get_a_nifti_on_their_own_grid(folder, codes):
     wanted = model.ensemble.segment(array).masks[0]
     assert (wanted > 0).any()
     assert np.array_equal(np.asarray(nib.as_closest_canonical(mask).dataobj), wanted.transpose(2, 1, 0))
+
+
+class Archive:
+    name = "the archive"
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+
+    def send(self, files: list[Path]) -> None:
+        self.got += [path.read_bytes() for path in files]
+
+
+def test_services_give_the_masks_of_predict(model, studies, written, tmp_path):
+    """As a zip archive over HTTP; as segmentations beside the other objects to the archive."""
+    writers = {"masks": queued_masks(segmentations=True), "dicom": dicom_files(("sr",))}
+    with running(tmp_path) as up:
+        sent = {name: up.client.ask("POST", "/studies", (studies / name).read_bytes()) for name in ("p1.png", "d1.dcm")}
+        judge(up.queue, model, Judging(workers=1, writers=writers))
+        assert "does not segment" in up.client.get(f"/studies/{judged(up)}/masks.zip").why
+        for name, answer in sent.items():
+            found = up.client.get(f"/studies/{answer.json['id']}/masks.zip")
+            assert (found.status, found.headers["content-type"]) == (200, "application/zip")
+            with zipfile.ZipFile(io.BytesIO(found.body)) as archive:
+                about = json.loads(archive.read("masks.json"))
+                (file,) = about.pop("files")
+                content = archive.read(file)
+            assert about == {"structures": {"1": "nodule", "2": "effusion"}, "images": 1, "missing": []}
+            wanted = expected(model, studies / name)
+            if name == "p1.png":
+                assert np.array_equal(np.asarray(pillow.open(io.BytesIO(content))), wanted)
+            else:
+                seg = highdicom.seg.segread(io.BytesIO(content))
+                (source,) = seg.get_source_image_uids()
+                assert np.array_equal(seg.get_pixels_by_source_instance([source[2]], combine_segments=True)[0], wanted)
+        archive = Archive()
+        Outbox(up.queue, archive, print).step()
+        assert sorted(pydicom.dcmread(io.BytesIO(one)).Modality for one in archive.got) == ["SEG", "SR"]
+
+
+def test_a_service_that_writes_no_dicom_names_no_patient_in_a_mask(model, studies, tmp_path):
+    with running(tmp_path) as up:
+        sent = up.client.ask("POST", "/studies", (studies / "d1.dcm").read_bytes()).json["id"]
+        judge(up.queue, model, Judging(workers=1, writers={"masks": queued_masks(segmentations=False)}))
+        with zipfile.ZipFile(io.BytesIO(up.client.get(f"/studies/{sent}/masks.zip").body)) as archive:
+            assert archive.namelist() == ["masks.json", "mask-001.png"]
+            mask = np.asarray(pillow.open(io.BytesIO(archive.read("mask-001.png"))))
+        assert np.array_equal(mask, expected(model, studies / "d1.dcm"))

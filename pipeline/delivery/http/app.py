@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import zipfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
@@ -28,6 +31,7 @@ from pipeline.delivery.uploads import LONGEST_NAME, sanitised
 from pipeline.store.files import read_json
 
 LOOK_S = 1.0
+MASKS = "masks.json"
 # FastAPI would hand requests, with what is in them, to OpenTelemetry, which MLflow brings.
 NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 State = Literal["receiving", "incoming", "processing", "finished", "failed"]
@@ -174,6 +178,21 @@ def _add_studies(app: FastAPI, service: Service, receiver: Receiver) -> None:
         why = "it has no Structured Report: none is written for a study that did not come as DICOM"
         return _file(entry_of(service.queue, study_id), "sr.dcm", "application/dicom", why)
 
+    @app.get(
+        "/studies/{study_id}/masks.zip",
+        tags=["studies"],
+        dependencies=[Depends(takes())],
+        response_class=Response,
+        responses={200: {"content": {"application/zip": {}}, "description": "what the model marked, by image"}},
+    )
+    def masks(study_id: StudyId) -> Response:
+        """Return what a model that segments marked in a finished study: a mask per image, and masks.json."""
+        entry = entry_of(service.queue, study_id)
+        why = "it has no masks: the model does not segment, or no image of the study was scored"
+        content = _zipped(_path(entry, MASKS, why))
+        headers = {"content-disposition": f'inline; filename="{entry.id}-masks.zip"'}
+        return Response(content, media_type="application/zip", headers=headers)
+
 
 def _add_state(app: FastAPI, service: Service, studies: ReadingList, answered: Answered, receiver: Receiver) -> None:
     @app.get("/info", tags=["service"], dependencies=[Depends(takes())], response_model=dict[str, Any])
@@ -225,12 +244,26 @@ def _study(entry: Entry) -> Study:
     return Study.model_validate(shared | content)
 
 
-def _file(entry: Entry, name: str, media_type: str, why: str) -> Response:
+def _zipped(listed: FilePath) -> bytes:
+    """Return masks.json of a study and the files that it names as a zip archive."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in [listed.name, *read_json(listed)["files"]]:
+            archive.writestr(zipfile.ZipInfo(name), (listed.parent / name).read_bytes(), zipfile.ZIP_DEFLATED)
+    return stream.getvalue()
+
+
+def _path(entry: Entry, name: str, why: str) -> FilePath:
     if entry.state != FINISHED:
         raise Refused(404, f"the study is {entry.state}: it has no result yet" if entry.state != FAILED else FAILED_WHY)
     path = entry.folder / name
     if not path.is_file():
         raise Refused(404, why)
+    return path
+
+
+def _file(entry: Entry, name: str, media_type: str, why: str) -> Response:
+    path = _path(entry, name, why)
     return FileResponse(path, media_type=media_type, filename=f"{entry.id}-{name}", content_disposition_type="inline")
 
 

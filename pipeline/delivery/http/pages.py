@@ -220,6 +220,7 @@ def _study(entry: Entry, content: Mapping[str, Any]) -> dict[str, Any]:
         "refused": [(REFUSALS[reason], n) for reason, n in sorted(refused.items())],
         "pictures": {name.removesuffix(".svg"): (entry.folder / name).is_file() for name in PICTURES},
         "page": (entry.folder / "page.pdf").is_file(),
+        "masks": (entry.folder / "masks.json").is_file(),
         "outline": WORDS[content.get("outline") or "attention"],
         "no_finding": NO_FINDING,
     }
