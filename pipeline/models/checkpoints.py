@@ -82,8 +82,8 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor]) -> Loaded:
     problems = tensor_problems(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()})
     problems += [
         f"{name} holds values that are not finite"
-        for name, tensor in tensors.items()
-        if name in own and tensor.shape == own[name].shape and not torch.isfinite(tensor).all()
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape == tensor.shape and not torch.isfinite(tensors[name]).all()
     ]
     if problems:
         raise WeightsError(f"weights do not fit {type(module).__name__}: " + "; ".join(problems))
