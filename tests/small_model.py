@@ -12,6 +12,7 @@ from imaging.files import make_dicom
 
 from pipeline import __version__
 from pipeline.imaging.archive.quality import Limits
+from pipeline.imaging.channels import Channel
 from pipeline.imaging.image import Policy
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference.decision import Decision
@@ -39,9 +40,11 @@ def small_model(
     further: int = 0,
     size: tuple[int, ...] = SIZE,
     structures: Mapping[int, str] | None = None,
+    channels: tuple[Channel, ...] = (),
 ) -> Path:
     """Write a model folder as `package` leaves it; it refers from `threshold` on, and segments `structures`."""
-    spec = EncoderSpec(size, (8,) * len(size), 1, 48, 2, 4, (0.5,), (0.25,))
+    count = len(channels) or 1
+    spec = EncoderSpec(size, (8,) * len(size), count, 48, 2, 4, (0.5,) * count, (0.25,) * count)
     torch.manual_seed(seed)
     network, more = Classifier(spec, "norm_linear", labels=1 + further), {}
     if structures:
@@ -62,7 +65,7 @@ def small_model(
     }
     finish(member, "mae", network.state_dict(), [], record, {})
     ensemble = Ensemble.load(member_files(folder / MEMBERS), torch.device("cpu"), flips=False)
-    write_golden(folder, np.random.default_rng(0).integers(0, 256, (2, 1, *size), dtype=np.uint8), ensemble)
+    write_golden(folder, np.random.default_rng(0).integers(0, 256, (2, count, *size), dtype=np.uint8), ensemble)
     point = OperatingPoint(threshold, 0.9, 0.95, 60, "calibration patients")
     decision = Decision(() if usable else ("its gate failed in this test",))
     calibrator = LogisticCalibrator(200, 60, 0.3, 1.5, -0.5)
@@ -82,9 +85,9 @@ def small_model(
             "schema": SCHEMA,
             "title": card["title"],
             "labels": labels,
-            "rendering": Rendering(size, None, 1.0, 99.0).to_json(),
+            "rendering": Rendering(size, None, 1.0, 99.0, channel_names=tuple(one.name for one in channels)).to_json(),
             "accepts": {
-                "policy": replace(POLICY, axes=len(size)).to_json(),
+                "policy": replace(POLICY, axes=len(size), channels=channels).to_json(),
                 "limits": Limits().to_json(),
                 "min_slices": 1,
                 "timeout_s": 60,

@@ -51,9 +51,7 @@ class MaskFiles:
         sources = {source.path: source for source in group.sources}
         files, images, missing = [], [], []
         for number, drawn in enumerate(result.drawn, 1):
-            # A segmentation is about one series; of several channels, a NIfTI lies on the first one's grid.
-            dicom = drawn.placement.format == "dicom" and not self.predictions.model.policy.joins
-            if dicom and self.segmentations:
+            if drawn.placement.format == "dicom" and self.segmentations:
                 name, why = self._write_dicom(f"{place}/{number:03d}.dcm", drawn, sources, result, group)
             else:
                 name, why = self._write_plain(f"{place}/{number:03d}", drawn, sources)
@@ -96,7 +94,10 @@ class MaskFiles:
             source = objects.source_of(result, group, self.predictions)
         except objects.NoObjectsError as error:
             return "", "; ".join(objects.none_made(error).missing)
-        contents = [self._bytes(sources[path]) for path in drawn.files]
+        # Of several channels, the mask lies on the grid of the first, and a segmentation is about its series alone.
+        series = {one.path: one.series_uid for one in source.scored}
+        own = [path for path in drawn.files if series[path] == series[drawn.files[0]]]
+        contents = [self._bytes(sources[path]) for path in own]
         model = self.predictions.model
         mask, names = drawn.placement.to_file(drawn.mask), list(model.ensemble.structures.values())
         dataset = segmentation(mask, names, contents, model.policy, source, model)

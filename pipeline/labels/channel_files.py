@@ -51,8 +51,8 @@ def named_channels(card: Card, labels: Path | None) -> dict[str, list[tuple[str,
     rule = PathRule(**card.columns.path_rule)
     named: dict[str, list[tuple[str, str]]] = {}
     for row in read_labels(labels, [*columns]).drop_duplicates().to_dict("records"):
-        paths = {name: rule.of_row(path) for name, path in row.items() if isinstance(path, str)}
-        study = "\0".join(paths.get(name, "") for name in columns)
+        paths = {name: rule.of_row(row[column]) for column, name in columns.items() if isinstance(row[column], str)}
+        study = "\0".join(paths.get(name, "") for name in columns.values())
         for name, path in paths.items():
-            named.setdefault(path, []).append((columns[str(name)], study))
+            named.setdefault(path, []).append((name, study))
     return named

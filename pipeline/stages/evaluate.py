@@ -338,7 +338,8 @@ def _subgroups(
 ) -> pd.DataFrame:
     attributes = patient_attributes(images)
     patients = pd.DataFrame({"label": test.y, "score": test.s}, index=test.ids).join(attributes)
-    return subgroup_table(patients, [*map(str, attributes)], threshold, settings.min_subgroup_positives, settings.level)
+    names = list(map(str, attributes))
+    return subgroup_table(patients, names, threshold, settings.min_subgroup_positives, settings.level)
 
 
 def _further_labels(

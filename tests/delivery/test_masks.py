@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -16,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 from delivery.dicom_files import errors_of
+from imaging.phantom import Case, Grid, write_case
 from PIL import Image as pillow
 from pypdf import PdfReader
 from service import judged, running
@@ -28,6 +30,7 @@ from pipeline.delivery.masks import queued_masks
 from pipeline.delivery.node.outbox import Outbox
 from pipeline.delivery.results import write_results
 from pipeline.delivery.worker import Judging, judge
+from pipeline.imaging.channels import Channel
 from pipeline.inference.model import Model, StudiesError
 from pipeline.inference.result import MEANINGS
 
@@ -233,3 +236,34 @@ def test_a_service_that_writes_no_dicom_names_no_patient_in_a_mask(model, studie
             assert archive.namelist() == ["masks.json", "mask-001.png"]
             mask = np.asarray(pillow.open(io.BytesIO(archive.read("mask-001.png"))))
         assert np.array_equal(mask, expected(model, studies / "d1.dcm"))
+
+
+def test_of_a_study_of_several_series_the_segmentation_is_about_the_first_channels(folder):
+    channels = (Channel("t1", description=("T1",)), Channel("flair", description=("FLAIR",)))
+    model = Model.load(
+        small_model(folder / "channels_model", size=VOLUME, structures=STRUCTURES, channels=channels),
+        device="cpu", threads=1,
+    )  # fmt: skip
+    place, planes = folder / "channels", []
+    place.mkdir()
+    first = Grid(spacing_mm=(2.0, 2.0, 2.0), shape=VOLUME)
+    finer = Grid(spacing_mm=(2.2, 1.0, 0.9), shape=(16, 60, 80))
+    # The series of the first channel comes last, by number and by UID.
+    for number, grid, words in ((1, finer, "FLAIR"), (2, first, "T1")):
+        said = {"SeriesDescription": words, "FrameOfReferenceUID": "2.25.1"}
+        own = grid.planes(first_number=100 * number, series=number, add=0)
+        planes += [replace(plane, elements=said) for plane in own]
+    write_case(Case("study", planes), place)
+    written = write_results(model.predict([place], workers=1, masks=True), place / "out")
+    (row,) = written.rows
+    assert row["masks_missing"] == []
+    found = highdicom.seg.segread(place / "out" / row["masks"][0])
+    assert not errors_of(place / "out" / row["masks"][0])
+    headers = [pydicom.dcmread(path) for path in sorted(place.glob("*.dcm"))]
+    own = sorted((one for one in headers if one.SeriesDescription == "T1"), key=lambda one: one.ImagePositionPatient[2])
+    names = [str(one.SOPInstanceUID) for one in own]
+    assert {str(uid) for _, _, uid in found.get_source_image_uids()} <= {*names}
+    wanted = model.ensemble.segment(model.read([place]).to_array(model.rendering)).masks[0]
+    shown = found.get_pixels_by_source_instance(names, combine_segments=True, assert_missing_frames_are_empty=True)
+    assert (wanted > 0).any()
+    assert np.array_equal(shown, wanted[:, ::-1, ::-1])  # columns are stored towards the left, rows to the back
