@@ -338,9 +338,9 @@ def test_methods_and_card_count_the_images_without_labels_that_were_taken_and_le
     said = str(model(e))
     assert "1,200 images of 800 patients, from 1,215 files" in said
     assert "quality checks: 6 (no patient 6). Images left out: 9 (nearly the same image 2, same patient 7)" in said
-    assert (
-        r"1,200 images of 800 patients without labels \(data.unlabelled\); 9 others were left out" in model_card.text(e)
-    )
+    card = model_card.text(e)
+    assert "1,200 images of 800 patients without labels" in card
+    assert "9 others were left out" in card
 
 
 # ---------------------------------------------------------------- the whole
