@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from project import PATIENTS, Project, add_external
+from project import PATIENTS, Project, add_external, made_once
 
 from pipeline.inference.model import Model
 from pipeline.orchestration.run import run
@@ -38,8 +38,15 @@ class Packaged:
 
 @pytest.fixture(scope="session")
 def judged(finished, tmp_path_factory) -> tuple[Project, str]:
-    project = finished.copy(tmp_path_factory.mktemp("inference") / "project")
-    return project, f"data.external=[{add_external(project, 'new', slice(PATIENTS, PATIENTS + 30))}]"
+    def make(folder: Path) -> None:
+        made = finished.copy(folder)
+        override = f"data.external=[{add_external(made, 'new', slice(PATIENTS, PATIENTS + 30))}]"
+        (folder / "override.txt").write_text(override)
+        for arm in ("hog", "mae"):
+            _packaged((made, override), arm)
+
+    project = Project(made_once(tmp_path_factory, "inference", make))
+    return project, (project.folder / "override.txt").read_text()
 
 
 # Arms that the finished run does not train, with settings for seconds.

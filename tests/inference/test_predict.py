@@ -6,10 +6,7 @@ import io
 import json
 import random
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -18,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from starting import kill, start
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -272,12 +270,10 @@ def test_a_killed_command_goes_on_to_the_same_bytes(hog, tmp_path):
     whole = (tmp_path / "whole" / "results.json").read_bytes()
     out, journal = tmp_path / "killed", tmp_path / "killed" / "journal.jsonl"
     for lines in (1, 12):
-        command = [sys.executable, "-m", "pipeline.cli", *words(out)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < lines):
+        process = start(*words(out), said=tmp_path / "said.txt")
+        while process.is_alive() and (not journal.exists() or journal.read_bytes().count(b"\n") < lines):
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill(process)
     with journal.open("ab") as stream:
         stream.write(b'{"settings": "cut')
     assert CliRunner().invoke(app, words(out)).exit_code == 0
