@@ -47,7 +47,7 @@ def _run_once(folder: Path) -> None:
 LONG_FILES = (
     "test_kills.py test_plan_battery.py test_privacy.py test_dicom_node.py test_serve.py test_report.py "
     "test_distributed.py test_hostile.py test_ingest.py test_judging.py test_registry.py test_predict.py "
-    "test_segmentation_run.py test_volume_run.py test_mask_run.py test_channels_run.py test_views_run.py "
+    "test_segmentation_run.py test_volume_run.py test_channels_run.py test_views_run.py "
     "test_colour_run.py test_init.py test_tuberculosis.py test_extending.py test_wheel.py "
     "test_without_pretraining.py test_gc.py test_cli.py"
 ).split()

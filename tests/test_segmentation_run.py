@@ -1,8 +1,10 @@
-"""From pictures and their masks to a packaged model that scores an image by its most suspicious lesion."""
+"""From pictures and their masks to a report that tells where, and a packaged model that scores an image by its most
+suspicious lesion and draws it."""
 
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -10,11 +12,14 @@ import yaml
 from PIL import Image
 from project import SETTINGS, Project
 from stages.sources_run import make_card
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.inference.export import ExportError, export
 from pipeline.inference.model import Model
 from pipeline.models.dice import dice
 from pipeline.orchestration.run import run
+from pipeline.statistics.froc import lesions_of
 from pipeline.store.artifacts import Store
 from pipeline.store.files import read_json
 from pipeline.store.tables.io import read_table
@@ -44,14 +49,15 @@ def segmented(tmp_path_factory) -> Project:
         lesion = ((across - column) ** 2 + (down - row) ** 2 <= 30) & ill
         values = 90 + 90 * lesion + generator.normal(0, 15, lesion.shape)
         (studies / "images" / f"{patient:03d}.png").write_bytes(png(values.clip(0, 255).astype(np.uint8)))
-        (studies / "masks" / f"{patient:03d}.png").write_bytes(png(255 * lesion.astype(np.uint8)))
+        if ill:
+            (studies / "masks" / f"{patient:03d}.png").write_bytes(png(255 * lesion.astype(np.uint8)))
         rows.append(f"images/{patient:03d}.png,{patient},{'ill' if ill else 'well'}")
     project.labels.write_text("\n".join(rows) + "\n")
     key = project.folder / "segmented.key"
     key.write_text("7f" * 32 + "\n")
     key.chmod(0o600)
     card = make_card(path="path", patient_id="patient").model_dump()
-    card["label"]["mask"] = {"rule": {"image": r"images/(.+)\.png", "mask": r"masks/\1.png"}}
+    card["label"]["mask"] = {"rule": {"image": r"images/(.+)", "mask": r"masks/\1"}, "missing": "empty"}
     (project.folder / "card.yaml").write_text(yaml.safe_dump(card))
     settings = {
         **SETTINGS,
@@ -112,3 +118,48 @@ def test_the_packaged_model_scores_new_studies_as_the_run_did_and_segments_them(
     assert ill.judgement.score > well.judgement.score
     with pytest.raises(ExportError, match="a model that segments"):
         export(folder, tmp_path / "graph", onnx=True, say=lambda line: None)
+
+
+def test_every_test_image_is_judged_by_its_mask(segmented):
+    evaluated = artifact(segmented, "evaluate")
+    summary, metrics = read_json(evaluated / "segmentation.json"), read_json(evaluated / "metrics.json")
+    assert summary["arm"] == "mae"
+    assert (summary["images"], summary["images_not_annotated"]) == (metrics["images"], 0)
+    assert summary["label"]["positive_with_empty_mask"] == summary["label"]["negative_with_a_mask"] == 0
+    lesion = summary["arms"]["classical"]["lesion"]
+    masks = [np.load(shard) for shard in sorted(artifact(segmented, "preprocess").glob("masks-test-*.npy"))]
+    assert lesion["lesions"] == sum(lesions_of(mask == 1)[1] for shard in masks for mask in shard)
+    assert lesion["lesions_found"] > 0.8 * lesion["lesions"]
+    assert lesion["dice"]["value"] > 0.4
+    assert lesion["nsd"]["value"] is None, "pictures without a spacing have no millimetres"
+    assert summary["images_without_spacing"] == summary["images"]
+
+
+def test_the_report_tells_where_and_the_certificate_who(segmented):
+    text = (artifact(segmented, "report") / "report.json").read_text("utf-8")
+    report = json.loads(text)
+    (section,) = [one for one in report["sections"] if one["name"] == "localisation"]
+    assert section["blocks"][0]["items"][0].startswith("lesion: of ")
+    assert report["numbers"]["threshold"]["recall_target"] == 0.7
+    assert f"with {PATIENTS // 2} masks, {PATIENTS // 2} assumed empty" in text
+    assert f"{PATIENTS // 2} images without the condition and without a mask were taken to show none" in text
+
+
+def test_new_pictures_get_masks(segmented):
+    model, out = artifact(segmented, "package") / "model", segmented.folder / "out"
+    studies = segmented.folder / "studies"
+    paths = [str(studies / "images" / f"{at:03d}.png") for at in (0, 1, 2, 3, PATIENTS - 2)]
+    words = ["predict", str(model), *paths, "--out", str(out), "--masks", "--no-pages", "--threads", "1"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code in (0, 3), result.output
+    rows = json.loads((out / "results.json").read_text())["results"]
+    assert len(rows) == len(paths)
+    overlaps = []
+    for row in rows:
+        (name,) = row["masks_of"]
+        mask = np.asarray(Image.open(out / row["masks"][0])) > 0
+        if (drawn := studies / "masks" / name).exists():
+            reference = np.asarray(Image.open(drawn)) > 0
+            overlaps.append(2 * (mask & reference).sum() / (mask.sum() + reference.sum()))
+    assert len(overlaps) == 3
+    assert np.mean(overlaps) > 0.4

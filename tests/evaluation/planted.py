@@ -49,9 +49,9 @@ class Planted:
         return pd.DataFrame(rows, columns=columns)
 
 
-def radiographs(count: int, generator: np.random.Generator, real: bool = True) -> np.ndarray:
+def radiographs(count: int, generator: np.random.Generator) -> np.ndarray:
     """Return (count, SIDE, SIDE) grey values from 0 to 1."""
-    files = sorted((DATA / "chest_xray_pneumonia" / "images" / "normal").glob("*.jpeg")) if real else []
+    files = sorted((DATA / "chest_xray_pneumonia" / "images" / "normal").glob("*.jpeg"))
     if files:
         some = generator.choice(len(files), count, replace=False)
         return np.stack([np.asarray(Image.open(files[at]).convert("L").resize((SIDE, SIDE))) / 255 for at in some])
@@ -59,12 +59,10 @@ def radiographs(count: int, generator: np.random.Generator, real: bool = True) -
     return 0.4 + 2 * noise + 0.03 * generator.normal(size=noise.shape)
 
 
-def planted(
-    positive: int, negative: int, seed: int, contrast: tuple[float, float] = (0.05, 0.35), real: bool = True
-) -> Planted:
+def planted(positive: int, negative: int, seed: int) -> Planted:
     """Plant one to three discs that do not touch into each of the first `positive` images, none into the others."""
     generator = np.random.default_rng(seed)
-    images = radiographs(positive + negative, generator, real)
+    images = radiographs(positive + negative, generator)
     masks, discs = np.zeros(images.shape, np.uint8), []
     y, x = np.mgrid[:SIDE, :SIDE]
     for at in range(len(images)):
@@ -77,7 +75,7 @@ def planted(
                 own.append((cy, cx, radius))
                 disc = np.hypot(y - cy, x - cx) <= radius
                 masks[at][disc] = 1
-                images[at][disc] += generator.uniform(*contrast)
+                images[at][disc] += generator.uniform(0.05, 0.35)
         discs.append(own)
     response = ndimage.gaussian_filter(images, (0, 2, 2)) - ndimage.gaussian_filter(images, (0, 6, 6))
     return Planted(images, masks, 1 / (1 + np.exp(-60 * (response - 0.06))), discs)
