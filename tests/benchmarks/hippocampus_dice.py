@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,8 @@ def compared(volumes: pd.DataFrame, options: argparse.Namespace, store: Store, d
         part = with_masks(volumes, count)
         name = f"labelled{count or 'all'}"
         artifacts = {"pretrain": encoder, "preprocess": preprocessed(part, name, store)}
-        epochs = max(1, round(options.steps * options.batch / (part["split"] == "train").sum()))
+        # The last epoch may be cut short, so that all take the same number of steps.
+        epochs = math.ceil(options.steps * options.batch / (part["split"] == "train").sum())
         finetune = FinetuneSettings(
             task="segmentation", arms=options.arms, seeds=options.seeds, epochs=epochs, batch_size=options.batch,
             learning_rate=options.learning_rate, warmup_epochs=epochs / 10, max_steps=options.steps,
