@@ -23,6 +23,7 @@ from pipeline.statistics.compare import delong_test
 from pipeline.statistics.errors import collect_warnings
 from pipeline.store.artifacts import Artifact, Store
 from pipeline.store.files import read_json, sha256_json
+from pipeline.store.results.metrics import Metrics
 from pipeline.store.tables.calibrate import PATIENT_SCORES
 from pipeline.store.tables.evaluate import CURVES
 from pipeline.store.tables.io import read_table
@@ -105,7 +106,7 @@ def _interval(numbers: dict[str, float], name: str) -> dict[str, float | None]:
 def against(first: Found, other: Found) -> Against:
     """Compare a run with the first one: paired only where patients and labels are the same."""
     a, b = _scores(first), _scores(other)
-    level = read_json(first["evaluate"].file("metrics.json"))["discrimination"]["auc"]["level"]
+    level = _metrics(first).discrimination.auc.level
     shared = len(a.index.intersection(b.index))
     if not a["label"].equals(b["label"]):
         return Against(shared, False, None, level)
@@ -117,8 +118,11 @@ def against(first: Found, other: Found) -> Against:
 def _scores(found: Found) -> pd.DataFrame:
     """Return label and score of the reported arm's test patients, by patient."""
     table = read_table(found["evaluate"].file("patient_scores.parquet"), PATIENT_SCORES)
-    arm = read_json(found["evaluate"].file("metrics.json"))["arm"]
-    return table[table["arm"] == arm].set_index("patient_id").sort_index()[["label", "score"]]
+    return table[table["arm"] == _metrics(found).arm].set_index("patient_id").sort_index()[["label", "score"]]
+
+
+def _metrics(found: Found) -> Metrics:
+    return Metrics.from_json(read_json(found["evaluate"].file(Metrics.FILE)))
 
 
 def as_run(one: Finished) -> Run:
@@ -134,7 +138,7 @@ def as_run(one: Finished) -> Run:
         metrics=found.metrics,
         threshold=found.threshold,
         findings=found.findings,
-        roc=curves[(curves["curve"] == "roc") & (curves["arm"] == found.metrics["arm"])],
+        roc=curves[(curves["curve"] == "roc") & (curves["arm"] == found.metrics.arm)],
         keys={step: artifact.key for step, artifact in one.artifacts.items()},
         date=evaluate.record["created"][:10],
     )

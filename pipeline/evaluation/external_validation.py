@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from pipeline.statistics.shift import (
 )
 from pipeline.statistics.subgroups import UNKNOWN, patient_attributes
 from pipeline.store.results.finding import Finding
+from pipeline.store.results.metrics import Excluded, ExternalSet
 from pipeline.store.wording import agreeing, counted
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _those(patients: Patients, chosen: np.ndarray) -> Patients:
 class External:
     """What came of an external test set; no shift when nobody in it is new. `sites` (n,) are those of the `members`."""
 
-    metrics: dict[str, Any]
+    metrics: ExternalSet
     shift: GroupShift | None
     findings: list[Finding]
     members: Patients | None = None
@@ -107,17 +107,17 @@ def judge_external(
     """
     settings, frozen = reference.settings, reference.frozen
     again = set(split.loc[split["unit"].isin(split.loc[split["image_id"].isin(met.index), "unit"]), "patient_id"])
-    excluded = {
-        "patients": scores.loc[scores["patient_id"].isin(again), "patient_id"].nunique(),
-        "images": {why: int(count) for why, count in met.value_counts().sort_index().items()},
-    }
+    excluded = Excluded(
+        patients=scores.loc[scores["patient_id"].isin(again), "patient_id"].nunique(),
+        images={str(why): int(count) for why, count in met.value_counts().sort_index().items()},
+    )
     findings = _overlap_findings(excluded, scores["patient_id"].nunique(), on)
     left = scores[~scores["patient_id"].isin(again)]
     if left.empty:
-        return External({"group": on, "patients": 0, "excluded": excluded}, None, findings)
+        return External(ExternalSet(on, excluded, None), None, findings)
     arm, how = frozen.certificate.arm, frozen.certificate.aggregation
     members = one_per_unit(patients_of(left, arm, how), units_of(split))
-    metrics = {"group": on, "excluded": excluded, **judge(settings, members, frozen)}
+    metrics = judge(settings, members, frozen)
     shift = reference.shift(on, members, unseen_patients(reference.images, images, elsewhere=True))
     theirs = images_per_patient(left, arm)
     numbers = {"these patients with the condition": theirs[theirs["label"] == 1]}
@@ -128,16 +128,16 @@ def judge_external(
     ]
     findings += [replace(one, level="warn") if one.level == "fail" else one for one in found]
     sites = patient_attributes(images)["site"].loc[members.ids].to_numpy(str)
-    return External(metrics, shift, findings, members, sites)
+    return External(ExternalSet(on, excluded, metrics), shift, findings, members, sites)
 
 
-def _overlap_findings(excluded: Mapping[str, Any], patients: int, on: str) -> list[Finding]:
-    if not excluded["images"]:
+def _overlap_findings(excluded: Excluded, patients: int, on: str) -> list[Finding]:
+    if not excluded.images:
         return []
-    reasons = ", ".join(f"{counted(count, 'image')}: {why}" for why, count in excluded["images"].items())
-    out = excluded["patients"]
+    reasons = ", ".join(f"{counted(count, 'image')}: {why}" for why, count in excluded.images.items())
+    out = excluded.patients
     occur = agreeing(out, "occurs in this run already and was", "occur in this run already and were")
     message = f"{out} of {counted(patients, 'patient')} {occur} left out ({reasons})"
-    if "same patient" in excluded["images"]:
+    if "same patient" in excluded.images:
         message += "; where both places number their patients alike, these may be others"
     return [Finding("external_overlap", "warn", on, message)]

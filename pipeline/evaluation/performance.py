@@ -25,6 +25,8 @@ from pipeline.statistics.sequential import watching
 from pipeline.statistics.sweep import threshold_sweep
 from pipeline.statistics.threshold import min_positives, recall_bounds, verify_threshold
 from pipeline.store.results.finding import Finding
+from pipeline.store.results.metrics import Calibration, Discrimination, GroupMetrics, MakeUp, Reliability
+from pipeline.store.results.operating_point import AtTarget, FirstImage, OperatingPoint, OtherPoint, Verdict, Watching
 from pipeline.store.results.threshold import Target, Threshold
 from pipeline.store.wording import counted
 
@@ -55,7 +57,7 @@ class Frozen:
 
 def judge(
     settings: EvaluateSettings, patients: Patients, frozen: Frozen, first_images: Patients | None = None
-) -> dict[str, Any]:
+) -> GroupMetrics:
     """Return discrimination, operating points, their consequences at other prevalences, and calibration.
 
     `first_images` are the same patients with one image each, where some have several.
@@ -66,94 +68,76 @@ def judge(
     rows = [at_prevalence(counts, pi, level=level, seed=seed) for pi in prevalences] if counts else []
     probabilities = {"before": expit(patients.s), "after": frozen.calibrator.predict(patients.s)}
     measures = {
-        when: {
-            name: interval.to_dict()
-            for name, interval in calibration_summary(
-                patients.y, p, settings.calibration_bins, level, seed=seed
-            ).items()
-        }
+        when: Reliability(**calibration_summary(patients.y, p, settings.calibration_bins, level, seed=seed))
         for when, p in probabilities.items()
     }
     change = log_loss_change(patients.y, probabilities["before"], probabilities["after"], level, seed=seed)
-    point = _operating_point(patients, frozen, frozen.certificate, level)
-    if point is not None:
-        point["first_image"] = _rates(first_images, point["threshold"], level)
-    return {
-        **prevalence(patients, level),
-        "images": patients.images,
-        "linked": patients.linked,
-        "discrimination": {
-            "auc": roc_auc(patients.y, patients.s, level).to_dict(),
-            "average_precision": average_precision(patients.y, patients.s, level, seed=seed).to_dict(),
-        },
-        "operating_point": point,
-        "other_operating_points": [
-            {
-                "recall_target": certified.recall_target,
-                "operating_point": _operating_point(patients, frozen, certified, level),
-            }
+    point = _at_target(patients, frozen, frozen.certificate, level)
+    first = None if point is None else _rates(first_images, point.threshold, level)
+    return GroupMetrics(
+        **vars(make_up(patients, level)),
+        images=patients.images,
+        linked=patients.linked,
+        discrimination=Discrimination(
+            roc_auc(patients.y, patients.s, level), average_precision(patients.y, patients.s, level, seed=seed)
+        ),
+        operating_point=None if point is None else OperatingPoint(**vars(point), first_image=first),
+        other_operating_points=tuple(
+            OtherPoint(certified.recall_target, _at_target(patients, frozen, certified, level))
             for certified in frozen.certificate.other_operating_points
-        ],
-        "consequences": [row.to_dict() for row in rows],
-        "headline_prevalence": settings.headline_prevalence,
-        "calibration": {
-            "bins": settings.calibration_bins,
-            **measures,
-            "log_loss_change": change.to_dict(),
-        },
-    }
+        ),
+        consequences=tuple(rows),
+        headline_prevalence=settings.headline_prevalence,
+        calibration=Calibration(settings.calibration_bins, **measures, log_loss_change=change),
+    )
 
 
-def _rates(patients: Patients | None, threshold: float, level: float) -> dict[str, Any] | None:
+def _rates(patients: Patients | None, threshold: float, level: float) -> FirstImage | None:
     """Return recall and specificity; None without patients, or where a class is absent."""
     if patients is None:
         return None
     counts = confusion(patients.y, patients.s, threshold)
     if not (counts.positives and counts.negatives):
         return None
-    both = {"recall": (counts.tp, counts.positives), "specificity": (counts.tn, counts.negatives)}
-    return {name: proportion_ci(k, n, level).to_dict() for name, (k, n) in both.items()}
+    both = (counts.tp, counts.positives), (counts.tn, counts.negatives)
+    return FirstImage(*(proportion_ci(k, n, level) for k, n in both))
 
 
-def prevalence(patients: Patients, level: float) -> dict[str, Any]:
+def make_up(patients: Patients, level: float) -> MakeUp:
     """Return how many patients there are, and how many of them have the condition."""
     n, positives = len(patients.y), int(patients.y.sum())
-    return {"patients": n, "positives": positives, "prevalence": proportion_ci(positives, n, level).to_dict()}
+    return MakeUp(n, positives, proportion_ci(positives, n, level))
 
 
-def _operating_point(patients: Patients, frozen: Frozen, certified: Target, level: float) -> dict[str, Any] | None:
+def _at_target(patients: Patients, frozen: Frozen, certified: Target, level: float) -> AtTarget | None:
     """Return what the threshold of one target does on the patients; None when none was certified."""
     if certified.at is None:
         return None
     threshold = certified.at.threshold
     counts = confusion(patients.y, patients.s, threshold)
     target, confidence = certified.recall_target, certified.confidence
-    verified = {"verification": None, "recall_lower_one_sided": None, "recall_upper_one_sided": None}
+    verification = lower = upper = None
     if counts.positives:
         lower, upper = recall_bounds(counts.tp, counts.positives, confidence)
-        verified = {
-            "verification": verify_threshold(patients.y, patients.s, threshold, target, confidence),
-            "recall_lower_one_sided": lower,
-            "recall_upper_one_sided": upper,
-        }
+        verification = verify_threshold(patients.y, patients.s, threshold, target, confidence)
     needed = min_positives(target, confidence)
     chance = chance_of_confirmation(
         certified.positives, certified.at.misses_allowed, counts.positives, target, confidence
     )
-    return {
-        "threshold": threshold,
-        "probability": float(frozen.shown([threshold])[0]),
-        "probability_prevalence": frozen.certificate.probability_prevalence,
-        "counts": counts.to_dict(),
-        **{name: interval.to_dict() for name, interval in operating_metrics(counts, level).items()},
-        **verified,
-        "positives_to_confirm": needed,
-        "can_confirm": counts.positives >= needed,
-        "chance_of_confirmation": chance,
-        "verification_in_words": verdict_in_words(
-            verified["verification"], counts.positives, needed, chance, confidence
-        ),
-    }
+    return AtTarget(
+        threshold=threshold,
+        probability=float(frozen.shown([threshold])[0]),
+        probability_prevalence=frozen.certificate.probability_prevalence,
+        counts=counts,
+        **operating_metrics(counts, level),
+        verification=verification,
+        recall_lower_one_sided=lower,
+        recall_upper_one_sided=upper,
+        positives_to_confirm=needed,
+        can_confirm=counts.positives >= needed,
+        chance_of_confirmation=chance,
+        verification_in_words=verdict_in_words(verification, counts.positives, needed, chance, confidence),
+    )
 
 
 def matched_arms(
@@ -168,16 +152,16 @@ def matched_arms(
     return matched_decisions(calibration, arms, certificate.arm, misses, settings.level, seed=settings.seed)
 
 
-def to_watch(frozen: Frozen, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def to_watch(frozen: Frozen, metrics: GroupMetrics) -> Watching:
     """Return what it takes to notice that the model got worse; the band is the referral to expect, with its limits."""
-    (row,) = (one for one in metrics["consequences"] if one["prevalence"] == metrics["headline_prevalence"])
-    low, high = (row["referred"][end] / row["per"] for end in ("low", "high"))
+    row = metrics.headline
+    low, high = row.referred.low / row.per, row.referred.high / row.per
     # Declared, and so rounded outwards to whole per cents.
     band = (math.floor(100 * low) / 100, math.ceil(100 * high) / 100) if low == low else None
     return watching(frozen.certificate.recall_target, band)
 
 
-def verdict_in_words(verdict: Any, positives: int, needed: int, chance: float, confidence: float) -> str:
+def verdict_in_words(verdict: Verdict | None, positives: int, needed: int, chance: float, confidence: float) -> str:
     """Return what the verdict of other patients on a certificate means, and no more than it does."""
     if verdict is None:
         return "Not checked: no patient has the condition."
@@ -222,7 +206,7 @@ def table_findings(stored: pd.DataFrame, scores: pd.DataFrame, patients: Patient
 
 
 def findings_of(
-    settings: EvaluateSettings, patients: Patients, frozen: Frozen, metrics: Mapping[str, Any], on: str = "test"
+    settings: EvaluateSettings, patients: Patients, frozen: Frozen, metrics: GroupMetrics, on: str = "test"
 ) -> list[Finding]:
     """Return what has to be said of the numbers that `judge` gave for these patients."""
     findings = assess_discrimination(
@@ -234,12 +218,12 @@ def findings_of(
         on=on,
         level=settings.level,
     )
-    findings += _worse(metrics["calibration"], on)
-    point = metrics["operating_point"]
-    if point and point["verification"] == "contradicted":
+    findings += _worse(metrics.calibration, on)
+    point = metrics.operating_point
+    if point and point.verification == "contradicted":
         # No count: what was found at a threshold that may not be used is no result.
         target, confidence = frozen.certificate.recall_target, frozen.certificate.confidence
-        who = counted(metrics["positives"], "patient")
+        who = counted(metrics.positives, "patient")
         message = (
             f"the certificate is contradicted: recall on these {who} with the condition is, "
             f"with {100 * confidence:.4g} % confidence, below the target of {target:g}; either it is one of the"
@@ -249,33 +233,33 @@ def findings_of(
         findings.append(Finding("recall_contradicted", "fail", on, message))
     return findings + [
         finding
-        for other in metrics["other_operating_points"]
+        for other in metrics.other_operating_points
         for finding in _other_findings(settings, patients, other, on)
     ]
 
 
-def _worse(calibration: Mapping[str, Any], on: str) -> list[Finding]:
+def _worse(calibration: Calibration, on: str) -> list[Finding]:
     """Return `calibration_worse` when the calibrator raised the log loss; a warning where chance explains it not."""
-    change = calibration["log_loss_change"]
-    before, after = (calibration[when]["log_loss"]["value"] for when in ("before", "after"))
-    shown = change["low"] > 0
-    if not (shown or change["value"] > NOTABLE * before):
+    change = calibration.log_loss_change
+    before, after = (when.log_loss.value for when in (calibration.before, calibration.after))
+    shown = change.low > 0
+    if not (shown or change.value > NOTABLE * before):
         return []
-    limits = f"{signed(change['low'])} to {signed(change['high'])}"
+    limits = f"{signed(change.low)} to {signed(change.high)}"
     chance = "" if shown else ", which chance could explain"
     message = (
         f"calibration made the probabilities of these patients worse: log loss {before:.3f} before, {after:.3f} after"
-        f" ({100 * change['level']:.4g} % interval of the change {limits}{chance})"
+        f" ({100 * change.level:.4g} % interval of the change {limits}{chance})"
     )
     return [Finding("calibration_worse", "warn" if shown else "info", on, message)]
 
 
-def _other_findings(settings: EvaluateSettings, patients: Patients, other: Mapping[str, Any], on: str) -> list[Finding]:
-    point, target = other["operating_point"], other["recall_target"]
+def _other_findings(settings: EvaluateSettings, patients: Patients, other: OtherPoint, on: str) -> list[Finding]:
+    point, target = other.operating_point, other.recall_target
     if point is None:
         return []
-    findings = assess_other_target(patients.y, patients.s, point["threshold"], target, on=on, level=settings.level)
-    if point["verification"] == "contradicted":
+    findings = assess_other_target(patients.y, patients.s, point.threshold, target, on=on, level=settings.level)
+    if point.verification == "contradicted":
         message = f"the recall certified at the further target of {100 * target:.6g} % did not hold on these patients"
         findings.append(Finding("other_recall_contradicted", "info", on, message))
     return findings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -12,6 +12,7 @@ from pipeline.evaluation.performance import Frozen, findings_of, judge, table_fi
 from pipeline.statistics.macro import macro_averages
 from pipeline.statistics.patients import Patients, one_per_unit, patients_of
 from pipeline.store.results.finding import Finding, that_fail
+from pipeline.store.results.metrics import FurtherMetrics, Macro
 
 if TYPE_CHECKING:
     from pipeline.settings.decision import EvaluateSettings
@@ -24,7 +25,7 @@ class FurtherLabel:
     frozen: Frozen
     calibration: Patients
     test: Patients
-    metrics: dict[str, Any]
+    metrics: FurtherMetrics
     findings: list[Finding]
 
 
@@ -49,17 +50,16 @@ def judge_further_label(
         *table_findings(sweep, scores["calibration"], calibration, frozen),
         *findings_of(settings, test, frozen, metrics),
     ]
-    metrics["problems"] = [one.to_dict() for one in that_fail(findings)]
-    return FurtherLabel(frozen, calibration, test, metrics, findings)
+    with_problems = FurtherMetrics(**vars(metrics), problems=tuple(that_fail(findings)))
+    return FurtherLabel(frozen, calibration, test, with_problems, findings)
 
 
 def macro_metrics(
     settings: EvaluateSettings, test: Patients, threshold: float | None, further: Mapping[str, FurtherLabel]
-) -> dict[str, Any] | None:
+) -> Macro | None:
     """Return the means over the main label and all further ones; None when there are none."""
     if not further:
         return None
     thresholds = [threshold, *(one.frozen.threshold for one in further.values())]
     patients = [test, *(one.test for one in further.values())]
-    means = macro_averages(patients, thresholds, settings.level, seed=settings.seed)
-    return {"labels": len(patients), **{name: mean and mean.to_dict() for name, mean in means.items()}}
+    return macro_averages(patients, thresholds, settings.level, seed=settings.seed)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.store.results.finding import Finding, that_fail
+from pipeline.store.results.metrics import Metrics
 from pipeline.store.results.threshold import Threshold
 
 Json = Mapping[str, Any]
-
-NO_POINT: Json = {"operating_point": None, "other_operating_points": [], "consequences": []}
 
 
 @dataclass(frozen=True)
@@ -43,28 +42,31 @@ class Decision:
         """
         return Decision((*self.reasons, *(one.in_words for one in problems)))
 
-    def metrics(self, metrics: Json) -> dict[str, Any]:
-        """Return the content of metrics.json that may leave; a further label's results only when its own may, too."""
+    def metrics(self, metrics: Metrics) -> Metrics:
+        """Return what may leave of metrics.json; a further label's results only when its own may, too."""
         further = {
-            label_id: its if self.usable and not its["problems"] else {**its, **NO_POINT}
-            for label_id, its in metrics["further_labels"].items()
+            label_id: its if self.usable and not its.problems else its.withheld()
+            for label_id, its in metrics.further_labels.items()
         }
-        allowed = {**metrics, "further_labels": further}
+        allowed = replace(metrics, further_labels=further)
         if not self.usable:
-            groups = [{**group, "recall": None, "verification": None} for group in metrics["shift"]["groups"]]
-            external = {name: {**its, **NO_POINT} for name, its in metrics["external"].items()}
-            allowed |= {**NO_POINT, "external": external, "shift": {**metrics["shift"], "groups": groups}}
-        if metrics["macro"] and not all(its["operating_point"] for its in (allowed, *further.values())):
-            allowed["macro"] = {**metrics["macro"], "recall": None, "specificity": None}
+            groups = tuple(replace(group, recall=None, verification=None) for group in metrics.shift.groups)
+            external = {
+                name: replace(its, judged=its.judged and its.judged.withheld())
+                for name, its in metrics.external.items()
+            }
+            allowed = replace(allowed.withheld(), external=external, shift=replace(metrics.shift, groups=groups))
+        if metrics.macro and not all(its.operating_point for its in (allowed, *further.values())):
+            return replace(allowed, macro=replace(metrics.macro, recall=None, specificity=None))
         return allowed
 
 
-def decide(findings: Sequence[Finding], threshold: Threshold, metrics: Json | None = None) -> Decision:
+def decide(findings: Sequence[Finding], threshold: Threshold, metrics: Metrics | None = None) -> Decision:
     """Decide from the findings of the gate and what was certified; `metrics` is None before the test set was read."""
     found = [one.in_words for one in that_fail(findings)]
     # A refusal is also among the findings; these lines hold for artifacts in which it is not.
     if not found and not threshold.certified:
         found.append(threshold.message)
-    if not found and metrics is not None and metrics["operating_point"] is None:
+    if not found and metrics is not None and metrics.operating_point is None:
         found.append("the test results hold no operating point")
     return Decision(tuple(found))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.inference.decision import Decision, decide
 from pipeline.settings.load import flatten
@@ -15,6 +15,9 @@ from pipeline.store import indexed
 from pipeline.store.artifacts import Artifact
 from pipeline.store.files import read_json
 from pipeline.store.results.finding import Finding, findings_from, that_fail
+from pipeline.store.results.interval import Interval
+from pipeline.store.results.metrics import GroupMetrics, Metrics
+from pipeline.store.results.operating_point import AtTarget
 from pipeline.store.results.threshold import Threshold
 from pipeline.store.server import comparison_fragment
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 # The tables of a report that MLflow gets: counts, results and statements. Not among them: the patients shown as errors,
 # and the digests of what was read, from which a label table or a file could be recognised.
+RATES = ("recall", "specificity", "referral_rate")
+Number = float | Interval | None
 REPORT_TABLES = (
     *("intended_use", "dataset", "splits", "make_up", "quarantine", "quality_flags", "duplicates"),
     *("reference_standard", "making", "arms", "discrimination", "certificate", "verified", "two_by_two"),
@@ -56,14 +61,6 @@ OF_PATIENTS = {
         *("report.json", "report.pdf", "appendix.pdf", "report.html", "model_card.md"),
         *("figures/*", "tables/*.csv"),
     ),
-}
-# What metrics.json of earlier code may lack.
-ABSENT: Mapping[str, Any] = {
-    "other_operating_points": [],
-    "label_fractions": {"sentence": "", "intervals": {}},
-    "further_labels": {},
-    "macro": None,
-    "external": {},
 }
 
 
@@ -120,7 +117,7 @@ class Results:
 
     findings: Sequence[Finding]
     threshold: Threshold | None
-    metrics: Mapping[str, Any] | None
+    metrics: Metrics | None
 
     @property
     def decision(self) -> Decision:
@@ -142,7 +139,7 @@ def results(artifacts: Mapping[str, Artifact]) -> Results:
     return Results(
         findings_from(read_json(last.file("findings.json"))) if last else [],
         Threshold.from_json(read_json(calibrate.file(Threshold.FILE))) if calibrate else None,
-        {**ABSENT, **read_json(evaluate.file("metrics.json"))} if evaluate else None,
+        Metrics.from_json(read_json(evaluate.file(Metrics.FILE))) if evaluate else None,
     )
 
 
@@ -229,7 +226,7 @@ def headline(artifacts: Mapping[str, Artifact]) -> dict[str, float]:
 
 
 def _numbers(found: Results) -> dict[str, float]:
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, Number] = {}
     if found.threshold is not None and (at := found.decision.threshold(found.threshold).at) is not None:
         numbers |= {
             "certified_recall": at.certified_recall,
@@ -240,43 +237,45 @@ def _numbers(found: Results) -> dict[str, float]:
     if found.metrics is not None:
         metrics = found.decision.metrics(found.metrics)
         numbers |= _tested(metrics) | {"gate_failures": float(len(found.failures))}
-    flat: dict[str, float] = {}
+    flat: dict[str, float | None] = {}
     for name, value in numbers.items():
-        if isinstance(value, dict):
-            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        if isinstance(value, Interval):
+            flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         else:
             flat[name] = value
-    return {name: float(value) for name, value in flat.items() if value is not None}
+    # A tracker has no word for a number that does not exist.
+    return {name: float(value) for name, value in flat.items() if value is not None and value == value}
 
 
-def _tested(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of the test patients, of external sets and of further labels; intervals as dictionaries."""
-    numbers: dict[str, Any] = {"test_patients": metrics["patients"], "test_positives": metrics["positives"]}
-    numbers |= {f"test_{name}": value for name, value in metrics["discrimination"].items()}
-    numbers |= {f"test_{name}": value for name, value in metrics["label_fractions"]["intervals"].items()}
-    numbers["test_brier"] = metrics["calibration"]["after"]["brier"]
-    point = metrics["operating_point"] or {}
-    numbers |= {f"test_{n}": point[n] for n in ("recall", "specificity", "ppv", "npv", "referral_rate") if n in point}
-    for name, external in metrics["external"].items():
-        numbers |= {f"external_{name}_{measure}": value for measure, value in _beside(external).items()}
-    for name, further in metrics["further_labels"].items():
+def _tested(metrics: Metrics) -> dict[str, Number]:
+    """Return the numbers of the test patients, of external sets and of further labels."""
+    numbers: dict[str, Number] = {"test_patients": metrics.patients, "test_positives": metrics.positives}
+    numbers |= {f"test_{name}": value for name, value in vars(metrics.discrimination).items()}
+    numbers |= {f"test_{name}": value for name, value in metrics.label_fractions.intervals.items()}
+    numbers["test_brier"] = metrics.calibration.after.brier
+    shown = _rates(metrics.operating_point, ("recall", "specificity", "ppv", "npv", "referral_rate"))
+    numbers |= {f"test_{name}": value for name, value in shown.items()}
+    for name, external in metrics.external.items():
+        numbers |= {f"external_{name}_{measure}": value for measure, value in _beside(external.judged).items()}
+    for name, further in metrics.further_labels.items():
         numbers |= {f"further_{name}_{measure}": value for measure, value in _beside(further).items()}
-    for measure in ("auc", "recall", "specificity") if metrics["macro"] else ():
-        numbers[f"macro_{measure}"] = metrics["macro"][measure]
-    for other in metrics["other_operating_points"]:
-        point = other["operating_point"] or {}
-        names = ("recall", "specificity", "referral_rate")
-        numbers |= {f"test_{n}_at_{other['recall_target']:g}": point[n] for n in names if n in point}
+    if macro := metrics.macro:
+        numbers |= {"macro_auc": macro.auc, "macro_recall": macro.recall, "macro_specificity": macro.specificity}
+    for other in metrics.other_operating_points:
+        shown = _rates(other.operating_point)
+        numbers |= {f"test_{name}_at_{other.recall_target:g}": value for name, value in shown.items()}
     return numbers
 
 
-def _beside(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _beside(metrics: GroupMetrics | None) -> dict[str, Number]:
     """Return the numbers of an external test set or a further label that the comparison of runs shows, if any."""
-    if not metrics["patients"]:
+    if metrics is None or not metrics.patients:
         return {}
-    point = metrics["operating_point"] or {}
-    rates = {name: point[name] for name in ("recall", "specificity", "referral_rate") if name in point}
-    return {"patients": metrics["patients"], "auc": metrics["discrimination"]["auc"], **rates}
+    return {"patients": metrics.patients, "auc": metrics.discrimination.auc, **_rates(metrics.operating_point)}
+
+
+def _rates(point: AtTarget | None, names: Sequence[str] = RATES) -> dict[str, Interval]:
+    return {name: getattr(point, name) for name in names} if point else {}
 
 
 def gate_failures(artifacts: Mapping[str, Artifact]) -> list[Finding]:

@@ -69,7 +69,7 @@ FACTS: Mapping[str, tuple[Callable[[Evidence], bool], str]] = {
         "fewer than two sites have enough patients",
     ),
     "external set": (
-        lambda e: any(its["patients"] for its in e.metrics["external"].values()),
+        lambda e: any(its.judged for its in e.metrics.external.values()),
         "there is no external test set with patients of its own",
     ),
     "outlines": (

@@ -31,16 +31,17 @@ from pipeline.reporting.numbers import (
     number,
     p_value,
     plain_percent,
-    short_interval,
+    short,
 )
 from pipeline.reporting.sections.readings import verdict_of_point
 from pipeline.store.results.finding import Finding
+from pipeline.store.results.metrics import Metrics
+from pipeline.store.results.operating_point import MainPoint
 from pipeline.store.results.threshold import Threshold
 from pipeline.store.wording import counted
 
 RUNS_PER_TABLE = 4
 MOST_RUNS = len(ascii_uppercase)
-RATES = ("recall", "specificity", "referral_rate")
 WITHHELD = "withheld"
 
 
@@ -54,7 +55,7 @@ class Run:
     name: str
     dataset: str
     settings: Mapping[str, Any]
-    metrics: Json
+    metrics: Metrics
     threshold: Threshold
     findings: Sequence[Finding]
     roc: pd.DataFrame
@@ -62,10 +63,10 @@ class Run:
     date: str
 
     @property
-    def point(self) -> Json | None:
+    def point(self) -> MainPoint | None:
         """The operating point on the test patients, or None when it may not be used."""
         usable = decide(self.findings, self.threshold, self.metrics).usable
-        return self.metrics["operating_point"] if usable else None
+        return self.metrics.operating_point if usable else None
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def _letters(runs: Sequence[Run]) -> list[str]:
 
 def _summary(runs: Sequence[Run], others: Sequence[Against]) -> Section:
     named = [
-        [letter, run.name, shortened(run.dataset, 80), run.metrics.get("arm_title") or arm_name(run.metrics["arm"]),
-         count(run.metrics["patients"]), count(run.metrics["positives"])]
+        [letter, run.name, shortened(run.dataset, 80), run.metrics.arm_title or arm_name(run.metrics.arm),
+         count(run.metrics.patients), count(run.metrics.positives)]
         for letter, run in zip(_letters(runs), runs, strict=True)
     ]  # fmt: skip
     columns = ["Run", "Called", "Dataset", "Reported model", "Test patients", "With the condition"]
@@ -127,7 +128,7 @@ def _patients(runs: Sequence[Run], others: Sequence[Against]) -> list[Block]:
     letters = _letters(runs)
     different = [
         f"{letter} and {letters[0]} share {counted(x.shared, 'test patient')}; they have "
-        f"{count(run.metrics['patients'])} and {count(runs[0].metrics['patients'])}."
+        f"{count(run.metrics.patients)} and {count(runs[0].metrics.patients)}."
         for letter, run, x in zip(letters[1:], runs[1:], others, strict=True)
         if not x.same
     ]
@@ -179,7 +180,7 @@ def _paired(first: str, other: str, x: Against) -> str:
 
 def _results(runs: Sequence[Run]) -> Table:
     rows = [_result(letter, run) for letter, run in zip(_letters(runs), runs, strict=True)]
-    levels = sorted({run.metrics["discrimination"]["auc"]["level"] for run in runs})
+    levels = sorted({run.metrics.discrimination.auc.level for run in runs})
     columns = ["Run", "AUC", "Wanted", "Certified, %", "Threshold", "Sensitivity, %", "Specificity, %", "Referred, %",
                "Promise"]  # fmt: skip
     caption = (
@@ -191,32 +192,25 @@ def _results(runs: Sequence[Run]) -> Table:
 
 def _result(letter: str, run: Run) -> list[str]:
     t, point = run.threshold, run.point
-    first = [letter, _short(run.metrics["discrimination"]["auc"]), plain_percent(t.recall_target)]
+    first = [letter, short(run.metrics.discrimination.auc), plain_percent(t.recall_target)]
     if point is None or t.at is None:
         return [*first, *[WITHHELD] * 5, "checks failed"]
     certified = [number(100 * t.at.certified_recall, 1), number(t.at.threshold, 3)]
-    rates = [_short(point[name], scale=100) for name in RATES]
+    rates = [short(i, 100) for i in (point.recall, point.specificity, point.referral_rate)]
     return [*first, *certified, *rates, verdict_of_point(point, first=first_look(run.metrics, t))]
-
-
-def _short(i: Json, scale: int = 1) -> str:
-    return short_interval(i["value"], i["low"], i["high"], digits=1 if scale == 100 else 3, scale=scale)
 
 
 def _intervals(runs: Sequence[Run]) -> Figure:
     panels = {"auc": "AUC", "recall": "Sensitivity", "specificity": "Specificity"}
-    measured = [{**(run.point or {}), "auc": run.metrics["discrimination"]["auc"]} for run in runs]
-    frame = pd.DataFrame(
-        {
-            "name": letter,
-            **{
-                f"{name}{suffix}": (one.get(name) or {}).get(limit)
-                for name in panels
-                for suffix, limit in (("", "value"), ("_low", "low"), ("_high", "high"))
-            },
-        }
-        for letter, one in zip(_letters(runs), measured, strict=True)
-    )
+    rows = []
+    for letter, run in zip(_letters(runs), runs, strict=True):
+        shown = {"auc": run.metrics.discrimination.auc}
+        if run.point is not None:
+            shown |= {"recall": run.point.recall, "specificity": run.point.specificity}
+        ends = {name: {"": i.value, "_low": i.low, "_high": i.high} for name, i in shown.items()}
+        rows.append({"name": letter} | {f"{name}{end}": x for name, own in ends.items() for end, x in own.items()})
+    columns = ["name", *(f"{name}{end}" for name in panels for end in ("", "_low", "_high"))]
+    frame = pd.DataFrame(rows, columns=columns)
     frame = frame.astype({column: float for column in frame.columns if column != "name"})
     of = f"{', '.join(panels.values())} of {counted(len(runs), 'run')}"
     alt = f"{of} with intervals; the numbers are in the table above."
@@ -251,7 +245,7 @@ def _side_by_side(
 
 def _curves(runs: Sequence[Run]) -> Figure:
     letters = _letters(runs)
-    areas = [number(run.metrics["discrimination"]["auc"]["value"]) for run in runs]
+    areas = [number(run.metrics.discrimination.auc.value) for run in runs]
     titles = [f"{letter}: AUC {area}" for letter, area in zip(letters, areas, strict=True)]
     picture = roc_panels([run.roc for run in runs], [run.point for run in runs], titles)
     words = "ROC curve of each run. The cross is the operating point with both intervals, where there is a usable one."

@@ -96,7 +96,7 @@ def raw_tables(e: Evidence) -> dict[str, pd.DataFrame]:
 def all_numbers(e: Evidence) -> dict[str, Any]:
     """Return every number for programs. A threshold that may not be used is not there to be used by mistake."""
     return {
-        "metrics": e.decision.metrics(e.metrics),
+        "metrics": e.decision.metrics(e.metrics).to_dict(),
         "threshold": e.decision.threshold(e.threshold).to_dict(),
         "further_thresholds": {
             label_id: e.decision.threshold(threshold).to_dict() for label_id, threshold in e.further_thresholds.items()

@@ -12,6 +12,8 @@ from pipeline.inference.decision import Decision, Json, decide
 from pipeline.reporting.numbers import percent, plain_percent
 from pipeline.store.results.deployment import Deployment, ToUse
 from pipeline.store.results.finding import Finding
+from pipeline.store.results.metrics import Macro, Metrics
+from pipeline.store.results.operating_point import MainPoint, OperatingPoint
 from pipeline.store.results.threshold import AtThreshold, Threshold
 
 # Artifacts made before fine-tuning recorded what its arms are called.
@@ -109,7 +111,7 @@ class Evidence:
     calibrator: Json
     threshold: Threshold
     sweep: pd.DataFrame
-    metrics: Json
+    metrics: Metrics
     subgroups: pd.DataFrame
     comparison: pd.DataFrame
     curves: pd.DataFrame
@@ -131,11 +133,6 @@ class Evidence:
     outline: str = "attention"
     localisation: Localisation | None = None
     exam: pd.DataFrame | None = None
-
-    @property
-    def readings(self) -> Json | None:
-        """How often test patients were read, under how many settings and with which arms; None without a ledger."""
-        return self.metrics.get("readings")
 
     @property
     def read_first(self) -> bool:
@@ -160,7 +157,7 @@ class Evidence:
     @property
     def reported_arm(self) -> str:
         """The arm that was calibrated."""
-        return self.metrics["arm"]
+        return self.metrics.arm
 
     def arm_name(self, arm: str) -> str:
         """Return an arm in words."""
@@ -182,9 +179,9 @@ class Evidence:
         return list(self.decision.reasons)
 
     @property
-    def point(self) -> Json | None:
+    def point(self) -> MainPoint | None:
         """The operating point on the test patients, or None when it may not be used."""
-        return None if self.problems else self.metrics["operating_point"]
+        return None if self.problems else self.metrics.operating_point
 
     @property
     def at(self) -> AtThreshold | None:
@@ -208,13 +205,13 @@ class Evidence:
         return [label["id"] for label in self.card["further_labels"]]
 
     @property
-    def macro(self) -> Json:
+    def macro(self) -> Macro | None:
         """The means over labels; those that depend on thresholds only when each label's may be used."""
-        return self.decision.metrics(self.metrics)["macro"]
+        return self.decision.metrics(self.metrics).macro
 
-    def further_point(self, label_id: str) -> Json | None:
+    def further_point(self, label_id: str) -> OperatingPoint | None:
         """Return a further label's operating point on the test patients, or None when it, or any, may not be used."""
-        return self.decision.metrics(self.metrics)["further_labels"][label_id]["operating_point"]
+        return self.decision.metrics(self.metrics).further_labels[label_id].operating_point
 
     def further_deployment(self, label_id: str) -> Deployment | None:
         """Return the threshold of a further label to use from now on, or None when it, or any, may not be used."""
@@ -232,10 +229,9 @@ class Evidence:
         return self.curves[(self.curves["curve"] == name) & (self.curves["arm"] == arm)]
 
 
-def first_look(metrics: Json, threshold: Threshold) -> bool:
+def first_look(metrics: Metrics, threshold: Threshold) -> bool:
     """Return whether test patients were read once and one model was calibrated, as far as a ledger shows."""
-    readings = metrics.get("readings")
-    return readings is not None and readings["times"] == 1 and threshold.models_compared == 1
+    return metrics.readings is not None and metrics.readings.times == 1 and threshold.models_compared == 1
 
 
 def prevalence_assumed(e: Evidence) -> str:

@@ -14,13 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.reporting.drawing import BLUE, CM_PER_INCH, GREY, ORANGE, svg
+from pipeline.store.results.interval import Interval
+from pipeline.store.results.operating_point import OperatingPoint
 
 ROW_CM = 0.55
 SPIKE = 0.1  # of the height of a calibration curve, for the spikes of either kind of patient
 
 
 @svg(8, 7.4)
-def roc(figure: Figure, curve: pd.DataFrame, point: Mapping[str, Any] | None) -> None:
+def roc(figure: Figure, curve: pd.DataFrame, point: OperatingPoint | None) -> None:
     """ROC curve (x false-positive rate, y recall), with the operating point and both its intervals as a cross."""
     axes = _unit_square(figure, "Referred, free of the condition", "Found, with the condition")
     _roc(axes, curve, point)
@@ -30,7 +32,7 @@ def roc(figure: Figure, curve: pd.DataFrame, point: Mapping[str, Any] | None) ->
 
 @svg(16, 6)
 def roc_panels(
-    figure: Figure, curves: Sequence[pd.DataFrame], points: Sequence[Mapping[str, Any] | None], titles: Sequence[str]
+    figure: Figure, curves: Sequence[pd.DataFrame], points: Sequence[OperatingPoint | None], titles: Sequence[str]
 ) -> None:
     """The ROC curve of each run in a panel of its own, three in a row, with the operating point where there is one."""
     rows = -(-len(curves) // 3)
@@ -45,7 +47,7 @@ def roc_panels(
 
 
 @svg(8, 7.4)
-def precision_recall(figure: Figure, curve: pd.DataFrame, prevalence: float, point: Mapping[str, Any] | None) -> None:
+def precision_recall(figure: Figure, curve: pd.DataFrame, prevalence: float, point: OperatingPoint | None) -> None:
     """Precision-recall curve (x recall, y precision) with the prevalence, which a useless model would reach."""
     axes = _unit_square(figure, "Found, with the condition", "With the condition, of those referred")
     axes.axhline(prevalence, color=GREY, linestyle=":", linewidth=1, label="share with the condition")
@@ -53,8 +55,7 @@ def precision_recall(figure: Figure, curve: pd.DataFrame, prevalence: float, poi
     # Between two recalls the precision is that of the higher one: a straight line would flatter.
     axes.plot(ordered["x"], ordered["y"], color=BLUE, drawstyle="steps-pre")
     if point is not None:
-        recall, ppv = point["recall"], point["ppv"]
-        _cross(axes, (recall["value"], recall["low"], recall["high"]), (ppv["value"], ppv["low"], ppv["high"]))
+        _cross(axes, _limits(point.recall), _limits(point.ppv))
     axes.legend(loc="lower left")
 
 
@@ -244,16 +245,16 @@ def pretraining_loss(figure: Figure, history: Sequence[Mapping[str, Any]]) -> No
     axes.legend()
 
 
-def _roc(axes: Axes, curve: pd.DataFrame, point: Mapping[str, Any] | None) -> None:
+def _roc(axes: Axes, curve: pd.DataFrame, point: OperatingPoint | None) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(curve["x"], curve["y"], color=BLUE)
     if point is not None:
-        recall, specificity = point["recall"], point["specificity"]
-        _cross(
-            axes,
-            (1 - specificity["value"], 1 - specificity["high"], 1 - specificity["low"]),
-            (recall["value"], recall["low"], recall["high"]),
-        )
+        value, low, high = _limits(point.specificity)
+        _cross(axes, (1 - value, 1 - high, 1 - low), _limits(point.recall))
+
+
+def _limits(i: Interval) -> tuple[float, float, float]:
+    return i.value, i.low, i.high
 
 
 def _unit_square(figure: Figure, x: str, y: str) -> Axes:
@@ -268,7 +269,7 @@ def _square(axes: Axes, x: str, y: str) -> None:
 
 def _cross(axes: Axes, x: tuple[float, float, float], y: tuple[float, float, float]) -> None:
     """Draw a point (value, low, high) per axis with both intervals; an undefined value draws nothing."""
-    x_, y_ = (np.array([np.nan if v is None else v for v in axis], dtype=float) for axis in (x, y))
+    x_, y_ = np.array(x), np.array(y)
     if np.isnan(x_[0]) or np.isnan(y_[0]):
         return
     axes.errorbar(x_[:1], y_[:1], _bars(y_[:1], y_[1:2], y_[2:]), _bars(x_[:1], x_[1:2], x_[2:]), fmt="D",

@@ -69,15 +69,13 @@ def text(e: Evidence) -> str:
 
 def facts(e: Evidence) -> Facts:
     """Return what the evidence tells of the model: the same that its package tells."""
-    arm, point = e.finetune["arms"][e.reported_arm], e.point or {}
-    rates = {name: point.get(name) for name in ("recall", "specificity")}
-    threshold = point.get("threshold")
+    arm, point = e.finetune["arms"][e.reported_arm], e.point
     return Facts(
         label=e.card["label"],
         network={
             "arm": e.reported_arm,
             "description": arm["description"],
-            "seeds": e.metrics["seeds"],
+            "seeds": e.metrics.seeds,
             "parameters_per_network": arm["parameters"],
         },
         trained_on={
@@ -89,11 +87,12 @@ def facts(e: Evidence) -> Facts:
         # A package may name more than the dataset card does.
         not_for=e.card["intended_use"]["not_for"] if e.packaged is None else e.packaged["not_for"],
         test={
-            "patients": e.metrics["patients"],
-            "positives": e.metrics["positives"],
-            "auc": e.metrics["discrimination"]["auc"],
-            **rates,
-            "threshold_hex": None if threshold is None else float(threshold).hex(),
+            "patients": e.metrics.patients,
+            "positives": e.metrics.positives,
+            "auc": e.metrics.discrimination.auc.to_dict(),
+            "recall": point and point.recall.to_dict(),
+            "specificity": point and point.specificity.to_dict(),
+            "threshold_hex": point and point.threshold.hex(),
         },
         traps=e.card["known_traps"],
         data=e.card,

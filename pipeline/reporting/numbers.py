@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+
+from pipeline.store.results.interval import Interval
 
 NOT_ESTIMABLE = "not estimable"
 
@@ -66,19 +67,19 @@ def limits(low: float | None, high: float | None, *, as_percent: bool = False, d
     return NOT_ESTIMABLE
 
 
-def interval(i: Mapping[str, Any], *, as_percent: bool = False, why: str = "too few patients of one kind") -> str:
+def interval(i: Interval, *, as_percent: bool = False, why: str = "too few patients of one kind") -> str:
     """Return a value with its interval and the number behind it: `0.953 (95 % interval 0.921–0.976, n = 312)`.
 
     `why` says why a value or its limits cannot be given, should they be missing.
     """
-    value, low, high = i["value"], i["low"], i["high"]
+    value, low, high = i.value, i.low, i.high
     if missing(value) and missing(low) and missing(high):
-        return f"{NOT_ESTIMABLE} ({why}; n = {count(i['n'])})"
+        return f"{NOT_ESTIMABLE} ({why}; n = {count(i.n)})"
     shown = percent(value) if as_percent else number(value)
-    level = plain_percent(i["level"])
+    level = plain_percent(i.level)
     if missing(low) and missing(high):
-        return f"{shown} ({level} interval {NOT_ESTIMABLE}: {why}; n = {count(i['n'])})"
-    return f"{shown} ({level} interval {limits(low, high, as_percent=as_percent)}, n = {count(i['n'])})"
+        return f"{shown} ({level} interval {NOT_ESTIMABLE}: {why}; n = {count(i.n)})"
+    return f"{shown} ({level} interval {limits(low, high, as_percent=as_percent)}, n = {count(i.n)})"
 
 
 def short_interval(
@@ -94,6 +95,17 @@ def short_interval(
     return f"{number(value, digits)} ({limits(low, high, digits=digits)})"
 
 
+def short(i: Interval, scale: int = 1, digits: int | None = None) -> str:
+    """Return an interval as `short_interval`, with three digits, or one of percentages, where they are not given."""
+    usual = 1 if scale == 100 else 3
+    return short_interval(i.value, i.low, i.high, digits=usual if digits is None else digits, scale=scale)
+
+
+def scaled(i: Interval, by: float) -> Interval:
+    """Return a share as a number of so many people."""
+    return replace(i, value=by * i.value, low=by * i.low, high=by * i.high)
+
+
 def people(x: float | None) -> str:
     """Return a number of people as one says it: `348`, `fewer than 1`."""
     if x is None or missing(x):
@@ -101,15 +113,15 @@ def people(x: float | None) -> str:
     return "fewer than 1" if 0 < x < 0.5 else count(x)
 
 
-def people_interval(i: Mapping[str, Any], per: int) -> str:
+def people_interval(i: Interval, per: int) -> str:
     """Return a number of people among `per` with its limits, in whole people: `348 (320–377)`.
 
     The limits are widened to whole people, so that rounding never narrows them, and stay between 0 and `per`.
     """
-    if missing(i["low"]) or missing(i["high"]):
-        return f"{people(i['value'])} (interval {NOT_ESTIMABLE})"
-    low, high = max(0, math.floor(i["low"])), min(per, math.ceil(i["high"]))
-    return f"{people(i['value'])} ({count(low)}–{count(high)})"
+    if missing(i.low) or missing(i.high):
+        return f"{people(i.value)} (interval {NOT_ESTIMABLE})"
+    low, high = max(0, math.floor(i.low)), min(per, math.ceil(i.high))
+    return f"{people(i.value)} ({count(low)}–{count(high)})"
 
 
 def p_value(p: float | None) -> str:

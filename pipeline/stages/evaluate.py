@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,8 @@ from pipeline.evaluation.performance import (
     Frozen,
     findings_of,
     judge,
+    make_up,
     matched_arms,
-    prevalence,
     table_findings,
     to_watch,
 )
@@ -54,6 +55,8 @@ from pipeline.statistics.subgroups import lowest_groups, patient_attributes, sub
 from pipeline.store.files import read_json, write_json
 from pipeline.store.results.deployment import Deployment
 from pipeline.store.results.finding import Finding, findings_from, that_fail
+from pipeline.store.results.metrics import LabelFractions, Metrics, Readings, Shift
+from pipeline.store.results.operating_point import MainPoint
 from pipeline.store.results.threshold import Threshold
 from pipeline.store.tables.calibrate import PATIENT_SCORES, SWEEP
 from pipeline.store.tables.evaluate import CALIBRATION_CURVE, COMPARISON, CURVES, LABEL_FRACTIONS, SUBGROUPS
@@ -130,22 +133,9 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         first = first_images(scores["test"], arm) if how == "max" else None
         external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
         elsewhere = [one.shift for one in external.values() if one.shift]
-        metrics: dict[str, Any] = {
-            "arm": arm,
-            "arm_title": trained[arm].get("title", arm),
-            "seeds": list(test.seeds),
-            "aggregation": how,
-            **judge(settings, test, frozen, first and one_per_unit(first, units)),
-            "comparison_sentence": sentence,
-            "label_fractions": _fraction_numbers(fractions, settings.level),
-            "further_labels": {label_id: one.metrics for label_id, one in further.items()},
-            "macro": macro_metrics(settings, test, frozen.threshold, further),
-            "external": {name: one.metrics for name, one in external.items()},
-            "shift": {
-                "calibration": prevalence(calibration, settings.level),
-                "groups": [group.to_dict() for group in [shift, *sites, *elsewhere]],
-            },
-        }
+        groups = [shift, *sites, *elsewhere]
+        judged = judge(settings, test, frozen, first and one_per_unit(first, units))
+        macro = macro_metrics(settings, test, frozen.threshold, further)
         calibrated, bins = frozen.calibrator.predict(test.s), settings.calibration_bins
         at = settings.headline_prevalence
         there = displayed_probability(frozen.calibrator, test.s, at)
@@ -154,15 +144,17 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         subgroups = _subgroups(settings, test, of_test, frozen.threshold)
         trained_at = set(images.loc[images["image_id"].isin(split.loc[split["split"] == "train", "image_id"]), "site"])
         between = site_variation(settings, frozen.threshold, test, of_test, trained_at - {""}, external)
-        if point := metrics["operating_point"]:
-            point["lowest_groups"] = lowest_groups(subgroups, settings.level)
-            point["watching"] = to_watch(frozen, metrics)
-            point["held_against_certificate"] = [group.held for group in [shift, *sites, *elsewhere]]
+        point = judged.operating_point and MainPoint(
+            **vars(judged.operating_point),
+            lowest_groups=lowest_groups(subgroups, settings.level),
+            watching=to_watch(frozen, judged),
+            held_against_certificate=tuple(group.held for group in groups),
+        )
     sweep = read_table(inputs.file("calibrate", "sweep.parquet"), SWEEP)
     findings = [
         *_stored_findings(inputs),
         *table_findings(sweep, scores["calibration"], calibration, frozen),
-        *findings_of(settings, test, frozen, metrics),
+        *findings_of(settings, test, frozen, judged),
         *assess_shift(shift, "test", sites),
         *(assess_image_counts(of_test) if how == "max" else []),
         *(_image_findings(counts) if how == "max" else []),
@@ -177,10 +169,23 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         [patient_table(arm, own, frozen.shown(own.s), frozen.threshold), *others], ignore_index=True
     )
 
-    metrics["readings"] = _readings(inputs, frozen, scores["test"], work)
+    metrics = Metrics(
+        **vars(replace(judged, operating_point=point)),
+        arm=arm,
+        arm_title=trained[arm].get("title", arm),
+        seeds=test.seeds,
+        aggregation=how,
+        comparison_sentence=sentence,
+        label_fractions=_fraction_numbers(fractions, settings.level),
+        further_labels={label_id: one.metrics for label_id, one in further.items()},
+        macro=macro,
+        external={name: one.metrics for name, one in external.items()},
+        shift=Shift(make_up(calibration, settings.level), tuple(group.compared for group in groups)),
+        readings=_readings(inputs, frozen, scores["test"], work),
+    )
     decision = decide(findings, frozen.certificate, metrics)
     to_use = deployed(settings, decision, frozen, calibration, test, images)
-    write_json(work / "metrics.json", metrics)
+    write_json(work / Metrics.FILE, metrics.to_json())
     write_table(work / "subgroups.parquet", subgroups, SUBGROUPS)
     write_table(work / "comparison.parquet", comparison, COMPARISON)
     if not decision.usable:
@@ -209,7 +214,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         folder.mkdir(parents=True, exist_ok=True)
         own = deployed(settings, may, one.frozen, one.calibration, one.test)
         write_json(folder / Deployment.FILE, own.to_json())
-    for said in filter(None, (sentence, metrics["label_fractions"]["sentence"])):
+    for said in filter(None, (sentence, metrics.label_fractions.sentence)):
         log.info(said)
     for warning in warned:
         log.warn(str(warning))
@@ -220,7 +225,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
     log.metrics(headline(decision.metrics(metrics), comparison), 0)
 
 
-def _readings(inputs: Inputs, frozen: Frozen, scores: pd.DataFrame, work: Path) -> dict[str, Any] | None:
+def _readings(inputs: Inputs, frozen: Frozen, scores: pd.DataFrame, work: Path) -> Readings | None:
     """Return how often some of these test patients were read, this time included; None where no ledger is kept.
 
     `settings` are the distinct ones, of arm, seeds, aggregation, training, targets and threshold to use. Leaves in
@@ -241,11 +246,8 @@ def _readings(inputs: Inputs, frozen: Frozen, scores: pd.DataFrame, work: Path) 
     }
     earlier = inputs.ledger.earlier("evaluate", patients, inputs.own_key)
     write_json(work / "reading.json", {"patients": inputs.ledger.hashed(patients), "setting": setting})
-    return {
-        "times": len(earlier) + 1,
-        "settings": inputs.ledger.distinct(earlier, setting),
-        "arms": sorted({certificate.arm, *(one.setting["arm"] for one in earlier)}),
-    }
+    arms = sorted({certificate.arm, *(one.setting["arm"] for one in earlier)})
+    return Readings(len(earlier) + 1, inputs.ledger.distinct(earlier, setting), tuple(arms))
 
 
 def _frozen(inputs: Inputs, folder: str = "") -> Frozen:
@@ -275,11 +277,10 @@ def _label_fractions(inputs: Inputs, scores: pd.DataFrame, how: Any, level: floa
     return label_fraction_table(every, {**positives, everyone: trained["train_positive_patients"]}, how, level)
 
 
-def _fraction_numbers(fractions: pd.DataFrame | None, level: float) -> dict[str, Any]:
+def _fraction_numbers(fractions: pd.DataFrame | None, level: float) -> LabelFractions:
     if fractions is None:
-        return {"sentence": "", "intervals": {}}
-    sentence, intervals = label_fraction_sentence(fractions, level), label_fraction_intervals(fractions, level)
-    return {"sentence": sentence, "intervals": intervals}
+        return LabelFractions("", {})
+    return LabelFractions(label_fraction_sentence(fractions, level), label_fraction_intervals(fractions, level))
 
 
 def _localisation(

@@ -35,6 +35,7 @@ from pipeline.statistics.score_bins import score_bins
 from pipeline.store.files import atomic, read_json, sha256_json, write_json
 from pipeline.store.results.deployment import Deployment, ToUse
 from pipeline.store.results.finding import findings_from
+from pipeline.store.results.metrics import Metrics
 from pipeline.store.results.threshold import Target, Threshold
 from pipeline.store.tables.calibrate import PATIENT_SCORES
 from pipeline.store.tables.ingest import IMAGES
@@ -101,7 +102,7 @@ def _unlabelled(inputs: Inputs) -> dict[str, Any]:
 
 def _content(settings: PackageSettings, inputs: Inputs, threshold: Threshold, flips: bool) -> dict[str, Any]:
     """Return the content of model.json."""
-    metrics = read_json(inputs.file("evaluate", "metrics.json"))
+    metrics = Metrics.from_json(read_json(inputs.file("evaluate", Metrics.FILE)))
     decision = decide(findings_from(read_json(inputs.file("evaluate", "findings.json"))), threshold, metrics)
     record, card = inputs.record("ingest")["settings"], inputs.card.model_dump()
     channels = channels_of(card)
@@ -190,25 +191,26 @@ def _point(threshold: float, certified: Target, positives: int, source: str = SO
     return OperatingPoint(threshold, certified.recall_target, certified.confidence, positives, source)
 
 
-def _further(
-    inputs: Inputs, decision: Decision, metrics: Mapping[str, Any], label: Mapping[str, Any]
-) -> dict[str, Any]:
+def _further(inputs: Inputs, decision: Decision, metrics: Metrics, label: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rule of a further label as JSON: usable where the model is, and nothing speaks against its own."""
     folder = f"further/{label['id']}/"
     threshold = Threshold.from_json(read_json(inputs.file("calibrate", f"{folder}{Threshold.FILE}")))
-    own = decision.of_further_label(findings_from(metrics["further_labels"][label["id"]]["problems"]))
+    own = decision.of_further_label(metrics.further_labels[label["id"]].problems)
     deployed = Deployment.from_json(read_json(inputs.file("evaluate", f"{folder}{Deployment.FILE}")))
     return _rule(inputs, folder, own, threshold, label["name"], deployed).to_json()
 
 
-def _test(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _test(metrics: Metrics) -> dict[str, Any]:
     """Return what the locked test patients showed."""
-    point = metrics["operating_point"] or {}
-    shown = {name: point.get(name) for name in ("recall", "specificity", "referral_rate", "verification")}
-    numbers = {name: metrics[name] for name in ("patients", "positives", "images")}
-    threshold = point.get("threshold")
-    tested_at = {"threshold_hex": None if threshold is None else float(threshold).hex()}
-    return {**numbers, "auc": metrics["discrimination"]["auc"], **shown, **tested_at}
+    point = metrics.operating_point
+    rates = ("recall", "specificity", "referral_rate")
+    return {
+        **{name: getattr(metrics, name) for name in ("patients", "positives", "images")},
+        "auc": metrics.discrimination.auc.to_dict(),
+        **{name: point and getattr(point, name).to_dict() for name in rates},
+        "verification": point and point.verification,
+        "threshold_hex": point and point.threshold.hex(),
+    }
 
 
 def _watch(inputs: Inputs, to_use: ToUse | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pipeline.statistics.patients import deciding_images
 from pipeline.store.files import atomic, read_json, sha256_file, write_json
 from pipeline.store.results.deployment import Deployment
 from pipeline.store.results.finding import findings_from
+from pipeline.store.results.metrics import Metrics
 from pipeline.store.results.threshold import Threshold
 from pipeline.store.tables import catalogue as tables
 from pipeline.store.tables.masks import BACKGROUND, NOT_ANNOTATED, mask_name
@@ -89,14 +90,14 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
     images = table("ingest", "images.parquet", tables.IMAGES)
     sites = sites_of(inputs)
     images = images.assign(site=images["site"].map(sites.of))
-    metrics = sites.lettered(content("evaluate", "metrics.json"))
+    metrics = Metrics.from_json(sites.lettered(content("evaluate", Metrics.FILE)))
     findings = findings_from(sites.lettered(content("evaluate", "findings.json")))
     certified = Threshold.from_json(content("calibrate", Threshold.FILE))
     decision = decide(findings, certified, metrics)
     scores = table("evaluate", "patient_scores.parquet", tables.PATIENT_SCORES)
-    reported = scores[scores["arm"] == metrics["arm"]]
+    reported = scores[scores["arm"] == metrics.arm]
     wrong = _most_confident_errors(reported, settings.examples)
-    deciding = deciding_images(table("score", "scores_test.parquet", tables.SCORES), metrics["arm"])
+    deciding = deciding_images(table("score", "scores_test.parquet", tables.SCORES), metrics.arm)
     index = table("preprocess", "index_test.parquet", tables.INDEX)
     networks = _networks(inputs, metrics)
     examples = _examples(wrong, index, deciding, images, inputs, networks)
@@ -129,14 +130,14 @@ def _evidence(settings: ReportSettings, inputs: Inputs) -> Evidence:
         records={step: sites.lettered(inputs.record(step)) for step in inputs.artifacts},
         external={name: card.model_dump() for name, card in inputs.external.items()},
         further_thresholds={
-            label_id: decision.of_further_label(findings_from(its["problems"])).threshold(
+            label_id: decision.of_further_label(its.problems).threshold(
                 Threshold.from_json(content("calibrate", f"further/{label_id}/{Threshold.FILE}"))
             )
-            for label_id, its in metrics["further_labels"].items()
+            for label_id, its in metrics.further_labels.items()
         },
         deployment=deployment(Deployment.FILE),
         further_deployments={
-            label_id: deployment(f"further/{label_id}/{Deployment.FILE}") for label_id in metrics["further_labels"]
+            label_id: deployment(f"further/{label_id}/{Deployment.FILE}") for label_id in metrics.further_labels
         },
         certified_groups=sites.lettered(optional("calibrate", "subgroups.json")),
         between_sites=optional("evaluate", "between_sites.json") or (),
@@ -270,15 +271,15 @@ def _examples(
     return examples
 
 
-def _networks(inputs: Inputs, metrics: dict[str, Any]) -> list[Network]:
+def _networks(inputs: Inputs, metrics: Metrics) -> list[Network]:
     """Return the networks behind the reported arm, of all its seeds; none when it has no network."""
     device = prepare(inputs.machine.device, inputs.machine.threads)
 
     def files(seed: int) -> tuple[Path, Path]:
-        place = f"{metrics['arm']}/seed{seed}"
+        place = f"{metrics.arm}/seed{seed}"
         return inputs.file("finetune", f"{place}/{RECORD}"), inputs.file("finetune", f"{place}/{WEIGHTS}")
 
-    return Ensemble.load({seed: files(seed) for seed in metrics["seeds"]}, device).networks
+    return Ensemble.load({seed: files(seed) for seed in metrics.seeds}, device).networks
 
 
 def _write_tables(document: Document, raw: dict[str, pd.DataFrame], work: Path) -> None:

@@ -36,7 +36,7 @@ def label_fraction_table(
     return pd.concat(parts, ignore_index=True).drop(columns=[*DECISIONS, "reported"])
 
 
-def label_fraction_intervals(table: pd.DataFrame, level: float = 0.95) -> dict[str, dict[str, Any]]:
+def label_fraction_intervals(table: pd.DataFrame, level: float = 0.95) -> dict[str, Interval]:
     """Return the AUCs and the differences from `scratch` by name, e.g. `auc_mae_with_100_labelled`."""
     found = {}
     for row in table.to_dict("records"):
@@ -46,7 +46,7 @@ def label_fraction_intervals(table: pd.DataFrame, level: float = 0.95) -> dict[s
             limits[f"auc_{PRETRAINED}_minus_{BASELINE}_{suffix}"] = ("difference", "delong_paired")
         for name, (column, method) in limits.items():
             values = (row[column], row[f"{column}_low"], row[f"{column}_high"])
-            found[name] = Interval(*values, level, method, row["patients"]).to_dict()
+            found[name] = Interval(*values, level, method, row["patients"])
     return found
 
 

@@ -15,12 +15,13 @@ from scipy.stats import rankdata
 from pipeline.statistics.errors import warn
 from pipeline.statistics.intervals import Interval, bootstrap
 from pipeline.statistics.patients import Patients
+from pipeline.store.results.metrics import Macro
 
 
 def macro_averages(
     labels: Sequence[Patients], thresholds: Sequence[float | None], level: float = 0.95, *, seed: int = 0
-) -> dict[str, Interval | None]:
-    """Return the macro `auc`, `recall` and `specificity`; recall and specificity are None where a threshold is missing.
+) -> Macro:
+    """Return the macro AUC, recall and specificity; recall and specificity are None where a threshold is missing.
 
     Patients may lack some of the labels. Limits are percentiles of the mean over 2,000 resamples of patients, drawn
     with all their labels, so that what labels share is kept. NaN limits and the warning `macro_boundary` where every
@@ -43,11 +44,12 @@ def macro_averages(
         return replace(found, low=math.nan, high=math.nan)
 
     certified = None not in thresholds
-    return {
-        "auc": mean(_mean_auc, ranks),
-        "recall": mean(lambda y, r: _mean_share(y == 1, r), referred) if certified else None,
-        "specificity": mean(lambda y, r: _mean_share(y == 0, ~r), referred) if certified else None,
-    }
+    return Macro(
+        labels=len(labels),
+        auc=mean(_mean_auc, ranks),
+        recall=mean(lambda y, r: _mean_share(y == 1, r), referred) if certified else None,
+        specificity=mean(lambda y, r: _mean_share(y == 0, ~r), referred) if certified else None,
+    )
 
 
 def _mean_share(of: np.ndarray, chosen: np.ndarray) -> float:

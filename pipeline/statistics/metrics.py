@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,54 +10,7 @@ import numpy as np
 from pipeline.statistics.errors import warn
 from pipeline.statistics.intervals import Interval, newcombe, proportion_ci, ratio_ci, undefined
 from pipeline.statistics.patients import validate
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The 2x2 table: patients with (tp + fn) and without (fp + tn) the condition, referred (tp, fp) or not."""
-
-    tp: int
-    fp: int
-    tn: int
-    fn: int
-
-    @property
-    def positives(self) -> int:
-        """Patients with the condition."""
-        return self.tp + self.fn
-
-    @property
-    def negatives(self) -> int:
-        """Patients without the condition."""
-        return self.fp + self.tn
-
-    @property
-    def n(self) -> int:
-        """All patients."""
-        return self.positives + self.negatives
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the four counts as a dictionary."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PrevalenceRow:
-    """What screening `per` people finds and costs when a share `prevalence` of them has the condition."""
-
-    prevalence: float
-    per: int
-    found: Interval
-    missed: Interval
-    false_alarms: Interval
-    referred: Interval
-    ppv: Interval
-    npv: Interval
-    number_needed_to_recall: Interval
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as nested dictionaries, for JSON."""
-        return asdict(self)
+from pipeline.store.results.operating_point import Counts, PrevalenceRow
 
 
 def confusion(y: Any, s: Any, t: float) -> Counts:

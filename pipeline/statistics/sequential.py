@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from scipy.optimize import root_scalar
 from scipy.special import betaincc, betaln, xlog1py, xlogy
 
 from pipeline.statistics.verification import audits_needed
+from pipeline.store.results.operating_point import Band, Watching
 
 # The probability of a false alarm, ever.
 ALPHA = 0.05
@@ -100,7 +100,7 @@ def outcomes_to_notice(
     return int(reached[0]) + 1 if len(reached) else None
 
 
-def watching(recall: float, referral: tuple[float, float] | None, alpha: float = ALPHA) -> dict[str, Any]:
+def watching(recall: float, referral: tuple[float, float] | None, alpha: float = ALPHA) -> Watching:
     """Return what it takes to notice that a model in use got worse: stated beforehand, before anybody watches.
 
     `referral`: the band that is declared for the share of people referred; None where there is none. Numbers are
@@ -108,20 +108,12 @@ def watching(recall: float, referral: tuple[float, float] | None, alpha: float =
     """
     falls = [round(1 - times * (1 - recall), 6) for times in (2, 3, 4) if times * (1 - recall) < 1]
     notice = {f"{fallen:g}": outcomes_to_notice(1 - fallen, 1 - recall, alpha=alpha) for fallen in falls}
-    found: dict[str, Any] = {
-        "false_alarm_ever": alpha,
-        "alarm_at": 1 / alpha,
-        "recall": recall,
-        "audited_positives_to_notice": notice,
-        "audits_to_bound_missed": {f"{share:g}": audits_needed(share) for share in (0.005, 0.01, 0.02)},
-        "referral_band": None,
-        "people_to_notice": {},
-    }
-    if referral is None or not 0 < referral[0] < referral[1] < 1:
-        return found
-    low, high = referral
-    people = {f"{rate:g}": people_to_notice(rate, low, high, alpha=alpha) for rate in _outside(low, high)}
-    return found | {"referral_band": {"low": low, "high": high}, "people_to_notice": people}
+    band, people = None, {}
+    if referral is not None and 0 < referral[0] < referral[1] < 1:
+        band = Band(*referral)
+        people = {f"{r:g}": people_to_notice(r, *referral, alpha=alpha) for r in _outside(*referral)}
+    bound = {f"{share:g}": audits_needed(share) for share in (0.005, 0.01, 0.02)}
+    return Watching(alpha, 1 / alpha, recall, notice, bound, band, people)
 
 
 def _outside(low: float, high: float) -> list[float]:

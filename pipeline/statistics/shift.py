@@ -10,7 +10,7 @@ of 100.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -27,31 +27,12 @@ from pipeline.statistics.planner import misses_at_least
 from pipeline.statistics.reliability import calibration_line
 from pipeline.statistics.threshold import verify_threshold
 from pipeline.store.results.finding import Finding
+from pipeline.store.results.metrics import ComparedGroup, ScoreShift, Stability
+from pipeline.store.results.operating_point import Held, Tail, Verdict
 from pipeline.store.wording import agreeing, counted
 
 # Below this p, two distributions are held to differ: there are many groups, and a needless alarm has its price.
 DIFFERENT = 0.001
-
-
-@dataclass(frozen=True)
-class ScoreShift:
-    """Two-sample Kolmogorov-Smirnov test of two sets of scores: largest distance, two-sided asymptotic p."""
-
-    statistic: float
-    p: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the fields as a dictionary, for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Population stability index over `bins` bins; `by_chance` is what it stays below in 95 % when nothing shifted."""
-
-    index: float
-    by_chance: float
-    bins: int
 
 
 @dataclass(frozen=True)
@@ -67,21 +48,6 @@ class Promise:
     confidence: float
     positives: int | None = None
     misses_allowed: int | None = None
-
-
-@dataclass(frozen=True)
-class Tail:
-    """Patients with the condition who are missed, beside what is expected when nothing differs from calibration.
-
-    `p` is the probability of as many or more. `noticed` is, by recall in these patients, the probability that as many
-    are missed as to say so: by this test, or by contradicting the certificate.
-    """
-
-    misses: int
-    positives: int
-    expected: float
-    p: float
-    noticed: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -104,29 +70,26 @@ class GroupShift:
     slope: Interval
     in_the_large: Interval
     recall: Interval | None
-    verification: str | None
+    verification: Verdict | None
     differences: tuple[str, ...]
     tail: Tail | None = None
-    verification_alone: str | None = None
+    verification_alone: Verdict | None = None
 
     @property
     def covered(self) -> bool:
         """Whether nothing speaks against the certificate for this group, neither its make-up nor its recall."""
         return not self.differences and self.verification != "contradicted"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields and `covered` as a dictionary, for JSON; without `held`, which goes with the threshold."""
-        fields = {**asdict(self), "differences": list(self.differences), "covered": self.covered}
-        return {name: value for name, value in fields.items() if name not in ("tail", "verification_alone")}
+    @property
+    def compared(self) -> ComparedGroup:
+        """What is kept of the group, without `held`, which goes with the threshold."""
+        shown = {one.name: getattr(self, one.name) for one in fields(ComparedGroup)}
+        return ComparedGroup(**shown)
 
     @property
-    def held(self) -> dict[str, Any]:
-        """What came of holding the group against the certificate: the tail test and its verdict by itself, for JSON."""
-        return {
-            "group": self.group,
-            "tail": self.tail and asdict(self.tail),
-            "verification_alone": self.verification_alone,
-        }
+    def held(self) -> Held:
+        """What came of holding the group against the certificate."""
+        return Held(self.group, self.tail, self.verification_alone)
 
 
 def score_shift(calibration: Any, other: Any) -> ScoreShift:

@@ -12,6 +12,7 @@ from pipeline.statistics.discrimination import roc_auc
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.intervals import Interval, newcombe, proportion_ci
 from pipeline.statistics.metrics import confusion
+from pipeline.store.results.operating_point import Gap, LowestGroup, LowestGroups
 
 ATTRIBUTES = ("sex", "age band", "view", "manufacturer", "site")
 AGE_BANDS = ((0, "0–4"), (5, "5–17"), (18, "18–39"), (40, "40–64"), (65, "65–89"), (90, "90+"))
@@ -94,14 +95,14 @@ def _right(members: pd.DataFrame, label: int, t: float) -> tuple[int, int]:
     return int(((own >= t) == label).sum()), len(own)
 
 
-def lowest_groups(table: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
+def lowest_groups(table: pd.DataFrame, level: float = 0.95) -> LowestGroups:
     """Return for recall and specificity the group with the lowest share, or None where nothing is to be said.
 
     Of many equal groups one is always lowest, and the interval of that one alone misses the truth in a third of cases
     with ten groups: the limits are those that hold for all `groups` at once. `lowest_possible` is the lowest of their
     lower limits, and of which group. Nothing is said where fewer than two groups can be compared, or all are equal.
     """
-    found: dict[str, Any] = {"level": level}
+    found: dict[str, LowestGroup | None] = {}
     for rate in RATES:
         shown = table[table[f"{rate}_low_simultaneous"].notna()]
         several = shown.groupby("attribute")["group"].transform("size") > 1
@@ -110,34 +111,28 @@ def lowest_groups(table: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
             found[rate] = None
             continue
         lowest, possible = shown.loc[shown[rate].idxmin()], shown.loc[shown[f"{rate}_low_simultaneous"].idxmin()]
-        found[rate] = {
-            "attribute": lowest["attribute"],
-            "group": lowest["group"],
-            "share": float(lowest[rate]),
-            "share_low": float(lowest[f"{rate}_low_simultaneous"]),
-            "share_high": float(lowest[f"{rate}_high_simultaneous"]),
-            "groups": len(shown),
-            "lowest_possible": float(possible[f"{rate}_low_simultaneous"]),
-            "lowest_possible_attribute": possible["attribute"],
-            "lowest_possible_group": possible["group"],
-            "gaps": [_gap(row, rate) for row in shown.to_dict("records") if _differs(row, rate)],
-        }
-    return found
+        found[rate] = LowestGroup(
+            attribute=str(lowest["attribute"]),
+            group=str(lowest["group"]),
+            share=float(lowest[rate]),
+            share_low=float(lowest[f"{rate}_low_simultaneous"]),
+            share_high=float(lowest[f"{rate}_high_simultaneous"]),
+            groups=len(shown),
+            lowest_possible=float(possible[f"{rate}_low_simultaneous"]),
+            lowest_possible_attribute=str(possible["attribute"]),
+            lowest_possible_group=str(possible["group"]),
+            gaps=tuple(_gap(row, rate) for row in shown.to_dict("records") if _differs(row, rate)),
+        )
+    return LowestGroups(level=level, **found)
 
 
 def _differs(row: Mapping[Any, Any], rate: str) -> bool:
     return bool(row[f"{rate}_gap_low"] > 0 or row[f"{rate}_gap_high"] < 0)
 
 
-def _gap(row: Mapping[Any, Any], rate: str) -> dict[str, Any]:
+def _gap(row: Mapping[Any, Any], rate: str) -> Gap:
     """Return a group that differs from all others although all groups are looked at."""
-    limits = {end: float(row[f"{rate}_gap{end and '_' + end}"]) for end in ("", "low", "high")}
-    return {
-        "attribute": row["attribute"],
-        "group": row["group"],
-        "gap": limits[""],
-        **{f"gap_{k}": v for k, v in limits.items() if k},
-    }
+    return Gap(row["attribute"], row["group"], *(float(row[f"{rate}_gap{end}"]) for end in ("", "_low", "_high")))
 
 
 def group_row(members: pd.DataFrame, t: float | None, min_pos: int, level: float) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from pipeline.statistics.errors import NotEnoughData, warn
 from pipeline.statistics.intervals import Interval, proportion_ci, undefined
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.patients import validate
-
-Verdict = Literal["confirmed", "not_confirmed", "contradicted"]
+from pipeline.store.results.operating_point import Verdict
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def page(document: Document) -> str:
 
 def test_a_position_says_what_the_threshold_does_and_what_the_band_promises(passing: Evidence):
     made = slider(passing)
-    ill = 1000 * passing.metrics["headline_prevalence"]
+    ill = 1000 * passing.metrics.headline_prevalence
     rows = passing.sweep[passing.sweep["band_recall"].notna() | passing.sweep["operating_point"]]
     rows = rows.sort_values("threshold", kind="stable")
     assert len(made.sentences) == len(rows)

@@ -14,6 +14,7 @@ from pipeline.reporting.checklists import CLAIM, FACTS, GUIDELINES, STARD_AI, TR
 from pipeline.reporting.content import SECTIONS
 from pipeline.reporting.evidence import Example
 from pipeline.settings.card import Card, StudyStatements
+from pipeline.store.results.metrics import Excluded, ExternalSet
 
 CARD: dict[str, Any] = {
     "source": "a hospital",
@@ -35,7 +36,7 @@ def evidence(**changes: Any) -> Any:
             "point": None,
             "misses": [],
             "false_alarms": [],
-            "metrics": {"external": {}},
+            "metrics": SimpleNamespace(external={}),
             "read_first": False,
             "between_sites": (),
         }
@@ -93,7 +94,7 @@ def test_an_item_is_missing_until_the_data_hold_it():
         "gaps": {"point": {"threshold": 1}, "subgroups": pd.DataFrame({"recall_gap": [0.1, np.nan]})},
         "between sites": {"between_sites": [{"recall": None, "specificity": None, "auc": {"sites": 2}}]},
         "operating point": {"point": {"threshold": 1}},
-        "external set": {"metrics": {"external": {"b": {"patients": 3}}}},
+        "external set": {"metrics": SimpleNamespace(external={"b": SimpleNamespace(judged=object())})},
         "outlines": {"misses": [replace(example, outlined=None), example]},
     }
     without = {
@@ -101,7 +102,7 @@ def test_an_item_is_missing_until_the_data_hold_it():
         "demographics": {"images": images.assign(sex="")},
         "between sites": {"between_sites": [{"recall": None, "specificity": None, "auc": None}]},
         "subgroups": {"subgroups": pd.DataFrame({"attribute": ["sex", "site"], "group": ["unknown", "unknown"]})},
-        "external set": {"metrics": {"external": {"b": {"patients": 0}}}},
+        "external set": {"metrics": SimpleNamespace(external={"b": ExternalSet("b", Excluded(7, {}), None)})},
         "outlines": {"misses": [replace(example, outlined=None)]},
     }
     assert set(holding) == set(FACTS)

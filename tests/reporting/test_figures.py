@@ -1,7 +1,10 @@
 """Charts and diagrams: what must be visible is drawn, whatever the numbers."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +22,14 @@ from pipeline.reporting.figures import (
     roc,
     score_histogram,
 )
+from pipeline.store.results.interval import Interval
 
-UNDEFINED = {"value": None, "low": None, "high": None}
+UNDEFINED = Interval(math.nan, math.nan, math.nan, 0.95, "wilson", 0)
 
 
-def point(**changes):
-    shares = {"value": 0.9, "low": 0.85, "high": 0.94}
-    return {"recall": shares, "specificity": shares, "ppv": shares} | changes
+def point(**changes) -> Any:
+    share = Interval(0.9, 0.85, 0.94, 0.95, "wilson", 200)
+    return SimpleNamespace(**{"recall": share, "specificity": share, "ppv": share, **changes})
 
 
 def curve(x, y):

@@ -70,14 +70,15 @@ def test_the_threshold_of_a_label_that_the_model_does_not_know_is_nowhere(unknow
         assert threshold_hex not in json.dumps(document.numbers)
         assert document.numbers["metrics"]["further_labels"][label_id]["operating_point"] is None
     macro = document.numbers["metrics"]["macro"]
-    assert macro["auc"]["value"] == evidence.metrics["macro"]["auc"]["value"]
+    assert evidence.metrics.macro is not None
+    assert macro["auc"]["value"] == evidence.metrics.macro.auc.value
     assert macro["recall"] is macro["specificity"] is None
 
 
 def test_without_a_usable_main_operating_point_no_further_one_is_shown(tmp_path):
     evidence, document = made(tmp_path, skill=0.0)
     assert evidence.point is None
-    assert all(evidence.metrics["further_labels"][label_id]["problems"] == [] for label_id in evidence.further)
+    assert all(evidence.metrics.further_labels[label_id].problems == () for label_id in evidence.further)
     assert all(t["threshold"] is None for t in document.numbers["further_thresholds"].values())
     assert all(found not in json.dumps(document.to_dict()) for found in certified(tmp_path).values())
     assert "shared out" not in json.dumps(section(document, "summary"))

@@ -17,10 +17,11 @@ from pipeline.reporting.numbers import (
     share,
     short_interval,
 )
+from pipeline.store.results.interval import Interval
 
 
 def an_interval(value, low, high, n=312):
-    return {"value": value, "low": low, "high": high, "level": 0.95, "method": "wilson", "n": n}
+    return Interval(value, low, high, 0.95, "wilson", n)
 
 
 def test_an_interval_says_value_level_limits_and_n():

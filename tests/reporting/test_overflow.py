@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pypdf import PdfReader
 from reporting import example_run
+from reporting.changed import an_external_set, with_external_sets
 
 from pipeline.reporting import pdf
 from pipeline.reporting.content import build
@@ -29,17 +29,15 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
         ReportSettings(title="x"),
         example_run.make_run(tmp_path_factory.mktemp("crowded"), patients=1100, calibration=setting),
     )
-    groups = list(e.metrics["shift"]["groups"])
-    groups += [{**groups[1], "group": f"site X{n}"} for n in range(30)]
-    sets: dict[str, Any] = {}
-    for n in range(6):
-        on = f"external set {n}"
-        sets[str(n)] = {**e.metrics, "group": on, "excluded": {"patients": 1, "images": {"same image": 2}}}
-        groups.append({**groups[0], "group": on, "covered": False, "differences": ["they differ in this and in that"]})
-    metrics = {**e.metrics, "external": sets, "shift": {**e.metrics["shift"], "groups": groups}}
+    everybody, site, *_ = e.metrics.shift.groups
+    names = [f"external set {n}" for n in range(6)]
+    sets = {str(n): an_external_set(e.metrics, name, images=2) for n, name in enumerate(names)}
+    differing = replace(everybody, covered=False, differences=("they differ in this and in that",))
+    groups = [replace(site, group=f"site X{n}") for n in range(30)]
+    e = with_external_sets(e, sets, groups + [replace(differing, group=name) for name in names])
     long = "something is remarkable about these patients, and it takes a line and a half of a table to say what it is"
     found = [Finding("shift", level, "test", f"{long}, number {n}") for n in range(15) for level in ("info", "warn")]
-    return replace(e, metrics=metrics, external=dict.fromkeys(sets, e.card), findings=[*e.findings, *found])
+    return replace(e, findings=[*e.findings, *found])
 
 
 def drawn(document: Document, folder: Path) -> bytes:
@@ -56,7 +54,7 @@ def test_a_crowded_run_has_nine_pages_and_loses_nothing(crowded: Evidence, tmp_p
     assert {table.name for table in fitted.tables} == {table.name for table in document.tables}
     assert {figure.name for figure in fitted.figures} == {figure.name for figure in document.figures}
     tables = {table.name: table for table in document.tables}
-    assert len(tables["coverage"].rows) == len(crowded.metrics["shift"]["groups"])
+    assert len(tables["coverage"].rows) == len(crowded.metrics.shift.groups)
     assert len(tables["findings"].rows) == len(crowded.findings)
     # On the page: everybody and those that differ, the gravest findings, a row per external set.
     assert [row[0] for row in tables["coverage_first"].rows[:1]] == ["Test patients, all"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from reporting import example_run
+from reporting.changed import with_metrics, with_point
 
 from pipeline.reporting.content import build
 from pipeline.reporting.document import Box, Section, Slider, Table
@@ -25,11 +26,14 @@ from pipeline.settings.config import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence
 from pipeline.store.artifacts import Inputs, Store
 from pipeline.store.files import sha256_bytes, write_json
+from pipeline.store.results.interval import Interval
+from pipeline.store.results.metrics import Readings
+from pipeline.store.results.operating_point import FirstImage
 
 # Adults read English aloud at 183 words a minute (Brysbaert, Journal of Memory and Language 109 (2019) 104047).
 WORDS_A_MINUTE = 183
-FIRST = {"times": 1, "settings": 1, "arms": ["mae"]}
-FOUR = {"times": 4, "settings": 3, "arms": ["hog", "linear_probe", "mae"]}
+FIRST = Readings(1, 1, ("mae",))
+FOUR = Readings(4, 3, ("hog", "linear_probe", "mae"))
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +54,10 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     return _evidence(ReportSettings(title="x"), inputs)
 
 
-def read(e: Evidence, readings: dict[str, Any] | None, models: int = 1, **point: Any) -> Evidence:
+def read(e: Evidence, readings: Readings | None, models: int = 1, **point: Any) -> Evidence:
     """Return the run as if its test patients had been read so often and had said something else."""
-    shown = {**e.metrics["operating_point"], **point}
-    metrics = {**e.metrics, "operating_point": shown, "readings": readings}
-    return replace(e, metrics=metrics, threshold=replace(e.threshold, models_compared=models))
+    e = with_metrics(with_point(e, **point), readings=readings)
+    return replace(e, threshold=replace(e.threshold, models_compared=models))
 
 
 def texts(section: Section | None) -> list[str]:
@@ -110,7 +113,7 @@ def test_a_first_reading_is_said_where_the_ledger_shows_it(pooled: Evidence):
     assert "before calibration, in the configuration" in said(model(e))
 
 
-@pytest.mark.parametrize(("readings", "models"), [(None, 1), (FIRST, 2), ({**FIRST, "times": 2}, 1)])
+@pytest.mark.parametrize(("readings", "models"), [(None, 1), (FIRST, 2), (replace(FIRST, times=2), 1)])
 def test_nothing_is_called_confirmed_or_beforehand_that_is_not_known_to_be(readings, models, pooled: Evidence):
     e = read(pooled, readings, models, verification="confirmed")
     text = said(summary(e)) + said(operating_point(e)) + said(model(e)) + said(deployment(e))
@@ -145,10 +148,10 @@ def test_page_one_is_read_aloud_in_a_minute(pooled: Evidence, stopped: Evidence)
 def test_the_prevalence_of_page_one_is_called_an_assumption_and_that_of_the_test_patients_stands_beside(pooled):
     page = said(summary(pooled))
     assert "Assumed: 5 % have the condition, 50 people" in page
-    seen = pooled.metrics["prevalence"]["value"]
-    assert f"Of test patients {100 * seen:.0f} % had it: people screened may differ" in page
-    alike = {**pooled.metrics, "prevalence": {**pooled.metrics["prevalence"], "value": 0.06}}
-    assert "people screened may differ" not in said(summary(replace(pooled, metrics=alike)))
+    seen = pooled.metrics.prevalence
+    assert f"Of test patients {100 * seen.value:.0f} % had it: people screened may differ" in page
+    alike = with_metrics(pooled, prevalence=replace(seen, value=0.06))
+    assert "people screened may differ" not in said(summary(alike))
 
 
 def test_a_page_of_a_stopped_run_shows_nothing_of_a_threshold(stopped: Evidence):
@@ -212,17 +215,18 @@ def of_point(**changes: Any) -> Callable[[Evidence], Evidence]:
 
 def of_change(low: float, high: float) -> Callable[[Evidence], Evidence]:
     def change(e: Evidence) -> Evidence:
-        moved = {**e.metrics["calibration"]["log_loss_change"], "value": (low + high) / 2, "low": low, "high": high}
-        return replace(e, metrics={**e.metrics, "calibration": {**e.metrics["calibration"], "log_loss_change": moved}})
+        own = e.metrics.calibration
+        moved = replace(own.log_loss_change, value=(low + high) / 2, low=low, high=high)
+        return with_metrics(e, calibration=replace(own, log_loss_change=moved))
 
     return change
 
 
-RATE = {"value": 0.9, "low": 0.8, "high": 0.95, "level": 0.95, "method": "wilson", "n": 40}
+RATE = Interval(0.9, 0.8, 0.95, 0.95, "wilson", 40)
 FACTS: list[tuple[str, Any, Callable[[Evidence], Evidence], str]] = [
     ("linked", operating_point, of_threshold(linked_patients=7), "share a picture with one who counts 7"),
     ("joint", operating_point, of_threshold(joint_confidence=0.9287), "certified hold at once with 92.9 %"),
-    ("first image", operating_point, of_point(first_image={"recall": RATE, "specificity": RATE}),
+    ("first image", operating_point, of_point(first_image=FirstImage(RATE, RATE)),
      "With the first image of each patient only sensitivity 90.0 %"),
     ("worse", calibration, of_change(0.001, 0.02), "Calibration made the probabilities of these patients worse"),
     ("better", calibration, of_change(-0.02, -0.001), "calibration made probabilities better"),
@@ -253,24 +257,23 @@ def test_the_sweep_shows_the_band_and_no_certificate_by_row(pooled: Evidence):
 
 
 def test_the_stop_rule_is_the_sequential_one(pooled: Evidence):
-    watching = pooled.metrics["operating_point"]["watching"]
+    assert pooled.point is not None
+    watching = pooled.point.watching
     text = said(intended_use(pooled))
     assert "reaches 20 to 1" in text
-    for fallen, n in watching["audited_positives_to_notice"].items():
+    for fallen, n in watching.audited_positives_to_notice.items():
         assert f"to {100 * float(fallen):g} % after {n}" in text
     assert "leaves the intervals of this report" not in text
 
 
 def test_a_stop_rule_with_nothing_to_notice_ends_no_sentence_in_the_air(pooled: Evidence):
-    point = pooled.metrics["operating_point"]
-    e = read(pooled, FIRST, watching={**point["watching"], "audited_positives_to_notice": {}, "referral_band": None})
-    text = said(intended_use(e))
+    assert pooled.point is not None
+    watching = pooled.point.watching
+    nothing = replace(watching, audited_positives_to_notice={}, referral_band=None)
+    text = said(intended_use(read(pooled, FIRST, watching=nothing)))
     assert "are noticed" not in text
-    some = {
-        **point["watching"],
-        "audited_positives_to_notice": {"0.9": 1, "0.8": None},
-        "people_to_notice": {"0.9": None},
-    }
+    notice = {"0.9": 1, "0.8": None}
+    some = replace(watching, audited_positives_to_notice=notice, people_to_notice={"0.9": None})
     text = said(intended_use(read(pooled, FIRST, watching=some)))
     assert "to 90 % after 1 such patient, to 80 % after thousands." in text
     assert "to 90 % after thousands of people." in text

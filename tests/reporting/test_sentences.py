@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from reporting import example_run
+from reporting.changed import an_external_set, with_external_sets, with_metrics
 
 from pipeline.reporting.comparison import Against, Run
 from pipeline.reporting.comparison import build as compared
@@ -29,6 +30,7 @@ from pipeline.reporting.sections.summary import summary
 from pipeline.settings.decision import CalibrateSettings, EvaluateSettings, ReportSettings
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.stages.report import _evidence
+from pipeline.store.results.metrics import Metrics
 from pipeline.store.results.threshold import Costs, Threshold
 from pipeline.store.wording import agreeing, counted
 
@@ -130,7 +132,7 @@ def test_every_setting_that_changes_images_has_its_words(evidence):
 
 
 def of_metrics(**changes: Any) -> Callable[[Evidence], Evidence]:
-    return lambda e: replace(e, metrics={**e.metrics, **changes})
+    return lambda e: with_metrics(e, **changes)
 
 
 def of_threshold(**changes: Any) -> Callable[[Evidence], Evidence]:
@@ -255,22 +257,19 @@ def plurals(text: str) -> list[str]:
 
 def of_one(e: Evidence) -> Evidence:
     """Return the run as if there had been one of everything."""
-    names = ("ingest", "split", "finetune", "calibrator", "metrics")
+    names = ("ingest", "split", "finetune", "calibrator")
     ones = {name: everything_one(getattr(e, name)) for name in names}
     made = e.pretraining
     pretraining = Pretraining(
         everything_one(made.encoder), everything_one(made.summary), made.history[:1], made.reconstructions
     )
-    ones["metrics"]["external"] = {
-        "b": {**ones["metrics"], "group": "external set b", "excluded": {"patients": 1, "images": {"same image": 1}}},
-        "c": {"group": "external set c", "patients": 0, "excluded": {"patients": 1, "images": {"same image": 1}}},
-    }
-    shift = ones["metrics"]["shift"]
-    shift["groups"] = [*shift["groups"], {**shift["groups"][0], "group": "external set b"}]
-    shift["groups"] = [*shift["groups"], {**shift["groups"][0], "group": "external set c"}]
+    metrics = Metrics.from_dict(everything_one(e.metrics.to_dict()))
+    b, c = (an_external_set(metrics, f"external set {name}") for name in "bc")
+    groups = [replace(metrics.shift.groups[0], group=one.group) for one in (b, c)]
+    e = with_external_sets(replace(e, metrics=metrics), {"b": b, "c": replace(c, judged=None)}, groups)
     frames = {"subgroups": e.subgroups.head(1), "comparison": e.comparison.assign(patients=1, positives=1, seeds=1)}
     return replace(
-        e, **ones, **frames, pretraining=pretraining, external={"b": e.card, "c": e.card},
+        e, **ones, **frames, pretraining=pretraining,
         misses=e.misses[:1], false_alarms=e.false_alarms[:1], sweep=e.sweep[e.sweep["operating_point"]],
         threshold=one_of(e.threshold), further_thresholds={name: one_of(t) for name, t in e.further_thresholds.items()},
     )  # fmt: skip

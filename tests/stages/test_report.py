@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from pypdf import PdfReader
 from reporting import example_run
+from reporting.changed import an_external_set, with_external_sets, with_metrics, with_point
 
 from pipeline.imaging.volumes.orthogonal_planes import three_planes
 from pipeline.inference.outline import shown
@@ -37,6 +38,8 @@ from pipeline.settings.decision import CalibrateSettings, ReportSettings
 from pipeline.stages.report import _evidence, report
 from pipeline.store.artifacts import Inputs
 from pipeline.store.files import read_json
+from pipeline.store.results.metrics import Excluded, ExternalSet
+from pipeline.store.results.operating_point import LowestGroups
 from pipeline.store.runlog import RunLog
 
 BANNER = "No operating point: this model must not be used to refer anyone"
@@ -175,7 +178,9 @@ def test_page_one_stands_alone(good: Made):
     ],
 )
 def test_whether_the_promise_held_is_said_in_words(verdict, words, good: Made):
-    box = promise(evidence_of(good), good.metrics["operating_point"] | {"verification": verdict})
+    e = with_point(evidence_of(good), verification=verdict)
+    assert e.metrics.operating_point is not None
+    box = promise(e, e.metrics.operating_point)
     assert box.title == words
     assert (box.level == "stop") == (verdict == "contradicted")
 
@@ -266,11 +271,8 @@ def test_every_target_has_its_row_and_page_one_knows_the_first_alone(good: Made)
 
 def test_one_target_needs_no_table_of_targets(good: Made):
     e = evidence_of(good)
-    e = replace(
-        e,
-        threshold=replace(e.threshold, other_operating_points=()),
-        metrics=dict(e.metrics) | {"other_operating_points": []},
-    )
+    e = replace(e, threshold=replace(e.threshold, other_operating_points=()))
+    e = with_metrics(e, other_operating_points=())
     assert "targets" not in [b.name for b in operating_point(e).blocks if isinstance(b, Table)]
 
 
@@ -417,10 +419,10 @@ def test_the_lowest_of_equal_groups_or_of_one_is_not_named(good: Made):
     assert f"Sensitivity: the lowest of {low['groups']} groups is {low['attribute']} {low['group']}" in str(
         subgroups(e)
     )
-    point = {**e.metrics["operating_point"], "lowest_groups": {"level": 0.95, "recall": None, "specificity": None}}
-    assert "the lowest of" not in str(subgroups(replace(e, metrics={**e.metrics, "operating_point": point})))
+    e = with_point(e, lowest_groups=LowestGroups(level=0.95, recall=None, specificity=None))
+    assert "the lowest of" not in str(subgroups(e))
     alone = e.subgroups[e.subgroups["group"] != "unknown"].drop_duplicates("attribute")
-    nothing = subgroups(replace(e, subgroups=alone, metrics={**e.metrics, "operating_point": point}))
+    nothing = subgroups(replace(e, subgroups=alone))
     assert "so that nothing can be compared" in str(nothing)
     assert not [b for b in (*nothing.blocks, *nothing.appendix) if isinstance(b, Table)]
 
@@ -428,19 +430,14 @@ def test_the_lowest_of_equal_groups_or_of_one_is_not_named(good: Made):
 def with_external(made: Made, **changes: Any) -> Evidence:
     """The run as if its test patients were also an external set whose label is defined otherwise."""
     e = evidence_of(made)
-    its = {**e.metrics, "group": "external set b", "excluded": {"patients": 2, "images": {"same image": 3}}}
-    shift = {**e.metrics["shift"]["groups"][0], "group": "external set b", **changes}
-    metrics = {
-        **e.metrics,
-        "external": {"b": its},
-        "shift": {**e.metrics["shift"], "groups": [*e.metrics["shift"]["groups"], shift]},
-    }
+    its = an_external_set(e.metrics, "external set b", patients=2, images=3)
+    group = replace(e.metrics.shift.groups[0], group=its.group, **changes)
     other = {**e.card, "label": {**e.card["label"], "definition": "an opacity"}}
-    return replace(e, metrics=metrics, external={"b": other})
+    return replace(with_external_sets(e, {"b": its}, [group]), external={"b": other})
 
 
 def test_an_external_set_stands_beside_the_test_patients_in_words_and_numbers(good: Made):
-    e = with_external(good, covered=False, differences=["50 of 90 patients come from other sites"])
+    e = with_external(good, covered=False, differences=("50 of 90 patients come from other sites",))
     text = str(external(e))
     assert "External set b: the promise" in text
     assert "these patients differ" in text
@@ -467,8 +464,8 @@ def test_an_external_set_shows_no_threshold_when_none_may_be_used(chance: Made):
 
 def test_an_external_set_of_nobody_new_says_so(good: Made):
     e = evidence_of(good)
-    nobody = {"b": {"group": "external set b", "patients": 0, "excluded": {"patients": 7, "images": {"same image": 9}}}}
-    text = str(external(replace(e, metrics={**e.metrics, "external": nobody}, external={"b": e.card})))
+    nobody = ExternalSet("external set b", Excluded(7, {"same image": 9}), None)
+    text = str(external(with_external_sets(e, {"b": nobody}, [])))
     assert "All 7 of its labelled patients occur in this run already" in text
 
 

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from pipeline.statistics.intervals import Interval
 from pipeline.statistics.label_fractions import label_fraction_intervals, label_fraction_sentence
 
 NAN = float("nan")
@@ -50,6 +51,5 @@ def test_without_a_network_from_scratch_nothing_is_claimed():
 def test_numbers_for_the_tracker_have_their_limits():
     found = label_fraction_intervals(table({100: HELPED}), 0.95)
     assert set(found) == {"auc_scratch_with_100_labelled", "auc_mae_minus_scratch_with_100_labelled"}
-    assert found["auc_mae_minus_scratch_with_100_labelled"] == {
-        "value": 0.03, "low": 0.01, "high": 0.05, "level": 0.95, "method": "delong_paired", "n": 160
-    }  # fmt: skip
+    difference = Interval(0.03, 0.01, 0.05, 0.95, "delong_paired", 160)
+    assert found["auc_mae_minus_scratch_with_100_labelled"] == difference

@@ -82,7 +82,7 @@ def test_limits_hold_at_all_times_together():
 def test_the_changes_told_of_lie_outside_the_band_and_apart(band):
     """Two that round to much the same, as 82.5 and 83 % of a band from 41 to 66 %, would be one twice."""
     low, high = band
-    shares = sorted(float(share) for share in watching(0.9, band)["people_to_notice"])
+    shares = sorted(float(share) for share in watching(0.9, band).people_to_notice)
     assert shares
     assert all(0 < share < low or high < share < 1 for share in shares)
     beyond = [share for share in shares if share > high]
@@ -91,9 +91,9 @@ def test_the_changes_told_of_lie_outside_the_band_and_apart(band):
 
 def test_what_is_stated_beforehand():
     said = watching(0.95, (0.32, 0.54))
-    assert said["audited_positives_to_notice"] == {"0.9": 153, "0.85": 42, "0.8": 22}
-    assert said["audits_to_bound_missed"] == {"0.005": 598, "0.01": 299, "0.02": 149}
-    assert set(said["people_to_notice"]) == {"0.16", "0.68", "0.77"}
-    assert watching(0.95, None)["referral_band"] is None
+    assert said.audited_positives_to_notice == {"0.9": 153, "0.85": 42, "0.8": 22}
+    assert said.audits_to_bound_missed == {"0.005": 598, "0.01": 299, "0.02": 149}
+    assert set(said.people_to_notice) == {"0.16", "0.68", "0.77"}
+    assert watching(0.95, None).referral_band is None
     with pytest.raises(ValueError, match="0 <= ones <= n"):
         log_e_value(3, 2, 0.05)

@@ -194,8 +194,9 @@ def test_what_could_have_been_seen_is_said():
     )
     assert any(text.startswith("more patients with the condition are missed than when") for text in shift.differences)
     # In JSON, what was found at the threshold goes with the threshold.
-    assert not {"tail", "verification_alone"} & set(shift.to_dict())
-    assert shift.held["tail"]["misses"] > shift.held["tail"]["expected"]
+    assert not {"tail", "verification_alone"} & set(shift.compared.to_dict())
+    assert shift.tail is not None
+    assert shift.tail.misses > shift.tail.expected
 
 
 def test_twenty_sites_that_differ_in_nothing_are_contradicted_as_rarely_as_one():

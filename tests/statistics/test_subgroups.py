@@ -127,29 +127,32 @@ def test_the_lowest_of_twenty_equal_groups_is_not_called_different():
 def test_nothing_is_said_of_equal_groups_and_the_lowest_limit_of_others(patients):
     generator = np.random.default_rng(2)
     perfect = subgroup_table(equal_groups(generator, 4, 40, 1.0), ["site"], 0.5)
-    assert lowest_groups(perfect)["recall"] is None
+    assert lowest_groups(perfect).recall is None
     table = subgroup_table(patients, ["sex"], 0.5)
-    said = lowest_groups(table)["recall"]
+    said = lowest_groups(table).recall
+    assert said is not None
     worst = table.loc[table["recall"].idxmin()]
-    assert (said["group"], said["share"], said["groups"]) == (worst["group"], worst["recall"], 2)
-    assert said["share_low"] < worst["recall_low"]
-    assert said["lowest_possible"] == table["recall_low_simultaneous"].min()
+    assert (said.group, said.share, said.groups) == (worst["group"], worst["recall"], 2)
+    assert said.share_low < worst["recall_low"]
+    assert said.lowest_possible == table["recall_low_simultaneous"].min()
     # Everybody in one group is no group.
     alone = subgroup_table(patients.assign(view="AP"), ["view"], 0.5)
     assert alone[["recall_low_simultaneous", "recall_gap"]].isna().all(axis=None)
-    assert lowest_groups(alone)["specificity"] is None
+    assert lowest_groups(alone).specificity is None
 
 
 def test_a_group_that_is_worse_is_named_with_its_gap():
     frame = equal_groups(np.random.default_rng(3), 3, 80, 1.0)
     worse = frame[(frame["site"] == "1") & (frame["label"] == 1)].index[:20]
     frame.loc[worse, "score"] = 0.0
-    (first, *_) = said = lowest_groups(subgroup_table(frame, ["site"], 0.5))["recall"]["gaps"]
-    assert {one["group"] for one in said} == {"0", "1", "2"}
-    assert (first["group"], first["gap"] > 0) == ("0", True)
-    own = next(one for one in said if one["group"] == "1")
-    assert own["gap"] == pytest.approx(-0.25)
-    assert own["gap_low"] < -0.25 < own["gap_high"] < 0
+    lowest = lowest_groups(subgroup_table(frame, ["site"], 0.5)).recall
+    assert lowest is not None
+    (first, *_) = said = lowest.gaps
+    assert {one.group for one in said} == {"0", "1", "2"}
+    assert (first.group, first.gap > 0) == ("0", True)
+    own = next(one for one in said if one.group == "1")
+    assert own.gap == pytest.approx(-0.25)
+    assert own.gap_low < -0.25 < own.gap_high < 0
 
 
 def test_without_a_threshold_the_auc_remains(patients):

@@ -13,6 +13,40 @@ from pipeline.store.files import finite
 from pipeline.store.results.deployment import Certified, Deployment, Group, ToUse
 from pipeline.store.results.finding import Finding, findings_from
 from pipeline.store.results.interval import Interval
+from pipeline.store.results.metrics import (
+    Calibration,
+    ComparedGroup,
+    Discrimination,
+    Excluded,
+    ExternalSet,
+    FurtherMetrics,
+    GroupMetrics,
+    LabelFractions,
+    Macro,
+    MakeUp,
+    Metrics,
+    Readings,
+    Reliability,
+    ScoreShift,
+    Shift,
+    Stability,
+)
+from pipeline.store.results.operating_point import (
+    AtTarget,
+    Band,
+    Counts,
+    FirstImage,
+    Gap,
+    Held,
+    LowestGroup,
+    LowestGroups,
+    MainPoint,
+    OperatingPoint,
+    OtherPoint,
+    PrevalenceRow,
+    Tail,
+    Watching,
+)
 from pipeline.store.results.threshold import AtThreshold, Costs, Target, Threshold
 
 SHARE = Interval(0.9, 0.8, 0.95, 0.95, "wilson", 40)
@@ -129,3 +163,94 @@ def test_a_deployment_that_lacks_its_threshold_is_refused():
     del content["threshold"]
     with pytest.raises(ValueError, match=r"made.to_use.threshold: Field required.* --rebuild evaluate"):
         Deployment.from_json(content)
+
+
+# ---------------------------------------------------------------- metrics.json
+
+POINT = AtTarget(
+    threshold=0.1 + 0.2, probability=0.4, probability_prevalence=None, counts=Counts(tp=38, fp=5, tn=49, fn=2),
+    **dict.fromkeys(("recall", "specificity", "ppv", "npv", "referral_rate", "f1"), SHARE),
+    **dict.fromkeys(("youden", "balanced_accuracy", "lr_positive", "lr_negative"), NOWHERE),
+    verification="confirmed", recall_lower_one_sided=0.9, recall_upper_one_sided=0.97, positives_to_confirm=59,
+    can_confirm=False, chance_of_confirmation=0.1, verification_in_words="in words",
+)  # fmt: skip
+ROW = PrevalenceRow(0.05, 1000, SHARE, SHARE, SHARE, SHARE, SHARE, SHARE, NOWHERE)
+RELIABILITY = Reliability(SHARE, NOWHERE, SHARE, SHARE, NOWHERE, NOWHERE, NOWHERE)
+GROUP = GroupMetrics(
+    patients=94, positives=40, prevalence=SHARE, images=120, linked=0, discrimination=Discrimination(SHARE, SHARE),
+    operating_point=OperatingPoint(**vars(POINT), first_image=FirstImage(SHARE, SHARE)),
+    other_operating_points=(OtherPoint(0.99, None), OtherPoint(0.9, POINT)), consequences=(ROW,),
+    headline_prevalence=0.05, calibration=Calibration(10, RELIABILITY, RELIABILITY, NOWHERE),
+)  # fmt: skip
+BAD = Finding("reversed", "fail", "test", "the model is reversed")
+LOWEST = LowestGroup("sex", "F", 0.8, 0.7, 0.9, 2, 0.6, "site", "A", (Gap("sex", "F", -0.1, -0.2, math.nan),))
+TESTED = MainPoint(
+    **vars(GROUP.operating_point), lowest_groups=LowestGroups(level=0.95, recall=LOWEST, specificity=None),
+    watching=Watching(0.05, 20.0, 0.95, {"0.9": 153, "0.8": None}, {"0.005": 598}, Band(0.3, 0.5), {"0.16": 12}),
+    held_against_certificate=(Held("test", Tail(2, 40, 1.5, 0.3, {"0.9": 0.4}), "confirmed"), Held("A", None, None)),
+)  # fmt: skip
+COMPARED = ComparedGroup(
+    group="test", patients=94, positives=40, unseen=0, prevalence=SHARE, score_ks=ScoreShift(0.1, 0.4),
+    stability=Stability(0.1, math.nan, 10), slope=NOWHERE, in_the_large=SHARE, recall=SHARE, verification="confirmed",
+    differences=("other scores",), covered=False,
+)  # fmt: skip
+METRICS = Metrics(
+    **vars(replace(GROUP, operating_point=TESTED)), arm="mae", arm_title="pretrained", seeds=(1, 2), aggregation="max",
+    comparison_sentence="better", label_fractions=LabelFractions("enough", {"auc_mae_with_100_labelled": SHARE}),
+    further_labels={"own": FurtherMetrics(**vars(GROUP), problems=()),
+                    "bad": FurtherMetrics(**vars(GROUP), problems=(BAD,))},
+    macro=Macro(3, SHARE, SHARE, SHARE),
+    external={"b": ExternalSet("external set b", Excluded(1, {"same image": 2}), GROUP),
+              "c": ExternalSet("external set c", Excluded(9, {"same image": 9}), None)},
+    shift=Shift(MakeUp(94, 40, SHARE), (COMPARED,)), readings=Readings(1, 1, ("mae",)),
+)  # fmt: skip
+
+
+def content_of(metrics: Metrics) -> dict[str, Any]:
+    return json.loads(json.dumps(finite(metrics.to_json())))
+
+
+def test_metrics_are_read_back_in_their_order_to_the_last_bit():
+    content = content_of(METRICS)
+    assert list(content)[:7] == ["schema", "arm", "arm_title", "seeds", "aggregation", "patients", "positives"]
+    assert content["external"]["c"] == {
+        "group": "external set c",
+        "patients": 0,
+        "excluded": {"patients": 9, "images": {"same image": 9}},
+    }
+    assert list(content["external"]["b"])[:3] == ["group", "excluded", "patients"]
+    again = Metrics.from_json(content)
+    assert json.dumps(finite(again.to_json())) == json.dumps(content)
+    assert again.operating_point is not None
+    assert again.operating_point.threshold == 0.1 + 0.2
+    assert again.further_labels["bad"].problems == (BAD,)
+
+
+def test_what_earlier_metrics_lack_has_a_default_and_what_no_version_lacked_is_asked_for():
+    content = content_of(METRICS)
+    for later in ("schema", "arm_title", "label_fractions", "further_labels", "macro", "external", "readings"):
+        del content[later]
+    again = Metrics.from_json(content)
+    assert (again.external, again.further_labels, again.macro, again.label_fractions.sentence) == ({}, {}, None, "")
+    del content["operating_point"]["recall"]["low"]
+    with pytest.raises(ValueError, match=r"operating_point.recall.low: Field required.* --rebuild evaluate"):
+        Metrics.from_json(content)
+
+
+def test_after_a_failed_gate_nothing_at_a_threshold_leaves_the_metrics():
+    withheld = Decision(("why not",)).metrics(METRICS)
+    groups = [withheld, *withheld.further_labels.values(), withheld.external["b"].judged]
+    assert all(one is not None and one.operating_point is None for one in groups)
+    text = json.dumps(finite(withheld.to_dict()))
+    assert not [key for key in ("threshold", "ppv", "verification_in_words", "lowest_groups") if f'"{key}"' in text]
+    assert withheld.shift.groups[0].recall is withheld.shift.groups[0].verification is None
+    assert withheld.discrimination == METRICS.discrimination
+    assert withheld.external["c"] == METRICS.external["c"]
+
+
+def test_a_further_label_with_problems_keeps_its_results_and_those_of_the_mean_alone():
+    allowed = Decision(()).metrics(METRICS)
+    assert allowed.further_labels["bad"].operating_point is None
+    assert allowed.further_labels["own"] == METRICS.further_labels["own"]
+    assert allowed.operating_point == TESTED
+    assert allowed.macro == Macro(3, SHARE, None, None)

@@ -18,9 +18,10 @@ from pipeline.reporting.document import (
     Section,
     Table,
 )
-from pipeline.reporting.evidence import Evidence, Json
+from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import count, number, plain_percent, share
 from pipeline.reporting.sections.exam import completeness
+from pipeline.store.results.operating_point import Watching
 from pipeline.store.wording import counted
 
 SPLIT_NAMES = {
@@ -52,29 +53,29 @@ def intended_use(e: Evidence) -> Section:
     if card["known_traps"]:
         blocks += [Heading("Known to be wrong or misleading in these data"), Bullets(card["known_traps"])]
     if e.point is not None:
-        blocks += [Heading("When to stop"), Paragraph(_stop_rule(e.point["watching"]))]
+        blocks += [Heading("When to stop"), Paragraph(_stop_rule(e.point.watching))]
     return Section("intended_use", "Intended use and limits", blocks)
 
 
-def _stop_rule(w: Json) -> str:
+def _stop_rule(w: Watching) -> str:
     """Say when to stop using the model, and beforehand how much it takes to notice that it got worse."""
-    falls = _noticed(w["audited_positives_to_notice"], "such patient")
-    audits = w["audits_to_bound_missed"]["0.005"]
+    falls = _noticed(w.audited_positives_to_notice, "such patient")
+    audits = w.audits_to_bound_missed["0.005"]
     said = [
-        f"Stop and calibrate again when the evidence against a sensitivity of {plain_percent(w['recall'])} reaches "
-        f"{w['alarm_at']:g} to 1 (a test martingale, which may be looked at after every patient; its false alarms, "
-        f"ever: at most {plain_percent(w['false_alarm_ever'])}).",
+        f"Stop and calibrate again when the evidence against a sensitivity of {plain_percent(w.recall)} reaches "
+        f"{w.alarm_at:g} to 1 (a test martingale, which may be looked at after every patient; its false alarms, "
+        f"ever: at most {plain_percent(w.false_alarm_ever)}).",
         "It counts misses among patients with the condition who were referred or audited: outcomes of referred people "
         "alone show no miss.",
         *([f"Half of such falls are noticed: {falls}."] if falls else []),
         f"Outcomes of {count(audits)} people not referred, drawn at random and none with the condition, bound the "
         "missed at 5 in 1,000 of them.",
     ]
-    if band := w["referral_band"]:
+    if band := w.referral_band:
         said.append(
-            f"In the same way, when the share referred leaves {plain_percent(band['low'])} to "
-            f"{plain_percent(band['high'])}, which assumes page one's prevalence. Half of such "
-            f"changes are noticed: {_noticed(w['people_to_notice'], 'person', 'people')}."
+            f"In the same way, when the share referred leaves {plain_percent(band.low)} to "
+            f"{plain_percent(band.high)}, which assumes page one's prevalence. Half of such "
+            f"changes are noticed: {_noticed(w.people_to_notice, 'person', 'people')}."
         )
     said.append("And before use at another site, on other equipment or in another population.")
     return " ".join(said)

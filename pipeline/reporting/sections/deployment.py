@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.reporting.document import Block, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.numbers import count, interval, number, people_interval, percent, plain_percent
+from pipeline.reporting.numbers import count, interval, number, people_interval, percent, plain_percent, scaled
 from pipeline.store.results.deployment import Certified, Deployment, Group
 from pipeline.store.results.interval import Interval
 from pipeline.store.results.threshold import AtThreshold
@@ -56,8 +56,8 @@ def _meaning(e: Evidence, d: Deployment) -> str:
         known = "The test patients had been read, or several models compared, before"
         unknown = "Whether the test patients had been read before is not known"
         beforehand = (
-            f"{unknown if e.readings is None else known}: of this threshold the promise holds for one who did not "
-            "choose by them."
+            f"{unknown if e.metrics.readings is None else known}: of this threshold the promise holds for one who did "
+            "not choose by them."
         )
     return (
         "The threshold to use is certified anew on calibration and test patients with the condition together, by the "
@@ -94,14 +94,13 @@ def _certificates(e: Evidence, at: AtThreshold, d: Deployment, made: Certified) 
     caption = (
         f"Both referrals from {counted(own.negatives, 'patient')} without the condition, in calibration and test, "
         f"whom the model had not seen, with {plain_percent(own.referral.level)} intervals; specificity of the "
-        f"threshold to use: {interval(own.specificity.to_dict(), as_percent=True)}"
+        f"threshold to use: {interval(own.specificity, as_percent=True)}"
     )
     return Table("deployment", caption, columns, rows)
 
 
 def _referred(i: Interval) -> str:
-    scaled = {"value": PER * i.value, "low": PER * i.low, "high": PER * i.high}
-    return people_interval(scaled, PER)
+    return people_interval(scaled(i, PER), PER)
 
 
 def packaged(e: Evidence) -> str:

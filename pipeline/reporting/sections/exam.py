@@ -42,7 +42,7 @@ def views_and_sides(e: Evidence) -> Section | None:
         return None
     usable = e.point is not None
     rows = [_row(row, usable) for row in e.exam.to_dict("records")]
-    level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
+    level = plain_percent(e.metrics.discrimination.auc.level)
     caption = f"Test patients by the images of one view or side alone, with {level} intervals of each row by itself"
     columns = ["Images looked at", "Images", "Patients", "With the condition"]
     columns += ["Referred", "Sensitivity, %", "Specificity, %"] if usable else []

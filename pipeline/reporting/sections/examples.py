@@ -21,12 +21,12 @@ def examples(e: Evidence) -> Section:
     """Return the most confident errors at the operating point as the model saw them."""
     if e.point is None:
         return Section("examples", "Examples of errors", [Paragraph(WITHHELD)])
-    counts = e.point["counts"]
+    counts = e.point.counts
     blocks: list[Block] = []
     appendix: list[Block] = []
     for name, words, found, total in (
-        ("misses", "Missed although with the condition, lowest scores first", e.misses, counts["fn"]),
-        ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts["fp"]),
+        ("misses", "Missed although with the condition, lowest scores first", e.misses, counts.fn),
+        ("false_alarms", "Referred although free of the condition, highest scores first", e.false_alarms, counts.fp),
     ):
         if found:
             said, first = f"{words}: {len(found)} of {count(total)}", found[:ON_PAGE]
@@ -63,7 +63,7 @@ def _figure(e: Evidence, name: str, words: str, found: Sequence[Example], first:
     alt = f"What the model saw, {counted(len(found), 'image')}; {agreeing(len(found), 'score', 'scores')} {scores}."
     which = (
         "the one that made the patient's score"
-        if e.metrics["aggregation"] == "max"
+        if e.metrics.aggregation == "max"
         else ("the one of the patient's with the highest score; the patient's is the mean of all")
     )
     as_seen = agreeing(len(found), "The image as the model saw it", "Images as the model saw them")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.inference.decision import Json
 from pipeline.reporting.document import Block, Box, Paragraph, Section, Table
 from pipeline.reporting.evidence import Evidence
-from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short_interval
+from pipeline.reporting.numbers import count, number, percent, plain_percent, probability, short
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.readings import verdict_of
 from pipeline.store.results.deployment import ToUse
-from pipeline.store.results.finding import findings_from
+from pipeline.store.results.interval import Interval
+from pipeline.store.results.metrics import GroupMetrics
+from pipeline.store.results.operating_point import OperatingPoint
 from pipeline.store.results.threshold import AtThreshold
 from pipeline.store.wording import counted
 
@@ -40,7 +41,7 @@ def further_labels(e: Evidence) -> Section | None:
             [one.in_words for one in problems],
         )
         for label_id in e.further
-        if (problems := findings_from(e.metrics["further_labels"][label_id]["problems"]))
+        if (problems := e.metrics.further_labels[label_id].problems)
     ]
     withheld: list[Block] = [] if e.point is not None else [Paragraph(WITHHELD)]
     return Section(
@@ -51,13 +52,13 @@ def further_labels(e: Evidence) -> Section | None:
     )
 
 
-def _labels(e: Evidence) -> dict[str, Json]:
+def _labels(e: Evidence) -> dict[str, GroupMetrics]:
     """Return the test results of each label by its name, the main one first."""
-    further = {e.further_name(label_id): e.metrics["further_labels"][label_id] for label_id in e.further}
+    further = {e.further_name(label_id): e.metrics.further_labels[label_id] for label_id in e.further}
     return {f"{e.card['label']['name']} (main)": e.metrics, **further}
 
 
-def _points(e: Evidence) -> list[Json | None]:
+def _points(e: Evidence) -> list[OperatingPoint | None]:
     return [e.point, *(e.further_point(label_id) for label_id in e.further)]
 
 
@@ -67,20 +68,20 @@ def _results(e: Evidence) -> Table:
     rows = [
         [
             name,
-            count(its["patients"]),
-            count(its["positives"]),
-            _short(its["discrimination"]["auc"]),
-            *(_short(point[rate] if point else None, 100) for rate in rates),
+            count(its.patients),
+            count(its.positives),
+            short(its.discrimination.auc),
+            *(_percent(getattr(point, rate, None)) for rate in rates),
             NOTHING if point is None else verdict_of(e, point),
         ]
         for (name, its), point in zip(_labels(e).items(), _points(e), strict=True)
     ]
-    macro = e.macro
-    means = [_short(macro["auc"]), *(_short(macro[rate], 100) for rate in ("recall", "specificity"))]
-    rows.append([f"Mean of all {count(macro['labels'])} (macro)", NOTHING, NOTHING, *means, *[NOTHING] * 4])
-    auc = e.metrics["discrimination"]["auc"]
+    if macro := e.macro:
+        means = [short(macro.auc), _percent(macro.recall), _percent(macro.specificity)]
+        rows.append([f"Mean of all {count(macro.labels)} (macro)", NOTHING, NOTHING, *means, *[NOTHING] * 4])
+    level = plain_percent(e.metrics.discrimination.auc.level)
     caption = (
-        f"Each label on the test patients who have it, with {plain_percent(auc['level'])} intervals. PPV, NPV: "
+        f"Each label on the test patients who have it, with {level} intervals. PPV, NPV: "
         "predictive values at the share of these patients. In the mean every label counts the same; its limits come "
         "from drawing patients anew with all their labels, and it has no sensitivity or specificity unless every label "
         "has a usable threshold"
@@ -118,7 +119,7 @@ def _to_use(e: Evidence) -> list[Block]:
             count(d.misses_allowed),
             number(100 * d.certified_recall, 1),
             number(d.threshold, 2),
-            f"{_short(d.specificity.to_dict(), 100)} (n = {count(d.negatives)})",
+            f"{short(d.specificity, 100)} (n = {count(d.negatives)})",
         ]
         for name, d in pooled.items()
     ]
@@ -161,7 +162,7 @@ def _calibration(e: Evidence) -> Table:
     measures = {"slope": "Slope (ideal 1)", "intercept": "Intercept (ideal 0)", "ece": "Expected calibration error",
                 "brier": "Brier score", "brier_skill": "Brier skill"}  # fmt: skip
     rows = [
-        [name, *(_short(its["calibration"]["after"][measure]) for measure in measures)]
+        [name, *(short(getattr(its.calibration.after, measure)) for measure in measures)]
         for name, its in _labels(e).items()
     ]
     caption = "Probabilities of each label after its own calibration, test patients"
@@ -181,7 +182,5 @@ def _definitions(e: Evidence) -> Table:
     return Table("further_definitions", "What each label means, as stated in the dataset card", columns, rows)
 
 
-def _short(i: Json | None, scale: int = 1) -> str:
-    if i is None:
-        return NOTHING
-    return short_interval(i["value"], i["low"], i["high"], digits=1 if scale == 100 else 3, scale=scale)
+def _percent(i: Interval | None) -> str:
+    return NOTHING if i is None else short(i, 100)

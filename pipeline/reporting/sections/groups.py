@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.reporting.document import Block, Bullets, Figure, Figures, Heading, Paragraph, Section, Table, shortened
-from pipeline.reporting.evidence import Evidence, Json, known_groups
+from pipeline.reporting.evidence import Evidence, known_groups
 from pipeline.reporting.figures import arms, forest
 from pipeline.reporting.numbers import (
     count,
@@ -23,12 +23,11 @@ from pipeline.reporting.numbers import (
 )
 from pipeline.reporting.sections.label_fractions import label_fractions
 from pipeline.reporting.sections.operating import WITHHELD
+from pipeline.store.results.operating_point import Gap, MainPoint
 from pipeline.store.wording import counted
 
-RATES = {
-    "recall": ("Sensitivity", "with the condition referred"),
-    "specificity": ("Specificity", "without it not referred"),
-}
+RECALL = "Sensitivity", "with the condition referred"
+SPECIFICITY = "Specificity", "without it not referred"
 LIMITS = ("", "_low", "_high")
 MOST_DRAWN = 15  # groups
 
@@ -61,7 +60,7 @@ def subgroups(e: Evidence) -> Section:
     if len(drawn):
         blocks.append(Figures([_forest(e, drawn)]))
     if e.point is not None:
-        blocks += _lowest(e, e.point)
+        blocks += _lowest(e.point)
     if e.point is None:
         blocks.append(Paragraph(WITHHELD))
     notes = [
@@ -73,16 +72,16 @@ def subgroups(e: Evidence) -> Section:
     return Section("subgroups", "Subgroups", blocks, [table, *remarks])
 
 
-def _lowest(e: Evidence, point: Json) -> list[Block]:
+def _lowest(point: MainPoint) -> list[Block]:
     """Say which groups fare worst and which differ, with limits for all at once; nothing where all are equal."""
     said: list[Block] = []
-    for rate, (measure, of) in RATES.items():
-        low = point["lowest_groups"][rate]
+    lowest = point.lowest_groups
+    for low, (measure, of) in ((lowest.recall, RECALL), (lowest.specificity, SPECIFICITY)):
         if low is None:
             continue
-        level = plain_percent(point["lowest_groups"]["level"])
-        within = limits(low["share_low"], low["share_high"], as_percent=True)
-        gaps = "; ".join(map(_gap, low["gaps"]))
+        level = plain_percent(lowest.level)
+        within = limits(low.share_low, low.share_high, as_percent=True)
+        gaps = "; ".join(map(_gap, low.gaps))
         differ = (
             f" Groups that differ from all other patients, in percentage points: {gaps}."
             if gaps
@@ -90,19 +89,19 @@ def _lowest(e: Evidence, point: Json) -> list[Block]:
         )
         said.append(
             Paragraph(
-                f"{measure}: the lowest of {counted(low['groups'], 'group')} is {low['attribute']} {low['group']}, "
-                f"{percent(low['share'])} of those {of} "
+                f"{measure}: the lowest of {counted(low.groups, 'group')} is {low.attribute} {low.group}, "
+                f"{percent(low.share)} of those {of} "
                 f"({level} limits for all groups at once {within}); "
-                f"{low['lowest_possible_attribute']} {low['lowest_possible_group']} may be as low as "
-                f"{percent(low['lowest_possible'])}.{differ}"
+                f"{low.lowest_possible_attribute} {low.lowest_possible_group} may be as low as "
+                f"{percent(low.lowest_possible)}.{differ}"
             )
         )
     return said
 
 
-def _gap(gap: Json) -> str:
-    shown = short_interval(gap["gap"], gap["gap_low"], gap["gap_high"], digits=1, scale=100)
-    return f"{gap['attribute']} {gap['group']} {shown}"
+def _gap(gap: Gap) -> str:
+    shown = short_interval(gap.gap, gap.gap_low, gap.gap_high, digits=1, scale=100)
+    return f"{gap.attribute} {gap.group} {shown}"
 
 
 def _group_row(r: Mapping[Any, Any], usable: bool) -> list[str]:
@@ -130,10 +129,10 @@ def _forest(e: Evidence, every: pd.DataFrame) -> Figure:
         drawn = every[every.index.isin(every["patients"].nlargest(MOST_DRAWN, keep="first").index)]
         of = f" The {count(len(drawn))} largest of {counted(len(every), 'group')}; the appendix has the numbers of all."
     panels = {"auc": "AUC"}
-    overall = {"auc": e.metrics["discrimination"]["auc"]["value"]}
+    overall = {"auc": e.metrics.discrimination.auc.value}
     if e.point is not None:
         panels = {"recall": "Sensitivity, %", "specificity": "Specificity, %", **panels}
-        overall |= {name: e.point[name]["value"] for name in ("recall", "specificity")}
+        overall |= {"recall": e.point.recall.value, "specificity": e.point.specificity.value}
     panels = {name: title for name, title in panels.items() if drawn[name].notna().any()}
     at_once = [
         {**r, **{f"{m}{end}": r[name] for m in panels for end, name in zip(LIMITS, _limit_columns(r, m), strict=True)}}
@@ -141,14 +140,13 @@ def _forest(e: Evidence, every: pd.DataFrame) -> Figure:
     ]
     names = [f"{shortened(r['attribute'] + ' ' + r['group'], 24)} (n = {count(r['patients'])})" for r in at_once]
     groups = pd.DataFrame(at_once).assign(name=names)
-    shown = {name: float("nan") if v is None else v for name, v in overall.items()}
     return Figure(
         "subgroups",
         f"{' and '.join(panels.values())} of {counted(len(drawn), 'group')} with intervals; the numbers are in the "
         "appendix.",
         f"Groups of test patients with intervals, n patients each. Dotted: the value of all test patients.{of}",
         16,
-        forest(groups, panels, shown),
+        forest(groups, panels, overall),
     )
 
 
@@ -172,7 +170,7 @@ def comparison(e: Evidence) -> Section:
         "arm minus this one, and p are paired (DeLong)"
     )
     columns = ["Arm", "Seeds", "AUC", "Single seeds", "Difference", "p"]
-    blocks: list[Block] = [Paragraph(e.metrics["comparison_sentence"])]
+    blocks: list[Block] = [Paragraph(e.metrics.comparison_sentence)]
     drawn = frame[frame["auc"].notna()]
     if len(drawn):
         names = [e.arm_name(arm) for arm in drawn["arm"]]
@@ -219,4 +217,4 @@ def _decisions(e: Evidence, frame: pd.DataFrame) -> Table:
 
 
 def _level(e: Evidence) -> str:
-    return plain_percent(e.metrics["discrimination"]["auc"]["level"])
+    return plain_percent(e.metrics.discrimination.auc.level)

@@ -21,7 +21,7 @@ def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
     if e.label_fractions is None:
         return [], []
     frame = e.label_fractions
-    level = plain_percent(e.metrics["discrimination"]["auc"]["level"])
+    level = plain_percent(e.metrics.discrimination.auc.level)
     everyone = frame["labelled_patients"].max()
     arms = sorted(set(frame["arm"]), key=e.arms.index)
     rows = [
@@ -51,7 +51,7 @@ def label_fractions(e: Evidence) -> tuple[Sequence[Block], Sequence[Block]]:
         16,
         label_curve(curves),
     )
-    read = [Heading("With fewer labelled patients"), Paragraph(e.metrics["label_fractions"]["sentence"])]
+    read = [Heading("With fewer labelled patients"), Paragraph(e.metrics.label_fractions.sentence)]
     return read, [Figures([figure]), Table("label_fractions", caption, columns, rows), Paragraph(_how(e))]
 
 

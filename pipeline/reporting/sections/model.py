@@ -59,7 +59,7 @@ def _scored(e: Evidence) -> str:
     """Say whom the arms saw, and how a patient's score comes from the logits of images."""
     patients = counted(e.finetune["train_patients"], "training patient")
     flips = " of it and of its mirror image" if e.records["score"]["settings"].get("flips") else ""
-    if len(e.metrics["seeds"]) > 1:
+    if len(e.metrics.seeds) > 1:
         ensemble, whose = "The networks of an arm's seeds are an ensemble: an", f"the mean of their logits{flips}"
         what = "The score of the ensemble"
     else:
@@ -72,7 +72,7 @@ def _scored(e: Evidence) -> str:
 
 
 def _aggregation(e: Evidence) -> str:
-    return {"max": "highest", "mean": "mean"}[e.metrics["aggregation"]]
+    return {"max": "highest", "mean": "mean"}[e.metrics.aggregation]
 
 
 def _making(e: Evidence) -> Table:

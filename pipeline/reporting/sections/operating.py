@@ -12,11 +12,12 @@ from pipeline.reporting.numbers import (
     percent,
     plain_percent,
     probability,
-    short_interval,
+    short,
 )
 from pipeline.reporting.sections.readings import how_often_read, verdict_of
 from pipeline.reporting.sections.summary import stop
 from pipeline.reporting.sections.thresholds import slider, sweep
+from pipeline.store.results.operating_point import AtTarget, MainPoint
 from pipeline.store.results.threshold import Target
 from pipeline.store.wording import counted
 
@@ -62,8 +63,8 @@ def operating_point(e: Evidence) -> Section:
     more = [
         *needed,
         ["Calibration patients with the condition referred", _by_construction(t.positives, at.misses_seen)],
-        ["Calibration patients without it not referred", interval(at.specificity.to_dict(), as_percent=True)],
-        ["Calibration patients referred", interval(at.referral_rate.to_dict(), as_percent=True)],
+        ["Calibration patients without it not referred", interval(at.specificity, as_percent=True)],
+        ["Calibration patients referred", interval(at.referral_rate, as_percent=True)],
     ]
     how = Paragraph(
         "How it was chosen: the threshold is the highest one that leaves so few calibration patients with the "
@@ -100,34 +101,33 @@ def _chosen(e: Evidence) -> str:
     return f"It stands on calibration patients alone. {how_often_read(e)}"
 
 
-def _verified(e: Evidence, point: Json) -> Table:
+def _verified(e: Evidence, point: MainPoint) -> Table:
     """Return what test patients say of the certificate, and how much that is worth."""
     confidence = plain_percent(e.threshold.confidence)
-    lower, upper = (point[f"recall_{end}_one_sided"] for end in ("lower", "upper"))
+    lower, upper = point.recall_lower_one_sided, point.recall_upper_one_sided
     rows = [["Verdict of the test patients", verdict_of(e, point)]]
-    if point["recall"]["n"]:
+    if point.recall.n:
         rows.append([f"One-sided limits of the share found, each with {confidence} confidence",
                      f"at least {percent(lower)}, at most {percent(upper)}"])  # fmt: skip
-    chance = f"{round(100 * point['chance_of_confirmation'])} of 100"
+    chance = f"{round(100 * point.chance_of_confirmation)} of 100"
     rows += [
         ["How often so many patients confirm a promise that is kept", chance],
         ["How often they were read", how_often_read(e)],
-        *_linked(e.metrics["linked"]),
+        *_linked(e.metrics.linked),
     ]
     return Table("verified", "The certificate on the test patients", ["What", "Value"], rows, True)
 
 
-def _more_verified(e: Evidence, point: Json) -> Table:
+def _more_verified(e: Evidence, point: MainPoint) -> Table:
     """Return what it takes to confirm the certificate, and what the first image of each patient alone would do."""
     planned = e.threshold.planning
     rows = [
-        ["Patients with the condition needed to confirm at all", count(point["positives_to_confirm"])],
+        ["Patients with the condition needed to confirm at all", count(point.positives_to_confirm)],
         ["Needed to confirm in 80 / 90 of 100 cases", " / ".join(_needed(planned, at) for at in ("0.8", "0.9"))],
     ]
-    if point["first_image"]:
-        first = {name: interval(point["first_image"][name], as_percent=True) for name in ("recall", "specificity")}
-        rows.append(["With the first image of each patient only",
-                     f"sensitivity {first['recall']}; specificity {first['specificity']}"])  # fmt: skip
+    if first := point.first_image:
+        recall, specificity = (interval(i, as_percent=True) for i in (first.recall, first.specificity))
+        rows.append(["With the first image of each patient only", f"sensitivity {recall}; specificity {specificity}"])
     return Table("verified_more", "More about the certificate on the test patients", ["What", "Value"], rows, True)
 
 
@@ -136,20 +136,20 @@ def _needed(planned: Json | None, chance: str) -> str:
     return "no number is enough" if needed is None else count(needed)
 
 
-def _targets(e: Evidence, point: Json) -> list[Block]:
+def _targets(e: Evidence, point: MainPoint) -> list[Block]:
     """Return every recall target of the run with what became of it; nothing when there is but one."""
     others = e.threshold.other_operating_points
     if not others:
         return []
-    seen = [point, *(other["operating_point"] for other in e.metrics["other_operating_points"])]
+    seen = [point, *(other.operating_point for other in e.metrics.other_operating_points)]
     rows = [
         _target(e, promised, found, mark)
         for promised, found, mark in zip([e.threshold, *others], seen, [" ◄", *[""] * len(others)], strict=True)
     ]
-    n, positives = counted(e.metrics["patients"], "test patient"), count(e.metrics["positives"])
+    n, positives = counted(e.metrics.patients, "test patient"), count(e.metrics.positives)
     caption = (
         f"Every share asked for: certified on the calibration patients, seen on {n}, {positives} with "
-        f"the condition ({plain_percent(point['recall']['level'])} intervals); ◄ marks the operating point"
+        f"the condition ({plain_percent(point.recall.level)} intervals); ◄ marks the operating point"
     )
     columns = ["Wanted", "Certified, %", "Score", "Probability", "Sensitivity, %", "Specificity, %", "Referred, %",
                "Promise"]  # fmt: skip
@@ -163,49 +163,49 @@ def _targets(e: Evidence, point: Json) -> list[Block]:
     return [Table("targets", caption, columns, rows), one_by_one]
 
 
-def _target(e: Evidence, promised: Target, found: Json | None, mark: str) -> list[str]:
+def _target(e: Evidence, promised: Target, found: AtTarget | None, mark: str) -> list[str]:
     wanted = plain_percent(promised.recall_target) + mark
     if found is None or promised.at is None:
         return [wanted, *["—"] * 6, f"not certified: {counted(promised.positives_needed, 'patient')} needed"]
-    rates = [_short(found[name], scale=100) for name in ("recall", "specificity", "referral_rate")]
+    rates = [short(i, 100) for i in (found.recall, found.specificity, found.referral_rate)]
     numbers = [number(100 * promised.at.certified_recall, 1), number(promised.at.threshold, 2)]
     return [wanted, *numbers, probability(promised.at.probability), *rates, verdict_of(e, found)]
 
 
-def _two_by_two(e: Evidence, point: Json) -> Table:
-    c, name = point["counts"], e.card["label"]["name"]
+def _two_by_two(e: Evidence, point: MainPoint) -> Table:
+    c, name = point.counts, e.card["label"]["name"]
     rows = [
-        ["Refer", count(c["tp"]), count(c["fp"]), count(c["tp"] + c["fp"])],
-        ["No refer", count(c["fn"]), count(c["tn"]), count(c["fn"] + c["tn"])],
-        ["All", count(c["tp"] + c["fn"]), count(c["fp"] + c["tn"]), count(sum(c.values()))],
+        ["Refer", count(c.tp), count(c.fp), count(c.tp + c.fp)],
+        ["No refer", count(c.fn), count(c.tn), count(c.fn + c.tn)],
+        ["All", count(c.positives), count(c.negatives), count(c.n)],
     ]
     return Table("two_by_two", f"Test patients by model and reference standard ({name})",
                  ["Model", "With the condition", "Without", "All"], rows)  # fmt: skip
 
 
-def _measures(point: Json) -> tuple[Table, Table]:
+def _measures(point: MainPoint) -> tuple[Table, Table]:
     """Return sensitivity, specificity and the share referred, and, for the appendix, every other measure."""
     nobody = "nobody is on one side of the threshold"
     shares = (
-        ("recall", "Sensitivity (recall): found, of those with the condition", "no such patients"),
-        ("specificity", "Specificity: not referred, of those without the condition", "no such patients"),
-        ("referral_rate", "Referred, of all", nobody),
+        (point.recall, "Sensitivity (recall): found, of those with the condition", "no such patients"),
+        (point.specificity, "Specificity: not referred, of those without the condition", "no such patients"),
+        (point.referral_rate, "Referred, of all", nobody),
     )
     others = (
-        ("ppv", "Positive predictive value, at the share of these patients", nobody),
-        ("npv", "Negative predictive value, at the share of these patients", nobody),
-        ("balanced_accuracy", "Balanced accuracy", "one kind of patient is missing"),
+        (point.ppv, "Positive predictive value, at the share of these patients", nobody),
+        (point.npv, "Negative predictive value, at the share of these patients", nobody),
+        (point.balanced_accuracy, "Balanced accuracy", "one kind of patient is missing"),
     )
     plain = (
-        ("f1", "F1 score"),
-        ("youden", "Youden index (sensitivity + specificity − 1)"),
-        ("lr_positive", "Likelihood ratio of “refer”"),
-        ("lr_negative", "Likelihood ratio of “no refer”"),
+        (point.f1, "F1 score"),
+        (point.youden, "Youden index (sensitivity + specificity − 1)"),
+        (point.lr_positive, "Likelihood ratio of “refer”"),
+        (point.lr_negative, "Likelihood ratio of “no refer”"),
     )
     columns, caption = ["Measure", "Result"], "At the operating point, test patients"
-    rows = [[words, interval(point[name], as_percent=True, why=why)] for name, words, why in shares]
-    more = [[words, interval(point[name], as_percent=True, why=why)] for name, words, why in others]
-    more += [[words, interval(point[name], why="a denominator is zero")] for name, words in plain]
+    rows = [[words, interval(i, as_percent=True, why=why)] for i, words, why in shares]
+    more = [[words, interval(i, as_percent=True, why=why)] for i, words, why in others]
+    more += [[words, interval(i, why="a denominator is zero")] for i, words in plain]
     return Table("measures", caption, columns, rows), Table("measures_more", f"{caption}: more", columns, more)
 
 
@@ -215,20 +215,20 @@ def consequences(e: Evidence) -> Section:
         return Section("consequences", "Consequences", [Paragraph(WITHHELD)])
     rows = [
         [
-            plain_percent(r["prevalence"]),
-            f"{r['per'] * r['prevalence']:g}",
-            *(_short(r[name]) for name in ("found", "missed")),
-            *(people_interval(r[name], r["per"]) for name in ("false_alarms", "referred")),
-            _short(r["ppv"], scale=100),
-            _short(r["npv"], scale=100, digits=2),
-            _short(r["number_needed_to_recall"]),
+            plain_percent(r.prevalence),
+            f"{r.per * r.prevalence:g}",
+            *(short(i, digits=1) for i in (r.found, r.missed)),
+            *(people_interval(i, r.per) for i in (r.false_alarms, r.referred)),
+            short(r.ppv, 100),
+            short(r.npv, 100, digits=2),
+            short(r.number_needed_to_recall, digits=1),
         ]
-        for r in e.metrics["consequences"]
+        for r in e.metrics.consequences
     ]
-    first = e.metrics["consequences"][0]
+    first = e.metrics.consequences[0]
     caption = (
-        f"Per {count(first['per'])} people screened, with {plain_percent(first['found']['level'])} intervals; from "
-        f"{counted(e.metrics['patients'], 'test patient')}, {count(e.metrics['positives'])} with the condition"
+        f"Per {count(first.per)} people screened, with {plain_percent(first.found.level)} intervals; from "
+        f"{counted(e.metrics.patients, 'test patient')}, {count(e.metrics.positives)} with the condition"
     )
     columns = ["Prevalence", "With the condition", "Found", "Missed", "False alarms", "Referred",
                "Positive predictive value, %", "Negative predictive value, %", "Referred per person found"]  # fmt: skip
@@ -238,7 +238,3 @@ def consequences(e: Evidence) -> Section:
         "condition."
     )
     return Section("consequences", "Consequences", [note, Table("consequences", caption, columns, rows)])
-
-
-def _short(i: Json, *, digits: int = 1, scale: int = 1) -> str:
-    return short_interval(i["value"], i["low"], i["high"], digits=digits, scale=scale)

@@ -8,11 +8,23 @@ import numpy as np
 import pandas as pd
 
 from pipeline.reporting.document import Block, Box, Figure, Figures, Paragraph, Section, Table
-from pipeline.reporting.evidence import Evidence, Json, prevalence_assumed
+from pipeline.reporting.evidence import Evidence, prevalence_assumed
 from pipeline.reporting.figures import calibration_curves, decision, precision_recall, reliability, roc, score_histogram
-from pipeline.reporting.numbers import count, interval, limits, missing, number, percent, plain_percent, short_interval
+from pipeline.reporting.numbers import (
+    count,
+    interval,
+    limits,
+    missing,
+    number,
+    percent,
+    plain_percent,
+    short,
+    short_interval,
+)
 from pipeline.reporting.sections.operating import WITHHELD
 from pipeline.reporting.sections.summary import AT_THE_END
+from pipeline.store.results.interval import Interval
+from pipeline.store.results.metrics import Calibration
 from pipeline.store.wording import counted
 
 CALIBRATORS = {
@@ -66,30 +78,30 @@ MEASURES = {
 
 def discrimination(e: Evidence) -> Section:
     """Return how well scores separate patients with the condition from the others."""
-    d, arm = e.metrics["discrimination"], e.reported_arm
-    auc, prevalence = d["auc"], e.metrics["prevalence"]
-    positives, negatives = e.metrics["positives"], e.metrics["patients"] - e.metrics["positives"]
+    d, arm = e.metrics.discrimination, e.reported_arm
+    auc, prevalence = d.auc, e.metrics.prevalence
+    positives, negatives = e.metrics.positives, e.metrics.patients - e.metrics.positives
     rows = [
         ["Area under the ROC curve (AUC)", interval(auc, why=AT_THE_END), "0.5"],
-        ["Average precision", interval(d["average_precision"]), number(prevalence["value"])],
+        ["Average precision", interval(d.average_precision), number(prevalence.value)],
         ["Share with the condition", interval(prevalence, as_percent=True), "—"],
     ]
     caption = f"Test patients: {count(positives)} with, {count(negatives)} without the condition"
     cross = "" if e.point is None else " The cross is the operating point with both intervals."
     curve = Figure(
         "roc",
-        f"ROC curve of the test patients, area {number(auc['value'])}.{cross}",
+        f"ROC curve of the test patients, area {number(auc.value)}.{cross}",
         f"ROC curve, area {interval(auc, why=AT_THE_END)}.{cross}",
         8.0,
         roc(e.curve("roc", arm), e.point),
     )
     precision = Figure(
         "precision_recall",
-        f"Precision against recall; average precision {number(d['average_precision']['value'])}; the dotted line "
-        f"is the share with the condition, {percent(prevalence['value'])}.",
+        f"Precision against recall; average precision {number(d.average_precision.value)}; the dotted line "
+        f"is the share with the condition, {percent(prevalence.value)}.",
         "Precision and recall. The dotted line is what a model without skill would reach.",
         8.0,
-        precision_recall(e.curve("precision_recall", arm), prevalence["value"], e.point),
+        precision_recall(e.curve("precision_recall", arm), prevalence.value, e.point),
     )
     table = Table("discrimination", caption, ["Measure", "Result", "Without skill"], rows)
     scores = e.scores[e.scores["arm"] == arm]
@@ -100,12 +112,13 @@ def discrimination(e: Evidence) -> Section:
 def methods(e: Evidence) -> Table:
     """Say how the limits of each measure of the report were computed, from the results themselves."""
     m = e.metrics
-    measured = {**m["discrimination"], **(e.point or {}), **m["calibration"]["after"], "prevalence": m["prevalence"]}
-    measured |= {f"{name} per 1,000": i for row in m["consequences"][:1] for name, i in row.items()}
+    measured = vars(m.discrimination) | (vars(e.point) if e.point else {}) | vars(m.calibration.after)
+    measured |= {"prevalence": m.prevalence}
+    measured |= {f"{name} per 1,000": i for row in m.consequences[:1] for name, i in vars(row).items()}
     found: dict[str, list[str]] = {}
     for name, i in measured.items():
-        if isinstance(i, dict) and "method" in i:
-            found.setdefault(i["method"], []).append(MEASURES.get(name, name.replace("_", " ")))
+        if isinstance(i, Interval):
+            found.setdefault(i.method, []).append(MEASURES.get(name, name.replace("_", " ")))
     rows = [[METHODS.get(method, method), ", ".join(names)] for method, names in found.items()]
     rows.append(["paired DeLong", "differences in AUC between arms on the same patients"])
     if e.point is not None:
@@ -118,7 +131,7 @@ def methods(e: Evidence) -> Table:
 
 
 def _histogram(e: Evidence, score: pd.DataFrame) -> Figure:
-    threshold = None if e.point is None else e.point["threshold"]
+    threshold = None if e.point is None else e.point.threshold
     values, label = score["score"].to_numpy(), score["label"].to_numpy()
     middles = [
         float(np.median(values[label == of_class])) if (label == of_class).any() else None for of_class in (0, 1)
@@ -136,11 +149,11 @@ def _histogram(e: Evidence, score: pd.DataFrame) -> Figure:
 
 def calibration(e: Evidence) -> Section:
     """Return whether probabilities mean what they say, before and after calibration."""
-    c = e.metrics["calibration"]
+    c = e.metrics.calibration
     measures = (
         ("brier", "Brier score", "0"),
         ("brier_skill", "Brier skill over the share with the condition", "1"),
-        ("ece", f"Expected calibration error, bins: {c['bins']}", "0"),
+        ("ece", f"Expected calibration error, bins: {c.bins}", "0"),
         ("log_loss", "Log loss", "0"),
         ("slope", "Calibration slope", "1"),
         ("intercept", "Calibration intercept", "0"),
@@ -148,10 +161,11 @@ def calibration(e: Evidence) -> Section:
     )
     why = "too few patients of one kind, or all probabilities equal"
     rows = [
-        [words, *(_measured(c[when][m], why) for when in ("before", "after")), ideal] for m, words, ideal in measures
+        [words, *(_measured(getattr(when, m), why) for when in (c.before, c.after)), ideal]
+        for m, words, ideal in measures
     ]
-    brier = c["after"]["brier"]
-    caption = f"Calibration on {counted(brier['n'], 'test patient')}, with {plain_percent(brier['level'])} intervals"
+    brier = c.after.brier
+    caption = f"Calibration on {counted(brier.n, 'test patient')}, with {plain_percent(brier.level)} intervals"
     good = (
         "Good calibration alone does not make a useful model: one that gives everybody the same probability can be "
         "well calibrated. Read it together with the AUC and the Brier skill."
@@ -165,11 +179,11 @@ def calibration(e: Evidence) -> Section:
     return Section("calibration", "Calibration", blocks, [Paragraph(good), Figures([_binned(e)])])
 
 
-def _measured(i: Json, why: str) -> str:
+def _measured(i: Interval, why: str) -> str:
     """Return a measure with its limits; `why` says why there are none, should it have none."""
-    if missing(i["low"]) and missing(i["high"]):
-        return f"{number(i['value'])} (no interval: {why})"
-    return short_interval(i["value"], i["low"], i["high"])
+    if missing(i.low) and missing(i.high):
+        return f"{number(i.value)} (no interval: {why})"
+    return short(i)
 
 
 def _curves(e: Evidence) -> list[Block]:
@@ -178,7 +192,7 @@ def _curves(e: Evidence) -> list[Block]:
         return [Paragraph("Patients are too few for a calibration curve; shares by bins are in the appendix.")]
     curves = {name: e.calibration_curves[e.calibration_curves["calibrated"] == name] for name in ("before", "after")}
     shown = {f"{name} calibration": curve for name, curve in curves.items() if len(curve)}
-    level = plain_percent(e.metrics["prevalence"]["level"])
+    level = plain_percent(e.metrics.prevalence.level)
     figure = Figure(
         "calibration_curve",
         f"Observed share against predicted probability, {' and '.join(shown)}, as a smooth curve with its band. "
@@ -201,7 +215,7 @@ def _ends(shown: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _binned(e: Evidence) -> Figure:
-    arm, ece = e.reported_arm, e.metrics["calibration"]["after"]["ece"]["value"]
+    arm, ece = e.reported_arm, e.metrics.calibration.after.ece.value
     return Figure(
         "reliability",
         f"Observed share against predicted probability in bins, before and after calibration; expected calibration "
@@ -212,26 +226,25 @@ def _binned(e: Evidence) -> Figure:
     )
 
 
-def _change(c: Json) -> list[Block]:
+def _change(c: Calibration) -> list[Block]:
     """Say whether calibration made probabilities better or worse on these patients, where that is known."""
-    change, before = c.get("log_loss_change"), c["before"]["log_loss"]["value"]
-    if change is None or missing(change["low"]):
+    change, before, after = c.log_loss_change, c.before.log_loss.value, c.after.log_loss.value
+    if missing(change.low):
         return []
-    after = c["after"]["log_loss"]["value"]
     by = f"log loss {number(before)} before, {number(after)} after, change {_signed(change)}"
-    if change["low"] > 0:
+    if change.low > 0:
         title = "Calibration made the probabilities of these patients worse"
         return [Box("caution", title, [f"{by.capitalize()}."])]
-    better = change["high"] < 0
+    better = change.high < 0
     words = "better" if better else "neither better nor worse by more than chance explains"
     return [Paragraph(f"On these patients calibration made probabilities {words}: {by}.")]
 
 
-def _signed(i: Json) -> str:
+def _signed(i: Interval) -> str:
     """Return a difference with its interval, to four digits where three would hide its sign."""
-    digits = 4 if any(abs(i[end]) < 0.0005 for end in ("low", "high")) else 3
-    level = plain_percent(i["level"])
-    return f"{number(i['value'], digits)} ({level} interval {limits(i['low'], i['high'], digits=digits)})"
+    digits = 4 if any(abs(end) < 0.0005 for end in (i.low, i.high)) else 3
+    level = plain_percent(i.level)
+    return f"{number(i.value, digits)} ({level} interval {limits(i.low, i.high, digits=digits)})"
 
 
 def _fitted(e: Evidence) -> str:
@@ -252,7 +265,7 @@ def decision_curve(e: Evidence) -> Section:
     """Return whom the model would do good, by how much harm a needless referral is held to do."""
     if e.point is None:
         return Section("decision_curve", "Decision curve", [Paragraph(WITHHELD)])
-    at, arm = e.metrics["headline_prevalence"], e.reported_arm
+    at, arm = e.metrics.headline_prevalence, e.reported_arm
     names = {
         "the model's probabilities": "screening_benefit",
         "refer everyone": "screening_benefit_all",
@@ -268,8 +281,8 @@ def decision_curve(e: Evidence) -> Section:
     ]
     columns = ["Would refer from", "Needless referrals worth one found"]
     columns += [label[0].upper() + label[1:] for label in curves]
-    n, positives = counted(e.metrics["patients"], "test patient"), count(e.metrics["positives"])
-    level = plain_percent(e.metrics["prevalence"]["level"])
+    n, positives = counted(e.metrics.patients, "test patient"), count(e.metrics.positives)
+    level = plain_percent(e.metrics.prevalence.level)
     caption = (
         f"Net benefit per {count(PER)} people of whom {plain_percent(at)} have the condition (assumed, as on page "
         f"one): found, less needless referrals at that exchange; from {n}, {positives} with the condition, {level} "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-from pipeline.inference.decision import Json
 from pipeline.reporting.diagrams import icons
 from pipeline.reporting.document import (
     Block,
@@ -20,8 +19,8 @@ from pipeline.reporting.document import (
     Paragraph,
     Section,
     ended,
+    shortened,
 )
-from pipeline.reporting.document import shortened as short
 from pipeline.reporting.evidence import Evidence
 from pipeline.reporting.numbers import (
     count,
@@ -30,10 +29,13 @@ from pipeline.reporting.numbers import (
     people_interval,
     percent,
     plain_percent,
-    short_interval,
+    scaled,
+    short,
 )
 from pipeline.reporting.sections.deployment import lowered
 from pipeline.reporting.sections.readings import briefly_read, verdict_of
+from pipeline.store.results.interval import Interval
+from pipeline.store.results.operating_point import OperatingPoint, PrevalenceRow
 from pipeline.store.wording import agreeing, counted
 
 AT_THE_END = "it is exactly 0 or 1, or one kind of patient is missing"
@@ -46,13 +48,13 @@ REASONS = 2  # that page one gives for a stop
 def summary(e: Evidence) -> Section:
     """Return page one. Without a usable operating point, a box says why, and no threshold is shown."""
     condition, population = e.card["label"]["name"], e.card["intended_use"]["population"]
-    about = f"Condition: {ended(short(condition, 60))} People: {ended(short(population, 100))}"
+    about = f"Condition: {ended(shortened(condition, 60))} People: {ended(shortened(population, 100))}"
     asked = f"Whom should a reader look at? {about}"
     blocks: list[Block] = [Paragraph(asked)]
     if e.point is None:
         blocks.append(_stopped(e))
     else:
-        row = headline_row(e)
+        row = e.metrics.headline
         blocks += [_consequence(e, row), Figures([_icons(row)]), promise(e, e.point)]
     return Section("summary", "Summary", [*blocks, Heading("Limits"), limits(e)])
 
@@ -69,24 +71,17 @@ def _stopped(e: Evidence) -> Box:
     return Box("stop", NOT_CERTIFIED, [*e.problems[:REASONS], *more])
 
 
-def headline_row(e: Evidence) -> Json:
-    """Return the consequences at the prevalence of page one."""
-    wanted = e.metrics["headline_prevalence"]
-    return next(row for row in e.metrics["consequences"] if row["prevalence"] == wanted)
-
-
-def promise(e: Evidence, point: Json) -> Box:
+def promise(e: Evidence, point: OperatingPoint) -> Box:
     """Return what the test patients say of what was promised from the calibration patients, and no more than that."""
     level, title, meaning = _verdict(e, point)
-    recall = point["recall"]
-    shown = short_interval(recall["value"], recall["low"], recall["high"], digits=1, scale=100)
-    seen = f"{shown} % of {counted(recall['n'], 'test patient')} with the condition were referred."
-    return Box(level, title, [" ".join(part for part in (seen if recall["n"] else "", meaning) if part)])
+    n = point.recall.n
+    seen = f"{short(point.recall, 100)} % of {counted(n, 'test patient')} with the condition were referred."
+    return Box(level, title, [" ".join(part for part in (seen if n else "", meaning) if part)])
 
 
-def _verdict(e: Evidence, point: Json) -> tuple[Level, str, str]:
+def _verdict(e: Evidence, point: OperatingPoint) -> tuple[Level, str, str]:
     """Return the level of the verdict's box, its title, and what the verdict means."""
-    verification, read = point["verification"], briefly_read(e)
+    verification, read = point.verification, briefly_read(e)
     if verification == "contradicted":
         fail = f"{100 * (1 - e.threshold.confidence):.3g}"
         why = (
@@ -97,48 +92,48 @@ def _verdict(e: Evidence, point: Json) -> tuple[Level, str, str]:
     if verification is None:
         return "caution", "The promise could not be checked", "No test patient has the condition."
     if verification == "confirmed":
-        lower = point["recall_lower_one_sided"]
+        lower = point.recall_lower_one_sided
         sure = f"They show at least {percent(lower)}, {plain_percent(e.threshold.confidence)} sure."
         if e.read_first:
             return "good", "The promise was confirmed on other patients", f"{sure} {read}"
         return "caution", "The test patients agree with the promise", read
-    if not point["can_confirm"]:
-        needed = f"At least {count(point['positives_to_confirm'])} with the condition are needed."
+    if not point.can_confirm:
+        needed = f"At least {count(point.positives_to_confirm)} with the condition are needed."
         return "caution", "There are too few test patients to confirm the promise", f"{needed} {read}"
-    chance = round(100 * point["chance_of_confirmation"])
+    chance = round(100 * point.chance_of_confirmation)
     usual = f"So many confirm a kept promise in {chance} of 100 cases."
     return "caution", "The promise was neither confirmed nor contradicted", f"{usual} {read}"
 
 
-def _consequence(e: Evidence, row: Json) -> Box:
-    per, at, seen = row["per"], row["prevalence"], e.metrics["prevalence"]["value"]
+def _consequence(e: Evidence, row: PrevalenceRow) -> Box:
+    per, at, seen = row.per, row.prevalence, e.metrics.prevalence.value
     target, confidence = plain_percent(e.threshold.recall_target), plain_percent(e.threshold.confidence)
     # Test patients of whom so many more are ill are no people who come to be screened.
     differ = ": people screened may differ" if seen >= ENRICHED * at else ""
     lines = [
-        f"Assumed: {plain_percent(at)} have the condition, {per * at:g} people; {_missed(row['missed'])} Of test "
+        f"Assumed: {plain_percent(at)} have the condition, {per * at:g} people; {_missed(row.missed)} Of test "
         f"patients {percent(seen, 0)} had it{differ}.",
         *_pooled(e, per),
-        f"{_bracketed(row['missed'])}: {plain_percent(row['found']['level'])} intervals.",
+        f"{_bracketed(row.missed)}: {plain_percent(row.found.level)} intervals.",
     ]
     return Box(
         "result",
         f"Promised, {confidence} sure: at least {target} of those with the condition are found; about "
-        f"{people_interval(row['referred'], per)} of {count(per)} people are referred",
+        f"{people_interval(row.referred, per)} of {count(per)} people are referred",
         [" ".join(lines)],
     )
 
 
-def _missed(i: Json) -> str:
+def _missed(i: Interval) -> str:
     """Say how many may be missed, the most first: few test patients can show none and still leave room for some."""
-    if missing(i["high"]):
-        return f"{people(i['value'])} would be missed."
-    return f"at most {count(math.ceil(i['high']))} would be missed, {people(i['value'])} expected."
+    if missing(i.high):
+        return f"{people(i.value)} would be missed."
+    return f"at most {count(math.ceil(i.high))} would be missed, {people(i.value)} expected."
 
 
-def _bracketed(missed: Json) -> str:
+def _bracketed(missed: Interval) -> str:
     """Say where the limits of intervals stand."""
-    return "In brackets" if missing(missed["high"]) else "Brackets, “at most”"
+    return "In brackets" if missing(missed.high) else "Brackets, “at most”"
 
 
 def _pooled(e: Evidence, per: int) -> list[str]:
@@ -146,16 +141,14 @@ def _pooled(e: Evidence, per: int) -> list[str]:
     d = e.deployment
     if d is None or d.to_use is None or not e.another_to_use:
         return []
-    referral = {name: None if missing(value) else per * value
-                for name, value in d.to_use.referral.to_dict().items() if name in ("value", "low", "high")}  # fmt: skip
     which = "Certified on test patients, too, the threshold to use" if d.rule == "pooled" else "The threshold to use"
     lowest = ", the lowest that a group needs," if lowered(d) else ""
-    return [f"{which}{lowest} refers about {people_interval(referral, per)}."]
+    return [f"{which}{lowest} refers about {people_interval(scaled(d.to_use.referral, per), per)}."]
 
 
-def _icons(row: Json) -> Figure:
-    found, missed, alarms = (row[name]["value"] for name in ("found", "missed", "false_alarms"))
-    per, prevalence = row["per"], plain_percent(row["prevalence"])
+def _icons(row: PrevalenceRow) -> Figure:
+    found, missed, alarms = (i.value for i in (row.found, row.missed, row.false_alarms))
+    per, prevalence = row.per, plain_percent(row.prevalence)
     return Figure(
         "thousand_people",
         f"One mark per person. Of {count(per)}: about {count(found)} found, {count(missed)} missed, {count(alarms)} "
@@ -169,13 +162,12 @@ def _icons(row: Json) -> Figure:
 def _external(e: Evidence) -> list[str]:
     """Return one line on all external test sets; none without such sets."""
     said = []
-    for its in e.metrics["external"].values():
-        if not its["patients"]:
+    for its in e.metrics.external.values():
+        if its.judged is None or (point := its.judged.operating_point) is None:
             continue
-        recall, verdict = its["operating_point"]["recall"], verdict_of(e, its["operating_point"])
-        shown = short_interval(recall["value"], recall["low"], recall["high"], digits=1, scale=100)
-        said.append(f"{its['group']}, {shown} % of {count(its['positives'])} with the condition found, {verdict}")
-    return [short(f"Elsewhere: {'; '.join(said)}.", 300)] if said else []
+        found = f"{short(point.recall, 100)} % of {count(its.judged.positives)} with the condition found"
+        said.append(f"{its.group}, {found}, {verdict_of(e, point)}")
+    return [shortened(f"Elsewhere: {'; '.join(said)}.", 300)] if said else []
 
 
 def _shared(e: Evidence) -> list[str]:
@@ -195,9 +187,9 @@ def limits(e: Evidence) -> Bullets:
     if usable:
         items.append("The promise is about independent people like the calibration patients.")
         items += _shared(e)
-    items.append(f"{_tested_where(e)} Truth: {ended(short(_truth(e), 60))}")
+    items.append(f"{_tested_where(e)} Truth: {ended(shortened(_truth(e), 60))}")
     if use["not_for"]:
-        items.append(f"Not for: {ended(short('; '.join(use['not_for']), 90))}")
+        items.append(f"Not for: {ended(shortened('; '.join(use['not_for']), 90))}")
     if traps:
         items.append(f"{counted(len(traps), 'known trap')}: section 2.")
     if usable:
@@ -215,7 +207,7 @@ def _tested_where(e: Evidence) -> str:
     tested = e.assignment.loc[e.assignment["split"] == "test", "image_id"]
     sites = set(e.images.loc[e.images["image_id"].isin(tested), "site"]) - {""}
     where = f"Tested at {counted(len(sites), 'site')}" if sites else "Where it was tested is not known"
-    elsewhere = any(its["patients"] for its in e.metrics["external"].values())
+    elsewhere = any(its.judged for its in e.metrics.external.values())
     return f"{where}{'' if elsewhere else ', on no external set'}, not against readers."
 
 
@@ -226,5 +218,5 @@ def _remarks(e: Evidence) -> list[str]:
         return []
     rest = len(warned) - 1
     more = f" {agreeing(rest, 'One more remark', f'{rest} more remarks')}: “Shift and automatic checks”."
-    first = short(warned[0].in_words.partition(";")[0].rstrip("."), 110)
+    first = shortened(warned[0].in_words.partition(";")[0].rstrip("."), 110)
     return [f"{first}.{more if rest else ''}"]

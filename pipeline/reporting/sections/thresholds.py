@@ -37,7 +37,7 @@ def slider(e: Evidence) -> Slider:
     point = int(np.flatnonzero(rows["operating_point"])[0])
     spread = np.linspace(0, len(rows) - 1, min(len(rows), POSITIONS)).round().astype(int)
     shown = sorted({*map(int, spread), point})
-    at = e.metrics["headline_prevalence"]
+    at = e.metrics.headline_prevalence
     calibration = f"{counted(e.threshold.positives, 'calibration patient')} with the condition and "
     calibration += f"{count(e.threshold.negatives)} without"
     return Slider(
