@@ -157,10 +157,10 @@ def test_a_study_that_breaks_the_pass_is_given_up_alone(model, films, tmp_path, 
     ids = [send(queue, good) for _ in range(3)]
     real = worker.Predictions._result
 
-    def breaking(self, group, seen, logits):
+    def breaking(self, group, seen, *found):
         if group.name == ids[1]:
             raise RuntimeError("DOE^JANE")
-        return real(self, group, seen, logits)
+        return real(self, group, seen, *found)
 
     monkeypatch.setattr(worker.Predictions, "_result", breaking)
     judge(queue, model, ONE)
