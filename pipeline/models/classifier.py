@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.models.attention import rollout
 from pipeline.models.checkpoints import load_strict
-from pipeline.models.finished import Finished, Look, Network, further_labels, whole_tensor_blocks
+from pipeline.models.finished import ROWS_PER_BLOCK, Finished, Look, Network, further_labels, whole_tensor_blocks
 from pipeline.models.pooling import AttentivePooling, Pooling, queries_for
 from pipeline.models.vit import EncoderSpec, build_encoder, embed, encode, normalise, patchify, through
 
@@ -138,13 +139,18 @@ def read_classifier(content: dict[str, Any], tensors: dict[str, Tensor], device:
         blocks = whole_tensor_blocks(features)
         return model.head(model.head_norm(blocks))[: len(tokens)].double().cpu().numpy()
 
+    def enough(pixels: Tensor) -> Tensor:
+        """Return the images, and blank ones behind them where their patches alone would not fill a block of rows."""
+        least = math.ceil(ROWS_PER_BLOCK / spec.tokens)
+        return torch.cat([pixels, pixels.new_zeros(max(0, least - len(pixels)), *pixels.shape[1:])]).to(device)
+
     @torch.no_grad()
     def logits(pixels: Tensor) -> np.ndarray:
-        return of_tokens(model.tokens(pixels.to(device)))
+        return of_tokens(model.tokens(enough(pixels))[: len(pixels)])
 
     @torch.no_grad()
     def look(pixels: Tensor) -> Look:
-        tokens, depths = model.tokens_and_depths(pixels.to(device))
-        return of_tokens(tokens), depths
+        tokens, depths = model.tokens_and_depths(enough(pixels))
+        return of_tokens(tokens[: len(pixels)]), [depth[: len(pixels)] for depth in depths]
 
     return Finished(logits, (model,), look=look)
