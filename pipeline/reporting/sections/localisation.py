@@ -197,7 +197,7 @@ def _how(s: Json) -> str:
 
 
 def _contradictions(e: Evidence, s: Json) -> str:
-    own, assumed = s["label"], e.ingest["masks"].get("taken_for_empty", 0)
+    own, assumed = s["label"], e.ingest.get("masks", {}).get("taken_for_empty", 0)
     taken = (
         f" In all parts, {counted(assumed, 'image')} without the condition and without a mask "
         f"{agreeing(assumed, 'was', 'were')} taken to show none of the structures, as the dataset card says."
