@@ -104,8 +104,14 @@ def lowered(made: ToUse, threshold: float, calibration: Patients, test: Patients
     """Return a deployment with a lower threshold, for the sake of subgroups: the same promise, more people referred."""
     specificity = _specificity(pooled(calibration, test), threshold, level)
     referral = _referral(made.expected_recall, specificity, made.prevalence)
-    hexadecimal = float(threshold).hex()
-    return replace(made, threshold=threshold, threshold_hex=hexadecimal, specificity=specificity, referral=referral)
+    return replace(
+        made,
+        threshold=threshold,
+        threshold_hex=float(threshold).hex(),
+        specificity=specificity,
+        negatives=specificity.n,
+        referral=referral,
+    )
 
 
 def _specificity(everyone: Patients, threshold: float, level: float) -> Interval:

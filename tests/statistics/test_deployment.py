@@ -37,7 +37,7 @@ def test_pooled_certificates_keep_the_promise_and_refer_fewer():
             referral[rule].append(one.referral.value)
         threshold, specificity = made["pooled"].threshold, made["pooled"].specificity
         kept += norm.sf(threshold - DISTANCE) >= 0.95
-        held += specificity["low"] <= norm.cdf(threshold) <= specificity["high"]
+        held += specificity.low <= norm.cdf(threshold) <= specificity.high
     assert kept / runs >= 0.945
     assert held / runs >= 0.92
     # By quadrature: 0.474 and 0.393.
@@ -68,23 +68,23 @@ def test_a_pooled_deployment_field_by_field():
     second = Patients(ids[odd], y[odd], s[odd], 125, 1, (1, 2), 4)
     both = pooled(first, second)
     assert (both.images, both.conflicts, both.seeds, both.linked) == (255, 3, (1, 2), 7)
-    made = deployment("pooled", first, second, CERTIFIED | {"models_compared": 2, "labels_certified": 2}, 0.1, 0.9)
-    assert made["confidence_used"] == pytest.approx(0.9875)
-    assert (made["threshold"], made["positives"], made["misses_allowed"], made["negatives"]) == (4.0, 200, 3, 40)
-    assert made["expected_recall"] == pytest.approx(197 / 201)
+    made = deployment("pooled", first, second, replace(CERTIFIED, models_compared=2, labels_certified=2), 0.1, 0.9)
+    assert made.confidence_used == pytest.approx(0.9875)
+    assert (made.threshold, made.positives, made.misses_allowed, made.negatives) == (4.0, 200, 3, 40)
+    assert made.expected_recall == pytest.approx(197 / 201)
     lower = lowered(made, 2.0, first, second, 0.9)
     for one, kept in ((made, 39), (lower, 37)):
         specificity = proportion_ci(kept, 40, 0.9)
-        assert one["specificity"] == specificity.to_dict()
+        assert one.specificity == specificity
         shares = {"value": specificity.value, "low": specificity.high, "high": specificity.low}
         expected = {name: 0.1 * 197 / 201 + 0.9 * (1 - share) for name, share in shares.items()}
-        assert {name: one["referral"][name] for name in expected} == pytest.approx(expected)
-        assert one["prevalence"] == 0.1
+        assert {name: getattr(one.referral, name) for name in expected} == pytest.approx(expected)
+        assert one.prevalence == 0.1
     alone = deployment("calibration", first, second, CERTIFIED, 0.1)
-    assert (alone["positives"], alone["negatives"]) == (100, 40)
+    assert (alone.positives, alone.negatives) == (100, 40)
     nobody = lowered(made, 2.0, *(replace(one, y=np.ones_like(one.y)) for one in (first, second)))
-    assert nobody["negatives"] == 0
-    assert np.isnan(nobody["specificity"]["value"])
+    assert nobody.negatives == 0
+    assert np.isnan(nobody.specificity.value)
 
 
 def test_a_lower_threshold_for_the_sake_of_groups_refers_more():

@@ -8,7 +8,9 @@ from pipeline.evaluation.external_validation import Reference
 from pipeline.evaluation.performance import Frozen, findings_of, judge
 from pipeline.settings.decision import EvaluateSettings
 from pipeline.statistics.calibrators import SCHEMA, calibrator_from_dict
+from pipeline.statistics.intervals import proportion_ci
 from pipeline.statistics.patients import Patients
+from pipeline.store.results.threshold import AtThreshold, Costs, Threshold
 
 CALIBRATOR = {"schema": SCHEMA, "method": "logistic", "n": 400, "n_positive": 200, "prevalence": 0.5, "slope": 1.0,
               "intercept": 0.0}  # fmt: skip
@@ -22,11 +24,16 @@ def some(found: int, missed: int, negatives: int = 200) -> Patients:
 
 
 def frozen(target: float, confidence: float) -> Frozen:
-    certificate = {
-        "certified": True, "threshold": 0.0, "threshold_hex": 0.0.hex(), "recall_target": target,
-        "positives": 200, "misses_allowed": 5, "confidence": confidence,
-        "local_prevalence": None, "probability_prevalence": 0.5, "other_operating_points": [],
-    }  # fmt: skip
+    share = proportion_ci(195, 200)
+    certificate = Threshold(
+        certified=True, at=AtThreshold(0.0, 0.5, 0.95, 5, 5, share, share, share), recall_target=target,
+        confidence=confidence, confidence_used=confidence, models_compared=1, labels_certified=1, positives=200,
+        negatives=200, certifiable_recall=0.98, positives_needed=59, message="", advice="", other_operating_points=(),
+        local_prevalence=None, probability_prevalence=0.5, costs=Costs(0.0, 1.0), deploy="calibration",
+        subgroup_threshold="report", subgroup_attributes=(), band_missed_share=0.1, joint_confidence=None,
+        planning=None, linked_patients=0, arm="mae", seeds=(1,), aggregation="max", model_sha256={},
+        data_sha256="", warnings=(),
+    )  # fmt: skip
     return Frozen(certificate, calibrator_from_dict(CALIBRATOR))
 
 
@@ -45,8 +52,8 @@ def test_target_and_confidence_are_not_confused(target, confidence, verdict):
     reference = Reference(settings, frozen(target, confidence), some(195, 5), pd.DataFrame(), pd.DataFrame())
     assert reference.shift("external set b", patients, set()).verification == verdict
     metrics = judge(settings, patients, reference.frozen)
-    point = metrics["operating_point"]
-    assert point["verification"] == verdict
+    assert metrics.operating_point is not None
+    assert metrics.operating_point.verification == verdict
     messages = [one.message for one in findings_of(settings, patients, reference.frozen, metrics) if
                 one.code == "recall_contradicted"]  # fmt: skip
     wanted = f"with {100 * confidence:g} % confidence, below the target of {target:g}"
