@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.delivery import pages
+from pipeline.delivery.reading_list import MASKS
 from pipeline.imaging.archive.sources import Source, find_sources, read_bytes
 from pipeline.imaging.masks.writing import source_header, write_mask_nifti, write_mask_png
 from pipeline.inference.batch import Group
-from pipeline.store.files import write_bytes
+from pipeline.store.files import json_text, write_bytes
 
 if TYPE_CHECKING:
     from pipeline.delivery.queue import Entry
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.inference.placement import DrawnMask
     from pipeline.inference.result import Result
 
-FOLDER, QUEUED, QUEUED_FILE = "masks", "masks.json", "mask-{}"
+FOLDER, QUEUED_FILE = "masks", "mask-{}"
 UNKNOWN_GRID = "nobody knows how the volume lies in the patient"
 
 
@@ -127,6 +127,6 @@ def queued_masks(segmentations: bool) -> Callable[[Entry, Result, Predictions, s
         named_first = [f"{drawn.files[0]}: " for drawn in result.drawn]  # a file's name is nobody else's
         why = {text.removeprefix(name) for text in made["missing"] for name in named_first if text.startswith(name)}
         about = {"structures": structures, "files": [*files], "images": len(result.drawn), "missing": sorted(why)}
-        return {**files, QUEUED: (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()}
+        return {**files, MASKS: json_text(about).encode()}
 
     return write

@@ -12,7 +12,7 @@ from pipeline.delivery.outcomes import Outcomes
 from pipeline.delivery.queue import FAILED, FAILURE, FINISHED, INCOMING, PROCESSING, Entry, Queue
 from pipeline.store.files import read_json
 
-RESULT = "result.json"
+RESULT, MASKS = "result.json", "masks.json"
 # As many of the newest are kept in memory, at about 1 kB each.
 MOST_ROWS = 20_000
 BY_HAND = "it was put here by hand"

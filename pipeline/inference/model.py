@@ -133,10 +133,9 @@ class Model:
         """Return the results of all studies under `paths`: files, folders, zip archives of any format ingest reads.
 
         `studies` names the study of each path relative to its root, where headers do not, `channels` which channel it
-        is, where a table told that in training. `recall_target` chooses
-        among the certified operating points, `prevalence` is the share with the condition where the model is used.
-        With `pictures`, results carry the image that made their score, for a page; with `masks`, what was marked in
-        each image, for files.
+        is, where a table told that in training. `recall_target` chooses among the certified operating points,
+        `prevalence` is the share with the condition where the model is used. With `pictures`, results carry the image
+        that made their score, for a page; with `masks`, what was marked in each image, for files.
 
         Raises RuleError for a target that is not certified, StudiesError when there is no file, `studies` names paths
         that are not there, or masks are asked of a model that draws none.

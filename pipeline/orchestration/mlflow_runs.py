@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from pipeline.store.tracking import Tracker
 
 
-# The tables of a report that MLflow gets: counts, results and statements. Not among them: the patients shown as errors,
-# and the digests of what was read, from which a label table or a file could be recognised.
 RATES = ("recall", "specificity", "referral_rate")
 Number = float | Interval | None
+# The tables of a report that MLflow gets: counts, results and statements. Not among them: the patients shown as errors,
+# and the digests of what was read, from which a label table or a file could be recognised.
 REPORT_TABLES = (
     *("intended_use", "dataset", "splits", "make_up", "quarantine", "quality_flags", "duplicates"),
     *("reference_standard", "making", "arms", "discrimination", "certificate", "verified", "two_by_two"),

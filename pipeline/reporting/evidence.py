@@ -88,9 +88,10 @@ class Evidence:
     `statements` says in words what each statement of `card["study"]` is about. `scores` are the test patients' scores;
     `records` the artifacts' records by step; `date` is ISO 8601; `external` the cards of external test sets by name.
     Sites are letters in all of it. `label_fractions` is None when no arm was trained with fewer labelled patients,
-    `calibration_curves` when patients are too few, or in artifacts without them. `further_thresholds` has
-    that of each further label by its id. `deployment` is deployment.json of evaluate, `further_deployments`
-    those of further labels by id, `certified_groups` subgroups.json of calibrate; None in artifacts without them.
+    `calibration_curves` when patients are too few, or in artifacts without them. `threshold` and `further_thresholds`,
+    by label id, are what may leave of what was certified. `deployment` is deployment.json of evaluate,
+    `further_deployments` those of further labels by id, `certified_groups` subgroups.json of calibrate; None in
+    artifacts without them.
     `packaged` is model.json of the packaged model, and `model_sha256` its hash (that of its SHA256SUMS); None and
     empty where none was packaged. `pretraining` is None when no arm needed it, `exam` where the card expects no views
     or sides, `localisation` where no model draws masks. `outline` says how the outlines of examples came about, see

@@ -28,7 +28,7 @@ from pipeline.evaluation.performance import (
 )
 from pipeline.evaluation.secondary_labels import FurtherLabel, judge_further_label, macro_metrics
 from pipeline.evaluation.site_variation import site_variation
-from pipeline.imaging.copies.meeting import Gathered, met
+from pipeline.imaging.copies.meeting import FINGERPRINTS, Gathered, met
 from pipeline.inference.decision import decide
 from pipeline.statistics.arms import comparators, comparison_table, pretraining_benefit, seed_aucs
 from pipeline.statistics.calibration import displayed_probability
@@ -131,7 +131,7 @@ def evaluate(settings: EvaluateSettings, inputs: Inputs, work: Path, log: RunLog
         further = _further_labels(settings, inputs, split, images)
         located = _localisation(settings, inputs, scores["test"], units, arm, log)
         first = first_images(scores["test"], arm) if how == "max" else None
-        external = {name: _external(reference, name, images, inputs, work) for name in sorted(inputs.external)}
+        external = _externals(reference, images, inputs, work)
         elsewhere = [one.shift for one in external.values() if one.shift]
         groups = [shift, *sites, *elsewhere]
         judged = judge(settings, test, frozen, first and one_per_unit(first, units))
@@ -377,15 +377,21 @@ def _met_so_far(images: pd.DataFrame, inputs: Inputs) -> Gathered:
 def _fingerprints(step: str, inputs: Inputs) -> list[Path]:
     if not inputs.record("ingest")["settings"]["near_duplicates"]:
         return []
-    return [inputs.file(step, table) for table in ("examined.parquet", "assembled.parquet")]
+    return [inputs.file(step, table) for table in FINGERPRINTS]
 
 
-def _external(reference: Reference, name: str, own: pd.DataFrame, inputs: Inputs, work: Path) -> External:
-    """Judge what was frozen on an external set, less those whom the run has met; `own` has the run's images."""
+def _externals(reference: Reference, images: pd.DataFrame, inputs: Inputs, work: Path) -> dict[str, External]:
+    """Judge what was frozen on each external set; `images` are those of the run."""
+    known = _met_so_far(images, inputs) if inputs.external else Gathered(images, ())
+    return {name: _external(reference, name, known, inputs, work) for name in sorted(inputs.external)}
+
+
+def _external(reference: Reference, name: str, known: Gathered, inputs: Inputs, work: Path) -> External:
+    """Judge what was frozen on an external set, less those whom the run has met."""
     scores = read_table(inputs.file(f"score@{name}", "scores_test.parquet"), SCORES)
     images = read_table(inputs.file(f"ingest@{name}", "images.parquet"), IMAGES)
     split = read_table(inputs.file(f"split@{name}", "split.parquet"), SPLIT)
     check_partitions(split, {"test": scores}, images)
     others = Gathered(images[images["image_id"].isin(split["image_id"])], _fingerprints(f"ingest@{name}", inputs))
-    again = met(_met_so_far(own, inputs), others, work / ".small.tmp")
+    again = met(known, others, work / ".small.tmp")
     return judge_external(reference, f"external set {name}", scores, images, split, again)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipeline.imaging.copies.meeting import Gathered, met
+from pipeline.imaging.copies.meeting import FINGERPRINTS, Gathered, met
 from pipeline.labels.division import counts
 from pipeline.labels.patient_groups import units
 from pipeline.store.files import read_json, write_json
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pipeline.store.runlog import RunLog
 
 OWN, THEIRS = "ingest", "ingest@unlabelled"
-FINGERPRINTS = ("examined.parquet", "assembled.parquet")
 # Settings are chosen, thresholds certified and results shown on these: nothing may be learnt from their images before.
 JUDGED = ("tune", "calibration", "test")
 LINKED = "of a patient with such an image"

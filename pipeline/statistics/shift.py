@@ -20,14 +20,14 @@ from scipy.stats import binom, chi2, ks_2samp
 
 from pipeline.statistics.errors import collect_warnings
 from pipeline.statistics.gate import signed
-from pipeline.statistics.intervals import Interval, proportion_ci, undefined
+from pipeline.statistics.intervals import proportion_ci, undefined
 from pipeline.statistics.metrics import confusion
 from pipeline.statistics.patients import Patients
 from pipeline.statistics.planner import misses_at_least
 from pipeline.statistics.reliability import calibration_line
 from pipeline.statistics.threshold import verify_threshold
 from pipeline.store.results.finding import Finding
-from pipeline.store.results.metrics import ComparedGroup, ScoreShift, Stability
+from pipeline.store.results.metrics import AgainstCalibration, ComparedGroup, ScoreShift, Stability
 from pipeline.store.results.operating_point import Held, Tail, Verdict
 from pipeline.store.wording import agreeing, counted
 
@@ -51,27 +51,13 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class GroupShift:
-    """A group of patients against the calibration patients.
+class GroupShift(AgainstCalibration):
+    """The same with what holding the group against the certificate showed.
 
-    `unseen` counts patients from sites that no calibration patient came from. `slope` and `in_the_large` are the
-    calibration line of their probabilities. `differences` says in words why they are not like the calibration
-    patients; empty when nothing shows it. `verification_alone` is the verdict of this group by itself where several
-    were held against the certificate, and `verification` the one that stands among them (`among_several`).
+    `verification_alone` is the verdict of this group by itself where several were held against the certificate, and
+    `verification` the one that stands among them (`among_several`).
     """
 
-    group: str
-    patients: int
-    positives: int
-    unseen: int
-    prevalence: Interval
-    score_ks: ScoreShift
-    stability: Stability
-    slope: Interval
-    in_the_large: Interval
-    recall: Interval | None
-    verification: Verdict | None
-    differences: tuple[str, ...]
     tail: Tail | None = None
     verification_alone: Verdict | None = None
 

@@ -26,12 +26,11 @@ from pipeline.delivery.http.pages import add_pages
 from pipeline.delivery.http.receiving import SOURCE, Limits, Receiver, Refused
 from pipeline.delivery.lights import REFRESH_S, StandingLights
 from pipeline.delivery.queue import FAILED, FINISHED, Entry, Queue
-from pipeline.delivery.reading_list import RESULT, ReadingList, why_failed
+from pipeline.delivery.reading_list import MASKS, RESULT, ReadingList, why_failed
 from pipeline.delivery.uploads import LONGEST_NAME, sanitised
 from pipeline.store.files import read_json
 
 LOOK_S = 1.0
-MASKS = "masks.json"
 # FastAPI would hand requests, with what is in them, to OpenTelemetry, which MLflow brings.
 NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 State = Literal["receiving", "incoming", "processing", "finished", "failed"]

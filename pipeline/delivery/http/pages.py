@@ -21,7 +21,7 @@ from pipeline.delivery.http.answers import COOKIE, cookie, entry_of, policy, ses
 from pipeline.delivery.http.receiving import Refused
 from pipeline.delivery.outcomes import OUTCOMES
 from pipeline.delivery.queue import FAILED, FINISHED, Entry
-from pipeline.delivery.reading_list import RESULT, ReadingList, Row, chosen
+from pipeline.delivery.reading_list import MASKS, RESULT, ReadingList, Row, chosen
 from pipeline.imaging.quarantine import REASONS as REFUSALS
 from pipeline.reporting.html import environment
 from pipeline.reporting.numbers import number, probability
@@ -220,7 +220,7 @@ def _study(entry: Entry, content: Mapping[str, Any]) -> dict[str, Any]:
         "refused": [(REFUSALS[reason], n) for reason, n in sorted(refused.items())],
         "pictures": {name.removesuffix(".svg"): (entry.folder / name).is_file() for name in PICTURES},
         "page": (entry.folder / "page.pdf").is_file(),
-        "masks": (entry.folder / "masks.json").is_file(),
+        "masks": (entry.folder / MASKS).is_file(),
         "outline": WORDS[content.get("outline") or "attention"],
         "no_finding": NO_FINDING,
     }

@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.imaging.copies.duplicates import met_before, near_copies, read_fingerprints
 
 NEARLY_THE_SAME = "nearly the same image"
+FINGERPRINTS = ("examined.parquet", "assembled.parquet")  # the tables that have them
 
 
 @dataclass(frozen=True)

@@ -152,13 +152,13 @@ class Stability(Record):
     bins: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComparedGroup(Record):
+@dataclass(frozen=True)
+class AgainstCalibration:
     """A group of patients against the calibration patients.
 
     `unseen` counts patients from sites that no calibration patient came from. `slope` and `in_the_large` are the
     calibration line of their probabilities. `differences` says in words why they are not like the calibration
-    patients; empty when nothing shows it. `covered` is false where these, or the recall, speak against the certificate.
+    patients; empty when nothing shows it.
     """
 
     group: str
@@ -173,6 +173,12 @@ class ComparedGroup(Record):
     recall: Interval | None
     verification: Verdict | None
     differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparedGroup(AgainstCalibration, Record):
+    """What is kept of it; `covered` is false where a difference, or the recall, speaks against the certificate."""
+
     covered: bool
 
 
