@@ -67,7 +67,7 @@ def test_work_grows_with_what_makes_it(toy):
         assert disk_mb(stage, replace(job, items=more)) >= disk_mb(stage, job) > 0
     assert seconds("finetune", small_job(toy, epochs=100)) > 1.5 * seconds("finetune", small_job(toy, epochs=50))
     # Seeds are trainings of networks, not of classical arms.
-    assert small_job(toy, seeds=[1, 2, 3, 4]).networks == 4
+    assert small_job(toy, seeds=[1, 2, 3, 4]).networks == ["mae"] * 4
     assert seconds("pretrain", replace(job, threads=4)) < seconds("pretrain", job)
     assert memory_mb("finetune", replace(job, image_size=[128, 128])) > memory_mb("finetune", job)
 

@@ -416,7 +416,7 @@ def studies_like(images=1000, **values):
 
 
 def speed_of(factor):
-    steps = [TimedStep([64, 64], 96, 4, 6.4e7, 0.0, 0.0, factor, factor)]
+    steps = [TimedStep([64, 64], 96, 4, 6.4e7, 0.0, 0.0, 0.0, factor, factor)]
     return MachineSpeed(2, 8.0, "", 1.0, steps, {"ingest": factor})
 
 
@@ -433,6 +433,8 @@ def test_a_larger_budget_never_buys_less_and_is_kept(minutes, volumes):
         values = {one.key: one.value for one in proposal.settings}
         assert all(len(values["preprocess.image_size"]) in ARMS[arm].axes for arm in values["finetune.arms"])
         assert values["calibrate.recall_targets"] == [0.95]
+        assert values["calibrate.arm"] == ("ensemble" if "ensemble" in values["finetune.arms"] else "mae")
+        assert "cnn" in values["finetune.arms"] or "does not fit" in proposal.lines()[-1] or proposal.given_up
         assert all(one.reason for one in proposal.settings)
     pixels = [np.prod({one.key: one.value for one in p.settings}["preprocess.image_size"]) for p in proposed]
     assert pixels[0] <= pixels[1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.commands.fingerprint import Fingerprint
+from pipeline.orchestration.work import Job, resnet_seconds, step_seconds
 from pipeline.settings.training import PretrainSettings
 
 FEW_TRAINING, SOME_TRAINING = 300, 1500
@@ -42,6 +43,8 @@ PICTURES = (
 )
 VOLUME_TOKENS = (512, 288, 144, 64)
 UNSPACED_SIDES = (64, 48, 32)
+RESIDUAL_WIDTHS = (64, 48, 32, 24, 16, 8)
+LIKE = 1.75  # a step of the residual network may cost so many times the transformer's
 
 
 def rungs(studies: Fingerprint, gpu: bool, training_images: int) -> list[Rung]:
@@ -104,3 +107,9 @@ def pretrain_settings(rung: Rung, epochs: int, batch: int) -> PretrainSettings:
             "checkpoint_every_epochs": max(1, epochs // 30),
         }
     )
+
+
+def residual_width(job: Job) -> int:
+    """Return the widest first stage of the residual network whose training costs about what the transformer's does."""
+    _, step = step_seconds(job)
+    return next((width for width in RESIDUAL_WIDTHS if resnet_seconds(job, width) <= LIKE * step), RESIDUAL_WIDTHS[-1])

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.ladder import residual_width
 from pipeline.orchestration.estimate import BUSY, SPEED_FILE, busyness, cores, memory_gb
-from pipeline.orchestration.work import Items, Job, forward_flops, step_seconds
+from pipeline.orchestration.work import Items, Job, forward_flops, resnet_seconds, step_seconds
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 from pipeline.store.files import write_json
 
@@ -21,7 +22,8 @@ MOST_S = 4.0
 
 @dataclass(frozen=True)
 class TimedStep:
-    """A step of pretraining and of fine-tuning, in ms per image, and what they are of the reference machine's."""
+    """A step of pretraining, of fine-tuning and of the residual network that goes with it, in ms per image; `pretrain`
+    is what it is of the reference machine's, `finetune` what both others together are."""
 
     image_size: Sequence[int]
     width: int
@@ -29,6 +31,7 @@ class TimedStep:
     forward_flops: float
     pretrain_ms: float
     finetune_ms: float
+    residual_ms: float
     pretrain: float
     finetune: float
 
@@ -53,7 +56,8 @@ class MachineSpeed:
         device = self.gpu or "no GPU"
         timed = [
             f"a step of {' × '.join(map(str, one.image_size))} pixels, width {one.width}, depth {one.depth}: "
-            f"{one.pretrain_ms:.2g} ms per image to pretrain, {one.finetune_ms:.2g} ms to fine-tune"
+            f"{one.pretrain_ms:.2g} ms per image to pretrain, {one.finetune_ms:.2g} ms to fine-tune, "
+            f"{one.residual_ms:.2g} ms to train a residual network"
             for one in self.steps
         ]
         said = [f"machine: {self.cores} CPU cores, {self.memory_gb:.0f} GB of memory, {device}", *timed]
@@ -87,11 +91,15 @@ def _timed(image_size: Sequence[int], settings: PretrainSettings, device: str) -
     from pipeline.models.augmentation import Augmentation
     from pipeline.models.classifier import Classifier
     from pipeline.models.masking import make_mask, mask_draws
+    from pipeline.models.resnet import ResNetClassifier, ResNetSpec
     from pipeline.models.training import adamw, parameter_groups
     from pipeline.models.vit import EncoderSpec
     from pipeline.stages.pretrain import BETAS, build
 
     tuning, encoder, rows = FinetuneSettings(), settings.encoder, np.arange(settings.batch_size)
+    job = Job(NO_ITEMS, image_size, settings, tuning, threads=torch.get_num_threads())
+    width = residual_width(job)
+    residual = ResNetSpec(tuple(image_size), 1, tuning.cnn.depth, width, (0.5,), (0.25,))
     spec = EncoderSpec(
         tuple(image_size), tuple(encoder.patch_size), 1, encoder.width, encoder.depth, encoder.heads, (0.5,), (0.25,)
     )
@@ -124,8 +132,8 @@ def _timed(image_size: Sequence[int], settings: PretrainSettings, device: str) -
     with torch.random.fork_rng(devices=[]):
         pretrain_ms = ms_per_image(build(settings, spec), masked)
         finetune_ms = ms_per_image(Classifier(spec, "norm_linear"), labelled)
-    job = Job(NO_ITEMS, image_size, settings, tuning, threads=torch.get_num_threads())
-    expected = step_seconds(job)
+        residual_ms = ms_per_image(ResNetClassifier(residual), labelled)
+    pretraining, fine_tuning = step_seconds(job)
     return TimedStep(
         list(image_size),
         encoder.width,
@@ -133,8 +141,9 @@ def _timed(image_size: Sequence[int], settings: PretrainSettings, device: str) -
         forward_flops(job),
         pretrain_ms,
         finetune_ms,
-        pretrain_ms / (1000 * expected[0]),
-        finetune_ms / (1000 * expected[1]),
+        residual_ms,
+        pretrain_ms / (1000 * pretraining),
+        (finetune_ms + residual_ms) / (1000 * (fine_tuning + resnet_seconds(job, width))),
     )
 
 

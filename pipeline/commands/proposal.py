@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.commands.fingerprint import Fingerprint
 from pipeline.commands.label_capacity import Capacity
-from pipeline.commands.ladder import SOME_TRAINING, Rung, pretrain_settings, rungs
+from pipeline.commands.ladder import SOME_TRAINING, Rung, pretrain_settings, residual_width, rungs
 from pipeline.commands.machine_speed import MachineSpeed
 from pipeline.models.arm_registry import ARMS
 from pipeline.orchestration.estimate import duration, timed_factor
@@ -29,6 +29,9 @@ POOL_VIEWS, LEAST_EPOCHS, MOST_EPOCHS = 600_000, 60, 300
 LABELLED_VIEWS, LEAST_TUNING, MOST_TUNING = 60_000, 20, 60
 MOST_WORKERS = 8
 GPU_BATCH = 128
+USUAL_ARMS = ("mae", "scratch", "cnn", "linear_probe", "hog", "classical", "ensemble")
+# Two networks of different kinds err on different patients: see "What init proposes" in docs/benchmarks.md.
+MEMBERS = ("mae", "cnn")
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,13 @@ def propose(studies: Fingerprint, capacity: Capacity, items: Items, speed: Machi
     """Choose for a budget of `minutes`."""
     ladder = rungs(studies, bool(speed.gpu), items.train)
     arms = _arms(studies.axes)
-    lean = tuple(name for name in arms if name == "mae" or not ARMS[name].network)
+    without_scratch = tuple(name for name in arms if name != "scratch")
+    lean = tuple(name for name in without_scratch if name not in MEMBERS[1:] and not ARMS[name].of_others)
     plans = [_Plan(rung, 3, 1.0, arms) for rung in ladder[:1]]
     for rung in ladder:
         plans += [_Plan(rung, seeds, share, arms) for share in (1.0, 0.75, 0.5) for seeds in (3, 2)]
     last = ladder[-1]
-    plans += [_Plan(last, seeds, share, arms) for seeds, share in ((1, 0.5), (1, 0.25))]
+    plans += [_Plan(last, 1, share, kept) for kept in (arms, without_scratch) for share in (0.5, 0.25)]
     plans += [_Plan(last, 1, share, lean) for share in (0.5, 0.25, 0.1, 0.05)]
     timed = ((plan, _seconds(plan, items, speed)) for plan in plans)
     budget = 60 * minutes * USED_SHARE
@@ -112,18 +116,26 @@ def propose(studies: Fingerprint, capacity: Capacity, items: Items, speed: Machi
 
 
 def _arms(axes: int) -> tuple[str, ...]:
-    usual = FinetuneSettings.model_fields["arms"].default
-    return tuple(name for name in usual if axes in ARMS[name].axes)
+    return tuple(name for name in USUAL_ARMS if axes in ARMS[name].axes)
 
 
 def job(plan: _Plan, items: Items, speed: MachineSpeed) -> Job:
     """Return the job of a plan on this machine."""
     pretrain_epochs, epochs = plan.epochs(items)
+    pretrain_batch, batch = _batches(plan, items, speed)
     finetune = FinetuneSettings.model_validate(
-        {"arms": list(plan.arms), "seeds": list(range(1, plan.seeds + 1)), "epochs": epochs}
+        {
+            "arms": list(plan.arms),
+            "ensemble": list(MEMBERS),
+            "seeds": list(range(1, plan.seeds + 1)),
+            "epochs": epochs,
+            "batch_size": batch,
+        }
     )
-    pretrain = pretrain_settings(plan.rung, pretrain_epochs, _batches(plan, items, speed)[0])
-    return Job(items, plan.rung.image_size, pretrain, finetune, speed.cores, min(speed.cores, MOST_WORKERS))
+    pretrain = pretrain_settings(plan.rung, pretrain_epochs, pretrain_batch)
+    own = Job(items, plan.rung.image_size, pretrain, finetune, speed.cores, min(speed.cores, MOST_WORKERS))
+    residual = finetune.cnn.model_copy(update={"width": residual_width(own)})
+    return replace(own, finetune=finetune.model_copy(update={"cnn": residual}))
 
 
 def _seconds(plan: _Plan, items: Items, speed: MachineSpeed) -> dict[str, float]:
@@ -226,6 +238,7 @@ def _settings(
         Chosen("finetune.learning_rate", rung.finetune_peak, "smaller networks bear higher rates"),
         Chosen("finetune.warmup_epochs", float(max(1, round(0.15 * epochs))), "a sixth, about"),
         *_augmentation(few, volumes),
+        *_combined(plan, job(plan, items, speed)),
         Chosen("calibrate.recall_targets", [capacity.target or 0.95], _why_target(capacity)),
         Chosen(
             "evaluate.headline_prevalence",
@@ -234,6 +247,18 @@ def _settings(
         ),
     ]
     return found
+
+
+def _combined(plan: _Plan, job: Job) -> list[Chosen]:
+    """Return what is reported, and what it is made of."""
+    if "ensemble" not in plan.arms:
+        return [Chosen("calibrate.arm", "mae", "the one network that fits; named before calibration")]
+    width, named = job.finetune.cnn.width, " and ".join(MEMBERS)
+    return [
+        Chosen("finetune.cnn.width", width, "channels of its first stage; a step costs about a transformer's"),
+        Chosen("finetune.ensemble", list(MEMBERS), "two kinds of networks err on different patients"),
+        Chosen("calibrate.arm", "ensemble", f"the mean of {named}; named before calibration, whatever comes out"),
+    ]
 
 
 def _augmentation(few: bool, volumes: bool) -> list[Chosen]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.inference.segmentation import Segmented, segment
-from pipeline.models.finished import Finished, Look, Maps, Network
+from pipeline.models.finished import Finished, Look, Maps, Network, Weighted, weighted_mean
 from pipeline.models.reading import read_model
 
 RECORD, WEIGHTS = "model.json", "model.safetensors"
@@ -62,6 +62,11 @@ class Ensemble:
     def networks(self) -> list[Network]:
         """The networks behind it, which can be looked into; none for an arm that has none."""
         return [network for one in self.members.values() for network in one.networks]
+
+    @property
+    def weighted(self) -> Weighted | None:
+        """The same logits as a sum over networks, of the image as it is; None where something else is part of them."""
+        return weighted_mean(list(self.members.values()))
 
     @property
     def maps(self) -> list[Maps]:

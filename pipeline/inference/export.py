@@ -17,7 +17,6 @@ from pipeline.imaging.image import About, Image
 from pipeline.imaging.transforms import Rendering, render, windows_of
 from pipeline.inference.model import Model
 from pipeline.inference.model_folder import GOLDEN, verified
-from pipeline.models.arm_registry import ARMS
 from pipeline.store.files import sha256_file, write_json
 
 MODEL, GRAPH, NOTE = "model", "model.onnx", "onnx.json"
@@ -83,14 +82,17 @@ def _export_graph(work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     model = Model.load(work / MODEL, device="cpu", say=say)
     if model.ensemble.maps:
         raise ExportError("a model that segments is not made of the ONNX operators known here; export without --onnx")
-    if not ARMS[arm := model.content["network"]["arm"]].graph:
-        raise ExportError(f"arm {arm} is not made of ONNX operators: {ARMS[arm].description}; export without --onnx")
+    if (weighted := model.ensemble.weighted) is None:
+        network = model.content["network"]
+        raise ExportError(
+            f"arm {network['arm']} is not made of ONNX operators: {network['description']}; export without --onnx"
+        )
     notes = {
         "model_sha256": model.sha256,
         "labels": ", ".join(label["name"] for label in model.content["labels"]),
         "notice": "research use only; threshold, certificate and what it is not for are in model.json",
     }
-    graph = build(model.ensemble.networks, model.rendering, model.content["flips"], notes)
+    graph = build(weighted, model.rendering, model.content["flips"], notes)
     onnx.checker.check_model(graph)
     onnx.save_model(graph, str(work / GRAPH))
     compared = compare(work / GRAPH, model)

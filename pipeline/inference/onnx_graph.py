@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.imaging.transforms import Rendering
 from pipeline.inference.onnx_nodes import F32, F64, I64, U8, Nodes
 from pipeline.models.classifier import Classifier
-from pipeline.models.finished import Network
+from pipeline.models.finished import Network, Weighted
 from pipeline.models.resnet import ResNetClassifier, ResNetSpec
 from pipeline.models.vit import EncoderSpec
 
@@ -32,21 +32,18 @@ class GraphError(ValueError):
     """The model cannot be an ONNX graph; the message says why."""
 
 
-def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes: dict[str, str]) -> onnx.ModelProto:
+def build(weighted: Weighted, rendering: Rendering, flips: bool, notes: dict[str, str]) -> onnx.ModelProto:
     """Return the graph of all networks of a model; `notes` are kept in it as text.
 
     Inputs: `pixels` float32 (H, W), in colour (3, H, W), (D, H, W), or (C, D, H, W) where the card lists channels, of
     any size, `low` and `high` float64, the window's ends or the image's own percentiles, (C,) where the card lists
     channels, `spacing_mm` float64, one per axis. Outputs: `array` uint8 (C, ...) as
-    the networks see it, `logits` float64 (L,), the mean over the networks, the main label's first.
+    the networks see it, `logits` float64 (L,), the weighted sum over the networks, the main label's first.
 
-    Raises GraphError when there is no network, it takes other channels than the rendering makes, the field of view has
-    to be found, or the file would be too large.
+    Raises GraphError when the networks take other channels than the rendering makes, one is of an unknown kind, the
+    field of view has to be found, or the file would be too large.
     """
-    if not networks:
-        raise GraphError(
-            "this model has no network: what its arm looks at is not made of ONNX operators; export without"
-        )
+    networks = weighted.networks
     if unknown := {type(one).__name__ for one in networks if type(one) not in LOGITS}:
         raise GraphError(f"no ONNX graph can be made here of {', '.join(sorted(unknown))}; export without")
     if networks[0].channels != rendering.channel_count:
@@ -65,8 +62,9 @@ def build(networks: Sequence[Network], rendering: Rendering, flips: bool, notes:
     graph.name(array, "array")
     pixels = graph.add("Div", graph.cast(graph.add("Unsqueeze", array, graph.whole(0)), F32), graph.floats(FULL_SCALE))
     each = [_over_flips(graph, network, pixels, flips) for network in networks]
-    stacked = graph.add("Concat", *each, axis=0)
-    graph.name(graph.add("ReduceMean", stacked, graph.whole(0), keepdims=0), "logits")
+    parts = graph.add("Mul", graph.add("Concat", *each, axis=0), graph.constant(weighted.weights, np.float64))
+    whole = graph.add("ReduceSum", parts, graph.whole(0), keepdims=0)
+    graph.name(graph.add("Add", whole, graph.constant(weighted.offset, np.float64)), "logits")
     return _finished(graph, rendering, networks[0].head.out_features, notes)
 
 

@@ -29,8 +29,8 @@ class ArmKind:
     optimum, and are trained by one process. An arm with an `encoder` rests on stage pretrain: on its weights, or on the
     network and the pixel statistics that it recorded. One `of_others` is made of other arms, after them. `axes` are
     those of the images it can take. `role` says as what it is compared with the pretrained arm, in the words of
-    `compared_as`. `graph` says whether its networks can be handed on as an ONNX graph. `segments_by` reads a
-    model back that was trained to segment, in the place of `read_by`; empty for an arm that cannot.
+    `compared_as`. `segments_by` reads a model back that was trained to segment, in the place of
+    `read_by`; empty for an arm that cannot.
     """
 
     name: str
@@ -44,7 +44,6 @@ class ArmKind:
     axes: tuple[int, ...] = (2, 3)
     role: Role | None = None
     compared_as: str = ""
-    graph: bool = False
     segments_by: str = ""
 
     @property
@@ -71,7 +70,6 @@ TRANSFORMER: dict[str, Any] = {
     "trained_by": "pipeline.models.finetuning:train_transformer",
     "read_by": "pipeline.models.classifier:read_classifier",
     "network": True,
-    "graph": True,
     "segments_by": "pipeline.models.segmenter:read_segmenter",
 }
 ARMS = {
@@ -111,7 +109,6 @@ ARMS = {
             network=True,
             role="rival",
             compared_as="a residual network trained from scratch",
-            graph=True,
         ),
         ArmKind(
             "linear_probe",
@@ -120,7 +117,6 @@ ARMS = {
             trained_by="pipeline.models.logistic_arms:train_probe",
             read_by="pipeline.models.classifier:read_classifier",
             encoder="pretrained",
-            graph=True,
         ),
         ArmKind(
             "attentive_probe",
@@ -129,7 +125,6 @@ ARMS = {
             trained_by="pipeline.models.attentive_probe:train_attentive_probe",
             read_by="pipeline.models.classifier:read_classifier",
             encoder="pretrained",
-            graph=True,
         ),
         ArmKind(
             "hog",

@@ -21,7 +21,7 @@ from pipeline.models.arm_registry import ARMS
 from pipeline.models.arms import ArmData, finish
 from pipeline.models.baseline import auc
 from pipeline.models.checkpoints import WeightsError, read_weights, tensor_problems
-from pipeline.models.finished import Finished, Look, further_labels
+from pipeline.models.finished import Finished, Look, Weighted, further_labels, weighted_mean
 from pipeline.models.training import TrainingError
 from pipeline.store.files import read_json
 
@@ -112,7 +112,22 @@ def read_ensemble(content: dict[str, Any], tensors: dict[str, Tensor], device: t
         each = [[found if one is watched else one.logits(pixels) for one in own] for own in models]
         return _combined([np.mean(own, axis=0) for own in each], centres, spreads), depths
 
-    return Finished(logits, tuple(networks), look=look)
+    return Finished(logits, tuple(networks), look=look, weighted=_weighted(models, centres, spreads))
+
+
+def _weighted(models: Sequence[list[Finished]], centres: np.ndarray, spreads: np.ndarray) -> Weighted | None:
+    """Return the combination as a sum over all networks; None where an arm is made of something else."""
+    sums = [weighted_mean(own) for own in models]
+    scales = spreads.mean(axis=0) / (len(models) * spreads)
+    known = [one for one in sums if one is not None]
+    if len(known) < len(sums):
+        return None
+    offsets = [scale * (one.offset - centre) for one, scale, centre in zip(known, scales, centres, strict=True)]
+    return Weighted(
+        tuple(network for one in known for network in one.networks),
+        np.concatenate([one.weights * scale for one, scale in zip(known, scales, strict=True)]),
+        np.sum(offsets, axis=0) + centres.mean(axis=0),
+    )
 
 
 def _finished(arm: str, folder: Path) -> Member:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,18 +61,46 @@ class Maps:
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """Logits as a sum: those of each of the `networks` times its `weights` (networks, L), plus the `offset` (L,)."""
+
+    networks: tuple[Network, ...]
+    weights: np.ndarray
+    offset: np.ndarray
+
+
+@dataclass(frozen=True)
 class Finished:
     """A finished model: `logits` takes pixels (B, C, ...) in [0, 1] and gives (B, L) float64, the main label's first.
 
     `networks` are those behind it, in evaluation mode; none for an arm that has none. `maps` has one that segments.
     `look`, of an arm with networks, gives the same logits to the last bit, and the first network's `depths`, for one
-    pass through it.
+    pass through it. `weighted` is a model that is more than the mean of its `networks`, and made of networks alone.
     """
 
     logits: Callable[[Tensor], np.ndarray]
     networks: tuple[Network, ...] = ()
     maps: Maps | None = None
     look: Callable[[Tensor], Look] | None = None
+    weighted: Weighted | None = None
+
+
+def weighted_mean(models: Sequence[Finished]) -> Weighted | None:
+    """Return the mean of models as a sum over all their networks; None where one is made of something else."""
+    sums = [one.weighted or _even(one.networks) for one in models]
+    if not all(one.networks for one in sums):
+        return None
+    weights = np.concatenate([one.weights for one in sums]) / len(sums)
+    return Weighted(
+        tuple(network for one in sums for network in one.networks),
+        weights,
+        np.mean([one.offset for one in sums], axis=0),
+    )
+
+
+def _even(networks: tuple[Network, ...]) -> Weighted:
+    labels = networks[0].head.out_features if networks else 0
+    return Weighted(networks, np.full((len(networks), labels), 1 / max(len(networks), 1)), np.zeros(labels))
 
 
 def whole_blocks(features: np.ndarray) -> np.ndarray:

@@ -26,16 +26,13 @@ from pipeline.models.checkpoints import load_strict
 from pipeline.models.finetuning import Untrained, train_network
 from pipeline.models.finished import Finished, Look, Network, further_labels
 from pipeline.models.randomness import derived_seed
+from pipeline.models.resnet_layers import BLOCKS, FIRST_KERNEL, is_pooled
 from pipeline.models.vit import per_channel
 
 if TYPE_CHECKING:
     from pipeline.settings.training import FinetuneSettings
     from pipeline.store.runlog import RunLog
 
-# Residual blocks of two convolutions in each of the four stages, by the number of layers (He et al. 2016, table 1).
-BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-# From this side on, the first stage works on a quarter of the side, as in the paper; below, on half of it.
-POOLED_FROM = 128
 MOST_GROUPS = 32  # of a group norm
 MOST_CELLS = 16  # per axis of the map that says where the network looked
 
@@ -63,7 +60,7 @@ class ResNetSpec:
     @property
     def pooled(self) -> bool:
         """Whether the first stage works on a quarter of the image's sides."""
-        return min(self.image_size) >= POOLED_FROM
+        return is_pooled(self.image_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for model.json."""
@@ -94,7 +91,7 @@ class ResNetClassifier(Network):
             [spec.width * 2**stage for stage in range(4)],
             spatial_dims=len(spec.image_size),
             n_input_channels=spec.channels,
-            conv1_t_size=7,
+            conv1_t_size=FIRST_KERNEL,
             conv1_t_stride=2,
             no_max_pool=not spec.pooled,
             feed_forward=False,

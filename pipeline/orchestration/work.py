@@ -6,6 +6,7 @@ takes is a factor, which `estimate` learns from earlier artifacts, or from the s
 
 - A network costs its products of matrices: per token and block 24 w^2 for projections and MLP, 4 T w for attention (w
   width, T tokens), each multiply-add counted as two. A training step costs three times the forward pass.
+- A residual network costs its convolutions, of which the library makes more per second.
 - Pretraining encodes the visible patches alone; its decoder sees what `decoder` and `decoded_share` say.
 - Reading costs a time per file and per megabyte; the other stages a time each, and a little per image.
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 
 from pipeline.models.arm_registry import ARMS
 from pipeline.models.recipes import RECIPES
+from pipeline.models.resnet_layers import Convolution, convolutions
 from pipeline.settings.training import FinetuneSettings, PretrainSettings
 
 FLOPS_PER_S = 70e9
@@ -28,6 +30,8 @@ REFERENCE_WIDTH, WIDTH_EXPONENT = 96, 0.2
 # A second thread is worth less than the first: synchronisation, memory bandwidth.
 THREADS_EXPONENT = 0.85
 STEP_PASSES = 3  # forward, and twice as much backward
+# Operations per second of convolutions of 24 channels, by those of a transformer's products; rising with the width.
+CONVOLUTION_SHARE, CONVOLUTION_WIDTH, CONVOLUTION_EXPONENT = 1.4, 24, 0.25
 AUGMENTED_VALUES_PER_S = 1e8
 EPOCH_S = 0.15  # measures, checkpoint
 TORCH_S = 3.0
@@ -42,7 +46,7 @@ FIXED_S = {"split": 1.0, "calibrate": 1.0, "evaluate": 4.0, "package": 2.0, "rep
 OTHER_S, OTHER_IMAGE_S = 2.0, 1e-3  # of a stage that nobody has timed
 PER_IMAGE_S = {"split": 5e-4, "calibrate": 2e-4, "evaluate": 3e-3, "package": 1e-3, "report": 1e-3}
 BYTES_PER_TRAINED, BYTES_PER_CHECKPOINT, BYTES_PER_VALUE = 16, 12, 4
-KEPT_PER_TOKEN = 18
+KEPT_PER_TOKEN, KEPT_PER_CONVOLUTION = 18, 3
 TORCH_MB, PANDAS_MB, WORKER_MB = 500.0, 250.0, 180.0
 MB = 1e6
 
@@ -84,9 +88,9 @@ class Job:
         return math.prod(side // own for side, own in zip(self.image_size, patch, strict=True))
 
     @property
-    def networks(self) -> int:
-        """Trainings of a network: arms times seeds."""
-        return sum(ARMS[arm].network for arm in self.finetune.arms) * len(self.finetune.seeds)
+    def networks(self) -> list[str]:
+        """Trainings of a network: the arm of each, arms times seeds."""
+        return [arm for arm in self.finetune.arms if ARMS[arm].network for _ in self.finetune.seeds]
 
     @property
     def parameters(self) -> int:
@@ -123,6 +127,19 @@ def _encoder(job: Job, patches: int) -> float:
     return encoder.depth * per_block + 2 * patches * encoder.width * math.prod(encoder.patch_size)
 
 
+def residual_layers(job: Job, width: int) -> list[Convolution]:
+    """Return the convolutions of arm cnn, its first stage so wide, for images of one channel."""
+    return convolutions(job.image_size, 1, job.finetune.cnn.depth, width)
+
+
+def resnet_seconds(job: Job, width: int) -> float:
+    """Return what a training step of arm cnn costs per image, in reference seconds, its first stage so wide."""
+    flops = sum(one.flops for one in residual_layers(job, width))
+    rate = FLOPS_PER_S * job.threads**THREADS_EXPONENT
+    rate *= CONVOLUTION_SHARE * (width / CONVOLUTION_WIDTH) ** CONVOLUTION_EXPONENT
+    return STEP_PASSES * flops / rate + math.prod(job.image_size) / AUGMENTED_VALUES_PER_S
+
+
 def flops_per_s(job: Job) -> float:
     """Return the operations per second of the reference machine with the job's threads, for a network so wide."""
     width = job.pretrain.encoder.width / REFERENCE_WIDTH
@@ -130,7 +147,7 @@ def flops_per_s(job: Job) -> float:
 
 
 def step_seconds(job: Job) -> tuple[float, float]:
-    """Return what a step of pretraining and one of fine-tuning cost per image, in reference seconds."""
+    """Return what a step of pretraining and one of fine-tuning the transformer cost per image, in reference seconds."""
     changed, rate = math.prod(job.image_size) / AUGMENTED_VALUES_PER_S, flops_per_s(job)
     return STEP_PASSES * pretrain_flops(job) / rate + changed, STEP_PASSES * forward_flops(job) / rate + changed
 
@@ -179,12 +196,13 @@ def _finetune(job: Job) -> float:
         own = max((one.applied(own) for one in RECIPES), key=lambda one: one.epochs)
     epochs = _epochs(own.epochs, own.max_steps, items.train, own.batch_size)
     _, step = step_seconds(job)
-    epoch = EPOCH_S + step * (items.train + items.tune / STEP_PASSES)
+    images = items.train + items.tune / STEP_PASSES
+    epoch_of_all = sum(EPOCH_S + _step(job, arm) * images for arm in job.networks)
     runs = 1 + len(own.labelled_patients)  # fewer patients train for as many steps
     classical = sum(not (ARMS[arm].network or ARMS[arm].of_others) for arm in own.arms)
     features = CLASSICAL_S + (items.train + items.tune) * (CLASSICAL_IMAGE_S + step / STEP_PASSES)
     probe = _attentive_probe(job) if "attentive_probe" in own.arms else 0.0
-    return TORCH_S + runs * (job.networks * epochs * epoch + classical * features + probe)
+    return TORCH_S + runs * (epochs * epoch_of_all + classical * features + probe)
 
 
 def _attentive_probe(job: Job) -> float:
@@ -197,11 +215,16 @@ def _epochs(epochs: int, max_steps: int | None, images: int, batch_size: int) ->
     return epochs if max_steps is None else min(epochs, max_steps / max(1, math.ceil(images / batch_size)))
 
 
+def _step(job: Job, arm: str) -> float:
+    return resnet_seconds(job, job.finetune.cnn.width) if arm == "cnn" else step_seconds(job)[1]
+
+
 def _score(job: Job) -> float:
-    items = job.items
-    models = job.networks + sum(not ARMS[arm].network for arm in job.finetune.arms)
+    items, arms = job.items, job.finetune.arms
+    again = job.finetune.ensemble if "ensemble" in arms else []
+    models = [arm for arm in [*arms, *again] for _ in (job.finetune.seeds if ARMS[arm].network else [0])]
     judged = items.tune + items.calibration + items.test
-    return TORCH_S + models * judged * step_seconds(job)[1] / STEP_PASSES
+    return TORCH_S + judged * sum(_step(job, arm) for arm in models if not ARMS[arm].of_others) / STEP_PASSES
 
 
 # ---------------------------------------------------------------- memory and disk
@@ -220,10 +243,27 @@ def memory_mb(stage: str, job: Job) -> float:
         encoder, batch = job.pretrain.encoder, getattr(job, stage).batch_size
         kept = batch * tokens * encoder.depth * encoder.width * KEPT_PER_TOKEN * BYTES_PER_VALUE
         pixels = 2 * batch * math.prod(job.image_size) * BYTES_PER_VALUE
-        return TORCH_MB + (BYTES_PER_TRAINED * job.parameters + kept + pixels) / MB
+        transformer = BYTES_PER_TRAINED * job.parameters + kept
+        residual = _residual_bytes(job) if stage == "finetune" and "cnn" in job.finetune.arms else 0
+        return TORCH_MB + (max(transformer, residual) + pixels) / MB
     if stage in ("score", "package", "report"):
         return TORCH_MB + BYTES_PER_VALUE * job.parameters / MB
     return PANDAS_MB
+
+
+def _residual_bytes(job: Job) -> float:
+    layers = residual_layers(job, job.finetune.cnn.width)
+    kept = job.finetune.batch_size * sum(one.values for one in layers) * KEPT_PER_CONVOLUTION
+    return BYTES_PER_TRAINED * sum(one.weights for one in layers) + BYTES_PER_VALUE * kept
+
+
+def _networks_mb(job: Job) -> float:
+    """Return the weights of all networks, those of an ensemble's members kept a second time."""
+    residual = sum(one.weights for one in residual_layers(job, job.finetune.cnn.width))
+    own = job.finetune
+    again = own.ensemble if "ensemble" in own.arms else []
+    kept = [*job.networks, *(arm for arm in again if ARMS[arm].network for _ in own.seeds)]
+    return BYTES_PER_VALUE * sum(residual if arm == "cnn" else job.parameters for arm in kept) / MB
 
 
 def disk_mb(stage: str, job: Job) -> float:
@@ -237,8 +277,8 @@ def disk_mb(stage: str, job: Job) -> float:
         "ingest": lambda: 1 + 0.003 * items.files,
         "preprocess": lambda: items.prepared * (pixels + 200) / MB,
         "pretrain": lambda: 1 + weights + checkpoints,
-        "finetune": lambda: (1 + len(job.finetune.labelled_patients)) * job.networks * weights + checkpoints + kept,
-        "package": lambda: 1 + len(job.finetune.seeds) * weights,
+        "finetune": lambda: (1 + len(job.finetune.labelled_patients)) * _networks_mb(job) + checkpoints + kept,
+        "package": lambda: 1 + _networks_mb(job),
         "report": lambda: 8.0,
     }
     return by_stage[stage]() if stage in by_stage else 0.2 + 0.0005 * items.images

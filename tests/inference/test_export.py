@@ -20,7 +20,7 @@ from pipeline.inference.export import ExportError, drawings, export, open_graph,
 from pipeline.inference.model import Model
 from pipeline.inference.model_folder import verified
 from pipeline.models.classifier import Classifier
-from pipeline.models.finished import Network
+from pipeline.models.finished import Network, Weighted
 from pipeline.models.resnet import ResNetClassifier, ResNetSpec
 from pipeline.models.vit import EncoderSpec
 
@@ -126,7 +126,7 @@ def test_resizing_padding_and_cropping_are_those_of_render(size, spacing, flips,
 
     networks = [_network(seed, size, head) for seed in (1, 2)]
     how = Rendering(size, spacing, 1, 99)
-    onnx.save_model(build(networks, how, flips, {}), str(tmp_path / "model.onnx"))
+    onnx.save_model(build(_weighted(networks), how, flips, {}), str(tmp_path / "model.onnx"))
     session = open_graph(tmp_path / "model.onnx")
     rng = np.random.default_rng(1)
     shapes = [tuple(rng.integers(5, 90, len(size))) for _ in range(12)]
@@ -146,7 +146,7 @@ def test_resizing_padding_and_cropping_are_those_of_render(size, spacing, flips,
         # Pixels cut to a percentile are no whole numbers: a sum on the border of two greys may fall to either.
         assert off.max() <= 1
         assert (off > 0).mean() < 1e-3
-        assert np.abs(logits - _expected(networks, array, flips)).max() < 1e-5
+        assert np.abs(logits - _expected(_weighted(networks), array, flips)).max() < 1e-5
 
 
 def _network(seed, size, head) -> Network:
@@ -168,11 +168,18 @@ def _network(seed, size, head) -> Network:
     return network.eval()
 
 
+def _weighted(networks) -> Weighted:
+    labels = networks[0].head.out_features
+    shares = np.linspace(0.3, 0.7, labels * len(networks)).reshape(-1, labels)
+    return Weighted(tuple(networks), shares, np.linspace(-1, 1, labels))
+
+
 @torch.no_grad()
-def _expected(networks, array, flips) -> np.ndarray:
+def _expected(weighted, array, flips) -> np.ndarray:
     pixels = torch.from_numpy(array[None]).float() / 255
     views = [pixels, pixels.flip(-1)] if flips else [pixels]
-    return np.mean([network(view)[0].double().numpy() for network in networks for view in views], axis=0)
+    each = [np.mean([network(view)[0].double().numpy() for view in views], axis=0) for network in weighted.networks]
+    return (np.stack(each) * weighted.weights).sum(axis=0) + weighted.offset
 
 
 def test_a_constant_image_is_black(tmp_path):
@@ -181,7 +188,7 @@ def test_a_constant_image_is_black(tmp_path):
     from pipeline.inference.onnx_graph import build
 
     how = Rendering((32, 32), None, 1, 99)
-    onnx.save_model(build([_network(1, (32, 32), "linear")], how, False, {}), str(tmp_path / "model.onnx"))
+    onnx.save_model(build(_weighted([_network(1, (32, 32), "linear")]), how, False, {}), str(tmp_path / "model.onnx"))
     array, logits = run_graph(open_graph(tmp_path / "model.onnx"), np.full((40, 50), 7.0), 7.0, 7.0, (1.0, 1.0))
     assert not array.any()
     assert np.isfinite(logits).all()
@@ -195,18 +202,18 @@ def test_what_a_graph_cannot_be_is_refused(monkeypatch):
     how = Rendering((32, 32), None, 1, 99)
     colour = Classifier(EncoderSpec((32, 32), (8, 8), 3, 48, 2, 4, (0.4,) * 3, (0.25,) * 3), "linear")
     with pytest.raises(GraphError, match="3 channels"):
-        build([colour], how, False, {})
+        build(_weighted([colour]), how, False, {})
     with pytest.raises(GraphError, match="field of view"):
-        build([colour], replace(how, channels="colour", crop="field_of_view"), False, {})
+        build(_weighted([colour]), replace(how, channels="colour", crop="field_of_view"), False, {})
     monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", 1000)
     with pytest.raises(GraphError, match="2 GB"):
-        build([_network(1, (32, 32), "linear")], how, False, {})
+        build(_weighted([_network(1, (32, 32), "linear")]), how, False, {})
 
 
 def test_the_note_names_every_input_and_output(tmp_path):
     pytest.importorskip("onnx")
     from pipeline.inference.onnx_graph import build
 
-    made = build([_network(1, (32, 32), "linear")], Rendering((32, 32), None, 1, 99), False, {"a": "b"})
+    made = build(_weighted([_network(1, (32, 32), "linear")]), Rendering((32, 32), None, 1, 99), False, {"a": "b"})
     names = [one.name for one in (*made.graph.input, *made.graph.output)]
     assert names == list(exporting.MEANINGS)

@@ -62,7 +62,7 @@ def test_an_attentive_probe_outlines_the_attention_of_its_queries_and_has_a_grap
     assert "half of the network's attention" in text_of(tmp_path / "page.pdf")
 
 
-def test_an_ensemble_has_no_graph_and_says_so(ensemble, tmp_path):
+def test_an_ensemble_with_a_classical_arm_has_no_graph_and_says_so(ensemble, tmp_path):
     with pytest.raises(ExportError, match="arm ensemble is not made of ONNX operators"):
         export(ensemble.model, tmp_path / "out", onnx=True, say=lambda line: None)
     assert not (tmp_path / "out").exists()

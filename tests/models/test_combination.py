@@ -15,6 +15,7 @@ from pipeline.models.arms import ArmData
 from pipeline.models.images import Images
 from pipeline.models.reading import read_model
 from pipeline.models.training import Hardware, TrainingError
+from pipeline.models.vit import EncoderSpec
 from pipeline.settings.training import FinetuneSettings
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
@@ -63,6 +64,28 @@ def test_its_score_is_the_mean_of_scores_standardised_on_the_tuning_images(made)
     combined = logits(folder, "ensemble", new)
     assert np.allclose(combined, np.mean(each, axis=0) * spread + centre)
     assert np.array_equal(rankdata(combined), rankdata(np.sum(each, axis=0)))
+
+
+def test_an_ensemble_of_networks_is_a_weighted_sum_of_them(tmp_path):
+    spec = EncoderSpec((24, 24), (8, 8), 1, 32, 1, 2, (0.45,), (0.2,))
+    data = ArmData(images(50, 1), images(30, 2), spec, {}, Hardware(CPU))
+    settings = FinetuneSettings(
+        arms=["cnn", "scratch", "ensemble"], ensemble=["cnn", "scratch"], epochs=2, batch_size=16,
+        cnn={"depth": 10, "width": 8},
+    )  # fmt: skip
+    for arm in settings.arms:
+        for seed in (1,) if arm == "ensemble" else (1, 2):
+            folder = tmp_path / arm / f"seed{seed}"
+            ARMS[arm].train(arm, seed, settings, data, folder, RunLog("finetune", quiet=True))
+    place = tmp_path / "ensemble" / "seed1"
+    model = read_model(place / "model.json", place / "model.safetensors", CPU)
+    weighted, pixels = model.weighted, images(9, 3).pixels(np.arange(9), CPU)
+    assert weighted is not None
+    assert [type(one).__name__ for one in weighted.networks] == ["ResNetClassifier"] * 2 + ["Classifier"] * 2
+    with torch.no_grad():
+        each = [network(pixels).double().numpy() for network in weighted.networks]
+    found = sum(one * weight for one, weight in zip(each, weighted.weights, strict=True)) + weighted.offset
+    assert np.allclose(found, model.logits(pixels), atol=1e-6)
 
 
 def test_its_record_says_what_it_is_made_of(made):

@@ -9,6 +9,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import nn
 
 from pipeline.models.resnet import ResNetClassifier, ResNetSpec
+from pipeline.models.resnet_layers import convolutions
 
 SHAPES = [((40, 33), 3), ((17, 16, 24), 1), ((128, 130), 1)]
 
@@ -31,6 +32,17 @@ def test_the_body_is_a_monai_resnet_with_group_norm(size, channels):
     theirs = {name: tensor.shape for name, tensor in monai.state_dict().items()}
     assert own == {name: shape for name, shape in theirs.items() if not name.endswith(("_mean", "_var", "_tracked"))}
     assert not [part for part in model.modules() if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d)]
+
+
+@pytest.mark.parametrize(("size", "channels"), SHAPES)
+@pytest.mark.parametrize("depth", [10, 18, 34])
+def test_its_layers_are_those_that_the_plan_counts(size, channels, depth):
+    model, seen = network(size, channels, depth), []
+    for part in model.body.modules():
+        if isinstance(part, nn.Conv2d | nn.Conv3d):
+            part.register_forward_hook(lambda part, _, out: seen.append((part.weight.numel(), out[0].numel())))
+    model(torch.rand(1, channels, *size))
+    assert sorted(seen) == sorted((one.weights, one.values) for one in convolutions(size, channels, depth, 8))
 
 
 def test_the_map_has_at_most_sixteen_cells_per_axis():
