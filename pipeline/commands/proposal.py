@@ -298,4 +298,4 @@ def _why_target(capacity: Capacity) -> str:
 def _why_arms(plan: _Plan, volumes: bool) -> str:
     networks = sum(ARMS[name].network for name in plan.arms)
     dimensions = "; those that take volumes" if volumes else ""
-    return f"{networks} trained as networks, {len(plan.arms) - networks} classical{dimensions}"
+    return f"{networks} trained as networks, the others in seconds{dimensions}"
