@@ -42,6 +42,17 @@ def _run_once(folder: Path) -> None:
     (folder / "said.txt").write_text("\n".join(words))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_pool():
+    """Workers import what any stage needs, so that one pool serves all stages and tests."""
+    from pipeline.imaging.archive import workers
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(workers, "_module", lambda task: "pipeline.stages.preprocess")
+    yield
+    patch.undo()
+
+
 # Longest first. One process runs a file alone: last, a long one would keep the other process waiting. Two that need the
 # same finished run do not come first side by side: one of them would wait for the other's.
 LONG_FILES = (

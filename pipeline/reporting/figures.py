@@ -174,6 +174,7 @@ def arms(figure: Figure, comparison: pd.DataFrame, names: Sequence[str]) -> None
     axes.hlines(at - 0.2, comparison["auc_seed_min"], comparison["auc_seed_max"], color=GREY, linewidth=0.8)
     axes.set_yticks(at, names)
     axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
     axes.set_xlabel("AUC on the test patients")
 
 
