@@ -18,6 +18,7 @@ from pipeline.store.results.interval import Interval
 from pipeline.store.results.operating_point import OperatingPoint
 
 ROW_CM = 0.55
+LEGEND_LETTERS = 24  # of all names together, beside each other below a figure of half a page
 SPIKE = 0.1  # of the height of a calibration curve, for the spikes of either kind of patient
 
 
@@ -229,7 +230,8 @@ def froc(figure: Figure, curves: Mapping[str, pd.DataFrame], rates: Sequence[flo
     axes.set_xticks(list(rates), [str(Fraction(rate)) for rate in rates])
     axes.minorticks_off()
     axes.set(ylim=(-0.03, 1.03), xlabel="False marks per image, at most", ylabel="Lesions found")
-    figure.legend(handles=keys, loc="outside lower center", ncols=3)
+    beside = sum(map(len, curves)) <= LEGEND_LETTERS
+    figure.legend(handles=keys, loc="outside lower center", ncols=3 if beside else 1)
 
 
 @svg(8, 5.9)
