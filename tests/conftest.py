@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
+import shutil
 import warnings
 from io import StringIO
 from pathlib import Path
@@ -50,6 +51,28 @@ def one_pool():
     patch = pytest.MonkeyPatch()
     patch.setattr(workers, "_module", lambda task: "pipeline.stages.preprocess")
     yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_database(tmp_path_factory):
+    """MLflow takes a second to make its tables; each new store is given a copy of the first one's, which is empty.
+
+    Yields what makes them.
+    """
+    from pipeline.store import tracking
+
+    make, empty = tracking._create_database, tmp_path_factory.mktemp("database") / "mlflow.db"
+
+    def create(store: Path) -> None:
+        if not empty.exists():
+            make(empty.parent)
+        if not (store / empty.name).exists():
+            shutil.copyfile(empty, store / empty.name)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(tracking, "_create_database", create)
+    yield make
     patch.undo()
 
 

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 from project import pipeline_runs
 
+from pipeline.store import tracking
 from pipeline.store.indexed import readable
 from pipeline.store.tracking import BOOT, PROCESS, Tracker, TrackingError, closing, experiment_id, reachable
+
+
+@pytest.fixture(autouse=True)
+def made_by_mlflow(one_database, monkeypatch):
+    """Here no database is a copy."""
+    monkeypatch.setattr(tracking, "_create_database", one_database)
 
 
 @pytest.fixture(scope="module")
