@@ -45,12 +45,12 @@ def _run_once(folder: Path) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_pool():
-    """Workers import what any stage needs, so that one pool serves all stages and tests."""
+    """Workers import what any stage needs, so that one pool serves all tests; yields what else says it."""
     from pipeline.imaging.archive import workers
 
-    patch = pytest.MonkeyPatch()
+    patch, own = pytest.MonkeyPatch(), workers._module
     patch.setattr(workers, "_module", lambda task: "pipeline.stages.preprocess")
-    yield
+    yield own
     patch.undo()
 
 
@@ -74,6 +74,14 @@ def one_database(tmp_path_factory):
     patch.setattr(tracking, "_create_database", create)
     yield make
     patch.undo()
+
+
+@pytest.fixture
+def small_pools(one_pool, monkeypatch):
+    """For tests whose workers die, and are started again and again."""
+    from pipeline.imaging.archive import workers
+
+    monkeypatch.setattr(workers, "_module", one_pool)
 
 
 # Longest first. One process runs a file alone: last, a long one would keep the other process waiting. Two that need the

@@ -115,13 +115,13 @@ def read_ensemble(content: dict[str, Any], tensors: dict[str, Tensor], device: t
     return Finished(logits, tuple(networks), look=look, weighted=_weighted(models, centres, spreads))
 
 
-def _weighted(models: Sequence[list[Finished]], centres: np.ndarray, spreads: np.ndarray) -> Weighted | None:
-    """Return the combination as a sum over all networks; None where an arm is made of something else."""
+def _weighted(models: Sequence[list[Finished]], centres: np.ndarray, spreads: np.ndarray) -> Weighted:
+    """Return the combination as a sum over all networks; one of none where an arm is made of something else."""
     sums = [weighted_mean(own) for own in models]
     scales = spreads.mean(axis=0) / (len(models) * spreads)
     known = [one for one in sums if one is not None]
     if len(known) < len(sums):
-        return None
+        return Weighted((), np.empty((0, spreads.shape[1])), np.zeros(spreads.shape[1]))
     offsets = [scale * (one.offset - centre) for one, scale, centre in zip(known, scales, centres, strict=True)]
     return Weighted(
         tuple(network for one in known for network in one.networks),

@@ -75,7 +75,8 @@ class Finished:
 
     `networks` are those behind it, in evaluation mode; none for an arm that has none. `maps` has one that segments.
     `look`, of an arm with networks, gives the same logits to the last bit, and the first network's `depths`, for one
-    pass through it. `weighted` is a model that is more than the mean of its `networks`, and made of networks alone.
+    pass through it. `weighted` is one that is more than the mean of its `networks`; it has no networks where
+    something else is part of the logits.
     """
 
     logits: Callable[[Tensor], np.ndarray]

@@ -13,6 +13,8 @@ from imaging.files import double, fragile
 from pipeline.imaging.archive.workers import Pool, WorkersError, alone, each_batch
 from pipeline.imaging.quarantine import Refusal
 
+pytestmark = pytest.mark.usefixtures("small_pools")
+
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 

@@ -16,6 +16,8 @@ from pipeline.inference import batch
 from pipeline.inference.batch import Task, sort_files
 from pipeline.inference.grouping import glance, own_key
 
+pytestmark = pytest.mark.usefixtures("small_pools")
+
 TASK = Task(POLICY, Limits(), 1, Rendering((16, 16), None, 0.5, 99.5))
 
 
