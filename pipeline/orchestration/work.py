@@ -219,10 +219,14 @@ def _step(job: Job, arm: str) -> float:
     return resnet_seconds(job, job.finetune.cnn.width) if arm == "cnn" else step_seconds(job)[1]
 
 
+def _again(job: Job) -> Sequence[str]:
+    """Return the arms that arm ensemble judges and keeps a second time."""
+    return job.finetune.ensemble if "ensemble" in job.finetune.arms else []
+
+
 def _score(job: Job) -> float:
     items, arms = job.items, job.finetune.arms
-    again = job.finetune.ensemble if "ensemble" in arms else []
-    models = [arm for arm in [*arms, *again] for _ in (job.finetune.seeds if ARMS[arm].network else [0])]
+    models = [arm for arm in [*arms, *_again(job)] for _ in (job.finetune.seeds if ARMS[arm].network else [0])]
     judged = items.tune + items.calibration + items.test
     return TORCH_S + judged * sum(_step(job, arm) for arm in models if not ARMS[arm].of_others) / STEP_PASSES
 
@@ -260,9 +264,7 @@ def _residual_bytes(job: Job) -> float:
 def _networks_mb(job: Job) -> float:
     """Return the weights of all networks, those of an ensemble's members kept a second time."""
     residual = sum(one.weights for one in residual_layers(job, job.finetune.cnn.width))
-    own = job.finetune
-    again = own.ensemble if "ensemble" in own.arms else []
-    kept = [*job.networks, *(arm for arm in again if ARMS[arm].network for _ in own.seeds)]
+    kept = [*job.networks, *(arm for arm in _again(job) if ARMS[arm].network for _ in job.finetune.seeds)]
     return BYTES_PER_VALUE * sum(residual if arm == "cnn" else job.parameters for arm in kept) / MB
 
 
