@@ -96,7 +96,7 @@ LONG_FILES = (
     "test_distributed.py test_hostile.py test_ingest.py test_judging.py test_registry.py test_predict.py "
     "test_segmentation_run.py test_volume_run.py test_channels_run.py test_views_run.py "
     "test_colour_run.py test_init.py test_tuberculosis.py test_extending.py test_wheel.py "
-    "test_without_pretraining.py test_gc.py test_cli.py"
+    "test_without_pretraining.py test_gc.py test_cli.py test_patients_and_labels.py"
 ).split()
 
 
