@@ -55,6 +55,7 @@ def one_pool():
 
     patch, own = pytest.MonkeyPatch(), workers._module
     patch.setattr(workers, "_module", lambda task: "pipeline.stages.preprocess")
+    patch.setattr(workers, "IDLE_S", 3600)
     yield own
     patch.undo()
 

@@ -86,12 +86,12 @@ class Index:
         """Return whether the run for `key` is there with everything that belongs to it."""
         if self._memory is not None and key in self._memory.keys[kind]:
             return True
-        return key in self.tracker.indexed(kind)
+        return self.tracker.has(kind, key)
 
     def stage(self, artifact: Artifact) -> None:
-        """Make sure that the run of a finished artifact is there."""
+        """Make sure MLflow has the finished run of an artifact, also when a kill came between publishing and indexing."""
         if not self.has("stage", f"{artifact.stage}/{artifact.key}"):
-            index_stage(self.tracker, artifact)
+            _index_stage(self.tracker, artifact)
 
     def comparison(self) -> str:
         """Return the part of the UI's address that opens the pipeline runs side by side."""
@@ -143,12 +143,8 @@ def results(artifacts: Mapping[str, Artifact]) -> Results:
     )
 
 
-def index_stage(tracker: Tracker, artifact: Artifact) -> None:
-    """Make sure MLflow has the finished run of an artifact, also when a kill came between publishing and indexing."""
-    key = f"{artifact.stage}/{artifact.key}"
-    if key in tracker.indexed("stage"):
-        return
-    record = artifact.record
+def _index_stage(tracker: Tracker, artifact: Artifact) -> None:
+    key, record = f"{artifact.stage}/{artifact.key}", artifact.record
     run_id = tracker.open("stage", key, f"{record.get('step', artifact.stage)} {artifact.key[:8]}")
     tracker.parameters(run_id, flatten({artifact.stage: record["settings"]}))
     # By their keys: a plain digest of a label table or of studies would tell who holds them that they are the same.
@@ -169,7 +165,7 @@ def _tracked(tracker: Tracker, artifact: Artifact) -> list[str]:
 def _index_trainings(tracker: Tracker, artifact: Artifact, key: str, stage_run: str) -> None:
     """Give every arm, seed and number of labelled patients a run of its own, below that of the stage."""
     done = tracker.indexed("training")
-    _index_trials(tracker, artifact, key, stage_run)
+    _index_trials(tracker, artifact, key, stage_run, done)
     for name in sorted(artifact.record["files"]):
         folder, own_key = Path(name).parent, f"{key}/{Path(name).parent}"
         if Path(name).name != "model.json" or own_key in done:
@@ -185,9 +181,8 @@ def _index_trainings(tracker: Tracker, artifact: Artifact, key: str, stage_run: 
         tracker.finish(run_id, {})
 
 
-def _index_trials(tracker: Tracker, artifact: Artifact, key: str, stage_run: str) -> None:
+def _index_trials(tracker: Tracker, artifact: Artifact, key: str, stage_run: str, done: set[str]) -> None:
     """Give every recipe that was tried a run of its own, below that of the stage."""
-    done = tracker.indexed("training")
     for name in sorted(artifact.record["files"]):
         folder, own_key = Path(name).parent, f"{key}/{Path(name).parent}"
         if Path(name).name != "trial.json" or own_key in done:

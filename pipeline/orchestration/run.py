@@ -16,7 +16,7 @@ from pipeline import __version__
 from pipeline.orchestration import graph
 from pipeline.orchestration.estimate import cores, estimates, threads_of, warnings
 from pipeline.orchestration.graph import NAMES, READERS, call_stage, needed
-from pipeline.orchestration.mlflow_runs import Index, gate_failures, index_pipeline, index_stage
+from pipeline.orchestration.mlflow_runs import Index, gate_failures, index_pipeline
 from pipeline.orchestration.plan import ChoiceError, RunError, Step, check_names, plan, previous
 from pipeline.orchestration.sources import Dataset, datasets, externals, source_hashes
 from pipeline.orchestration.torchrun import announce
@@ -303,7 +303,7 @@ def reindex(config: Config) -> tuple[int, int]:
     tracker = index.tracker
     artifacts = [a for stage in graph.STAGES for a in store.all(stage.name) if a.record["project"] == config.project]
     for artifact in artifacts:
-        index_stage(tracker, artifact)
+        index.stage(artifact)
     done = tracker.indexed("pipeline")
     whole = [one for one in remembered(store, config.project) if {*one.found(store)} == {*one.artifacts}]
     for record in whole:

@@ -50,7 +50,7 @@ class Code:
 
     def __init__(self, memory: Path | None = None) -> None:
         self._memory = memory
-        self._texts: dict[str, bytes] = {}
+        self._parsed: dict[str, Parsed] = {}
         self._modules: dict[str, bool] = {}
         self._data: dict[Path, dict[str, str]] = {}
         self._known: dict[str, Parsed] = {}
@@ -63,13 +63,11 @@ class Code:
 
     def parsed(self, module: str) -> Parsed:
         """Return the digest of a module, and what it imports from this package: modules, and names in them."""
-        if module not in self._texts:
-            self._texts[module] = _file(module).read_bytes()
-        text = self._texts[module]
-        sha256 = sha256_bytes(text)
-        if sha256 not in self._used:
-            self._used[sha256] = self._known[sha256] if sha256 in self._known else _parsed(text)
-        return self._used[sha256]
+        if module not in self._parsed:
+            text = _file(module).read_bytes()
+            sha256 = sha256_bytes(text)
+            self._parsed[module] = self._used[sha256] = self._known[sha256] if sha256 in self._known else _parsed(text)
+        return self._parsed[module]
 
     def is_module(self, name: str) -> bool:
         """Return whether there is a module or a package of this name."""

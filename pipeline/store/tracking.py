@@ -51,6 +51,7 @@ PARAM_BATCH = 100
 LARGEST_ARTIFACT_BYTES = 8_000_000
 UNTRACKED_SUFFIXES = {".npy", ".safetensors"}  # arrays and weights stay in the store
 KEY, INDEXED = "maescreen.key", "maescreen.indexed"
+WHOLE = f"tags.`{INDEXED}` = 'yes' and attributes.status = 'FINISHED'"  # with everything that belongs to it
 # A run of another machine, or of before a restart, that has not ended is taken for dead after so long.
 FORGOTTEN_DAYS = 7
 PROCESS, BOOT = "maescreen.process", "maescreen.boot"
@@ -179,8 +180,11 @@ class Tracker:
 
     def indexed(self, kind: str) -> set[str]:
         """Return the keys whose runs were closed with everything that belongs to them."""
-        query = f"tags.`{KIND}` = '{kind}' and tags.`{INDEXED}` = 'yes' and attributes.status = 'FINISHED'"
-        return {run.data.tags[KEY] for run in self._search(query)}
+        return {run.data.tags[KEY] for run in self._search(f"tags.`{KIND}` = '{kind}' and {WHOLE}")}
+
+    def has(self, kind: str, key: str) -> bool:
+        """Return whether the run for `key` was closed with everything that belongs to it."""
+        return bool(self._search(f"tags.`{KIND}` = '{kind}' and tags.`{KEY}` = '{key}' and {WHOLE}"))
 
     def parameters(self, run_id: str, values: Mapping[str, Any]) -> None:
         """Log settings; a value that was logged before stays."""

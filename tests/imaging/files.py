@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import io
 import os
@@ -87,6 +88,11 @@ def process_id(item: object) -> int:
 
 def double(item: int) -> int:
     return 2 * item
+
+
+def slow_to_end(item: int) -> int:
+    atexit.register(time.sleep, 2)
+    return item
 
 
 def fragile(item: str) -> str:

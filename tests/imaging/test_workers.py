@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from imaging.files import double, fragile
+from imaging.files import double, fragile, slow_to_end
 
 from pipeline.imaging.archive.workers import Pool, WorkersError, alone, each_batch
 from pipeline.imaging.quarantine import Refusal
@@ -27,6 +28,17 @@ def test_every_batch_comes_back_in_order(tmp_path):
     batches = {number: list(range(number, number + 5)) for number in range(9)}
     assert outcome(double, batches, tmp_path) == {n: [2 * i for i in items] for n, items in batches.items()}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_work_that_comes_while_an_idle_worker_ends_is_done_by_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.imaging.archive.workers.IDLE_S", 0.5)
+    assert outcome(slow_to_end, {0: [1]}, tmp_path, workers=1) == {0: [1]}
+    time.sleep(1)  # it has said that it ends, which takes it two seconds
+    found: dict[int, list] = {}
+    late = threading.Thread(target=lambda: found.update(outcome(double, {0: [1]}, tmp_path, workers=1)), daemon=True)
+    late.start()
+    late.join(30)
+    assert found == {0: [2]}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

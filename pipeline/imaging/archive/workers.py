@@ -151,6 +151,9 @@ def _until_broken(
 def _executor(pool: Pool, module: str) -> Iterator[tuple[Executor, tuple[type[BaseException], ...]]]:
     """Yield an executor and the exceptions by which it tells that a worker died."""
     if pool.backend == "processes":
+        # Where work comes just as an idle worker ends, loky says so and starts another. Where warnings are errors, it
+        # would end the thread that starts it, and the work be waited for for ever.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
         # Workers are kept for later calls with the same module. With it imported before the first task, loky does
         # not take the import for a memory leak, for which it replaces workers.
         executor = get_reusable_executor(
