@@ -89,7 +89,7 @@ class Index:
         return self.tracker.has(kind, key)
 
     def stage(self, artifact: Artifact) -> None:
-        """Make sure MLflow has the finished run of an artifact, also when a kill came between publishing and indexing."""
+        """Make sure MLflow has the finished run of an artifact, also after a kill between publishing and indexing."""
         if not self.has("stage", f"{artifact.stage}/{artifact.key}"):
             _index_stage(self.tracker, artifact)
 

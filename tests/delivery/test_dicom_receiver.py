@@ -12,11 +12,12 @@ import socket
 import struct
 import subprocess
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psutil
 import pytest
+from delivery.stuck import receive_until_stuck
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_model import image
@@ -270,6 +271,35 @@ def test_peers_beyond_the_limit_are_turned_away(receiver):
     peers = [connected(receiver.port) for _ in range(40)]
     for peer in peers:
         assert is_cut(peer)
+
+
+def test_connections_reserve_little_of_the_memory_allowed(receiver):
+    process = psutil.Process(receiver.pid)
+    with ExitStack() as stack:
+        before = process.memory_info().vms
+        for _ in range(CONNECTIONS // 2):
+            stack.enter_context(closing(associated(receiver.port)))
+        assert process.memory_info().vms - before < CONNECTIONS // 2 * 8 * MB
+
+
+def test_a_process_that_takes_no_more_connections_ends_and_is_started_again(tmp_path, monkeypatch):
+    said: list[str] = []
+    made = Receiver(tmp_path, Receiving(host="127.0.0.1", port=0, title="NODE"), said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.delivery.node.receiver.receive", receive_until_stuck)
+        made.start()
+    try:
+        first = made.pid
+        with closing(connected(made.port)):
+            for _ in range(300):
+                made.look()
+                if made.pid not in (None, first):
+                    break
+                time.sleep(0.1)
+        assert echo(made.port)
+        assert said == ["listen: the process that receives has ended (1); again in 1 s"]
+    finally:
+        made.stop()
 
 
 def test_messages_that_nobody_waits_for_do_not_pile_up(receiver, root):

@@ -159,6 +159,12 @@ class GuardedServer(ThreadedAssociationServer):
     request_queue_size = 64
     limits: Limits
     networks: Sequence[Network] = ()
+    at_work = 0.0  # when it last looked for connections, by the monotonic clock
+
+    def service_actions(self) -> None:
+        """Note that connections are taken: the library calls this several times a second while they are."""
+        super().service_actions()
+        self.at_work = time.monotonic()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: what a peer did wrong is its business, and the connection is closed."""

@@ -6,6 +6,7 @@ but the command by which it came.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import multiprocessing
@@ -35,6 +36,9 @@ OUT_OF_RESOURCES = 0xA700
 LEAST_FREE_MB = 512
 OPEN_FILES = 1024
 PARENT_CHECK_S = 0.2
+# Addresses count as memory: what threads reserve of them and never use would leave none for the next one.
+STACK_BYTES, M_ARENA_MAX, ARENAS = 1024**2, -8, 2
+STUCK_S = 30.0
 BIND_S, BIND_AGAIN_S = 10.0, 0.5
 PAUSES_S = (1.0, 5.0, 20.0, 60.0)
 # What images come in; of each storage class all of them are taken. Deflated ones (1.2.840.10008.1.2.1.99) are not: they
@@ -164,15 +168,21 @@ def receive(spool: Path, receiving: Receiving, port: int, sender: Connection) ->
             time.sleep(BIND_AGAIN_S)
     _limit(receiving)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    server.at_work = time.monotonic()
     thread.start()
     sender.send(server.server_address[1])
-    while not stop.wait(PARENT_CHECK_S) and os.getppid() == parent and thread.is_alive():
-        pass
-    os._exit(0)  # whatever peers are in the middle of was not acknowledged
+    ended = 0
+    while not (ended or stop.wait(PARENT_CHECK_S)) and os.getppid() == parent:
+        # A thread that finds no memory to begin with is waited for for ever, by the one that takes connections.
+        ended = int(not thread.is_alive() or time.monotonic() - server.at_work > STUCK_S)
+    os._exit(ended)  # whatever peers are in the middle of was not acknowledged
 
 
 def _limit(receiving: Receiving) -> None:
     """Bound memory beyond what the libraries took, the size of files, and how many are open."""
+    threading.stack_size(STACK_BYTES)
+    with suppress(OSError, AttributeError):  # glibc alone has it, and alone needs it
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").is_file() else 0
     memory = pages * os.sysconf("SC_PAGE_SIZE") + receiving.most_memory_mb * MB
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
