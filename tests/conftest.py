@@ -50,13 +50,14 @@ def _run_once(folder: Path) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_pool():
-    """Workers import what any stage needs, so that one pool serves all tests; yields what else says it."""
+    """Two workers import what any stage needs, so that one pool serves all tests; yields what else says it."""
     from pipeline.imaging.archive import workers
 
-    patch, own = pytest.MonkeyPatch(), workers._module
+    patch, own, executor = pytest.MonkeyPatch(), workers._module, workers.get_reusable_executor
     patch.setattr(workers, "_module", lambda task: "pipeline.stages.preprocess")
+    patch.setattr(workers, "get_reusable_executor", lambda **words: executor(**{**words, "max_workers": 2}))
     patch.setattr(workers, "IDLE_S", 3600)
-    yield own
+    yield {"_module": own, "get_reusable_executor": executor}
     patch.undo()
 
 
@@ -87,7 +88,8 @@ def small_pools(one_pool, monkeypatch):
     """For tests whose workers die, and are started again and again."""
     from pipeline.imaging.archive import workers
 
-    monkeypatch.setattr(workers, "_module", one_pool)
+    for name, own in one_pool.items():
+        monkeypatch.setattr(workers, name, own)
 
 
 # Longest first. One process runs a file alone: last, a long one would keep the other process waiting. Two that need the
