@@ -19,7 +19,8 @@ CALLED_FROM_OUTSIDE = {
         "asyncio and uvicorn call them",
     ),
     "pipeline.delivery.node.guard": dict.fromkeys(
-        ["GuardedServer.handle_error", "GuardedServer.verify_request"], "socketserver calls them"
+        [f"GuardedServer.{name}" for name in ("handle_error", "service_actions", "verify_request")],
+        "socketserver calls them",
     ),
 }
 # Decorators that hand a function to nobody; all others (typer's, FastAPI's, pydantic's) do.
