@@ -464,3 +464,12 @@ def test_of_a_large_archive_whole_series_are_opened():
     assert len(chosen) == 20 * len(opened)
     assert 1500 <= len(chosen) <= 2500
     assert len(sample([f"{n}.png" for n in range(9000)], 2000)) in range(1500, 2500)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_column_with_a_value_of_its_own_for_each_image_may_name_no_person(tmp_path, several):
+    lesions = [number - (several and number == 2) for number in range(1, 9)]
+    rows = "".join(f"{number}.png,L{lesion},{number % 2}\n" for number, lesion in enumerate(lesions))
+    answers, seen = Answers(label="sick", patient="lesion"), Glance(files=[f"{number}.png" for number in range(8)])
+    found = describe(table(tmp_path, f"path,lesion,sick\n{rows}"), answers, seen)
+    assert any("promised of each lesion, not of each person" in line for line in found.lines()) is not several

@@ -130,7 +130,7 @@ data:
   card: '{relative(card)}'
   key_file: '~/.config/maescreen/{name}.key'   # secret; made on the first run; back it up, never share it
 {_sections(proposal.settings, ct)}report:
-  title: not stated
+  title: A model learnt from {name}   # at the top of page one; write what it is for
 """
 
 

@@ -71,7 +71,7 @@ class Described:
     """What was found in the label table.
 
     `rules` are settings of the card that make more rows join, `values` counts by value, `others` further columns of
-    labels.
+    labels. `one_each` says that rows are about images and no two have the same patient.
     """
 
     joins: Mapping[str, str]
@@ -83,6 +83,7 @@ class Described:
     values: Mapping[str, int]
     empty: int
     others: Mapping[str, tuple[list[str], list[str]]]
+    one_each: bool
 
     def lines(self) -> list[str]:
         """Return each value with its count and what it will mean."""
@@ -96,7 +97,8 @@ class Described:
         joined = ", ".join(f"{column} ({field})" for field, column in self.joins.items())
         also = [f"further columns of labels, each a further label of the card: {', '.join(self.others)}"]
         rules = [f"the card leaves out what differs: columns.{name}: {value}" for name, value in self.rules.items()]
-        return [f"joined by {joined}", *rules, f"column {self.label}", *rows, *(also if self.others else [])]
+        found = [f"joined by {joined}", *rules, f"column {self.label}", *rows, *(also if self.others else [])]
+        return [*found, _one_each(self.joins["patient_id"])] if self.one_each else found
 
 
 def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
@@ -120,7 +122,20 @@ def describe(labels: Path, answers: Answers, seen: Glance) -> Described:
     others = _others(table, {label, *joins.values()})
     counts = table[label].value_counts().sort_index()
     values = {str(value): int(count) for value, count in counts.items()}
-    return Described(joins, _rules(table, joins, seen), label, *meant, values, int(table[label].isna().sum()), others)
+    rules, empty = _rules(table, joins, seen), int(table[label].isna().sum())
+    return Described(joins, rules, label, *meant, values, empty, others, _is_one_each(table, joins))
+
+
+def _is_one_each(table: pd.DataFrame, joins: Mapping[str, str]) -> bool:
+    path, patient = joins.get("path"), joins.get("patient_id")
+    return path is not None and patient not in (None, path) and len(table) > 1 and table[patient].is_unique
+
+
+def _one_each(patient: str) -> str:
+    return (
+        f"every row has a {patient} of its own: where a person can have several, their images may be on both sides of "
+        f"a split, and what is promised is promised of each {patient}, not of each person"
+    )
 
 
 # ---------------------------------------------------------------- columns

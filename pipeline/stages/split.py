@@ -193,7 +193,8 @@ def _say(summary: dict[str, Any], log: RunLog) -> None:
     calibration = summary["splits"]["calibration"]
     positives = calibration["positive_patients"]
     if calibration["patients"] and positives < USUAL_POSITIVES_NEEDED:
+        most = 0.05 ** (1 / positives) if positives else 0.0  # where none of them is missed (Clopper and Pearson 1934)
         log.warn(
-            f"the calibration split has {counted(positives, 'positive patient')}; recall 0.95 with 95 % confidence "
-            f"needs at least {USUAL_POSITIVES_NEEDED}"
+            f"the calibration split has {counted(positives, 'positive patient')}, so that a recall of at most "
+            f"{most:.3f} can be certified with 95 % confidence; 0.95 needs at least {USUAL_POSITIVES_NEEDED}"
         )

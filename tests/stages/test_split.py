@@ -1,5 +1,6 @@
 """Patients are divided once, by a rule that neither order, additions nor corrections disturb."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -234,7 +235,13 @@ def test_a_split_without_a_class_is_refused_with_its_numbers(tmp_path):
 def test_too_few_positives_for_the_usual_certificate_is_a_warning(tmp_path):
     log = RunLog("split", quiet=True)
     make(tmp_path, *cohort(300)).run("split", log=log)
-    assert any("needs at least 59" in warning for warning in log.warnings)
+    said = re.search(
+        r"has (\d+) positive patients, so that a recall of at most (0\.\d{3}) can .*; 0\.95 needs at least 59",
+        "\n".join(log.warnings),
+    )
+    assert said
+    # The lower bound for n of n found is the one that n draws would all reach with a chance of 5 %.
+    assert float(said[2]) ** int(said[1]) == pytest.approx(0.05, abs=0.002)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
