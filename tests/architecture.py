@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "pipeline"
@@ -31,7 +32,8 @@ def modules() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 
-def imported(path: str, run_time_only: bool = True) -> set[str]:
+@cache
+def imported(path: str, run_time_only: bool = True) -> frozenset[str]:
     """Return every module and name that a file imports, those for type checking left out."""
     names: set[str] = set()
 
@@ -47,7 +49,7 @@ def imported(path: str, run_time_only: bool = True) -> set[str]:
             visit(child)
 
     visit(ast.parse((ROOT / path).read_text("utf-8")))
-    return names
+    return frozenset(names)
 
 
 def ours(path: str) -> set[str]:
