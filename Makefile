@@ -21,14 +21,13 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed
 	$(VENV)/bin/maescreen run configs/demo.yaml
 
-# Three processes keep two cores busy: some tests wait for processes of their own.
 test: $(VENV)/.installed
-	$(PY) -m pytest -q -n 3 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 # TESTS=tests/store looks at a part, of which no share is asked.
 coverage: $(VENV)/.installed
 	rm -f .coverage .coverage.*
-	$(PY) -m coverage run -m pytest -q -n 3 --dist loadfile $(TESTS)
+	$(PY) -m coverage run -m pytest -q -n 2 --dist loadfile $(TESTS)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report $(if $(TESTS),--fail-under=0)
 
