@@ -14,6 +14,12 @@ __all__ = ["Model", "__version__", "write_results"]
 # when it is first imported.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
+# A thread that waits for another one spins for milliseconds unless told not to: beside a program that has one core, it
+# takes the core that the other thread needs, and a training step twice the time. Measured: see "Pretraining step" in
+# docs/benchmarks.md. OpenMP reads this when torch is first imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 __version__ = "0.1.0"
 
 # By name and when asked for: torch takes seconds, which `--help` must not.

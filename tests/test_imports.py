@@ -1,6 +1,7 @@
 """Who may import whom. The house stays a house only while this holds."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -79,3 +80,13 @@ def test_help_needs_no_heavy_import():
     code = f"import sys, pipeline.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_that_wait_leave_the_core_unless_told_otherwise(given, expected):
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    shown = "import os, pipeline; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", shown], env=kept | given, capture_output=True, text=True)
+    assert done.stdout.strip() == expected

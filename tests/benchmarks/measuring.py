@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import resource
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "spin_count": os.environ.get("GOMP_SPINCOUNT"),
     }
 
 
@@ -31,6 +36,12 @@ def seconds(run: Run, device: str) -> float:
 def cpu_seconds(run: Run, device: str) -> float:
     """Return the processor time of one run, all threads of this process together: what others do hardly counts."""
     return _elapsed(run, device, time.process_time)
+
+
+def processor_seconds_of_children() -> float:
+    """Return the processor time of the processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _elapsed(run: Run, device: str, clock: Callable[[], float]) -> float:
@@ -82,3 +93,15 @@ def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a forked process, while this one has computed nothing, so that it has no threads or device to share."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(function, arguments)
+
+
+@contextmanager
+def busy(programs: int) -> Iterator[None]:
+    """Keep so many cores busy with other programs meanwhile."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()

@@ -1,6 +1,10 @@
 """Time and memory of one pretraining step: MONAI's masked autoencoder and ours, side by side. Prints JSON.
 
-    python tests/benchmarks/pretraining_step.py --size small --batch 16 --threads 2 --rounds 5
+    GOMP_SPINCOUNT=1000 python tests/benchmarks/pretraining_step.py --size small --batch 16 --threads 2 --rounds 5
+
+That is how `maescreen` has threads wait for each other; 300000 is what OpenMP does by itself.
+
+With --beside 1 a program that computes without end takes part, as on a machine with other users.
 
 Every implementation takes one step per round, in shuffled order, so that a busy moment hits all alike; the ratio is
 taken inside the round. Peak memory is measured in a process of its own per implementation, over what the process held
@@ -24,7 +28,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from measuring import elsewhere, machine, peak_mib, seconds
+from measuring import busy, elsewhere, machine, peak_mib, seconds
 from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -55,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--beside", type=int, default=0, help="other programs that keep a core busy meanwhile")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of the forward pass")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the model")
@@ -206,7 +211,8 @@ def measure(options: argparse.Namespace) -> dict:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    print(json.dumps(measure(options), indent=2))
+    with busy(options.beside):
+        print(json.dumps(measure(options), indent=2))
 
 
 if __name__ == "__main__":

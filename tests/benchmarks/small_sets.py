@@ -1,0 +1,109 @@
+"""What changes of settings are worth on a small set: python tests/benchmarks/small_sets.py CONFIG
+
+CONFIG is what `maescreen init` wrote. Each change of a fixed list, one at a time, is run up to stage score in the
+config's own store, so that what a change leaves alone is reused, and judged by the patients of `tune` and
+`calibration` together, who trained nothing: AUC, and the paired difference from the settings as they are (DeLong).
+The stage scores the test images, too, and nobody looks at them here. Two rows change nothing but seeds: what they
+differ by is what chance in training makes of the same settings, which intervals over patients do not know.
+
+Whoever chooses settings by this has used the patients of `calibration`: certify on others.
+
+`--start FILE` adds a row that pretrains from that encoder, of other images. `--only NAME…` takes some of the rows.
+Prints a line per change on stderr as it ends and JSON on stdout. Minutes per change on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from measuring import processor_seconds_of_children
+
+from pipeline.statistics.compare import delong_test
+from pipeline.statistics.discrimination import auc_value
+from pipeline.statistics.patients import Patients, patients_of
+from pipeline.store.tables.io import read_table
+from pipeline.store.tables.score import SCORES
+
+AS_PROPOSED = "as proposed"
+CHANGES = {
+    AS_PROPOSED: (),
+    "other seeds of fine-tuning": ("finetune.seeds=[11, 12]",),
+    "another seed of pretraining": ("pretrain.seed=18",),
+    "mask ratio 0.6": ("pretrain.mask_ratio=0.6",),
+    "mask ratio 0.9": ("pretrain.mask_ratio=0.9",),
+    "masks in blocks": ("pretrain.mask=block",),
+    "no pretraining to speak of": ("pretrain.max_steps=1",),
+    "EMA of 0.99": ("finetune.ema_decay=0.99",),
+    "mixup of 0.2": ("finetune.mixup=0.2",),
+    "attention pooling": ("finetune.pooling=attention",),
+    "96 pixels": ("preprocess.image_size=[96, 96]",),
+    "patches of 4 pixels": ("pretrain.encoder.patch_size=[4, 4]",),
+}
+START = ("pretrain.start=imported",)
+JUDGED_BY = ("tune", "calibration")
+
+
+def run(config: Path, overrides: Sequence[str], arm: str, threads: int) -> Path:
+    """Run up to score; return the folder of its artifact. Exits with what the command said if it fails."""
+    settings = [f"finetune.arms=[{arm}]", f"calibrate.arm={arm}", f"machine.threads={threads}", *overrides]
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(config), *settings, "--until", "score", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(overrides) or AS_PROPOSED}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+    return Path(json.loads(done.stdout)["artifacts"]["score"])
+
+
+def judged(score: Path, arm: str) -> Patients:
+    """Return the patients of tune and calibration, images aggregated by their most suspicious one."""
+    tables = [read_table(score / f"scores_{split}.parquet", SCORES) for split in JUDGED_BY]
+    return patients_of(pd.concat(tables, ignore_index=True), arm, "max")
+
+
+def compared(changed: Patients, base: Patients) -> dict[str, Any]:
+    """Return the AUC with the change, and its difference from the base's."""
+    assert list(changed.ids) == list(base.ids)
+    difference = delong_test(base.y, changed.s, base.s)
+    found = {"auc": auc_value(base.y, changed.s), "difference": difference.diff}
+    found |= {"low": difference.low, "high": difference.high}
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--arm", default="mae")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="encoder.safetensors of other images")
+    parser.add_argument("--only", nargs="*", choices=list(CHANGES), help="some of the changes")
+    options = parser.parse_args()
+    changes = {name: CHANGES[name] for name in CHANGES if name == AS_PROPOSED or name in (options.only or CHANGES)}
+    if options.start:
+        changes["start from other images"] = (*START, f"data.imported_weights={options.start.resolve()}")
+    base: Patients | None = None
+    result: dict[str, Any] = {"arm": options.arm, "changes": {}}
+    for name, overrides in changes.items():
+        begun, before = time.perf_counter(), processor_seconds_of_children()
+        patients = judged(run(options.config, overrides, options.arm, options.threads), options.arm)
+        base = base or patients
+        row = compared(patients, base)
+        row |= {
+            "wall_s": round(time.perf_counter() - begun),
+            "processor_s": round(processor_seconds_of_children() - before),
+        }
+        result |= {"patients": len(base.y), "positive_patients": int(base.y.sum())}
+        result["changes"][name] = row
+        print(f"{name}: {row}", file=sys.stderr, flush=True)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
