@@ -8,7 +8,9 @@ differ by is what chance in training makes of the same settings, which intervals
 
 Whoever chooses settings by this has used the patients of `calibration`: certify on others.
 
-`--start FILE` adds a row that pretrains from that encoder, of other images. `--only NAME…` takes some of the rows.
+`--start FILE` adds a row that pretrains from that encoder, of other images; `--flips horizontal vertical`, which the
+card has to allow, one with mirrored training images and one that takes the mean over mirror images, too. `--only
+NAME…` takes some of the fixed rows, none of them where no name follows.
 Prints a line per change on stderr as it ends and JSON on stdout. Minutes per change on a CPU.
 """
 
@@ -51,6 +53,21 @@ START = ("pretrain.start=imported",)
 JUDGED_BY = ("tune", "calibration")
 
 
+def chosen(options: argparse.Namespace) -> dict[str, Sequence[str]]:
+    """Return the overrides of each row by its name, the settings as they are first."""
+    fixed = list(CHANGES) if options.only is None else [AS_PROPOSED, *options.only]
+    rows: dict[str, Sequence[str]] = {name: overrides for name, overrides in CHANGES.items() if name in fixed}
+    if options.start:
+        rows["start from other images"] = (*START, f"data.imported_weights={options.start.resolve()}")
+    if options.flips:
+        mirrored = f"finetune.augmentation.flips=[{', '.join(options.flips)}]"
+        rows |= {
+            "mirrored images": (mirrored,),
+            "mirrored, and mean over mirror images": (mirrored, "score.flips=true"),
+        }
+    return rows
+
+
 def run(config: Path, overrides: Sequence[str], arm: str, threads: int) -> Path:
     """Run up to score; return the folder of its artifact. Exits with what the command said if it fails."""
     settings = [f"finetune.arms=[{arm}]", f"calibrate.arm={arm}", f"machine.threads={threads}", *overrides]
@@ -83,14 +100,12 @@ def main() -> None:
     parser.add_argument("--arm", default="mae")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--start", type=Path, help="encoder.safetensors of other images")
+    parser.add_argument("--flips", nargs="*", default=[], help="axes that may be mirrored")
     parser.add_argument("--only", nargs="*", choices=list(CHANGES), help="some of the changes")
     options = parser.parse_args()
-    changes = {name: CHANGES[name] for name in CHANGES if name == AS_PROPOSED or name in (options.only or CHANGES)}
-    if options.start:
-        changes["start from other images"] = (*START, f"data.imported_weights={options.start.resolve()}")
     base: Patients | None = None
     result: dict[str, Any] = {"arm": options.arm, "changes": {}}
-    for name, overrides in changes.items():
+    for name, overrides in chosen(options).items():
         begun, before = time.perf_counter(), processor_seconds_of_children()
         patients = judged(run(options.config, overrides, options.arm, options.threads), options.arm)
         base = base or patients
