@@ -97,7 +97,7 @@ def test_what_a_stage_took_before_is_what_it_is_expected_to_take(toy):
         config, card, secret = toy.load(pretrain={"epochs": epochs, "seed": 5})
         found = estimates(config, plan(config, card, secret))
         assert list(found) == ["pretrain", "score"]
-        assert found["pretrain"].seconds == pytest.approx(400 * times, rel=0.1)
+        assert found["pretrain"].seconds == pytest.approx(400 * times, rel=0.2)  # to start takes as long as before
         assert found["pretrain"].basis == "1 earlier artifact"
         assert found["score"].basis == "the reference machine"
 

@@ -33,7 +33,7 @@ STEP_PASSES = 3  # forward, and twice as much backward
 # Operations per second of convolutions of 24 channels, by those of a transformer's products; rising with the width.
 CONVOLUTION_SHARE, CONVOLUTION_WIDTH, CONVOLUTION_EXPONENT = 1.4, 24, 0.25
 AUGMENTED_VALUES_PER_S = 1e8
-EPOCH_S = 0.15  # measures, checkpoint
+EPOCH_S = 0.03  # measures, checkpoint; 0.01 to 0.02 where networks are small
 TORCH_S = 3.0
 # HOG, or frozen features, and a path of regularised logistic regressions.
 CLASSICAL_S, CLASSICAL_IMAGE_S = 3.0, 0.004
