@@ -1,5 +1,6 @@
 """`maescreen init`, as a new user meets it: a folder, a table, a card and a config that lead to a split."""
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -12,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.commands.class_folders import read_class_folders
 from pipeline.commands.fingerprint import Fingerprint, sample
 from pipeline.commands.label_capacity import FRACTIONS, TARGETS, capacity
 from pipeline.commands.label_table import Answers, InitError, counts, describe
@@ -372,6 +374,27 @@ def test_what_is_no_folder_per_class_is_refused(tmp_path, files, words):
     done = call("init", tmp_path / "studies", "--classes", "--output", tmp_path / "out")
     assert done.exit_code == 1
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "headers", "patients", "said"),
+    [
+        (["n/1/a", "n/1/b", "s/1/c"], False, ["n/1", "n/1", "s/1"], "one patient (column"),
+        (["n/1/a", "n/1/x/b", "s/c"], False, ["n/1", "n/1", "s/c"], "each of 1 file in no such folder another one"),
+        (["n/a", "n/b", "s/a"], False, ["n/a", "n/b", "s/a"], "nothing names the patients"),
+        (["n/1/a", "s/b"], True, None, "2 files in folders by class: n, s"),
+    ],
+)
+def test_pictures_in_one_folder_inside_a_class_are_one_patient_s(tmp_path, files, headers, patients, said):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"x")
+    found = read_class_folders(tmp_path, headers)
+    found.write(tmp_path.parent / "labels.csv")
+    rows = list(csv.DictReader((tmp_path.parent / "labels.csv").open()))
+    assert [row["path"] for row in rows] == files
+    assert [row.get("patient_id") for row in rows] == (patients or [None] * len(files))
+    assert said in found.lines()[-1]
 
 
 def test_a_table_or_classes_must_be_named(tmp_path):

@@ -39,13 +39,16 @@ class ClassFolders:
         said = [
             f"{counted(len(self.rows), 'file')} in folders by class: {', '.join(sorted({row[2] for row in self.rows}))}"
         ]
+        alone = sum(patient == path for path, patient, _ in self.rows)
         if self.patients == "folder":
-            said.append("each folder inside a class is taken to be one patient (column patient_id of labels.csv)")
+            beside = f", each of {counted(alone, 'file')} in no such folder another one" if alone else ""
+            taken = f"each folder inside a class is taken to be one patient{beside}"
+            said.append(f"{taken} (column patient_id of labels.csv)")
         if self.patients == "file":
             said.append(
                 "nothing names the patients: each file is taken to be another one. Where several are of one person, "
-                "write "
-                "the same patient_id beside them in labels.csv; else the certificate is one of images, and too good"
+                "write the same patient_id beside them in labels.csv; else the certificate is one of images, and too "
+                "good"
             )
         return said
 
@@ -53,8 +56,8 @@ class ClassFolders:
 def read_class_folders(folder: Path, header_names_patients: bool) -> ClassFolders:
     """Return the table that the folders below `folder` stand for.
 
-    The first folder of each path is its class. Patients are those of headers, where these name them; else the folders
-    inside a class, if every file lies in one; else each file is its own. Raises InitError when there are fewer than two
+    The first folder of each path is its class. Patients are those of headers, where these name them; else a folder
+    inside a class is one, and so is each file in no such folder. Raises InitError when there are fewer than two
     classes, or files beside them.
     """
     if not folder.is_dir():
@@ -75,13 +78,7 @@ def read_class_folders(folder: Path, header_names_patients: bool) -> ClassFolder
             f"{counted(len(loose), 'file lies', 'files lie')} beside the folders of the classes, so that nothing says "
             "what they show; move them into a class, or elsewhere"
         )
-    nested = all(path.count("/") > 1 for path in paths)
+    nested = any(path.count("/") > 1 for path in paths)
     how = "header" if header_names_patients else "folder" if nested else "file"
-    return ClassFolders([(path, _patient(path, nested), path.partition("/")[0]) for path in paths], how)
-
-
-def _patient(path: str, nested: bool) -> str:
-    """Return the name of the patient's folder, within its class or not, or of the file without its ending."""
-    parts = path.split("/")
     # Numbered anew in each class, `normal/1` and `sick/1` are two people; the class tells them apart.
-    return "/".join(parts[:2]) if nested else path
+    return ClassFolders([(path, "/".join(path.split("/")[:2]), path.partition("/")[0]) for path in paths], how)
