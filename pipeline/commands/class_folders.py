@@ -39,8 +39,8 @@ class ClassFolders:
         said = [
             f"{counted(len(self.rows), 'file')} in folders by class: {', '.join(sorted({row[2] for row in self.rows}))}"
         ]
-        alone = sum(patient == path for path, patient, _ in self.rows)
         if self.patients == "folder":
+            alone = sum(patient == path for path, patient, _ in self.rows)
             beside = f", each of {counted(alone, 'file')} in no such folder another one" if alone else ""
             taken = f"each folder inside a class is taken to be one patient{beside}"
             said.append(f"{taken} (column patient_id of labels.csv)")

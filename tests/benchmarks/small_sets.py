@@ -49,7 +49,6 @@ CHANGES = {
     "96 pixels": ("preprocess.image_size=[96, 96]",),
     "patches of 4 pixels": ("pretrain.encoder.patch_size=[4, 4]",),
 }
-START = ("pretrain.start=imported",)
 JUDGED_BY = ("tune", "calibration")
 
 
@@ -58,7 +57,10 @@ def chosen(options: argparse.Namespace) -> dict[str, Sequence[str]]:
     fixed = list(CHANGES) if options.only is None else [AS_PROPOSED, *options.only]
     rows: dict[str, Sequence[str]] = {name: overrides for name, overrides in CHANGES.items() if name in fixed}
     if options.start:
-        rows["start from other images"] = (*START, f"data.imported_weights={options.start.resolve()}")
+        rows["start from other images"] = (
+            "pretrain.start=imported",
+            f"data.imported_weights={options.start.resolve()}",
+        )
     if options.flips:
         mirrored = f"finetune.augmentation.flips=[{', '.join(options.flips)}]"
         rows |= {

@@ -185,17 +185,21 @@ def _entries(top: Path) -> dict[str, tuple]:
 
     Places outside that names in the corpus point at are looked at, too; they may be there for other reasons.
     """
-    found: dict[str, tuple] = {place: os.lstat(place)[:7] for place in ESCAPES if os.path.lexists(place)}
+    found = {place: (*os.lstat(place)[:2], *_written(os.lstat(place))) for place in ESCAPES if os.path.lexists(place)}
     folders = [os.fspath(top)]
     while folders:
         for entry in os.scandir(folders.pop()):
             status = entry.stat(follow_symlinks=False)
             found[entry.path] = (stat.S_IFMT(status.st_mode), status.st_ino)
             if not entry.is_dir(follow_symlinks=False):
-                found[entry.path] += (status.st_size, status.st_mtime_ns)
+                found[entry.path] += _written(status)
             elif os.access(entry.path, os.R_OK):
                 folders.append(entry.path)
     return found
+
+
+def _written(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def _wrong(run: Run, kind: str) -> list[str]:
