@@ -234,6 +234,21 @@ def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     assert "200 images of 200 patients accepted" in run.stderr
 
 
+def test_images_that_the_table_does_not_name_are_no_labelled_ones(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "studies").mkdir()
+    for n in range(120):
+        pixels = generator.integers(0, 255, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "studies" / f"{n:03d}.png")
+    rows = "".join(f"{n:03d}.png,p{n // 2},{n // 2 % 2}\n" for n in range(40))
+    table(tmp_path, "path,patient_id,label\n" + rows)
+    config, _ = initialise(tmp_path)
+    text, own = config.read_text(), load(config)[0]
+    seen = [int(found.replace(",", "")) for found in re.findall(r"epochs: \d+ +# ([\d,]+) pictures seen", text)]
+    train = round(40 * own.split.fractions.train)
+    assert seen == [own.pretrain.epochs * (train + 80), own.finetune.epochs * train]
+
+
 def test_images_are_those_of_the_file_that_has_their_labels_whatever_lies_beside_it(tmp_path):
     generator = np.random.default_rng(0)
     (tmp_path / "studies").mkdir()

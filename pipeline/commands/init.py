@@ -144,7 +144,7 @@ def _per_patient(found: LabelCounts, studies: Fingerprint) -> tuple[int, int]:
 def _items(found: LabelCounts, studies: Fingerprint, carried: Capacity) -> Items:
     """Return what a run will have to do with."""
     images = max(1, studies.images_of_all)
-    labelled = max(1, min(images, found.answered if not found.by_patient or found.rows >= images else images))
+    labelled = images if found.of_patients and found.rows < images else max(1, min(images, found.answered))
     train, tune, calibration = (round(labelled * carried.fractions[name]) for name in ("train", "tune", "calibration"))
     test = max(0, labelled - train - tune - calibration)
     unlabelled = max(0, images - labelled)

@@ -366,7 +366,8 @@ def quoted(values: Sequence[str]) -> str:
 class LabelCounts:
     """Rows and what they are about, by label: patients where a column names them, else whatever a row is about.
 
-    `by_patient` says which; a patient is positive when any of the rows is.
+    `by_patient` says which; a patient is positive when any of the rows is. `of_patients`: no column names an image, so
+    that a row may speak of several.
     """
 
     rows: int
@@ -375,6 +376,7 @@ class LabelCounts:
     positive: int
     negative: int
     by_patient: bool
+    of_patients: bool
 
 
 def counts(labels: Path, described: Described) -> LabelCounts:
@@ -390,4 +392,5 @@ def counts(labels: Path, described: Described) -> LabelCounts:
         int((by_patient == 1).sum()),
         int((by_patient == 0).sum()),
         "patient_id" in described.joins,
+        {*described.joins} == {"patient_id"},
     )
