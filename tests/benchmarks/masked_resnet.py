@@ -42,7 +42,7 @@ from pipeline.models.training import Hardware, adamw, batches, parameter_groups
 from pipeline.models.vit import per_channel
 from pipeline.settings.training import FinetuneSettings, PretrainAugmentation
 from pipeline.statistics.compare import delong_test
-from pipeline.statistics.discrimination import auc_value
+from pipeline.statistics.discrimination import roc_auc
 from pipeline.statistics.patients import aggregate_by_patient
 from pipeline.store.files import read_json
 from pipeline.store.runlog import RunLog
@@ -208,8 +208,11 @@ def _compared(models: dict[str, Ensemble], images: Images) -> dict[str, Any]:
     result: dict[str, Any] = {"patients": len(labels), "positive_patients": int(labels.sum()), "networks": {}}
     for part in dict.fromkeys(part for _, part in scores):
         plain, other = scores["cnn", part], scores["pretrained cnn", part]
+        line: dict[str, float] = {}
+        for name, own in (("cnn", plain), ("pretrained cnn", other)):
+            auc = roc_auc(labels, own)
+            line |= {name: auc.value, f"{name}, low": auc.low, f"{name}, high": auc.high}
         difference = delong_test(labels, other, plain)
-        line = {"cnn": auc_value(labels, plain), "pretrained cnn": auc_value(labels, other)}
         line |= {"difference": difference.diff, "low": difference.low, "high": difference.high}
         result["networks"][part] = {key: round(float(value), 4) for key, value in line.items()}
         print(f"seed {part}: {result['networks'][part]}", file=sys.stderr)

@@ -8,6 +8,8 @@ differ by is what chance in training makes of the same settings, which intervals
 
 Whoever chooses settings by this has used the patients of `calibration`: certify on others.
 
+The last rows change what no setting does: `variants.py` runs in the place of `maescreen`.
+
 `--start FILE` adds a row that pretrains from that encoder, of other images; `--flips horizontal vertical`, which the
 card has to allow, one with mirrored training images and one that takes the mean over mirror images, too. `--only
 NAME…` takes some of the fixed rows, none of them where no name follows.
@@ -27,9 +29,10 @@ from typing import Any
 
 import pandas as pd
 from measuring import processor_seconds_of_children
+from variants import VARIANTS
 
 from pipeline.statistics.compare import delong_test
-from pipeline.statistics.discrimination import auc_value
+from pipeline.statistics.discrimination import roc_auc
 from pipeline.statistics.patients import Patients, patients_of
 from pipeline.store.tables.io import read_table
 from pipeline.store.tables.score import SCORES
@@ -47,7 +50,9 @@ CHANGES = {
     "mixup of 0.2": ("finetune.mixup=0.2",),
     "attention pooling": ("finetune.pooling=attention",),
     "96 pixels": ("preprocess.image_size=[96, 96]",),
+    "128 pixels": ("preprocess.image_size=[128, 128]",),
     "patches of 4 pixels": ("pretrain.encoder.patch_size=[4, 4]",),
+    **dict.fromkeys(VARIANTS, ()),
 }
 JUDGED_BY = ("tune", "calibration")
 
@@ -70,13 +75,20 @@ def chosen(options: argparse.Namespace) -> dict[str, Sequence[str]]:
     return rows
 
 
-def run(config: Path, overrides: Sequence[str], arm: str, threads: int) -> Path:
+def program(name: str) -> list[str]:
+    """Return the command whose arguments are those of maescreen, and which runs the row of that name."""
+    if name in VARIANTS:
+        return [sys.executable, str(Path(__file__).with_name("variants.py")), name]
+    return [sys.executable, "-m", "pipeline.cli"]
+
+
+def run(name: str, config: Path, overrides: Sequence[str], arm: str, threads: int) -> Path:
     """Run up to score; return the folder of its artifact. Exits with what the command said if it fails."""
     settings = [f"finetune.arms=[{arm}]", f"calibrate.arm={arm}", f"machine.threads={threads}", *overrides]
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(config), *settings, "--until", "score", "--json"]
+    command = [*program(name), "run", str(config), *settings, "--until", "score", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(overrides) or AS_PROPOSED}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
     return Path(json.loads(done.stdout)["artifacts"]["score"])
 
 
@@ -87,11 +99,11 @@ def judged(score: Path, arm: str) -> Patients:
 
 
 def compared(changed: Patients, base: Patients) -> dict[str, Any]:
-    """Return the AUC with the change, and its difference from the base's."""
+    """Return the AUC with the change, and its difference from the base's, with their 95 % limits."""
     assert list(changed.ids) == list(base.ids)
-    difference = delong_test(base.y, changed.s, base.s)
-    found = {"auc": auc_value(base.y, changed.s), "difference": difference.diff}
-    found |= {"low": difference.low, "high": difference.high}
+    auc, difference = roc_auc(base.y, changed.s), delong_test(base.y, changed.s, base.s)
+    found = {"auc": auc.value, "auc_low": auc.low, "auc_high": auc.high}
+    found |= {"difference": difference.diff, "low": difference.low, "high": difference.high}
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
@@ -109,7 +121,7 @@ def main() -> None:
     result: dict[str, Any] = {"arm": options.arm, "changes": {}}
     for name, overrides in chosen(options).items():
         begun, before = time.perf_counter(), processor_seconds_of_children()
-        patients = judged(run(options.config, overrides, options.arm, options.threads), options.arm)
+        patients = judged(run(name, options.config, overrides, options.arm, options.threads), options.arm)
         base = base or patients
         row = compared(patients, base)
         row |= {
