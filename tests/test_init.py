@@ -234,6 +234,22 @@ def test_small_photographs_in_colour_lead_to_a_split(tmp_path):
     assert "200 images of 200 patients accepted" in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("columns", "several"),
+    [
+        ("patient_id", True),
+        ("patient_id,study_instance_uid", True),
+        ("patient_id,path", False),
+        ("patient_id,sop_instance_uid", False),
+        ("path", False),
+    ],
+)
+def test_a_row_speaks_of_several_images_where_it_names_patients_and_no_image(tmp_path, columns, several):
+    cells = ["1.2.3" if "uid" in column else "a" for column in columns.split(",")]
+    labels = table(tmp_path, f"{columns},label\n{','.join(cells)},1\n{','.join(cells).replace('a', 'b')},0\n")
+    assert counts(labels, describe(labels, NOTHING_SAID, NOTHING_SEEN)).of_patients == several
+
+
 def test_images_that_the_table_does_not_name_are_no_labelled_ones(tmp_path):
     generator = np.random.default_rng(0)
     (tmp_path / "studies").mkdir()

@@ -366,8 +366,8 @@ def quoted(values: Sequence[str]) -> str:
 class LabelCounts:
     """Rows and what they are about, by label: patients where a column names them, else whatever a row is about.
 
-    `by_patient` says which; a patient is positive when any of the rows is. `of_patients`: no column names an image, so
-    that a row may speak of several.
+    `by_patient` says which; a patient is positive when any of the rows is. `of_patients`: no column names single
+    images beside that of patients, so that a row may speak of several.
     """
 
     rows: int
@@ -392,5 +392,5 @@ def counts(labels: Path, described: Described) -> LabelCounts:
         int((by_patient == 1).sum()),
         int((by_patient == 0).sum()),
         "patient_id" in described.joins,
-        {*described.joins} == {"patient_id"},
+        "patient_id" in described.joins and described.joins.keys().isdisjoint(("path", "sop_instance_uid")),
     )

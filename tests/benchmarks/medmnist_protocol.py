@@ -13,7 +13,8 @@ What the protocol does not ask, and the pipeline would: whether one picture or o
 (in PneumoniaMNIST some are). Copies are left in, since the published figures have them; they flatter all alike.
 
 `published` are figures of MedMNIST's authors for the test set of the file's name, without intervals; none where the
-name is neither pneumoniamnist nor breastmnist, or where the test images are not the official ones.
+name is neither pneumoniamnist nor breastmnist, or with --held-out. Whether a file's images are the official ones is
+not looked at.
 A file without test images is refused, unless --held-out divides `train` by lot to make some: figures of such a run show
 that the script works, and nothing else.
 """
